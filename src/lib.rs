@@ -1,0 +1,12 @@
+//! rsup: a process supervisor that deploys new versions of web apps without a failed request.
+//!
+//! Data flows one way: [`cli`] → [`control`] → [`supervisor`] (pure) → effects → [`daemon`] → [`sys`].
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod load;
+pub mod logs;
+pub mod supervisor;
+pub mod sys;
