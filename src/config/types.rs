@@ -1,0 +1,236 @@
+//! The checked configuration: every default filled in, every relative path resolved, every value in range.
+//!
+//! These types also travel over the control socket and are part of the saved state, so they are
+//! plain data without behaviour that needs the outside world.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Name of an app: 1 to 64 characters of `[A-Za-z0-9_.-]`, not beginning with `-` or `.`, not `all`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct AppName(Arc<str>);
+
+impl AppName {
+    /// Takes a name that has already been checked ([`AppName::parse`] checks).
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// Checks a name as a user wrote it; the error says what is wrong with it.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        if name.is_empty() || name.len() > 64 {
+            return Err("a name has 1 to 64 characters".into());
+        }
+        if let Some(bad) = name.chars().find(|c| !allowed(*c)) {
+            return Err(format!("`{bad}` cannot be in a name; letters, digits, `_`, `.` and `-` can"));
+        }
+        if name.starts_with(['-', '.']) {
+            return Err("a name begins with a letter, a digit or `_`".into());
+        }
+        if name == "all" {
+            return Err("`all` means every app; choose another name".into());
+        }
+        Ok(Self::new(name))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The shared string, for holders that outlive the configuration.
+    pub fn shared(&self) -> Arc<str> {
+        self.0.clone()
+    }
+}
+
+impl fmt::Display for AppName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// One app as it is to run. A reload makes a new one; a running worker keeps the one it was started with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AppSpec {
+    pub name: AppName,
+    /// The file it was read from; `None` if it was given on the command line.
+    pub source: Option<PathBuf>,
+    /// Program and arguments; never given to a shell.
+    pub command: Vec<String>,
+    /// Working directory as written, made absolute but with symbolic links kept.
+    pub cwd: PathBuf,
+    /// [`Self::cwd`] with symbolic links followed at the time of start or reload: where workers run.
+    pub cwd_resolved: PathBuf,
+    /// Wanted number of workers, at least 1.
+    pub instances: u16,
+    /// Addresses that all workers share; empty for a plain process.
+    pub listen: Vec<Listen>,
+    /// Environment from `env_file` and `env` (the latter wins), on top of the one that `rsup start` ran in.
+    pub env: BTreeMap<String, String>,
+    pub readiness: Probe,
+    pub liveness: Option<Probe>,
+    /// From the start of a worker to its being ready.
+    pub listen_timeout: Duration,
+    /// Upper bound of waiting for an old worker's accept queue to empty.
+    pub drain_timeout: Duration,
+    /// From the stop signal to SIGKILL.
+    pub kill_timeout: Duration,
+    /// Resident bytes of a worker with its descendants.
+    pub max_memory: Option<u64>,
+    pub balance: Balance,
+    pub stop: Stop,
+    pub restart: Restart,
+    pub reload: Reload,
+    pub log: Log,
+}
+
+/// An address that the workers of an app listen on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Listen {
+    /// One SO_REUSEPORT group. `v6only` is false for `[::]` given as a bare port or `[::]:port`.
+    Tcp { addr: SocketAddr, v6only: bool },
+    /// One descriptor shared by all workers: connections cannot be steered.
+    Unix(PathBuf),
+}
+
+impl Listen {
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp { addr, .. } => Some(*addr),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { addr, .. } => addr.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// How a new connection finds its worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    #[default]
+    Random,
+    /// Sticky: the same client address goes to the same worker while the set of workers is the same.
+    SourceIp,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    pub check: Check,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// From the start of the worker to the first try.
+    pub initial_delay: Duration,
+    pub success_threshold: u32,
+    pub failure_threshold: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Check {
+    /// GET `path` on the worker's own slot of the first TCP address.
+    Http { path: String, host: Option<String>, headers: BTreeMap<String, String>, expect_status: Vec<RangeInclusive<u16>> },
+    /// The worker accepts a connection on its own slot of the first TCP address.
+    Tcp,
+    /// A command that exits 0; runs in the worker's directory with its environment and `RSUP_PID`.
+    Exec { command: Vec<String> },
+    /// sd_notify `READY=1` or Node's `process.send('ready')`.
+    Notify,
+    /// The worker lives for `restart.min_uptime`: all that can be said of a process without a listener.
+    Alive,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Signal number, SIGTERM by default.
+    pub signal: i32,
+    /// Exit codes after which a worker is not started again, whatever the policy.
+    pub exit_codes: BTreeSet<i32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    #[default]
+    Always,
+    OnFailure,
+    Never,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Restart {
+    pub policy: RestartPolicy,
+    /// Consecutive exits before `min_uptime` until the worker is given up as `errored`.
+    pub max_restarts: u32,
+    pub min_uptime: Duration,
+    /// First delay; doubled at each further crash, with jitter. The first restart after
+    /// [`Self::reset_after`] of quiet happens at once.
+    pub backoff: Duration,
+    pub backoff_max: Duration,
+    /// A worker that has run this long starts with a clean sheet.
+    pub reset_after: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reload {
+    /// Workers beyond `instances` that may live during a reload, at least 1.
+    pub max_surge: u16,
+    /// A replacement counts only after it has been ready this long.
+    pub min_ready: Duration,
+    /// For the whole reload.
+    pub deadline: Duration,
+    /// Workers already replaced go back to the old revision when a later one fails.
+    pub auto_rollback: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Log {
+    /// `None`: `<log folder>/<app>-out.log`.
+    pub out: Option<PathBuf>,
+    /// `None`: `<log folder>/<app>-err.log`.
+    pub err: Option<PathBuf>,
+    pub format: LogFormat,
+    pub timestamps: bool,
+    /// Bytes; 0 switches rotation off.
+    pub max_size: u64,
+    /// Rotated files that are kept.
+    pub keep: u32,
+    pub compress: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `[supervisor]`: what belongs to the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SupervisorSpec {
+    /// Where `<app>-out.log` and `<app>-err.log` go; `None`: `logs` in the state folder.
+    pub log_dir: Option<PathBuf>,
+}
+
+/// A whole configuration file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    pub supervisor: SupervisorSpec,
+    /// In the order of the file.
+    pub apps: Vec<AppSpec>,
+}
