@@ -1,1 +1,7 @@
-//! (module docs)
+//! The control socket: requests and replies as typed, versioned frames.
+
+mod frame;
+mod protocol;
+
+pub use frame::*;
+pub use protocol::*;

@@ -1,0 +1,185 @@
+//! What the CLI and the daemon say to each other.
+//!
+//! One request per connection: the client sends a [`Call`], the daemon any number of
+//! [`Answer::Progress`] and then exactly one [`Answer::Done`] or [`Answer::Failed`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{AppName, AppSpec};
+use crate::supervisor::{AppView, Description, OperationKind, Progress};
+
+/// Raised when an older peer could misread a frame. A daemon refuses other versions in words.
+pub const VERSION: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Call {
+    pub version: u32,
+    pub request: Request,
+    /// False: answer as soon as the action is accepted (`--no-wait`).
+    pub wait: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    Ping,
+    /// Start these apps; one that runs already is refused. `base_env` is the caller's environment.
+    Start { apps: Vec<AppSpec>, base_env: BTreeMap<String, String> },
+    /// Start stopped apps (or errored workers) as they were last configured.
+    Resume { target: Target },
+    Stop { target: Target },
+    /// All workers at once, with the listening sockets held open; `apps` re-read from their file.
+    Restart { apps: Vec<AppSpec>, base_env: Option<BTreeMap<String, String>> },
+    /// Rolling replacement. `base_env` only with `--update-env`. `queue`: wait for one under way.
+    Reload { apps: Vec<AppSpec>, base_env: Option<BTreeMap<String, String>>, queue: bool },
+    Delete { target: Target },
+    Scale { app: AppName, to: ScaleTo },
+    Signal { target: Target, signal: i32 },
+    List,
+    Describe { target: Target },
+    Env { target: Target },
+    /// The specs as they run now, so that the client can re-read their files.
+    Specs { target: Target },
+    LogFiles { target: Target },
+    /// Stop every app gracefully and end the daemon.
+    Kill,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScaleTo {
+    Exactly(u16),
+    By(i32),
+}
+
+/// `all`, `app` or `app:instance`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    All,
+    App(AppName),
+    Worker(AppName, u16),
+}
+
+impl std::str::FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        match text.split_once(':') {
+            None => AppName::parse(text).map(Self::App),
+            Some((app, instance)) => {
+                let number = instance.parse().map_err(|_| format!("`{instance}` is not a worker's number; try `{app}:0`"))?;
+                Ok(Self::Worker(AppName::parse(app)?, number))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::App(app) => app.fmt(f),
+            Self::Worker(app, instance) => write!(f, "{app}:{instance}"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Progress(Progress),
+    Done(Reply),
+    Failed(Failure),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    Pong { pid: u32, version: String, protocol: u32, uptime_ms: u64, memory: Option<u64> },
+    /// A long action is over (or was accepted, with `wait: false`): one entry per app, in order.
+    Finished(Vec<Outcome>),
+    List(Vec<AppView>),
+    Descriptions(Vec<Description>),
+    Env(Vec<WorkerEnv>),
+    Specs(Vec<AppSpec>),
+    LogFiles(Vec<LogFiles>),
+    /// Signal sent to these processes.
+    Signalled(Vec<u32>),
+    /// The daemon has stopped every app and ends now.
+    Killed,
+}
+
+/// What became of one app in a long action.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    pub app: AppName,
+    pub kind: OperationKind,
+    pub took_ms: u64,
+    /// As it is now; absent once deleted.
+    pub view: Option<AppView>,
+    pub failure: Option<Failure>,
+}
+
+/// What happened, to what, why, and what to type next.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    pub code: FailureCode,
+    pub message: String,
+    pub hint: Option<String>,
+    /// The last log lines of the worker that failed, oldest first.
+    pub log: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    UnknownApp,
+    UnknownWorker,
+    AlreadyRunning,
+    /// Another action on this app is under way.
+    Busy,
+    /// A port or socket path cannot be had.
+    Listen,
+    /// The program could not be started.
+    Spawn,
+    /// A worker ended, or its deadline passed, before it was ready.
+    NotReady,
+    /// Another action took over (`stop` during a `reload`).
+    Superseded,
+    BadRequest,
+    Internal,
+}
+
+impl Failure {
+    pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, log: Vec::new() }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerEnv {
+    pub app: AppName,
+    pub instance: u16,
+    pub pid: Option<u32>,
+    pub env: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogFiles {
+    pub app: AppName,
+    pub out: PathBuf,
+    pub err: PathBuf,
+}
