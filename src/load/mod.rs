@@ -13,6 +13,8 @@ mod connect;
 mod http;
 pub mod report;
 pub mod sample;
+#[cfg(test)]
+mod sample_tests;
 pub mod stats;
 #[cfg(test)]
 mod tests;

@@ -291,6 +291,12 @@ fn histogram<C: hdrhistogram::Counter>(figures: u8) -> Histogram<C> {
     Histogram::new(figures).expect("2 and 3 are valid numbers of significant figures")
 }
 
+fn add<C: hdrhistogram::Counter>(histogram: &mut Histogram<C>, latency: Duration) {
+    // Not `saturating_record`: that one does not grow the histogram. Growing cannot fail below the
+    // hour, which no request outlives.
+    let _ = histogram.record((latency.as_micros() as u64).min(3_600_000_000));
+}
+
 impl Recorder {
     pub(super) fn new(started: Instant) -> Self {
         let phase = || PhaseRecord {
@@ -352,7 +358,7 @@ impl Recorder {
         bucket.requests += 1;
         let record = match &outcome {
             Outcome::Answered(latency, _) => {
-                bucket.latency.saturating_record(latency.as_micros() as u64);
+                add(&mut bucket.latency, *latency);
                 &mut self.phases[phase as usize]
             }
             Outcome::Failed { .. } => {
@@ -364,7 +370,7 @@ impl Recorder {
         self.totals.0 += 1;
         match outcome {
             Outcome::Answered(latency, body) => {
-                record.latency.saturating_record(latency.as_micros() as u64);
+                add(&mut record.latency, latency);
                 record.served_by(body);
             }
             Outcome::Failed {
