@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::cursor::{Context, Cursor, Machine};
 use super::listen::{self, Placed};
-use super::raw::{Bad, Entry, Kind, Table, Value};
+use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::*;
 use super::{env, keys, policy, probe, suggest, units};
 
@@ -21,6 +21,12 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
     let mut any_app = false;
     match top.entry("app") {
         None => {}
+        Some(Entry { value: Value { kind: Kind::Table(table), .. }, .. }) if nameless(table).is_some() => {
+            any_app = true;
+            let span = nameless(table).unwrap_or_default();
+            let bad = Bad { span, message: "the app has no name".to_owned(), hint: None };
+            cx.error(bad.hint("write `[app.NAME]` instead of `[app]`"));
+        }
         Some(Entry { value: Value { kind: Kind::Table(table), .. }, .. }) => {
             for entry in &table.entries {
                 any_app = true;
@@ -45,6 +51,12 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
     Config { supervisor, apps }
 }
 
+/// Where the command of an app stands right under `[app]`.
+fn nameless(table: &Table) -> Option<Span> {
+    let entry = table.get("command")?;
+    (!matches!(entry.value.kind, Kind::Table(_))).then(|| entry.span.clone())
+}
+
 fn supervisor(cx: &mut Context, top: &mut Cursor<'_>) -> SupervisorSpec {
     let mut table = top.sub(cx, "supervisor", &keys::SUPERVISOR);
     let base = cx.base.clone();
@@ -65,14 +77,16 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
     let Kind::Table(table) = &entry.value.kind else {
         let key = &entry.key;
         let bad = Bad { span: entry.span.clone(), message: format!("`app.{key}` is {}, not an app", entry.value.describe()), hint: None };
-        let header = if keys::APP.keys.contains(&key.as_str()) { "NAME" } else { key };
-        cx.error(bad.hint(format!("write `[app.{header}]` above the keys of an app")));
+        cx.error(bad.hint("write `[app.NAME]` above the keys of an app"));
         return None;
     };
     let mut c = Cursor::new(table, &keys::APP, Some(&entry.key));
 
-    let command = match c.entry("command") {
-        Some(_) => c.maybe(cx, "command", command),
+    let command = match c.take("command") {
+        Some(value) => {
+            shell_habits(cx, value);
+            c.maybe(cx, "command", command)
+        }
         None => {
             let known = |key: &str| table.get(key).is_some();
             let message = format!("app `{}` has no `command`", entry.key);
@@ -82,9 +96,6 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
             None
         }
     };
-    if let Some(value) = c.take("command") {
-        shell_habits(cx, value);
-    }
     let (cwd, cwd_resolved) = working_directory(cx, &mut c);
     let cores = cx.machine;
     let instances = c.get(cx, "instances", 1, |value| instances(value, cores));

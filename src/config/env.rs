@@ -61,7 +61,7 @@ fn text(value: &Value) -> Result<String, Bad> {
         Kind::Int(n) => Ok(n.to_string()),
         Kind::Float(n) => Ok(n.to_string()),
         Kind::Bool(b) => Ok(b.to_string()),
-        Kind::Datetime(_) | Kind::Array(_) | Kind::Table(_) => {
+        Kind::Datetime | Kind::Array(_) | Kind::Table(_) => {
             Err(value.expected("a string").hint("a variable is text; put it in quotes, as JSON for example"))
         }
     }
@@ -95,7 +95,7 @@ fn read_file(cx: &mut Context, value: &Value, vars: &mut BTreeMap<String, String
             .hint(format!("relative paths are relative to {}", cx.base.display())),
         _ => value.bad(format!("cannot read {}: {error}", path.display())),
     })?;
-    let source = Source::new(&path, &text);
+    let source = Source::secret(&path, &text);
     let (entries, mistakes) = env_file::parse(&text);
     let mut problems = mistakes;
     for entry in entries {

@@ -50,7 +50,8 @@ fn bad(span: Span, message: impl Into<String>) -> Bad {
 /// One variable whose line goes from `start` to `end`, and where the next line begins.
 fn variable(text: &str, start: usize, end: usize) -> Result<(Variable, usize), Bad> {
     let line = &text[start..end];
-    let shown = start..start + line.trim_end().len();
+    // Values are secrets; what is shown of such a line is its first word.
+    let shown = start..start + line.split_whitespace().next().map_or(0, str::len);
     let Some(equals) = line.find('=') else {
         return Err(bad(shown, "a line without `=`").hint("write NAME=value, or # before a comment"));
     };
@@ -60,7 +61,7 @@ fn variable(text: &str, start: usize, end: usize) -> Result<(Variable, usize), B
     let name_start = start + equals - name.trim_start().len();
     let name = name.trim();
     if name.is_empty() {
-        return Err(bad(shown, "a value without a name").hint("write NAME=value"));
+        return Err(bad(start + equals..start + equals + 1, "a value without a name").hint("write NAME=value"));
     }
     let name_span = name_start..name_start + name.len();
 
@@ -85,12 +86,11 @@ fn unquoted(rest: &str) -> String {
 
 /// From the opening quote at `open` to its partner, maybe lines below; only `"` knows escapes.
 fn quoted(text: &str, open: usize, quote: char) -> Result<(String, usize), Bad> {
-    let first_line = open..open + text[open..line_end(text, open)].trim_end().len();
     let mut value = String::new();
     let mut chars = text[open + 1..].char_indices();
     let close = loop {
         match chars.next() {
-            None => return Err(bad(first_line, format!("the closing {quote} is missing"))),
+            None => return Err(bad(open..open + 1, format!("the closing {quote} is missing"))),
             Some((i, c)) if c == quote => break open + 1 + i,
             Some((_, '\\')) if quote == '"' => match chars.next() {
                 Some((_, 'n')) => value.push('\n'),
@@ -106,9 +106,8 @@ fn quoted(text: &str, open: usize, quote: char) -> Result<(String, usize), Bad> 
     let end = line_end(text, close);
     let tail = text[close + 1..end].trim();
     if !tail.is_empty() && !tail.starts_with('#') {
-        let from = end - text[close + 1..end].trim_start().len();
         let message = format!("text after the closing {quote}");
-        return Err(bad(from..from + tail.len(), message).hint("put all of the value in quotes, or none of it"));
+        return Err(bad(close..close + 1, message).hint("put all of the value in quotes, or none of it"));
     }
     Ok((value.replace("\r\n", "\n"), end + 1))
 }
@@ -156,9 +155,9 @@ mod tests {
             messages,
             [
                 (4..12, "a line without `=`"),
-                (13..15, "a value without a name"),
-                (18..23, "the closing ' is missing"),
-                (30..31, "text after the closing \""),
+                (13..14, "a value without a name"),
+                (18..19, "the closing ' is missing"),
+                (28..29, "text after the closing \""),
             ]
         );
     }

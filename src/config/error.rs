@@ -5,7 +5,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, Severity, SourceCode};
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, Severity, SourceCode, SourceSpan,
+    SpanContents,
+};
 use serde::Serialize;
 
 /// A text that was read: the configuration file, an `env_file`, or the command line.
@@ -13,13 +16,34 @@ use serde::Serialize;
 pub(super) struct Source {
     pub path: PathBuf,
     pub text: String,
-    named: NamedSource<String>,
+    name: String,
+    /// Of such a text only the place itself is shown, not its whole line.
+    secret: bool,
 }
 
 impl Source {
     pub fn new(path: &Path, text: &str) -> Arc<Self> {
-        let named = NamedSource::new(path.display().to_string(), text.to_owned());
-        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), named })
+        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), name: path.display().to_string(), secret: false })
+    }
+
+    /// A text whose values are nobody's business.
+    pub fn secret(path: &Path, text: &str) -> Arc<Self> {
+        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), name: path.display().to_string(), secret: true })
+    }
+}
+
+impl SourceCode for Source {
+    /// Whole lines, without those around them.
+    fn read_span<'a>(&'a self, span: &SourceSpan, _before: usize, _after: usize) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+        let (mut start, mut end) = (span.offset().min(self.text.len()), (span.offset() + span.len()).min(self.text.len()));
+        if let (false, Some(before), Some(after)) = (self.secret, self.text.get(..start), self.text.get(end..)) {
+            start = before.rfind('\n').map_or(0, |i| i + 1);
+            end += after.find('\n').unwrap_or(after.len());
+        }
+        let lines = self.text.read_span(&(start..end).into(), 0, 0)?;
+        let name = self.name.clone();
+        let (line, column) = (lines.line(), lines.column());
+        Ok(Box::new(MietteSpanContents::new_named(name, lines.data(), *lines.span(), line, column, lines.line_count())))
     }
 }
 
@@ -108,7 +132,7 @@ impl Problem {
     /// With the line of the file and a caret under the mistake.
     pub fn render(&self, color: bool) -> String {
         let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-        let handler = GraphicalReportHandler::new_themed(theme).with_context_lines(0).with_width(100).with_break_words(false);
+        let handler = GraphicalReportHandler::new_themed(theme).with_context_lines(0).with_wrap_lines(false);
         let mut out = String::new();
         match handler.render_report(&mut out, self) {
             Ok(()) => out,
@@ -145,7 +169,7 @@ impl Diagnostic for Problem {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.span.is_some().then_some(&self.source.named)
+        self.span.is_some().then_some(&*self.source as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {

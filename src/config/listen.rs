@@ -82,6 +82,9 @@ fn text_address(cx: &Context, value: &Value, text: &str) -> Result<(Listen, bool
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         return Ok((any(cx, port(value, text)?), false));
     }
+    if text.matches(':').count() > 1 && !text.starts_with('[') {
+        return Err(without_brackets(value, text));
+    }
     let Some((host, digits)) = split_port(text) else {
         return Err(without_port(value, text));
     };
@@ -93,9 +96,6 @@ fn text_address(cx: &Context, value: &Value, text: &str) -> Result<(Listen, bool
     }
     if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return v6(value, inner, port);
-    }
-    if host.contains(':') {
-        return Err(value.bad(format!("`{text}`: an IPv6 address needs brackets")).hint(format!("write \"[{host}]:{port}\"")));
     }
     match host.parse::<Ipv4Addr>() {
         Ok(ip) if ip.is_multicast() || ip.is_broadcast() => Err(value.bad(format!("`{host}` is not the address of one machine"))),
@@ -138,14 +138,25 @@ fn split_port(text: &str) -> Option<(&str, &str)> {
     (!port.contains(']') && !port.is_empty()).then_some((host, port))
 }
 
+fn without_brackets(value: &Value, text: &str) -> Bad {
+    let bad = value.bad(format!("`{text}`: an IPv6 address needs brackets"));
+    // `::1:3001` is an address as it stands, but nobody means that one.
+    let split = text.rsplit_once(':').filter(|(host, port)| host.parse::<Ipv6Addr>().is_ok() && port.len() > 1 && port.parse::<u16>().is_ok());
+    match split {
+        Some((host, port)) => bad.hint(format!("write \"[{host}]:{port}\"")),
+        None if text.parse::<Ipv6Addr>().is_ok() => bad.hint(format!("write \"[{text}]:3001\"")),
+        None => bad.hint(HINT),
+    }
+}
+
 fn without_port(value: &Value, text: &str) -> Bad {
     let bad = value.bad(format!("`{text}` has no port"));
     if text.is_empty() {
         return value.bad("an empty address").hint(HINT);
     }
     let host = text.trim_end_matches(':');
-    if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
-        return bad.hint(format!("write \"[{host}]:3001\""));
+    if !text.contains(['.', ':', '[']) && host != "localhost" {
+        return value.bad(format!("`{text}` is neither a port nor an address")).hint(HINT);
     }
     bad.hint(format!("write \"{host}:3001\""))
 }

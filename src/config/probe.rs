@@ -14,7 +14,13 @@ use super::types::{Check, Listen, Probe};
 use super::{check, policy, units};
 
 const SUCCESS: RangeInclusive<u16> = 200..=299;
-const KINDS: &str = "one of `path = \"/ready\"`, `tcp = true`, `exec = [\"./check\"]` and `notify = true`";
+
+fn kinds_of(key: &str) -> &'static str {
+    match key {
+        "liveness" => "one of `path = \"/live\"`, `tcp = true` and `exec = [\"./check\"]`",
+        _ => "one of `path = \"/ready\"`, `tcp = true`, `exec = [\"./check\"]` and `notify = true`",
+    }
+}
 
 /// What a probe can be made of, from the addresses of the app.
 struct Reach {
@@ -105,7 +111,7 @@ fn probe(cx: &mut Context, value: &Value, section: &'static Section, app: &Curso
             }
         }
         _ => {
-            let bad = value.expected("a path or a table").hint(format!("a path as \"/ready\", or a table with {KINDS}"));
+            let bad = value.expected("a path or a table").hint(format!("a path as \"/ready\", or a table with {}", kinds_of(key)));
             cx.error(Bad { message: format!("`{key}`: {}", bad.message), ..bad });
             None
         }
@@ -154,7 +160,7 @@ fn table_probe(
     let kind = match kinds.as_slice() {
         [] => {
             if !cx.failed {
-                cx.error(value.bad(format!("`{key}` does not say what to check")).hint(format!("write {KINDS}")));
+                cx.error(value.bad(format!("`{key}` does not say what to check")).hint(format!("write {}", kinds_of(key))));
             }
             None
         }

@@ -3,6 +3,7 @@
 //! A file gives it by way of [`toml`]; the command line builds the same, so that one check serves both.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
@@ -35,7 +36,7 @@ pub(super) enum Kind {
     Int(i64),
     Float(f64),
     Bool(bool),
-    Datetime(String),
+    Datetime,
     Array(Vec<Value>),
     Table(Table),
 }
@@ -54,7 +55,7 @@ impl Value {
             Kind::Int(_) => "an integer",
             Kind::Float(_) => "a number with a fraction",
             Kind::Bool(_) => "a boolean",
-            Kind::Datetime(_) => "a date",
+            Kind::Datetime => "a date",
             Kind::Array(_) => "a list",
             Kind::Table(_) => "a table",
         }
@@ -101,23 +102,47 @@ impl Bad {
 }
 
 /// Reads TOML; all errors of its syntax, if there are any.
-pub(super) fn parse(source: &std::sync::Arc<Source>) -> Result<Table, Vec<Problem>> {
+pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<Problem>> {
     let (table, errors) = DeTable::parse_recoverable(&source.text);
     let mut problems: Vec<Problem> = errors
         .iter()
         .map(|error| {
             let problem = Problem::error(source, error.message());
             match error.span() {
-                Some(span) => problem.at(span),
+                Some(span) => match syntax_hint(&source.text, &span, error.message()) {
+                    Some(hint) => problem.at(span).hint(hint),
+                    None => problem.at(span),
+                },
                 None => problem,
             }
         })
         .collect();
     let table = convert_table(table.get_ref(), source, &mut problems);
+    problems.sort_by_key(Problem::order);
     if problems.is_empty() { Ok(table) } else { Err(problems) }
 }
 
-fn convert_table(table: &DeTable<'_>, source: &std::sync::Arc<Source>, problems: &mut Vec<Problem>) -> Table {
+/// What people often mean who write what is not TOML.
+fn syntax_hint(text: &str, span: &Span, message: &str) -> Option<String> {
+    if text.trim_start().starts_with('{') {
+        return Some("this looks like JSON; write TOML: `[app.NAME]`, and below it `key = value`".to_owned());
+    }
+    if message.contains("duplicate key") {
+        return Some("it is written once more above; keep one of them".to_owned());
+    }
+    let before = text.get(..span.start)?;
+    let line = text.get(before.rfind('\n').map_or(0, |i| i + 1)..)?.lines().next()?;
+    if message.contains("string values must be quoted") {
+        return Some(format!("write {:?}", text.get(span.clone())?));
+    }
+    let name = |text: &str| !text.trim().is_empty() && text.trim().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    match line.split_once(':') {
+        Some((key, value)) if name(key) && !value.trim().is_empty() => Some(format!("write `{} = {}`", key.trim(), value.trim())),
+        _ => None,
+    }
+}
+
+fn convert_table(table: &DeTable<'_>, source: &Arc<Source>, problems: &mut Vec<Problem>) -> Table {
     let mut entries: Vec<Entry> = table
         .iter()
         .map(|(key, value)| Entry {
@@ -130,7 +155,7 @@ fn convert_table(table: &DeTable<'_>, source: &std::sync::Arc<Source>, problems:
     Table { entries }
 }
 
-fn convert(value: &DeValue<'_>, span: Span, source: &std::sync::Arc<Source>, problems: &mut Vec<Problem>) -> Value {
+fn convert(value: &DeValue<'_>, span: Span, source: &Arc<Source>, problems: &mut Vec<Problem>) -> Value {
     let kind = match value {
         DeValue::String(text) => Kind::String(text.to_string()),
         DeValue::Integer(n) => match i64::from_str_radix(n.as_str(), n.radix()) {
@@ -142,7 +167,7 @@ fn convert(value: &DeValue<'_>, span: Span, source: &std::sync::Arc<Source>, pro
         },
         DeValue::Float(n) => Kind::Float(n.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(b) => Kind::Bool(*b),
-        DeValue::Datetime(date) => Kind::Datetime(date.to_string()),
+        DeValue::Datetime(_) => Kind::Datetime,
         DeValue::Array(items) => {
             Kind::Array(items.iter().map(|item| convert(item.get_ref(), item.span(), source, problems)).collect())
         }

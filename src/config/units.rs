@@ -127,18 +127,77 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     if bytes < 1e18 { Ok(bytes as u64) } else { Err(format!("`{text}` is too large")) }
 }
 
-/// A size as [`parse_size`] reads it back: the largest unit that loses nothing.
-pub(super) fn show_size(bytes: u64) -> String {
-    for (shift, unit) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
-        if bytes > 0 && bytes.trailing_zeros() >= shift {
-            return format!("{}{unit}", bytes >> shift);
-        }
-    }
-    bytes.to_string()
-}
-
 /// `"50%"` → 50.
 pub(super) fn percent(text: &str) -> Option<u32> {
     let number = text.trim().strip_suffix('%')?.trim_end();
     number.parse().ok().filter(|n| (1..=100).contains(n))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let ms = |text| parse_duration(text).map(|d| d.as_millis());
+        assert_eq!(ms("30s"), Ok(30_000));
+        assert_eq!(ms("250ms"), Ok(250));
+        assert_eq!(ms(" 10m "), Ok(600_000));
+        assert_eq!(ms("1m 30s"), Ok(90_000));
+        assert_eq!(ms("1h30m"), Ok(5_400_000));
+        assert_eq!(ms("1.5s"), Ok(1500));
+        assert_eq!(ms("0.5h"), Ok(1_800_000));
+        assert_eq!(ms("3000"), Ok(3000));
+        assert_eq!(ms("0"), Ok(0));
+        for wrong in ["", "s", "abc", "10x", "-5s", "-5", "10M", "1.s", "1.5", ".5s", "1e3s", "400d", "99999999999999999999s", "1.5s 2s", "inf"] {
+            assert!(ms(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_binary() {
+        assert_eq!(parse_size("500M"), Ok(500 << 20));
+        assert_eq!(parse_size("1G"), Ok(1 << 30));
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert_eq!(parse_size("64 KiB"), Ok(64 << 10));
+        assert_eq!(parse_size("10mb"), Ok(10 << 20));
+        assert_eq!(parse_size("1048576"), Ok(1 << 20));
+        for wrong in ["", "M", "-1M", "1.2.3M", "ten", "5X", "50%", "99999999999T", "nan", "1e30"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        assert_eq!(percent("50%"), Some(50));
+        assert_eq!(percent("100 %"), Some(100));
+        for wrong in ["0%", "101%", "50", "%", "-1%", "1.5%"] {
+            assert_eq!(percent(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_shown_duration_reads_back(ms in 0u64..=31_536_000_000) {
+            let duration = Duration::from_millis(ms);
+            prop_assert_eq!(parse_duration(&show_duration(duration)), Ok(duration));
+        }
+
+        #[test]
+        fn a_size_is_its_number_times_its_unit(n in 0u64..1_000_000, (unit, shift) in prop::sample::select(vec![("", 0), ("K", 10), ("M", 20), ("G", 30), ("T", 40)])) {
+            prop_assert_eq!(parse_size(&format!("{n}{unit}")), Ok(n << shift));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC{0,20}") {
+            let _ = (parse_duration(&text), parse_size(&text), percent(&text));
+        }
+
+        #[test]
+        fn nothing_near_a_unit_panics(text in "[0-9.eE+-]{0,22} ?(ms|s|m|h|d|M|G|T|%)?") {
+            let _ = (parse_duration(&text), parse_size(&text), percent(&text));
+        }
+    }
 }
