@@ -70,13 +70,19 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
     let name = match AppName::parse(&entry.key) {
         Ok(name) => Some(name),
         Err(message) => {
-            cx.error(Bad { span: entry.span.clone(), message: format!("`{}`: {message}", entry.key), hint: None });
+            let named = format!("`{}`", entry.key);
+            let message = if message.starts_with(&named) { message } else { format!("{named}: {message}") };
+            cx.error(Bad { span: entry.span.clone(), message, hint: None });
             None
         }
     };
     let Kind::Table(table) = &entry.value.kind else {
         let key = &entry.key;
-        let bad = Bad { span: entry.span.clone(), message: format!("`app.{key}` is {}, not an app", entry.value.describe()), hint: None };
+        let bad = Bad {
+            span: entry.span.clone(),
+            message: format!("`app.{key}` is {}, not an app", entry.value.describe()),
+            hint: None,
+        };
         cx.error(bad.hint("write `[app.NAME]` above the keys of an app"));
         return None;
     };
@@ -101,7 +107,11 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
     let instances = c.get(cx, "instances", 1, |value| instances(value, cores));
     let listen = listen::read(cx, c.take("listen"));
     if let Some(name) = &name {
-        addresses.extend(listen.iter().map(|(listen, span)| Placed { app: name.clone(), listen: listen.clone(), span: span.clone() }));
+        addresses.extend(listen.iter().map(|(listen, span)| Placed {
+            app: name.clone(),
+            listen: listen.clone(),
+            span: span.clone(),
+        }));
     }
     let listen: Vec<Listen> = listen.into_iter().map(|(listen, _)| listen).collect();
     let env = env::read(cx, &mut c);
@@ -180,7 +190,9 @@ pub(super) fn command(value: &Value) -> Result<Vec<String>, Bad> {
             .bad("a list with one string is a program whose name has blanks in it")
             .hint("write each word as a string of its own, or the whole command without the brackets")),
         Kind::String(text) => match words.iter().find(|word| is_operator(word)) {
-            Some(operator) => Err(value.bad(format!("`{operator}` needs a shell, and commands are not given to one")).hint(with_shell(text))),
+            Some(operator) => {
+                Err(value.bad(format!("`{operator}` needs a shell, and commands are not given to one")).hint(with_shell(text)))
+            }
             None if is_assignment(program) => {
                 Err(value.bad(format!("`{program}` is not a program")).hint("variables go into `env`"))
             }
@@ -229,7 +241,9 @@ fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf)
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let bad = value.bad(format!("no such folder: {}", cwd.display()));
                 Err(match value.as_str() {
-                    Some(text) if !text.starts_with('/') => bad.hint(format!("relative paths are relative to {}", base.display())),
+                    Some(text) if !text.starts_with('/') => {
+                        bad.hint(format!("relative paths are relative to {}", base.display()))
+                    }
                     _ => bad,
                 })
             }
@@ -275,9 +289,9 @@ fn clamp(cores: usize) -> u16 {
 fn max_memory(value: &Value) -> Result<u64, Bad> {
     match units::size(value)? {
         0 => Err(value.bad("no process lives in no memory").hint("leave it out for no limit")),
-        n if n < 1 << 20 => {
-            Err(value.bad(format!("{n} bytes are less than any process needs")).hint(format!("write \"{n}M\" if it is megabytes")))
-        }
+        n if n < 1 << 20 => Err(value
+            .bad(format!("{n} bytes are less than any process needs"))
+            .hint(format!("write \"{n}M\" if it is megabytes"))),
         n => Ok(n),
     }
 }
@@ -291,9 +305,9 @@ fn balance(value: &Value) -> Result<Balance, Bad> {
             let bad = value.bad(format!("`{other}` is not a way of balancing"));
             Err(match other {
                 "sticky" | "ip-hash" | "ip_hash" | "source_ip" => bad.hint("rsup calls it \"source-ip\""),
-                "round-robin" | "round_robin" | "rr" | "least-connections" | "least_conn" => {
-                    bad.hint("the kernel chooses as a connection arrives: \"random\", or \"source-ip\" to keep a client at its worker")
-                }
+                "round-robin" | "round_robin" | "rr" | "least-connections" | "least_conn" => bad.hint(
+                    "the kernel chooses as a connection arrives: \"random\", or \"source-ip\" to keep a client at its worker",
+                ),
                 _ => bad.hint(suggest::one_of(other, KNOWN)),
             })
         }

@@ -51,7 +51,7 @@ impl Context {
     }
 
     pub fn warn(&mut self, bad: Bad) {
-        let problem = self.problem(bad).as_warning();
+        let problem = self.problem(bad).into_warning();
         self.problems.push(problem);
     }
 

@@ -12,7 +12,7 @@ use super::suggest;
 #[derive(Debug, Default)]
 pub(super) struct Env {
     pub vars: BTreeMap<String, String>,
-    /// Where `env` sets PORT, to compare it with `listen`.
+    /// Where PORT is set, to compare it with `listen`.
     pub port: Option<Span>,
 }
 
@@ -25,9 +25,14 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>) -> Env {
         Some(one) => std::slice::from_ref(one),
     };
     for file in files {
-        if let Err(bad) = read_file(cx, file, &mut env.vars) {
+        let mut vars = BTreeMap::new();
+        if let Err(bad) = read_file(cx, file, &mut vars) {
             cx.error(Bad { message: format!("`env_file`: {}", bad.message), ..bad });
         }
+        if vars.contains_key("PORT") {
+            env.port = Some(file.span.clone());
+        }
+        env.vars.append(&mut vars);
     }
     match app.take("env") {
         None => {}
@@ -95,7 +100,7 @@ fn read_file(cx: &mut Context, value: &Value, vars: &mut BTreeMap<String, String
             .hint(format!("relative paths are relative to {}", cx.base.display())),
         _ => value.bad(format!("cannot read {}: {error}", path.display())),
     })?;
-    let source = Source::secret(&path, &text);
+    let source = Source::excerpt(&path, &text);
     let (entries, mistakes) = env_file::parse(&text);
     let mut problems = mistakes;
     for entry in entries {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use miette::{
-    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, Severity, SourceCode, SourceSpan,
-    SpanContents,
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, Severity, SourceCode,
+    SourceSpan, SpanContents,
 };
 use serde::Serialize;
 
@@ -17,26 +17,31 @@ pub(super) struct Source {
     pub path: PathBuf,
     pub text: String,
     name: String,
-    /// Of such a text only the place itself is shown, not its whole line.
-    secret: bool,
+    /// Only the place itself is shown, not its whole line.
+    excerpt: bool,
 }
 
 impl Source {
     pub fn new(path: &Path, text: &str) -> Arc<Self> {
-        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), name: path.display().to_string(), secret: false })
+        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), name: path.display().to_string(), excerpt: false })
     }
 
-    /// A text whose values are nobody's business.
-    pub fn secret(path: &Path, text: &str) -> Arc<Self> {
-        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), name: path.display().to_string(), secret: true })
+    /// A text whose other words are long or secret.
+    pub fn excerpt(path: &Path, text: &str) -> Arc<Self> {
+        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), name: path.display().to_string(), excerpt: true })
     }
 }
 
 impl SourceCode for Source {
-    /// Whole lines, without those around them.
-    fn read_span<'a>(&'a self, span: &SourceSpan, _before: usize, _after: usize) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
+    /// With context: the whole lines, but not those around them. Without: the place itself, which the header names.
+    fn read_span<'a>(
+        &'a self,
+        span: &SourceSpan,
+        context: usize,
+        _: usize,
+    ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
         let (mut start, mut end) = (span.offset().min(self.text.len()), (span.offset() + span.len()).min(self.text.len()));
-        if let (false, Some(before), Some(after)) = (self.secret, self.text.get(..start), self.text.get(end..)) {
+        if let (true, Some(before), Some(after)) = (context > 0 && !self.excerpt, self.text.get(..start), self.text.get(end..)) {
             start = before.rfind('\n').map_or(0, |i| i + 1);
             end += after.find('\n').unwrap_or(after.len());
         }
@@ -81,7 +86,7 @@ impl Problem {
         Self { source: source.clone(), warning: false, span: None, also: None, reached_from: None, message, hint: None }
     }
 
-    pub(super) fn as_warning(mut self) -> Self {
+    pub(super) fn into_warning(mut self) -> Self {
         self.warning = true;
         self
     }
@@ -132,7 +137,7 @@ impl Problem {
     /// With the line of the file and a caret under the mistake.
     pub fn render(&self, color: bool) -> String {
         let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-        let handler = GraphicalReportHandler::new_themed(theme).with_context_lines(0).with_wrap_lines(false);
+        let handler = GraphicalReportHandler::new_themed(theme).with_context_lines(1).with_wrap_lines(false);
         let mut out = String::new();
         match handler.render_report(&mut out, self) {
             Ok(()) => out,

@@ -82,7 +82,11 @@ fn guess(folder: &Path) -> Option<Guess> {
         let text = super::read_text(&folder.join("Cargo.toml")).ok()?;
         let table: toml::Table = text.parse().ok()?;
         let name = table.get("package")?.get("name")?.as_str()?;
-        return Some(Guess { command: program(&format!("target/release/{name}"))?, from: "Cargo.toml (cargo build --release)", env: "" });
+        return Some(Guess {
+            command: program(&format!("target/release/{name}"))?,
+            from: "Cargo.toml (cargo build --release)",
+            env: "",
+        });
     }
     None
 }
@@ -101,7 +105,7 @@ fn list(words: &[String]) -> Option<String> {
     if words.iter().any(|word| word.chars().any(char::is_control)) {
         return None;
     }
-    let quoted: Vec<String> = words.iter().map(|word| serde_json::to_string(word)).collect::<Result<_, _>>().ok()?;
+    let quoted: Vec<String> = words.iter().map(serde_json::to_string).collect::<Result<_, _>>().ok()?;
     Some(format!("[{}]", quoted.join(", ")))
 }
 
@@ -113,7 +117,8 @@ fn node(folder: &Path) -> Option<Guess> {
     if let Some(start) = start {
         let words = shlex::split(start).unwrap_or_default();
         // Without npm between, signals reach the app itself; but npm is needed for its PATH and its shell.
-        let plain = words.first().is_some_and(|program| program == "node") && !start.contains(['&', '|', ';', '$', '>', '<', '`', '*']);
+        let plain =
+            words.first().is_some_and(|program| program == "node") && !start.contains(['&', '|', ';', '$', '>', '<', '`', '*']);
         let words = if plain { words } else { vec!["npm".to_owned(), "start".to_owned()] };
         return Some(Guess { command: list(&words)?, from: "scripts.start of package.json", env: ENV });
     }

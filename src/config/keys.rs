@@ -64,10 +64,8 @@ pub(super) static RESTART: Section = Section {
 pub(super) static RELOAD: Section =
     Section { header: "[app.NAME.reload]", keys: &["max_surge", "min_ready", "deadline", "auto_rollback"] };
 
-pub(super) static LOG: Section = Section {
-    header: "[app.NAME.log]",
-    keys: &["out", "err", "format", "timestamps", "max_size", "keep", "compress"],
-};
+pub(super) static LOG: Section =
+    Section { header: "[app.NAME.log]", keys: &["out", "err", "format", "timestamps", "max_size", "keep", "compress"] };
 
 /// All of them, the likeliest home of a misplaced key first.
 pub(super) static ALL: &[&Section] = &[&APP, &RESTART, &READINESS, &STOP, &RELOAD, &LOG, &LIVENESS, &SUPERVISOR, &ROOT];

@@ -100,7 +100,9 @@ fn text_address(cx: &Context, value: &Value, text: &str) -> Result<(Listen, bool
     match host.parse::<Ipv4Addr>() {
         Ok(ip) if ip.is_multicast() || ip.is_broadcast() => Err(value.bad(format!("`{host}` is not the address of one machine"))),
         Ok(ip) => Ok((tcp(IpAddr::V4(ip), port), false)),
-        Err(_) if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') => Err(value.bad(format!("`{host}` is not an IPv4 address"))),
+        Err(_) if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
+            Err(value.bad(format!("`{host}` is not an IPv4 address")))
+        }
         Err(_) => Err(value
             .bad(format!("`{host}` is a host name; rsup listens on addresses of this machine"))
             .hint(format!("write its address, or {port} for all addresses, or \"127.0.0.1:{port}\" for this machine only"))),
@@ -141,7 +143,9 @@ fn split_port(text: &str) -> Option<(&str, &str)> {
 fn without_brackets(value: &Value, text: &str) -> Bad {
     let bad = value.bad(format!("`{text}`: an IPv6 address needs brackets"));
     // `::1:3001` is an address as it stands, but nobody means that one.
-    let split = text.rsplit_once(':').filter(|(host, port)| host.parse::<Ipv6Addr>().is_ok() && port.len() > 1 && port.parse::<u16>().is_ok());
+    let split = text
+        .rsplit_once(':')
+        .filter(|(host, port)| host.parse::<Ipv6Addr>().is_ok() && port.len() > 1 && port.parse::<u16>().is_ok());
     match split {
         Some((host, port)) => bad.hint(format!("write \"[{host}]:{port}\"")),
         None if text.parse::<Ipv6Addr>().is_ok() => bad.hint(format!("write \"[{text}]:3001\"")),
@@ -170,7 +174,9 @@ fn port(value: &Value, digits: &str) -> Result<u16, Bad> {
 
 fn port_number(value: &Value, n: i64) -> Result<u16, Bad> {
     match u16::try_from(n) {
-        Ok(0) => Err(value.bad("port 0 means a port of the kernel's choice, which nobody could find").hint("choose a port from 1 to 65535")),
+        Ok(0) => Err(value
+            .bad("port 0 means a port of the kernel's choice, which nobody could find")
+            .hint("choose a port from 1 to 65535")),
         Ok(port) => Ok(port),
         Err(_) => Err(value.bad(format!("{n} is not a port")).hint("choose a port from 1 to 65535")),
     }
@@ -185,7 +191,9 @@ fn unix(cx: &Context, value: &Value, path: &str) -> Result<Listen, Bad> {
         return Err(value.bad("a path cannot contain a NUL"));
     }
     if path.starts_with('@') {
-        return Err(value.bad("abstract unix sockets are not supported").hint("write the path of a file: \"unix:/run/api.sock\""));
+        return Err(value
+            .bad("abstract unix sockets are not supported")
+            .hint("write the path of a file: \"unix:/run/api.sock\""));
     }
     let full: PathBuf = cx.base.join(path).components().collect();
     let length = full.as_os_str().len();
@@ -210,7 +218,9 @@ pub(super) fn overlaps(cx: &mut Context, all: &[Placed]) {
             bad.hint("two apps cannot share an address; give one of them another port")
         } else if earlier.listen == later.listen {
             bad.hint("leave one out")
-        } else if later.listen.tcp().is_some_and(|addr| addr.ip().is_ipv4()) && earlier.listen.tcp().is_some_and(|addr| addr.is_ipv6()) {
+        } else if later.listen.tcp().is_some_and(|addr| addr.ip().is_ipv4())
+            && earlier.listen.tcp().is_some_and(|addr| addr.is_ipv6())
+        {
             bad.hint("the first takes IPv4 as well; leave the second out")
         } else {
             bad.hint("the wider one takes the connections of both; leave the other out")

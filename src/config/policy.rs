@@ -31,9 +31,9 @@ fn signal(value: &Value) -> Result<i32, Bad> {
         (None, None) => return Err(value.expected("the name of a signal").hint(HINT)),
     };
     match number {
-        Some(libc::SIGKILL) => {
-            Err(value.bad("SIGKILL leaves a worker no time to finish its requests").hint("that comes after `kill_timeout` anyway; write `kill_timeout = 0` to have it at once"))
-        }
+        Some(libc::SIGKILL) => Err(value
+            .bad("SIGKILL leaves a worker no time to finish its requests")
+            .hint("that comes after `kill_timeout` anyway; write `kill_timeout = 0` to have it at once")),
         Some(libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGCONT) => {
             Err(value.bad("this signal does not end a process").hint(HINT))
         }
@@ -83,7 +83,9 @@ fn restart_policy(value: &Value) -> Result<RestartPolicy, Bad> {
         (Some("on-failure"), _) => Ok(RestartPolicy::OnFailure),
         (Some("never"), _) => Ok(RestartPolicy::Never),
         (Some("no"), _) | (_, Kind::Bool(false)) => Err(value.bad("not a policy").hint("rsup calls it \"never\"")),
-        (Some("yes" | "unless-stopped"), _) | (_, Kind::Bool(true)) => Err(value.bad("not a policy").hint("rsup calls it \"always\"")),
+        (Some("yes" | "unless-stopped"), _) | (_, Kind::Bool(true)) => {
+            Err(value.bad("not a policy").hint("rsup calls it \"always\""))
+        }
         (Some(other), _) => {
             let normal = other.to_lowercase().replace(['_', ' '], "-");
             Err(value.bad(format!("`{other}` is not a policy")).hint(suggest::one_of(&normal, KNOWN)))
@@ -118,7 +120,8 @@ fn max_surge(value: &Value, instances: u16) -> Result<u16, Bad> {
     if let Some(text) = value.as_str()
         && text.contains('%')
     {
-        let share = units::percent(text).ok_or_else(|| value.bad(format!("`{text}` is not a share")).hint("from \"1%\" to \"100%\""))?;
+        let share =
+            units::percent(text).ok_or_else(|| value.bad(format!("`{text}` is not a share")).hint("from \"1%\" to \"100%\""))?;
         let workers = (u32::from(instances) * share).div_ceil(100);
         return Ok(u16::try_from(workers).unwrap_or(u16::MAX).max(1));
     }

@@ -38,10 +38,8 @@ pub(super) fn read(
 ) -> (Probe, Option<Probe>) {
     // A wrong address has been reported already; don't complain of its absence, too.
     let wrong_listen = listen.is_empty() && app.span_of("listen").is_some();
-    let reach = Reach {
-        tcp: wrong_listen || listen.iter().any(|l| l.tcp().is_some()),
-        unix: listen.iter().any(|l| l.tcp().is_none()),
-    };
+    let reach =
+        Reach { tcp: wrong_listen || listen.iter().any(|l| l.tcp().is_some()), unix: listen.iter().any(|l| l.tcp().is_none()) };
     let fallback = if reach.tcp { Check::Tcp } else { Check::Alive };
     let written = app.entry("readiness");
     let readiness = match written {
@@ -58,7 +56,11 @@ pub(super) fn read(
         && live_path == path
     {
         let bad = Bad { span: entry.span.clone(), message: "liveness asks the same path as readiness".to_owned(), hint: None };
-        cx.warn(bad.hint("a worker that is only busy for a while would be replaced; give liveness a path that depends on nothing else"));
+        cx.warn(
+            bad.hint(
+                "a worker that is only busy for a while would be replaced; give liveness a path that depends on nothing else",
+            ),
+        );
     }
     (readiness, liveness)
 }
@@ -81,7 +83,10 @@ fn possible(cx: &mut Context, app: &Cursor<'_>, readiness: &Probe, listen_timeou
         Check::Alive => (min_uptime, "without `listen` or `readiness` a worker is ready after `restart.min_uptime`"),
         _ => {
             let tries = readiness.interval.saturating_mul(readiness.success_threshold.saturating_sub(1));
-            (readiness.initial_delay.saturating_add(tries), "its readiness takes `initial_delay` and `success_threshold` intervals")
+            (
+                readiness.initial_delay.saturating_add(tries),
+                "its readiness takes `initial_delay` and `success_threshold` intervals",
+            )
         }
     };
     if least < listen_timeout {
@@ -111,7 +116,8 @@ fn probe(cx: &mut Context, value: &Value, section: &'static Section, app: &Curso
             }
         }
         _ => {
-            let bad = value.expected("a path or a table").hint(format!("a path as \"/ready\", or a table with {}", kinds_of(key)));
+            let bad =
+                value.expected("a path or a table").hint(format!("a path as \"/ready\", or a table with {}", kinds_of(key)));
             cx.error(Bad { message: format!("`{key}`: {}", bad.message), ..bad });
             None
         }
@@ -148,15 +154,11 @@ fn table_probe(
     let success_threshold = c.get(cx, "success_threshold", 1, |value| policy::count(value, 1));
     let failure_threshold = c.get(cx, "failure_threshold", 3, |value| policy::count(value, 1));
 
-    let kinds: Vec<&'static str> = [
-        ("path", c.span_of("path").is_some()),
-        ("tcp", tcp),
-        ("exec", c.span_of("exec").is_some()),
-        ("notify", notify),
-    ]
-    .into_iter()
-    .filter_map(|(kind, is)| is.then_some(kind))
-    .collect();
+    let kinds: Vec<&'static str> =
+        [("path", c.span_of("path").is_some()), ("tcp", tcp), ("exec", c.span_of("exec").is_some()), ("notify", notify)]
+            .into_iter()
+            .filter_map(|(kind, is)| is.then_some(kind))
+            .collect();
     let kind = match kinds.as_slice() {
         [] => {
             if !cx.failed {
@@ -178,7 +180,11 @@ fn table_probe(
             cx.error(bad);
         }
         if (kind, key) == ("notify", "liveness") {
-            let bad = Bad { span, message: "`notify` tells once that a worker is ready, not that it still lives".to_owned(), hint: None };
+            let bad = Bad {
+                span,
+                message: "`notify` tells once that a worker is ready, not that it still lives".to_owned(),
+                hint: None,
+            };
             cx.error(bad.hint("use `path`, `tcp` or `exec` for liveness"));
         }
         for only_http in ["expect_status", "host", "headers"] {
@@ -258,7 +264,9 @@ fn headers(cx: &mut Context, value: &Value) -> BTreeMap<String, String> {
         if HeaderName::from_bytes(entry.key.as_bytes()).is_err() {
             cx.error(wrong(format!("`{}` cannot be the name of a header", entry.key)));
         } else if entry.key.eq_ignore_ascii_case("host") {
-            cx.error(wrong("the Host header has a key of its own".to_owned()).hint("write `host = \"example.com\"` beside `headers`"));
+            cx.error(
+                wrong("the Host header has a key of its own".to_owned()).hint("write `host = \"example.com\"` beside `headers`"),
+            );
         } else {
             let text = match &entry.value.kind {
                 Kind::String(text) => text.clone(),

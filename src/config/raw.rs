@@ -108,7 +108,7 @@ pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<Problem>> {
         .iter()
         .map(|error| {
             let problem = Problem::error(source, error.message());
-            match error.span() {
+            match error.span().map(|span| within_line(&source.text, span)) {
                 Some(span) => match syntax_hint(&source.text, &span, error.message()) {
                     Some(hint) => problem.at(span).hint(hint),
                     None => problem.at(span),
@@ -120,6 +120,18 @@ pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<Problem>> {
     let table = convert_table(table.get_ref(), source, &mut problems);
     problems.sort_by_key(Problem::order);
     if problems.is_empty() { Ok(table) } else { Err(problems) }
+}
+
+/// A mistake at the end of a line is shown under the last character of the line, not under the line break.
+fn within_line(text: &str, span: Span) -> Span {
+    let trimmed = text.get(span.clone()).map_or(0, |part| part.trim_end_matches(['\n', '\r']).len());
+    let end = span.start + trimmed;
+    let at_end = text.get(end..).is_some_and(|rest| rest.is_empty() || rest.starts_with(['\n', '\r']));
+    let last = text.get(..end).and_then(|before| before.chars().next_back()).filter(|c| !c.is_control());
+    match last {
+        Some(last) if trimmed == 0 && at_end => end - last.len_utf8()..end,
+        _ => span.start..end,
+    }
 }
 
 /// What people often mean who write what is not TOML.
@@ -135,7 +147,8 @@ fn syntax_hint(text: &str, span: &Span, message: &str) -> Option<String> {
     if message.contains("string values must be quoted") {
         return Some(format!("write {:?}", text.get(span.clone())?));
     }
-    let name = |text: &str| !text.trim().is_empty() && text.trim().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let name =
+        |text: &str| !text.trim().is_empty() && text.trim().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     match line.split_once(':') {
         Some((key, value)) if name(key) && !value.trim().is_empty() => Some(format!("write `{} = {}`", key.trim(), value.trim())),
         _ => None,

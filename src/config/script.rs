@@ -53,8 +53,8 @@ impl Line {
     }
 
     fn value(&mut self, option: &str, word: &str) -> Value {
-        self.word(option);
-        let span = self.word(word);
+        let start = self.word(option).start;
+        let span = start..self.word(word).end;
         Value { kind: Kind::String(word.to_owned()), span }
     }
 }
@@ -149,15 +149,16 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
             finish(machine, line, base, app, bads)
         }
         _ => {
-            let source = Source::new(Path::new("command line"), &line.text);
-            let problem = Problem::error(&source, "nothing to start").hint("write `rsup start server.js`, or `rsup start -n api -- ./server --flag`");
+            let source = Source::excerpt(Path::new("command line"), &line.text);
+            let problem = Problem::error(&source, "nothing to start")
+                .hint("write `rsup start server.js`, or `rsup start -n api -- ./server --flag`");
             Err(ConfigErrors::new(vec![problem]))
         }
     }
 }
 
 fn finish(machine: Machine, line: Line, base: PathBuf, app: Entry, bads: Vec<Bad>) -> Result<AppSpec, ConfigErrors> {
-    let mut cx = Context::new(Source::new(Path::new("command line"), &line.text), base, machine);
+    let mut cx = Context::new(Source::excerpt(Path::new("command line"), &line.text), base, machine);
     for bad in bads {
         cx.error(bad);
     }
@@ -216,7 +217,9 @@ fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<
         // A program found by PATH.
         Err(_) if !program.contains('/') && with.is_none() && extension != "ts" => {
             if alone && program.contains(' ') {
-                return Err(value.bad(format!("`{program}` is one word here")).hint(format!("write `rsup start -n NAME -- {program}`")));
+                return Err(value
+                    .bad(format!("`{program}` is one word here"))
+                    .hint(format!("write `rsup start -n NAME -- {program}`")));
             }
             return Ok(vec![word(program)]);
         }
@@ -226,7 +229,9 @@ fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<
         return Ok(vec![word(program)]);
     }
     if metadata.is_dir() {
-        return Err(value.bad(format!("{} is a folder", path.display())).hint("name the script, or the file of the configuration in it"));
+        return Err(value
+            .bad(format!("{} is a folder", path.display()))
+            .hint("name the script, or the file of the configuration in it"));
     }
     let executable = metadata.permissions().mode() & 0o111 != 0;
     // A plain name would be looked for in PATH alone.
@@ -237,6 +242,9 @@ fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<
         None if extension == "ts" => Err(value
             .bad("rsup does not know what should run TypeScript")
             .hint(format!("say it: `rsup start -n {} -- npx tsx {program}`, or name the compiled .js file", stem(program)))),
-        None => Err(value.bad(format!("{program} is not executable")).hint(format!("run `chmod +x {program}`, or name what runs it: `rsup start -n {} -- PROGRAM {program}`", stem(program)))),
+        None => Err(value.bad(format!("{program} is not executable")).hint(format!(
+            "run `chmod +x {program}`, or name what runs it: `rsup start -n {} -- PROGRAM {program}`",
+            stem(program)
+        ))),
     }
 }

@@ -74,7 +74,8 @@ fn a_basic_app_gets_every_default() {
         spec.reload,
         Reload { max_surge: 1, min_ready: Duration::ZERO, deadline: Duration::from_secs(600), auto_rollback: true }
     );
-    let log = Log { out: None, err: None, format: LogFormat::Text, timestamps: true, max_size: 50 << 20, keep: 10, compress: true };
+    let log =
+        Log { out: None, err: None, format: LogFormat::Text, timestamps: true, max_size: 50 << 20, keep: 10, compress: true };
     assert_eq!(spec.log, log);
 }
 
@@ -89,7 +90,10 @@ fn the_example_loads_and_says_the_defaults() {
     assert_eq!((&web.stop, &web.restart, &web.reload, &web.log), (&plain.stop, &plain.restart, &plain.reload, &plain.log));
     assert_eq!(web.readiness, app("listen = 3002\nreadiness = \"/ready\"").readiness);
     assert_eq!(web.liveness, app("listen = 3002\nliveness = { tcp = true }").liveness);
-    assert_eq!((apps[0].listen_timeout, apps[0].drain_timeout, apps[0].kill_timeout, apps[0].balance), (plain.listen_timeout, plain.drain_timeout, plain.kill_timeout, plain.balance));
+    assert_eq!(
+        (apps[0].listen_timeout, apps[0].drain_timeout, apps[0].kill_timeout, apps[0].balance),
+        (plain.listen_timeout, plain.drain_timeout, plain.kill_timeout, plain.balance)
+    );
 }
 
 #[test]
@@ -99,7 +103,10 @@ fn the_example_has_every_key() {
             let found = EXAMPLE.lines().any(|line| {
                 let line = line.trim_start_matches(['#', ' ']);
                 let named = |text: &str| text.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
-                named(line) || line.split("or ").any(named) || line.starts_with(&format!("[{key}")) || line.contains(&format!(".{key}]"))
+                named(line)
+                    || line.split("or ").any(named)
+                    || line.starts_with(&format!("[{key}"))
+                    || line.contains(&format!(".{key}]"))
             });
             assert!(found, "`{key}` of {} is not in supervisor.toml.example", section.header);
         }
@@ -112,7 +119,10 @@ fn the_commented_keys_of_the_example_are_right() {
     let text: String = EXAMPLE
         .lines()
         .map(|line| match line.trim_start().strip_prefix("# ") {
-            Some(rest) if rest.split('=').next().is_some_and(|key| keys::ALL.iter().any(|s| s.keys.contains(&key.trim()))) && !rest.contains(".env") => {
+            Some(rest)
+                if rest.split('=').next().is_some_and(|key| keys::ALL.iter().any(|s| s.keys.contains(&key.trim())))
+                    && !rest.contains(".env") =>
+            {
                 format!("{rest}\n")
             }
             _ => format!("{line}\n"),
@@ -131,7 +141,9 @@ fn apps_keep_the_order_of_the_file() {
 
 #[test]
 fn keys_beginning_with_x_are_free() {
-    loaded("x-note = 1\n[x-table]\na = 1\n[supervisor]\nx-y = 1\n[app.a]\ncommand = 'a'\nx-team = 'b'\n[app.a.stop]\nx-z = 1\n[app.a.readiness]\nexec = ['a']\nx-q = 1\n");
+    loaded(
+        "x-note = 1\n[x-table]\na = 1\n[supervisor]\nx-y = 1\n[app.a]\ncommand = 'a'\nx-team = 'b'\n[app.a.stop]\nx-z = 1\n[app.a.readiness]\nexec = ['a']\nx-q = 1\n",
+    );
 }
 
 #[test]

@@ -14,7 +14,9 @@ pub(super) fn duration(value: &Value) -> Result<Duration, Bad> {
         Kind::Int(n) => millis(*n),
         Kind::String(text) => parse_duration(text),
         Kind::Float(n) if n.is_finite() && *n >= 0.0 => {
-            return Err(value.bad("a duration without a unit is a whole number of milliseconds").hint(format!("write \"{n}s\" if it is seconds")));
+            return Err(value
+                .bad("a duration without a unit is a whole number of milliseconds")
+                .hint(format!("write \"{n}s\" if it is seconds")));
         }
         _ => return Err(value.expected("a duration").hint(DURATION_HINT)),
     };
@@ -151,7 +153,23 @@ mod tests {
         assert_eq!(ms("0.5h"), Ok(1_800_000));
         assert_eq!(ms("3000"), Ok(3000));
         assert_eq!(ms("0"), Ok(0));
-        for wrong in ["", "s", "abc", "10x", "-5s", "-5", "10M", "1.s", "1.5", ".5s", "1e3s", "400d", "99999999999999999999s", "1.5s 2s", "inf"] {
+        for wrong in [
+            "",
+            "s",
+            "abc",
+            "10x",
+            "-5s",
+            "-5",
+            "10M",
+            "1.s",
+            "1.5",
+            ".5s",
+            "1e3s",
+            "400d",
+            "99999999999999999999s",
+            "1.5s 2s",
+            "inf",
+        ] {
             assert!(ms(wrong).is_err(), "{wrong}");
         }
     }

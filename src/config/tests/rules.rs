@@ -37,7 +37,10 @@ fn instances() {
 #[test]
 fn surge_as_a_share_is_rounded_up() {
     let surge = |n: u16, value: &str| app(&format!("instances = {n}\nreload.max_surge = {value}")).reload.max_surge;
-    assert_eq!([surge(4, "\"50%\""), surge(5, "\"50%\""), surge(1, "\"1%\""), surge(3, "\"100%\""), surge(1, "7")], [2, 3, 1, 3, 7]);
+    assert_eq!(
+        [surge(4, "\"50%\""), surge(5, "\"50%\""), surge(1, "\"1%\""), surge(3, "\"100%\""), surge(1, "7")],
+        [2, 3, 1, 3, 7]
+    );
 }
 
 #[test]
@@ -58,10 +61,11 @@ fn readiness_follows_the_addresses() {
 
 #[test]
 fn statuses() {
-    let status = |value: &str| match app(&format!("listen = 1\nreadiness = {{ path = '/', expect_status = {value} }}")).readiness.check {
-        Check::Http { expect_status, .. } => expect_status,
-        other => panic!("{other:?}"),
-    };
+    let status =
+        |value: &str| match app(&format!("listen = 1\nreadiness = {{ path = '/', expect_status = {value} }}")).readiness.check {
+            Check::Http { expect_status, .. } => expect_status,
+            other => panic!("{other:?}"),
+        };
     assert_eq!(status("200"), [200..=200]);
     assert_eq!(status("'200, 204,300-399'"), [200..=200, 204..=204, 300..=399]);
     assert_eq!(status("[200, '400-499']"), [200..=200, 400..=499]);
@@ -76,8 +80,20 @@ fn environment() {
     let path = folder.path().join("supervisor.toml");
     let text = "[app.a]\ncommand = 'a'\nenv_file = ['.env', 'more.env']\nenv = { C = true, N = 3, F = 1.5 }\n";
     let spec = parse_on(MACHINE, text, &path).expect("right").config.apps.remove(0);
+    assert_eq!(spec.cwd, folder.path());
     let pairs: Vec<_> = spec.env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(pairs, [("A", "file"), ("B", "more"), ("C", "true"), ("F", "1.5"), ("LISTEN_ADDR", ":80"), ("N", "3")]);
+}
+
+#[test]
+fn a_port_in_an_env_file_is_compared_with_listen() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join(".env"), "PORT=3000\n").expect("written");
+    let path = folder.path().join("supervisor.toml");
+    let text = "[app.a]\ncommand = 'a'\nlisten = 3001\nenv_file = '.env'\n";
+    let loaded = parse_on(MACHINE, text, &path).expect("right");
+    let warning = loaded.warnings[0].finding();
+    assert_eq!((warning.line, warning.column, warning.severity), (Some(4), Some(12), "warning"));
 }
 
 #[test]
@@ -191,7 +207,8 @@ mod init {
             std::fs::write(path, text).expect("written");
         }
         let text = sample(folder.path());
-        let loaded = parse_on(MACHINE, &text, &folder.path().join("supervisor.toml")).unwrap_or_else(|e| panic!("{}", e.render(false)));
+        let loaded =
+            parse_on(MACHINE, &text, &folder.path().join("supervisor.toml")).unwrap_or_else(|e| panic!("{}", e.render(false)));
         assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
         loaded.config.apps[0].command.join(" ")
     }
@@ -199,7 +216,10 @@ mod init {
     #[test]
     fn looks_at_the_folder() {
         assert_eq!(command(&[]), "node server.js");
-        assert_eq!(command(&[("package.json", r#"{"scripts":{"start":"node dist/main.js --port 3000"}}"#)]), "node dist/main.js --port 3000");
+        assert_eq!(
+            command(&[("package.json", r#"{"scripts":{"start":"node dist/main.js --port 3000"}}"#)]),
+            "node dist/main.js --port 3000"
+        );
         assert_eq!(command(&[("package.json", r#"{"scripts":{"start":"next start"}}"#)]), "npm start");
         assert_eq!(command(&[("package.json", r#"{"scripts":{"start":"node a.js && node b.js"}}"#)]), "npm start");
         assert_eq!(command(&[("package.json", r#"{"main":"lib/a.js"}"#)]), "node lib/a.js");

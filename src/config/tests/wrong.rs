@@ -134,8 +134,9 @@ restart.min_uptime = "15s"
 
 #[test]
 fn commands() {
-    assert_snapshot!(errors(
-        r#"[app.a]
+    assert_snapshot!(
+        errors(
+            r#"[app.a]
 command = "npm run migrate && npm start"
 [app.b]
 command = "NODE_ENV=production node x.js"
@@ -154,8 +155,9 @@ command = 5
 [app.i]
 command = "~/bin/app"
 "#
-    )
-    .replace(&std::env::var("HOME").unwrap_or_default(), "HOME"));
+        )
+        .replace(&std::env::var("HOME").unwrap_or_default(), "HOME")
+    );
 }
 
 #[test]
@@ -234,8 +236,9 @@ fn mistakes_in_an_env_file() {
 
 #[test]
 fn as_data_and_as_lines() {
-    let errors = parse_on(MACHINE, "[app.\"ä\"]\n\n[app.b]\nx = 1\ncommand = 'b'\nkill_timeout = 0\n", Path::new("/supervisor.toml"))
-        .expect_err("mistakes");
+    let errors =
+        parse_on(MACHINE, "[app.\"ä\"]\n\n[app.b]\nx = 1\ncommand = 'b'\nkill_timeout = 0\n", Path::new("/supervisor.toml"))
+            .expect_err("mistakes");
     assert_eq!(errors.len(), 3);
     assert_snapshot!(serde_json::to_string_pretty(&errors.findings()).expect("plain data"));
     assert_snapshot!(errors);
