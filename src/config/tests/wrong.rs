@@ -134,9 +134,8 @@ restart.min_uptime = "15s"
 
 #[test]
 fn commands() {
-    assert_snapshot!(
-        errors(
-            r#"[app.a]
+    assert_snapshot!(errors(
+        r#"[app.a]
 command = "npm run migrate && npm start"
 [app.b]
 command = "NODE_ENV=production node x.js"
@@ -152,12 +151,29 @@ instances = 1
 command = ["node", ["x"]]
 [app.h]
 command = 5
-[app.i]
-command = "~/bin/app"
 "#
-        )
-        .replace(&std::env::var("HOME").unwrap_or_default(), "HOME")
-    );
+    ));
+}
+
+#[test]
+fn a_tilde_is_not_expanded() {
+    for text in
+        ["[app.a]\ncommand = '~/bin/app'", "[app.a]\ncommand = 'a'\ncwd = '~'", "[app.a]\ncommand = 'a'\nenv_file = '~/.env'"]
+    {
+        assert!(errors(text).contains("`~` is not expanded"), "{text}");
+    }
+}
+
+#[test]
+fn absurd_depth_is_refused() {
+    let deep = 100_000;
+    let dotted = format!("{}a = 1\n", "a.".repeat(deep));
+    let header = format!("[{}a]\n", "a.".repeat(deep));
+    let lists = format!("a = {}{}\n", "[".repeat(deep), "]".repeat(deep));
+    let tables = format!("a = {}1{}\n", "{ a = ".repeat(deep), "}".repeat(deep));
+    for text in [dotted, header, lists, tables] {
+        assert!(parse_on(MACHINE, &text, Path::new("/supervisor.toml")).is_err());
+    }
 }
 
 #[test]
