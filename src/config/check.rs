@@ -9,7 +9,8 @@ use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::*;
 use super::{env, keys, policy, probe, suggest, units};
 
-const MAX_INSTANCES: u16 = 250;
+/// The most workers that one app can have: what the steering program has room for, surge included.
+pub const MOST_INSTANCES: u16 = 250;
 const COMMAND_HINT: &str = "write `command = [\"node\", \"server.js\"]` or `command = \"node server.js\"`";
 
 /// Checks a whole file; what is wrong is in the context.
@@ -272,8 +273,8 @@ fn instances(value: &Value, machine: Machine) -> Result<u16, Bad> {
         Some(0) => Err(value.bad("no instances at all").hint("to stop an app, run `rsup stop`; in a file, 1 is the least")),
         Some(n) if n < 0 => Ok(clamp(machine.cores.saturating_sub(usize::try_from(n.unsigned_abs()).unwrap_or(usize::MAX)))),
         Some(n) => match u16::try_from(n) {
-            Ok(n) if n <= MAX_INSTANCES => Ok(n),
-            _ => Err(value.bad(format!("{n} instances are too many")).hint(format!("{MAX_INSTANCES} is the most"))),
+            Ok(n) if n <= MOST_INSTANCES => Ok(n),
+            _ => Err(value.bad(format!("{n} instances are too many")).hint(format!("{MOST_INSTANCES} is the most"))),
         },
         None => match value.as_str() {
             Some(text) => Err(value.bad(format!("`{text}` is not a number of instances")).hint(HINT)),
@@ -283,7 +284,7 @@ fn instances(value: &Value, machine: Machine) -> Result<u16, Bad> {
 }
 
 fn clamp(cores: usize) -> u16 {
-    u16::try_from(cores).unwrap_or(MAX_INSTANCES).clamp(1, MAX_INSTANCES)
+    u16::try_from(cores).unwrap_or(MOST_INSTANCES).clamp(1, MOST_INSTANCES)
 }
 
 fn max_memory(value: &Value) -> Result<u64, Bad> {

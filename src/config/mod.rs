@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 pub use error::{ConfigErrors, Finding, Problem};
 pub use init::sample;
 pub use script::{Script, from_script};
+pub use check::MOST_INSTANCES;
 pub use types::*;
 
 use cursor::{Context, Machine};

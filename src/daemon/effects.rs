@@ -117,7 +117,7 @@ impl Daemon {
         }
     }
 
-    fn start_relays(&mut self, app: &AppName, slot: Option<u16>) {
+    pub(super) fn start_relays(&mut self, app: &AppName, slot: Option<u16>) {
         let resources = self.app(app);
         if resources.relaying.contains_key(&slot) {
             return;

@@ -192,7 +192,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
             stop = signals.next() => daemon.on_signal(stop),
-            Some(problem) = log_problems.recv() => warn!("log: {problem}"),
+            Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
         }
         // What has queued up meanwhile is handled before the next look at the clock.
@@ -289,7 +289,7 @@ impl Daemon {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Input(input) => {
-                self.note_end(&input);
+                let input = self.complete_end(input);
                 self.handle(input);
             }
             Event::Call { call, answer } => self.on_call(call, answer),

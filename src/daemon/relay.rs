@@ -11,13 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncWriteExt, Interest, copy_bidirectional};
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::sockets::Queue;
 use crate::sys::listen::accept_nonblocking;
+use crate::sys::readiness::readable;
 
 /// Connections that rsup holds at the same time, per app; more wait in the kernel's queue.
 const MOST: usize = 1024;
@@ -51,7 +52,7 @@ impl Relays {
 
     /// The queue's socket must be non-blocking and stay so.
     pub fn watch(&self, queue: Queue) -> io::Result<Relay> {
-        let ours = AsyncFd::with_interest(queue.fd.try_clone()?, Interest::READABLE)?;
+        let ours = readable(queue.fd.try_clone()?)?;
         let task = tokio::spawn(accept_loop(ours, queue.target, self.clone(), queue.slot.is_none()));
         Ok(Relay { fd: queue.fd, target: queue.target, shared: self.clone(), task })
     }
@@ -93,7 +94,7 @@ impl Relay {
     /// worker which is not ready yet does not get it.
     pub fn stop(self) {
         self.task.abort();
-        while let Ok(Some(connection)) = accept_nonblocking(self.fd.as_fd()) {
+        while let Ok(Some((connection, _))) = accept_nonblocking(self.fd.as_fd()) {
             self.shared.pass(connection, self.target);
         }
     }
@@ -115,7 +116,7 @@ async fn accept_loop(queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Relays
         }
         let Ok(permit) = shared.room.clone().acquire_owned().await else { return };
         match accept_nonblocking(queue.get_ref().as_fd()) {
-            Ok(Some(connection)) => {
+            Ok(Some((connection, _))) => {
                 let shared = shared.clone();
                 tokio::spawn(async move {
                     let _permit = permit;

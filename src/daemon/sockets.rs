@@ -79,7 +79,7 @@ impl Sockets {
                         let group = Group::open(*addr, *v6only, size)?;
                         let table = Table { weights: vec![0; size], balance: Balance::Random, hold: LOBBY };
                         if let Err(source) = group.steer(&table) {
-                            return Err(ListenError::Other { addr: address.to_string(), step: "steering", source });
+                            return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
                         }
                         Bound::Tcp { group, table }
                     }
@@ -208,7 +208,7 @@ impl Sockets {
         }
         let accepted = group.change_family(want)?;
         if let Err(source) = group.steer(table) {
-            return Err(ListenError::Other { addr: address.to_string(), step: "steering", source });
+            return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
         }
         Ok(Some(Changed { address: address.clone(), accepted }))
     }

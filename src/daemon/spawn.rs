@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
@@ -14,6 +13,7 @@ use super::{Daemon, Event, Events, complain, notify, shared, tree};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
+use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover::{self, Answer, Bind};
 use crate::sys::{procfs::StartTime, process};
@@ -142,21 +142,23 @@ impl Daemon {
         tokio::spawn(until_end(id.clone(), pid, pidfd, exec, self.events.clone()));
     }
 
-    /// Completes the exit of a worker with what is left of its tree, and waits for that to go.
-    pub(super) fn note_end(&mut self, input: &Input) {
-        let Input::Exited { worker, .. } = input else { return };
-        let Some(running) = self.running.get_mut(&worker.generation) else { return };
+    /// Adds to the end of a worker what is left of its tree, and waits for that to go.
+    pub(super) fn complete_end(&mut self, input: Input) -> Input {
+        let Input::Exited { worker, exit, .. } = input else { return input };
+        let Some(running) = self.running.get_mut(&worker.generation) else {
+            return Input::Exited { worker, exit, descendants: false };
+        };
         running.exited = true;
-        let remains = running.remains();
-        if remains.is_empty() {
-            return;
+        let descendants = !running.remains().is_empty();
+        if descendants {
+            let (id, pid, tree, kill) = (worker.clone(), running.pid, running.tree.clone(), running.kill.clone());
+            let events = self.events.clone();
+            tokio::spawn(async move {
+                tree::until_gone(&id, pid, &tree, &kill).await;
+                let _ = events.send(Event::Input(Input::TreeGone { worker: id }));
+            });
         }
-        let (worker, pid, tree, kill) = (running.id.clone(), running.pid, running.tree.clone(), running.kill.clone());
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            tree::until_gone(&worker, pid, &tree, &kill).await;
-            let _ = events.send(Event::Input(Input::TreeGone { worker }));
-        });
+        Input::Exited { worker, exit, descendants }
     }
 
     /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
@@ -235,14 +237,14 @@ async fn until_end(id: WorkerId, pid: u32, pidfd: Arc<OwnedFd>, exec: ExecReport
     }));
     let exit = ended(&pidfd).await;
     if !failed {
-        let descendants = false;
-        let _ = events.send(Event::Input(Input::Exited { worker: id, exit, descendants }));
+        // The loop looks for descendants.
+        let _ = events.send(Event::Input(Input::Exited { worker: id, exit, descendants: false }));
     }
 }
 
 async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, String> {
     let system = |why: std::io::Error| format!("its start cannot be watched: {why}");
-    let mut report = AsyncFd::with_interest(exec, Interest::READABLE).map_err(system)?;
+    let mut report = readable(exec).map_err(system)?;
     loop {
         let mut guard = report.readable_mut().await.map_err(system)?;
         match guard.get_inner_mut().read().map_err(system)? {
@@ -255,7 +257,7 @@ async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, String
 
 /// Waits for the end of a child, and takes its status.
 pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
-    let Ok(fd) = AsyncFd::with_interest(pidfd.clone(), Interest::READABLE) else { return Exit::Unknown };
+    let Ok(fd) = readable(pidfd.clone()) else { return Exit::Unknown };
     loop {
         let Ok(mut guard) = fd.readable().await else { return Exit::Unknown };
         match process::wait(pidfd) {
@@ -269,7 +271,7 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
 
 /// Passes trapped calls to the loop, one by one, until nobody is left who could make one.
 async fn answer_binds(worker: WorkerId, listener: takeover::Listener, events: Events) {
-    let Ok(listener) = AsyncFd::with_interest(listener, Interest::READABLE) else { return };
+    let Ok(listener) = readable(listener) else { return };
     let listener = shared(listener);
     loop {
         let Ok(mut guard) = listener.readable().await else { return };

@@ -13,6 +13,7 @@
 //! | [`process`] | signals, exits, limits, clock, credentials |
 //! | [`procfs`] | memory, processor time and descendants of a process |
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
+//! | [`readiness`] | descriptors that the event loop waits for |
 //! | [`holder`] | who listens on a port or path |
 
 #![allow(unsafe_code)]
@@ -24,6 +25,7 @@ pub mod listen;
 pub mod process;
 pub mod procfs;
 mod raw;
+pub mod readiness;
 pub mod sockdiag;
 pub mod spawn;
 pub mod steer;

@@ -8,7 +8,9 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
+mod children;
 mod meter;
+pub use children::{children, group_of, is_alive, resident};
 pub use meter::Meter;
 
 /// When a process was started, in clock ticks since boot (`/proc/PID/stat`, field 22). With the
