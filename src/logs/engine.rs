@@ -112,8 +112,17 @@ impl Engine {
             next_flow: WAKE + 1,
             workers: HashMap::new(),
             files: HashMap::new(),
-            buffers: Buffers { read: vec![0; TURN], lines: Vec::with_capacity(BATCH), prefix: Vec::new() },
-            common: Common { stats: Stats::default(), events, names, compressor },
+            buffers: Buffers {
+                read: vec![0; TURN],
+                lines: Vec::with_capacity(BATCH),
+                prefix: Vec::new(),
+            },
+            common: Common {
+                stats: Stats::default(),
+                events,
+                names,
+                compressor,
+            },
             check: None,
         })
     }
@@ -136,7 +145,9 @@ impl Engine {
             }
             loop {
                 match self.commands.try_recv() {
-                    Ok(Command::Shutdown) | Err(mpsc::TryRecvError::Disconnected) => return self.finish(),
+                    Ok(Command::Shutdown) | Err(mpsc::TryRecvError::Disconnected) => {
+                        return self.finish();
+                    }
                     Ok(command) => self.obey(command),
                     Err(mpsc::TryRecvError::Empty) => break,
                 }
@@ -146,7 +157,9 @@ impl Engine {
     }
 
     fn timeout(&self) -> EpollTimeout {
-        let Some(check) = self.check else { return EpollTimeout::NONE };
+        let Some(check) = self.check else {
+            return EpollTimeout::NONE;
+        };
         // Rounded up: a millisecond too early would be a turn for nothing.
         let millis = check.saturating_duration_since(Instant::now()).as_millis() + 1;
         EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
@@ -158,7 +171,9 @@ impl Engine {
 
     /// Reads once from a pipe and writes what lines that completes.
     fn turn(&mut self, id: u64) -> Got {
-        let Some(flow) = self.flows.get_mut(&id) else { return Got::Nothing };
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return Got::Nothing;
+        };
         let read = loop {
             match flow.pipe.read(&mut self.buffers.read) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -177,7 +192,11 @@ impl Engine {
                 let read = std::mem::take(&mut self.buffers.read);
                 self.emit(id, now, Step::Feed(&read[..n]));
                 self.buffers.read = read;
-                if self.flows.get(&id).is_some_and(|f| !f.unfinished.is_empty()) {
+                if self
+                    .flows
+                    .get(&id)
+                    .is_some_and(|f| !f.unfinished.is_empty())
+                {
                     self.check_at(now + QUIET);
                 }
                 Got::Bytes(n)
@@ -193,8 +212,12 @@ impl Engine {
 
     /// Formats the records that a step yields and writes them to the flow's file.
     fn emit(&mut self, id: u64, now: Instant, step: Step<'_>) {
-        let Some(flow) = self.flows.get_mut(&id) else { return };
-        let Some(file) = self.files.get_mut(&flow.path) else { return };
+        let Some(flow) = self.flows.get_mut(&id) else {
+            return;
+        };
+        let Some(file) = self.files.get_mut(&flow.path) else {
+            return;
+        };
         let mut tail = self.workers.get_mut(&flow.source.key).map(|w| &mut w.tail);
         let Buffers { lines, prefix, .. } = &mut self.buffers;
         let common = &mut self.common;
@@ -277,8 +300,10 @@ impl Engine {
             Some((path, _)) => path.clone(),
             None => Arc::from(path),
         };
-        let file =
-            self.files.entry(path.clone()).or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
+        let file = self
+            .files
+            .entry(path.clone())
+            .or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
         file.configure(settings);
         file.users += 1;
         path
@@ -301,14 +326,30 @@ impl Engine {
             Command::Detach { key, reply } => {
                 let mut given = Vec::new();
                 for id in self.ids(key) {
-                    if let Some(Flow { source, stream, pipe, unfinished, .. }) = self.remove(id) {
-                        given.push(Detached { source, stream, pipe: OwnedFd::from(pipe), unfinished });
+                    if let Some(Flow {
+                        source,
+                        stream,
+                        pipe,
+                        unfinished,
+                        ..
+                    }) = self.remove(id)
+                    {
+                        given.push(Detached {
+                            source,
+                            stream,
+                            pipe: OwnedFd::from(pipe),
+                            unfinished,
+                        });
                     }
                 }
                 let _ = reply.send(given);
             }
             Command::Configure { app, settings } => self.configure(&app, &settings),
-            Command::Note { app, settings, text } => {
+            Command::Note {
+                app,
+                settings,
+                text,
+            } => {
                 let path = self.acquire(&settings.out, &app, &settings);
                 if let Some(file) = self.files.get_mut(&path) {
                     file.note(&text, Instant::now(), &mut self.common);
@@ -317,7 +358,9 @@ impl Engine {
             }
             Command::Reopen => self.files.values_mut().for_each(LogFile::close),
             Command::Flush { reply } => {
-                self.ids(None).into_iter().for_each(|id| self.drain(id, PIPE));
+                self.ids(None)
+                    .into_iter()
+                    .for_each(|id| self.drain(id, PIPE));
                 let _ = reply.send(());
             }
             Command::Stats { reply } => {
@@ -332,11 +375,19 @@ impl Engine {
     }
 
     fn attach(&mut self, stream: Detached, settings: &Settings) {
-        let Detached { source, stream, pipe, unfinished } = stream;
+        let Detached {
+            source,
+            stream,
+            pipe,
+            unfinished,
+        } = stream;
         let id = self.next_flow;
         self.next_flow += 1;
-        let watched = set_nonblocking(&pipe)
-            .and_then(|()| Ok(self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, id))?));
+        let watched = set_nonblocking(&pipe).and_then(|()| {
+            Ok(self
+                .epoll
+                .add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, id))?)
+        });
         if let Err(error) = watched {
             bad_pipe(&self.common, &source, stream, &error);
             return;
@@ -348,12 +399,25 @@ impl Engine {
             self.check_at(touched + QUIET);
         }
         let (pipe, style) = (File::from(pipe), settings.into());
-        self.flows.insert(id, Flow { source, stream, pipe, unfinished, touched, style, path });
+        self.flows.insert(
+            id,
+            Flow {
+                source,
+                stream,
+                pipe,
+                unfinished,
+                touched,
+                style,
+                path,
+            },
+        );
     }
 
     fn configure(&mut self, app: &Arc<str>, settings: &Settings) {
         for id in self.ids(None) {
-            let Some(flow) = self.flows.get_mut(&id).filter(|f| f.source.app == *app) else { continue };
+            let Some(flow) = self.flows.get_mut(&id).filter(|f| f.source.app == *app) else {
+                continue;
+            };
             flow.style = settings.into();
             let old = flow.path.clone();
             let stream = flow.stream;
@@ -368,9 +432,20 @@ impl Engine {
     fn tail(&mut self, key: u64) -> Vec<TailLine> {
         let ids = self.ids(Some(key));
         ids.iter().for_each(|id| self.drain(*id, PIPE));
-        let mut lines = self.workers.get(&key).map(|w| w.tail.lines()).unwrap_or_default();
-        for flow in ids.iter().filter_map(|id| self.flows.get(id)).filter(|f| !f.unfinished.is_empty()) {
-            lines.push(TailLine { stream: flow.stream, text: tail::text(&flow.unfinished.bytes) });
+        let mut lines = self
+            .workers
+            .get(&key)
+            .map(|w| w.tail.lines())
+            .unwrap_or_default();
+        for flow in ids
+            .iter()
+            .filter_map(|id| self.flows.get(id))
+            .filter(|f| !f.unfinished.is_empty())
+        {
+            lines.push(TailLine {
+                stream: flow.stream,
+                text: tail::text(&flow.unfinished.bytes),
+            });
         }
         let surplus = lines.len().saturating_sub(tail::LINES);
         lines.split_off(surplus)
@@ -379,7 +454,11 @@ impl Engine {
     /// The flows of one worker, or all.
     fn ids(&self, key: Option<u64>) -> Vec<u64> {
         let wanted = |flow: &Flow| key.is_none_or(|key| flow.source.key == key);
-        self.flows.iter().filter(|(_, flow)| wanted(flow)).map(|(id, _)| *id).collect()
+        self.flows
+            .iter()
+            .filter(|(_, flow)| wanted(flow))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Writes lines that have been quiet for long, and tries files in trouble.
@@ -390,7 +469,9 @@ impl Engine {
         }
         self.check = None;
         for id in self.ids(None) {
-            let Some(flow) = self.flows.get(&id) else { continue };
+            let Some(flow) = self.flows.get(&id) else {
+                continue;
+            };
             let due = flow.touched + QUIET;
             if !flow.unfinished.is_empty() && due <= now {
                 self.emit(id, now, Step::Cut);
@@ -425,5 +506,9 @@ impl Engine {
 
 fn bad_pipe(common: &Common, source: &Source, stream: Stream, error: &io::Error) {
     let (source, error) = (source.clone(), error.to_string());
-    let _ = common.events.send(Event::BadPipe { source, stream, error });
+    let _ = common.events.send(Event::BadPipe {
+        source,
+        stream,
+        error,
+    });
 }

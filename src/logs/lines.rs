@@ -1,13 +1,14 @@
 //! The last lines of a log file, rotated ones included.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use memchr::memrchr_iter;
+use nix::fcntl::OFlag;
 
 use super::rotate;
 
@@ -20,11 +21,7 @@ const BLOCK: usize = 64 << 10;
 /// # Errors
 /// When a file that is there can't be read.
 pub fn last_lines(path: &Path, count: usize) -> io::Result<Vec<Vec<u8>>> {
-    let current = match File::open(path) {
-        Ok(file) => Some(file),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
+    let current = open(path)?;
     let end = match &current {
         Some(file) => file.metadata()?.len(),
         None => 0,
@@ -32,8 +29,28 @@ pub fn last_lines(path: &Path, count: usize) -> io::Result<Vec<Vec<u8>>> {
     before(path, current.as_ref(), end, count)
 }
 
+/// Opens a log file for reading. None if it doesn't exist, and for a device, a pipe or a terminal: what
+/// went there is not to be read again.
+pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
+    // Non-blocking for the sake of a FIFO, whose opening would wait for a writer.
+    match OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+    {
+        Ok(file) => Ok(file.metadata()?.is_file().then_some(file)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The last `count` lines that end before the byte `end` of the open `current` file of the log.
-pub(super) fn before(path: &Path, current: Option<&File>, end: u64, count: usize) -> io::Result<Vec<Vec<u8>>> {
+pub(super) fn before(
+    path: &Path,
+    current: Option<&File>,
+    end: u64,
+    count: usize,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut lines = VecDeque::new();
     let mut seen = Vec::new();
     if let Some(file) = current {
@@ -52,9 +69,8 @@ pub(super) fn before(path: &Path, current: Option<&File>, end: u64, count: usize
             break;
         }
         // A file that is rotated away while we look is either gone or met again.
-        let file = match File::open(&segment.path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            other => other?,
+        let Some(file) = open(&segment.path)? else {
+            continue;
         };
         let meta = file.metadata()?;
         if seen.contains(&rotate::identity(&meta)) {
@@ -142,7 +158,13 @@ mod tests {
     }
 
     fn text(range: std::ops::Range<usize>) -> Vec<u8> {
-        numbers(range).into_iter().flat_map(|mut l| { l.push(b'\n'); l }).collect()
+        numbers(range)
+            .into_iter()
+            .flat_map(|mut l| {
+                l.push(b'\n');
+                l
+            })
+            .collect()
     }
 
     #[test]
@@ -155,10 +177,28 @@ mod tests {
         fs::write(rotate::gzipped(&path, 2), gz.finish().expect("gzip")).expect("write");
         fs::write(rotate::plain(&path, 1), text(30_000..60_000)).expect("write");
         fs::write(&path, text(60_000..90_000)).expect("write");
-        for count in [0, 1, 10, 29_999, 30_000, 30_001, 60_000, 60_001, 80_000, 90_000] {
-            assert!(last_lines(&path, count).expect("lines") == numbers(90_000 - count..90_000), "{count}");
+        for count in [
+            0, 1, 10, 29_999, 30_000, 30_001, 60_000, 60_001, 80_000, 90_000,
+        ] {
+            assert!(
+                last_lines(&path, count).expect("lines") == numbers(90_000 - count..90_000),
+                "{count}"
+            );
         }
         assert_eq!(last_lines(&path, 100_000).expect("lines").len(), 90_000);
+    }
+
+    #[test]
+    fn devices_and_fifos_have_no_lines() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        assert!(last_lines(&path, 10).expect("lines").is_empty());
+        assert!(
+            last_lines(Path::new("/dev/zero"), 10)
+                .expect("lines")
+                .is_empty()
+        );
     }
 
     #[test]

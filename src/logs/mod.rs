@@ -143,7 +143,7 @@ pub struct Stats {
     pub lost_lines: u64,
     /// How often a full file was rotated.
     pub rotations: u64,
-    /// How often writing, opening, rotating or compressing failed.
+    /// How often opening, writing or rotating a file failed.
     pub errors: u64,
     /// Pipes that are open.
     pub pipes: usize,
