@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 use super::sockets::Queue;
 use crate::sys::listen::accept_nonblocking;
 use crate::sys::readiness::readable;
+use crate::sys::steer;
 
 /// Connections that rsup holds at the same time, per app; more wait in the kernel's queue.
 const MOST: usize = 1024;
@@ -69,6 +70,10 @@ impl Relays {
 
     async fn relay(mut self, connection: OwnedFd, target: SocketAddr) {
         let Ok(mut client) = TcpStream::from_std(connection.into()) else { return };
+        // A probe that nobody took: its answer must come from its own slot or not at all.
+        if client.peer_addr().is_ok_and(|peer| steer::is_probe(peer.ip())) {
+            return;
+        }
         let _ = client.set_nodelay(true);
         self.relayed.fetch_add(1, Ordering::Relaxed);
         loop {

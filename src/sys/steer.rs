@@ -119,6 +119,12 @@ pub fn probe_source_v4(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, 83, hi, lo)
 }
 
+/// Whether an IPv4 peer (or its IPv4-mapped form) is a prober.
+#[must_use]
+pub fn is_probe(peer: IpAddr) -> bool {
+    matches!(peer.to_canonical(), IpAddr::V4(v4) if v4.octets()[..2] == (PROBE_NET_V4 as u16).to_be_bytes())
+}
+
 /// The value of `IPV6_TCLASS` that makes a connection from `::1` reach slot `index`: the DSCP
 /// `index + 1` in the upper six bits of the octet. The lower two belong to ECN, which TCP sets
 /// itself. `None` for indexes that six bits cannot name.
