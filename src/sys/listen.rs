@@ -63,7 +63,7 @@ impl Group {
     /// The first socket is bound and made to listen *without* `SO_REUSEPORT`, and gets the option
     /// only then: so the kernel itself refuses, without a race, when any other process listens on
     /// an overlapping address, even one that set `SO_REUSEPORT` and would otherwise end up in the
-    /// same group.
+    /// same group. Until the first [`Group::steer`], connections wait in slot 0.
     ///
     /// # Errors
     /// See [`ListenError`]; nothing stays open.
@@ -246,7 +246,7 @@ impl Group {
     /// then bound to a network interface that does not exist, so that every new SYN finds the new
     /// group, while handshakes under way still complete; those are waited for (at most a quarter
     /// of a second). What was queued is returned. At last the old sockets are shut down, because
-    /// workers may hold copies.
+    /// workers may hold copies. The new group has no program yet: [`Group::steer`] follows.
     ///
     /// # Errors
     /// [`ListenError::Family`] for a change that cannot be made; otherwise as for opening, and the
@@ -344,13 +344,24 @@ fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Soc
         socket.set_only_v6(only).map_err(fail("IPV6_V6ONLY"))?;
     }
     socket.set_reuse_address(true).map_err(fail("SO_REUSEADDR"))?;
-    if sharing == Sharing::FromTheStart {
-        socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
+    socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
+    if sharing == Sharing::AfterListen {
+        // A socket that listens without SO_REUSEPORT would have no group, and as the only one no
+        // program could be attached to it (reuseport_attach_prog: EINVAL). Attached before, it
+        // brings the group to life; and all that comes before the first real program waits in
+        // slot 0.
+        let hold = [libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }];
+        queue::attach_program(&socket, &hold).map_err(fail("SO_ATTACH_REUSEPORT_CBPF"))?;
+        socket.set_reuse_port(false).map_err(fail("SO_REUSEPORT"))?;
     }
     socket.bind(&SockAddr::from(bind_to)).map_err(fail("bind"))?;
     socket.listen(BACKLOG).map_err(fail("listen"))?;
     if sharing == Sharing::AfterListen {
-        // The kernel makes a group of it when the next socket listens (reuseport_add_sock).
         socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
     }
     Ok(socket)
@@ -376,4 +387,9 @@ fn identity(socket: &Socket) -> io::Result<(SocketAddr, Family)> {
             None => (addr, Family::V6 { only: socket.only_v6()? }),
         },
     })
+}
+
+#[cfg(test)]
+pub(super) fn attach_for_test(group: &Group, program: &[libc::sock_filter]) -> io::Result<()> {
+    queue::attach_program(group.get(0)?, program)
 }

@@ -94,11 +94,10 @@ fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io:
     // The kernel fills messages of at most 32 KiB (net/netlink/af_netlink.c).
     let mut buffer = vec![0u8; 32 * 1024];
     loop {
-        // SAFETY: the buffer is valid for writes of its length.
         let got = raw::retry(|| {
-            let got = unsafe {
-                libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0)
-            };
+            let (start, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+            // SAFETY: the buffer is valid for writes of its length.
+            let got = unsafe { libc::recv(socket.as_raw_fd(), start, len, 0) };
             usize::try_from(got).map_err(|_| io::Error::last_os_error())
         })?;
         let mut rest = buffer.get(..got).unwrap_or_default();

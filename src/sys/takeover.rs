@@ -236,15 +236,10 @@ impl Listener {
             newfd: bind.fd as u32,
             newfd_flags: if bind.socket.cloexec { libc::O_CLOEXEC as u32 } else { 0 },
         };
-        // SAFETY: `exchange` is what this ioctl reads, and `socket` is open.
         let done = raw::retry(|| {
-            raw::check(unsafe {
-                libc::ioctl(
-                    self.as_raw_fd(),
-                    libc::SECCOMP_IOCTL_NOTIF_ADDFD as _,
-                    &raw const exchange,
-                )
-            })
+            let (fd, request) = (self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _);
+            // SAFETY: `exchange` is what this ioctl reads, and `socket` is open.
+            raw::check(unsafe { libc::ioctl(fd, request, &raw const exchange) })
         });
         match done {
             // SECCOMP_ADDFD_FLAG_SEND would answer in the same step, but with the number of the
@@ -285,15 +280,10 @@ impl Listener {
 
     fn respond(&self, id: u64, error: i32, flags: u32) -> io::Result<Answer> {
         let mut response = seccomp_notif_resp { id, val: 0, error, flags };
-        // SAFETY: `response` is what this ioctl reads.
         let sent = raw::retry(|| {
-            raw::check(unsafe {
-                libc::ioctl(
-                    self.as_raw_fd(),
-                    libc::SECCOMP_IOCTL_NOTIF_SEND as _,
-                    &raw mut response,
-                )
-            })
+            let (fd, request) = (self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _);
+            // SAFETY: `response` is what this ioctl reads.
+            raw::check(unsafe { libc::ioctl(fd, request, &raw mut response) })
         });
         match sent {
             Ok(_) => Ok(Answer::Delivered),

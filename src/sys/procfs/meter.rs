@@ -36,8 +36,9 @@ impl Meter {
         Meter::default()
     }
 
-    /// The resident memory, in bytes, of each root and its descendants; 0 for a root that is gone.
-    /// Pages that several processes share count for each of them.
+    /// The resident memory, in bytes, of each root and its descendants: 0 once they
+    /// are all gone. Pages that several processes share count for each of them. What is left of a
+    /// tree without its root counts until the next scan at least.
     pub fn rss_tree(&mut self, roots: &[u32]) -> Vec<u64> {
         self.refresh(roots);
         // SAFETY: no pointers.

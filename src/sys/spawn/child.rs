@@ -130,7 +130,7 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
                 return (Step::Filter, errno());
             }
         }
-        if let Some(error) = plan.credentials.and_then(|who| become_user(who)) {
+        if let Some(error) = plan.credentials.and_then(become_user) {
             return error;
         }
         // As that user: a directory may be open to it alone.
@@ -152,13 +152,24 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
     }
 }
 
-/// Handlers are reset by exec itself, but what was ignored would stay so (SIGPIPE, in Rust).
+/// Handlers are reset by exec itself, but what was ignored would stay so (SIGPIPE, in Rust). The
+/// raw system call, because libc keeps two signals to itself, which may be ignored all the same.
 fn default_signals() {
+    // struct sigaction of the kernel: handler, flags, restorer, mask. All zero is SIG_DFL.
+    const MASK: usize = 8;
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // The two that cannot be changed, and those that libc keeps to itself, fail harmlessly.
-        // SAFETY: resetting a disposition is always sound here: this thread is the only one.
+        // The two that cannot be changed fail harmlessly.
+        // SAFETY: the kernel reads one structure of the size that the mask's length implies, and
+        // resetting is always sound here, this thread being the only one.
         unsafe {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                MASK,
+            );
         }
     }
 }

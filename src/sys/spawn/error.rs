@@ -131,7 +131,7 @@ pub enum SpawnError {
 }
 
 impl SpawnError {
-    pub(super) fn system(step: Step, error: &io::Error) -> SpawnError {
+    pub(in crate::sys) fn system(step: Step, error: &io::Error) -> SpawnError {
         match (step, error.raw_os_error()) {
             (Step::Fork, Some(libc::EAGAIN)) => SpawnError::ProcessLimit,
             // EINVAL: F_DUPFD beyond the limit.
