@@ -89,7 +89,10 @@ fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io:
     let request = request(family as u8, port, states);
     let sent = socket.send(&request)?;
     if sent != request.len() {
-        return Err(io::Error::new(io::ErrorKind::WriteZero, "short netlink request"));
+        return Err(io::Error::new(
+            io::ErrorKind::WriteZero,
+            "short netlink request",
+        ));
     }
     // The kernel fills messages of at most 32 KiB (net/netlink/af_netlink.c).
     let mut buffer = vec![0u8; 32 * 1024];
@@ -142,7 +145,11 @@ fn message(data: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = u32_at(data, 0)? as usize;
     let kind = u16_at(data, 4)?;
     let body = data.get(HEADER..len)?;
-    Some((kind, body, data.get(len.next_multiple_of(4)..).unwrap_or_default()))
+    Some((
+        kind,
+        body,
+        data.get(len.next_multiple_of(4)..).unwrap_or_default(),
+    ))
 }
 
 fn entry(body: &[u8]) -> Option<Entry> {
@@ -163,7 +170,9 @@ fn entry(body: &[u8]) -> Option<Entry> {
         if kind == ATTR_V6ONLY {
             entry.v6only = attributes.get(4).is_some_and(|&only| only != 0);
         }
-        attributes = attributes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        attributes = attributes
+            .get(len.next_multiple_of(4)..)
+            .unwrap_or_default();
     }
     Some(entry)
 }

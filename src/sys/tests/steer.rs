@@ -62,7 +62,11 @@ fn packet_v6(source: Ipv6Addr, tclass: u32) -> Vec<u8> {
 }
 
 fn table(weights: &[u32]) -> Table {
-    Table { weights: weights.to_vec(), balance: Balance::Random, hold: 0 }
+    Table {
+        weights: weights.to_vec(),
+        balance: Balance::Random,
+        hold: 0,
+    }
 }
 
 fn any_table() -> impl Strategy<Value = Table> {
@@ -72,12 +76,19 @@ fn any_table() -> impl Strategy<Value = Table> {
         proptest::collection::vec(weight, 100..400),
     ];
     let balance = prop_oneof![Just(Balance::Random), Just(Balance::SourceIp)];
-    (weights, balance, 0usize..500)
-        .prop_map(|(weights, balance, hold)| Table { weights, balance, hold })
+    (weights, balance, 0usize..500).prop_map(|(weights, balance, hold)| Table {
+        weights,
+        balance,
+        hold,
+    })
 }
 
-const FAMILIES: [Family; 4] =
-    [Family::V4, Family::V6 { only: true }, Family::V6 { only: false }, Family::V6Mapped];
+const FAMILIES: [Family; 4] = [
+    Family::V4,
+    Family::V6 { only: true },
+    Family::V6 { only: false },
+    Family::V6Mapped,
+];
 
 fn takes(family: Family) -> (bool, bool) {
     match family {
@@ -146,7 +157,10 @@ proptest! {
 
 #[test]
 fn neighbouring_addresses_spread_evenly() {
-    let table = Table { balance: Balance::SourceIp, ..table(&[1, 1, 0, 2]) };
+    let table = Table {
+        balance: Balance::SourceIp,
+        ..table(&[1, 1, 0, 2])
+    };
     let program = program(&table, Family::V6 { only: false }).unwrap();
     let mut counts = [0u32; 4];
     for n in 0..8000u32 {
@@ -214,13 +228,22 @@ fn behaves(group: &Group, client: SocketAddr) {
         clear(group);
         for index in 0..group.len() {
             let _probe = probe(group, index);
-            assert_eq!(arrivals(group), HashMap::from([(index, 1)]), "gate at {open}");
+            assert_eq!(
+                arrivals(group),
+                HashMap::from([(index, 1)]),
+                "gate at {open}"
+            );
             clear(group);
         }
     }
-    let held = Table { hold: 1, ..table(&vec![0; group.len()]) };
+    let held = Table {
+        hold: 1,
+        ..table(&vec![0; group.len()])
+    };
     group.steer(&held).unwrap();
-    let clients: Vec<_> = (0..10).map(|_| TcpStream::connect(client).unwrap()).collect();
+    let clients: Vec<_> = (0..10)
+        .map(|_| TcpStream::connect(client).unwrap())
+        .collect();
     assert_eq!(arrivals(group), HashMap::from([(1, clients.len())]));
     clear(group);
 }
@@ -271,13 +294,21 @@ fn mapped() {
 fn shares_and_stickiness() {
     let group = group("127.0.0.1:0", false, 3);
     group.steer(&table(&[1, 0, 3])).unwrap();
-    let clients: Vec<_> = (0..400).map(|_| TcpStream::connect(group.addr()).unwrap()).collect();
+    let clients: Vec<_> = (0..400)
+        .map(|_| TcpStream::connect(group.addr()).unwrap())
+        .collect();
     let found = arrivals(&group);
     // Six standard deviations.
-    assert!(found[&0].abs_diff(100) < 52 && found[&0] + found[&2] == clients.len(), "{found:?}");
+    assert!(
+        found[&0].abs_diff(100) < 52 && found[&0] + found[&2] == clients.len(),
+        "{found:?}"
+    );
     drop(clients);
     clear(&group);
-    let sticky = Table { balance: Balance::SourceIp, ..table(&[1, 1, 1]) };
+    let sticky = Table {
+        balance: Balance::SourceIp,
+        ..table(&[1, 1, 1])
+    };
     group.steer(&sticky).unwrap();
     let mut used = HashMap::new();
     for host in 1..40u8 {
@@ -330,7 +361,10 @@ fn swaps_under_load_lose_nothing() {
             })
             .collect();
         let mut swaps = 0usize;
-        while !clients.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+        while !clients
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
             let mut weights = [1, 1, 1, 1];
             weights[swaps % 4] = 0;
             group.steer(&table(&weights)).unwrap();
@@ -355,7 +389,99 @@ fn as_many_slots_as_promised() {
     let group = group("[::]:0", false, 1);
     let weights: Vec<u32> = (1..).take(limit).collect();
     let balance = Balance::SourceIp;
-    let program = program(&Table { weights, balance, hold: 0 }, group.family()).unwrap();
+    let program = program(
+        &Table {
+            weights,
+            balance,
+            hold: 0,
+        },
+        group.family(),
+    )
+    .unwrap();
     crate::sys::listen::attach_for_test(&group, &program).unwrap();
-    assert!(Group::open("[::1]:0".parse().unwrap(), true, 64).is_err(), "63 can be probed");
+    assert!(
+        Group::open("[::1]:0".parse().unwrap(), true, 64).is_err(),
+        "63 can be probed"
+    );
+}
+
+/// Runs `test` on a thread in a network namespace of its own, where addresses and limits may be
+/// set; skipped where that is not allowed.
+fn in_own_network(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                eprintln!("skipped: no network namespace without root");
+                return;
+            }
+            let Some(ip) = super::program("ip") else {
+                return;
+            };
+            // Forked from this thread, so in its namespace.
+            let ip = |line: &str| {
+                std::process::Command::new(&ip)
+                    .args(line.split(' '))
+                    .status()
+                    .unwrap()
+                    .success()
+            };
+            assert!(ip("link set lo up"));
+            if !ip("link add name net0 type bridge") {
+                eprintln!("skipped: no network bridges");
+                return;
+            }
+            assert!(ip("addr add 10.83.0.1/24 dev net0"));
+            assert!(ip("addr add fd83::1/64 dev net0 nodad"));
+            assert!(ip("link set net0 up"));
+            test();
+        });
+        thread.join().unwrap();
+    });
+}
+
+#[test]
+fn addresses_of_other_interfaces_are_probed_too() {
+    in_own_network(|| {
+        let mut v4 = group("10.83.0.1:3001", false, 3);
+        behaves(&v4, v4.addr());
+        v4.change_family(Family::V6Mapped).unwrap();
+        behaves(&v4, v4.addr());
+        for only in [true, false] {
+            let v6 = group("[fd83::1]:3001", only, 3);
+            assert!(probe_target(v6.addr(), v6.family()).is_ipv6());
+            behaves(&v6, v6.addr());
+        }
+        // From outside the loopback, a wildcard is one address like the others.
+        let any = group("[::]:3002", false, 3);
+        behaves(&any, at("10.83.0.1", &any));
+        behaves(&any, at("fd83::1", &any));
+    });
+}
+
+#[test]
+fn a_small_optmem_is_respected() {
+    in_own_network(|| {
+        let file = "/proc/sys/net/core/optmem_max";
+        if std::fs::write(file, "20480").is_err() || max_slots() > 1000 {
+            eprintln!("skipped: the limit is not one of the namespace (before Linux 6.9)");
+            return;
+        }
+        let limit = max_slots();
+        assert!(limit > 700, "{limit}");
+        let group = group("[::]:0", false, 1);
+        let fits = |slots: usize| {
+            let weights: Vec<u32> = (1..).take(slots).collect();
+            let table = Table {
+                weights,
+                balance: Balance::SourceIp,
+                hold: 0,
+            };
+            let program = program(&table, group.family()).unwrap();
+            crate::sys::listen::attach_for_test(&group, &program)
+        };
+        fits(limit).unwrap();
+        let error = fits(1000).unwrap_err();
+        assert!(error.to_string().contains("net.core.optmem_max"), "{error}");
+        assert!(Group::open("[::]:0".parse().unwrap(), false, limit + 1).is_err());
+    });
 }
