@@ -430,9 +430,14 @@ fn in_own_network(test: impl FnOnce() + Send) {
                 eprintln!("skipped: no network bridges");
                 return;
             }
+            assert!(ip("link set net0 up"));
             assert!(ip("addr add 10.83.0.1/24 dev net0"));
             assert!(ip("addr add fd83::1/64 dev net0 nodad"));
-            assert!(ip("link set net0 up"));
+            // IPv6 sets up its addresses in the background.
+            until("addresses", || {
+                let listener = std::net::TcpListener::bind("[fd83::1]:0").ok()?;
+                TcpStream::connect(listener.local_addr().ok()?).ok()
+            });
             test();
         });
         thread.join().unwrap();
