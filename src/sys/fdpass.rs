@@ -16,7 +16,10 @@ struct Control([u64; 4]);
 /// # Safety
 /// `socket` and `fd` must be open.
 pub(super) unsafe fn send(socket: c_int, payload: &[u8], fd: Option<c_int>) -> bool {
-    let iov = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    let iov = libc::iovec {
+        iov_base: payload.as_ptr().cast_mut().cast(),
+        iov_len: payload.len(),
+    };
     let mut control = Control::default();
     // SAFETY: all pointers are to locals that outlive the call; the kernel only reads them. The
     // CMSG_* macros stay within `control`, of which `msg_controllen` is a part.
@@ -43,8 +46,10 @@ pub(super) fn receive(
     socket: impl AsFd,
     payload: &mut [u8],
 ) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut iov =
-        libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
+    let mut iov = libc::iovec {
+        iov_base: payload.as_mut_ptr().cast(),
+        iov_len: payload.len(),
+    };
     let mut control = Control::default();
     // SAFETY: all pointers are to locals and to `payload`, with their lengths; the kernel writes
     // no more than those. A descriptor in the message is a new one, for us alone.

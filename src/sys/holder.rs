@@ -26,7 +26,11 @@ impl fmt::Display for Holder {
         if !self.command.is_empty() && self.command != self.name {
             // Enough to recognise it by.
             let shown: String = self.command.chars().take(120).collect();
-            let cut = if shown.len() < self.command.len() { "…" } else { "" };
+            let cut = if shown.len() < self.command.len() {
+                "…"
+            } else {
+                ""
+            };
             write!(f, ": {shown}{cut}")?;
         }
         f.write_str(")")
@@ -40,8 +44,11 @@ impl fmt::Display for Holder {
 /// When neither the kernel's list of sockets nor `/proc` can be read.
 pub fn of_tcp(addr: SocketAddr) -> io::Result<Vec<Holder>> {
     let found = sockdiag::listeners(addr.port())?;
-    let mut inodes: Vec<u64> =
-        found.iter().filter(|other| overlap(addr, other)).map(|other| other.inode).collect();
+    let mut inodes: Vec<u64> = found
+        .iter()
+        .filter(|other| overlap(addr, other))
+        .map(|other| other.inode)
+        .collect();
     if inodes.is_empty() {
         // Bound to it by a rule not known here: any listener of the port is the better answer.
         inodes = found.iter().map(|other| other.inode).collect();
@@ -91,7 +98,11 @@ pub(super) fn inode_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 fn socket_inode(link: &Path) -> Option<u64> {
-    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    link.to_str()?
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
 }
 
 /// The processes that have one of these sockets open, by id.
@@ -101,11 +112,17 @@ pub(super) fn of_inodes(inodes: &[u64]) -> io::Result<Vec<Holder>> {
         return Ok(holders);
     }
     for process in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         // Gone meanwhile, or another user's.
-        let Ok(fds) = fs::read_dir(process.path().join("fd")) else { continue };
+        let Ok(fds) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
         let holds = fds
             .flatten()
             .filter_map(|fd| fs::read_link(fd.path()).ok())

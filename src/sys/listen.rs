@@ -63,7 +63,7 @@ impl Group {
     /// The first socket is bound and made to listen *without* `SO_REUSEPORT`, and gets the option
     /// only then: so the kernel itself refuses, without a race, when any other process listens on
     /// an overlapping address, even one that set `SO_REUSEPORT` and would otherwise end up in the
-    /// same group.
+    /// same group. Until the first [`Group::steer`], connections wait in slot 0.
     ///
     /// # Errors
     /// See [`ListenError`]; nothing stays open.
@@ -74,7 +74,11 @@ impl Group {
         };
         let limit = steer::max_slots_of(addr, family);
         if size == 0 || size > limit {
-            return Err(ListenError::TooMany { addr, slots: size, limit });
+            return Err(ListenError::TooMany {
+                addr,
+                slots: size,
+                limit,
+            });
         }
         let first = open_socket(addr, family, Sharing::AfterListen)?;
         let actual = first
@@ -82,7 +86,11 @@ impl Group {
             .map_err(|error| ListenError::new(addr, "getsockname", error))?
             .as_socket()
             .unwrap_or(addr);
-        let mut group = Group { addr: actual, family, sockets: vec![first] };
+        let mut group = Group {
+            addr: actual,
+            family,
+            sockets: vec![first],
+        };
         group.grow(size)?;
         Ok(group)
     }
@@ -101,11 +109,18 @@ impl Group {
             }
             let this = identity(socket)?;
             if *seen.get_or_insert(this) != this {
-                return Err(invalid(format!("socket {index} listens on {} instead", this.0)));
+                return Err(invalid(format!(
+                    "socket {index} listens on {} instead",
+                    this.0
+                )));
             }
         }
         let (addr, family) = seen.ok_or_else(|| invalid("no sockets".to_owned()))?;
-        Ok(Group { addr, family, sockets })
+        Ok(Group {
+            addr,
+            family,
+            sockets,
+        })
     }
 
     /// The address, with the port that was picked if 0 was asked for. For [`Family::V6Mapped`]
@@ -141,7 +156,11 @@ impl Group {
     pub fn grow(&mut self, size: usize) -> Result<(), ListenError> {
         let limit = steer::max_slots_of(self.addr, self.family);
         if size > limit {
-            return Err(ListenError::TooMany { addr: self.addr, slots: size, limit });
+            return Err(ListenError::TooMany {
+                addr: self.addr,
+                slots: size,
+                limit,
+            });
         }
         let before = self.sockets.len();
         while self.sockets.len() < size {
@@ -246,7 +265,7 @@ impl Group {
     /// then bound to a network interface that does not exist, so that every new SYN finds the new
     /// group, while handshakes under way still complete; those are waited for (at most a quarter
     /// of a second). What was queued is returned. At last the old sockets are shut down, because
-    /// workers may hold copies.
+    /// workers may hold copies. The new group has no program yet: [`Group::steer`] follows.
     ///
     /// # Errors
     /// [`ListenError::Family`] for a change that cannot be made; otherwise as for opening, and the
@@ -260,7 +279,12 @@ impl Group {
             (Family::V6 { only: false }, Family::V4) if self.addr.ip().is_unspecified() => {
                 (Ipv4Addr::UNSPECIFIED, self.addr.port()).into()
             }
-            _ => return Err(ListenError::Family { addr: self.addr, want }),
+            _ => {
+                return Err(ListenError::Family {
+                    addr: self.addr,
+                    want,
+                });
+            }
         };
         let mut fresh: Vec<Socket> = Vec::with_capacity(self.sockets.len());
         for _ in 0..self.sockets.len() {
@@ -280,7 +304,11 @@ impl Group {
 
     fn get(&self, index: usize) -> io::Result<&Socket> {
         self.sockets.get(index).ok_or_else(|| {
-            let text = format!("slot {index} of {}: there are {}", self.addr, self.sockets.len());
+            let text = format!(
+                "slot {index} of {}: there are {}",
+                self.addr,
+                self.sockets.len()
+            );
             io::Error::new(io::ErrorKind::InvalidInput, text)
         })
     }
@@ -337,20 +365,34 @@ fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Soc
         Family::V6Mapped => (Domain::IPV6, mapped(addr)),
     };
     // Close-on-exec from the start, and blocking, as an app expects to inherit it.
-    let socket =
-        Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).map_err(fail("socket"))?;
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).map_err(fail("socket"))?;
     if domain == Domain::IPV6 {
         let only = family == Family::V6 { only: true };
         socket.set_only_v6(only).map_err(fail("IPV6_V6ONLY"))?;
     }
-    socket.set_reuse_address(true).map_err(fail("SO_REUSEADDR"))?;
-    if sharing == Sharing::FromTheStart {
-        socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
+    socket
+        .set_reuse_address(true)
+        .map_err(fail("SO_REUSEADDR"))?;
+    socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
+    if sharing == Sharing::AfterListen {
+        // A socket that listens without SO_REUSEPORT would have no group, and as the only one no
+        // program could be attached to it (reuseport_attach_prog: EINVAL). Attached before, it
+        // brings the group to life; and all that comes before the first real program waits in
+        // slot 0.
+        let hold = [libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }];
+        queue::attach_program(&socket, &hold).map_err(fail("SO_ATTACH_REUSEPORT_CBPF"))?;
+        socket.set_reuse_port(false).map_err(fail("SO_REUSEPORT"))?;
     }
-    socket.bind(&SockAddr::from(bind_to)).map_err(fail("bind"))?;
+    socket
+        .bind(&SockAddr::from(bind_to))
+        .map_err(fail("bind"))?;
     socket.listen(BACKLOG).map_err(fail("listen"))?;
     if sharing == Sharing::AfterListen {
-        // The kernel makes a group of it when the next socket listens (reuseport_add_sock).
         socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
     }
     Ok(socket)
@@ -358,9 +400,7 @@ fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Soc
 
 fn mapped(addr: SocketAddr) -> SocketAddr {
     match addr {
-        SocketAddr::V4(v4) => {
-            SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
-        }
+        SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
         SocketAddr::V6(_) => addr,
     }
 }
@@ -373,7 +413,17 @@ fn identity(socket: &Socket) -> io::Result<(SocketAddr, Family)> {
         SocketAddr::V4(_) => (addr, Family::V4),
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
             Some(ip) => ((ip, addr.port()).into(), Family::V6Mapped),
-            None => (addr, Family::V6 { only: socket.only_v6()? }),
+            None => (
+                addr,
+                Family::V6 {
+                    only: socket.only_v6()?,
+                },
+            ),
         },
     })
+}
+
+#[cfg(test)]
+pub(super) fn attach_for_test(group: &Group, program: &[libc::sock_filter]) -> io::Result<()> {
+    queue::attach_program(group.get(0)?, program)
 }

@@ -48,7 +48,13 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let (user, system) = (number(9)?, number(0)?); // 14, 15
     let children_ticks = number(0)?.saturating_add(number(0)?); // 16, 17
     let started = StartTime(number(4)?); // 22
-    Some(Stat { state, parent, ticks: user.saturating_add(system), children_ticks, started })
+    Some(Stat {
+        state,
+        parent,
+        ticks: user.saturating_add(system),
+        children_ticks,
+        started,
+    })
 }
 
 fn stat(pid: u32) -> io::Result<Stat> {
@@ -66,12 +72,20 @@ pub fn start_time(pid: u32) -> io::Result<StartTime> {
 
 /// The ids of all processes of this pid namespace.
 fn all() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 fn all_stats() -> HashMap<u32, Stat> {
-    all().into_iter().filter_map(|pid| Some((pid, stat(pid).ok()?))).collect()
+    all()
+        .into_iter()
+        .filter_map(|pid| Some((pid, stat(pid).ok()?)))
+        .collect()
 }
 
 /// All descendants of `pid`, by one scan of `/proc`, parents before their children; zombies and
@@ -130,7 +144,9 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
         if let Ok(stat) = stat(pid)
             && stat.started == started
         {
-            ticks = ticks.saturating_add(stat.ticks).saturating_add(stat.children_ticks);
+            ticks = ticks
+                .saturating_add(stat.ticks)
+                .saturating_add(stat.children_ticks);
         }
     }
     // SAFETY: no pointers.

@@ -8,12 +8,20 @@ use std::time::Duration;
 
 /// Turns the C convention (-1 and `errno`) into a `Result`.
 pub(super) fn check(result: c_int) -> io::Result<c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// The same for raw system calls, which return a `long`.
 pub(super) fn check_long(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Repeats a call that a signal interrupted.
@@ -99,9 +107,7 @@ pub(super) fn status_flags(fd: impl AsFd) -> io::Result<c_int> {
 /// Duplicates to the lowest free number not below `least`, close-on-exec.
 pub(super) fn dup_from(fd: impl AsFd, least: c_int) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC takes an integer; the descriptor is borrowed for the call.
-    let new = check(unsafe {
-        libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, least)
-    })?;
+    let new = check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) })?;
     // SAFETY: just made by the kernel for us.
     Ok(unsafe { own(new) })
 }
@@ -109,7 +115,11 @@ pub(super) fn dup_from(fd: impl AsFd, least: c_int) -> io::Result<OwnedFd> {
 /// Waits up to `timeout` (rounded up to a millisecond) for `events`; returns what was seen,
 /// 0 when nothing was.
 pub(super) fn poll(fd: impl AsFd, events: i16, timeout: Duration) -> io::Result<i16> {
-    let mut entry = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events,
+        revents: 0,
+    };
     let millis = timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as c_int;
     // SAFETY: one entry, alive for the call.
     retry(|| check(unsafe { libc::poll(&raw mut entry, 1, millis) }))?;

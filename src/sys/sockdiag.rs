@@ -89,16 +89,18 @@ fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io:
     let request = request(family as u8, port, states);
     let sent = socket.send(&request)?;
     if sent != request.len() {
-        return Err(io::Error::new(io::ErrorKind::WriteZero, "short netlink request"));
+        return Err(io::Error::new(
+            io::ErrorKind::WriteZero,
+            "short netlink request",
+        ));
     }
     // The kernel fills messages of at most 32 KiB (net/netlink/af_netlink.c).
     let mut buffer = vec![0u8; 32 * 1024];
     loop {
-        // SAFETY: the buffer is valid for writes of its length.
         let got = raw::retry(|| {
-            let got = unsafe {
-                libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0)
-            };
+            let (start, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+            // SAFETY: the buffer is valid for writes of its length.
+            let got = unsafe { libc::recv(socket.as_raw_fd(), start, len, 0) };
             usize::try_from(got).map_err(|_| io::Error::last_os_error())
         })?;
         let mut rest = buffer.get(..got).unwrap_or_default();
@@ -143,7 +145,11 @@ fn message(data: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = u32_at(data, 0)? as usize;
     let kind = u16_at(data, 4)?;
     let body = data.get(HEADER..len)?;
-    Some((kind, body, data.get(len.next_multiple_of(4)..).unwrap_or_default()))
+    Some((
+        kind,
+        body,
+        data.get(len.next_multiple_of(4)..).unwrap_or_default(),
+    ))
 }
 
 fn entry(body: &[u8]) -> Option<Entry> {
@@ -164,7 +170,9 @@ fn entry(body: &[u8]) -> Option<Entry> {
         if kind == ATTR_V6ONLY {
             entry.v6only = attributes.get(4).is_some_and(|&only| only != 0);
         }
-        attributes = attributes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        attributes = attributes
+            .get(len.next_multiple_of(4)..)
+            .unwrap_or_default();
     }
     Some(entry)
 }

@@ -146,7 +146,9 @@ impl ExecReport {
                 }
                 Ok((_, Some(fd))) => self.notify = Some(Listener::from(fd)),
                 Ok((_, None)) => {
-                    let Some((step, errno)) = child::parse(message) else { continue };
+                    let Some((step, errno)) = child::parse(message) else {
+                        continue;
+                    };
                     let error = SpawnError::in_child(step, errno, &self.program, &self.cwd);
                     return Ok(Some(Err(error)));
                 }
@@ -179,7 +181,11 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
         .map_err(|error| SpawnError::system(Step::Files, &raw::context("/dev/null", &error)))?;
     let mut sources = vec![lift(null.as_fd())?, lift(plan.stdout.as_fd())?];
     sources.push(lift(plan.stderr.as_fd())?);
-    for fd in plan.listen.iter().chain(plan.extra.iter().map(|(fd, _)| fd)) {
+    for fd in plan
+        .listen
+        .iter()
+        .chain(plan.extra.iter().map(|(fd, _)| fd))
+    {
         sources.push(lift(fd.as_fd())?);
     }
     let (ours, theirs) = socket2::Socket::pair(
@@ -191,9 +197,16 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     ours.set_nonblocking(true).map_err(system(Step::Files))?;
     let theirs = lift(theirs.as_fd())?;
 
-    let filter = if plan.takeover { takeover::filter() } else { None };
+    let filter = if plan.takeover {
+        takeover::filter()
+    } else {
+        None
+    };
     if plan.takeover && filter.is_none() {
-        return Err(SpawnError::system(Step::Filter, &io::ErrorKind::Unsupported.into()));
+        return Err(SpawnError::system(
+            Step::Filter,
+            &io::ErrorKind::Unsupported.into(),
+        ));
     }
     let env = environment(&plan)?;
     let mut prepared = Prepared::new(
@@ -230,7 +243,12 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
             pid,
             pidfd,
             started,
-            exec: ExecReport { socket: ours.into(), notify: None, program, cwd: plan.cwd },
+            exec: ExecReport {
+                socket: ours.into(),
+                notify: None,
+                program,
+                cwd: plan.cwd,
+            },
         }),
         Err(error) => {
             // SAFETY: our child, not yet waited for.
@@ -248,7 +266,10 @@ fn environment(plan: &Plan) -> Result<Vec<CString>, SpawnError> {
     let mut env = plan.env.clone();
     let mut set = |name: &str, value: usize| -> Result<(), SpawnError> {
         env.retain(|entry| value_of(entry.to_bytes(), name.as_bytes()).is_none());
-        env.push(c_string(OsStr::new(&format!("{name}={value}")), "variable")?);
+        env.push(c_string(
+            OsStr::new(&format!("{name}={value}")),
+            "variable",
+        )?);
         Ok(())
     };
     let listen = plan.listen.len();

@@ -120,7 +120,11 @@ fn privileged(addr: SocketAddr) -> &'static str {
 }
 
 fn ipv6_hint(addr: SocketAddr) -> &'static str {
-    if addr.is_ipv6() { " (is IPv6 enabled?)" } else { "" }
+    if addr.is_ipv6() {
+        " (is IPv6 enabled?)"
+    } else {
+        ""
+    }
 }
 
 fn family_words(family: Family) -> &'static str {

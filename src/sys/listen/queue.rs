@@ -36,7 +36,10 @@ const TCP_LISTEN: u8 = 10;
 pub fn backlog(fd: impl AsFd) -> io::Result<Backlog> {
     let info: libc::tcp_info = raw::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     Ok(if info.tcpi_state == TCP_LISTEN {
-        Backlog::Listening { queued: info.tcpi_unacked, max: info.tcpi_sacked }
+        Backlog::Listening {
+            queued: info.tcpi_unacked,
+            max: info.tcpi_sacked,
+        }
     } else {
         Backlog::NotListening
     })
@@ -53,9 +56,7 @@ pub fn backlog(fd: impl AsFd) -> io::Result<Backlog> {
 ///
 /// # Errors
 /// `EMFILE` and the like; `EINVAL` when the socket does not listen any more.
-pub fn accept_nonblocking(
-    fd: BorrowedFd<'_>,
-) -> io::Result<Option<(OwnedFd, Option<SocketAddr>)>> {
+pub fn accept_nonblocking(fd: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, Option<SocketAddr>)>> {
     let blocking = !is_nonblocking(fd)?;
     if blocking {
         if raw::poll(fd, libc::POLLIN, Duration::ZERO)? == 0 {
@@ -110,7 +111,11 @@ pub fn is_nonblocking(fd: impl AsFd) -> io::Result<bool> {
 pub fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<()> {
     let fd = fd.as_fd();
     let old = raw::status_flags(fd)?;
-    let new = if nonblocking { old | libc::O_NONBLOCK } else { old & !libc::O_NONBLOCK };
+    let new = if nonblocking {
+        old | libc::O_NONBLOCK
+    } else {
+        old & !libc::O_NONBLOCK
+    };
     if new != old {
         // SAFETY: F_SETFL takes an integer; the descriptor is borrowed for the call.
         raw::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, new) })?;
@@ -122,7 +127,10 @@ pub fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<()> {
 pub(super) fn attach_program(socket: &Socket, program: &[sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "program too long"))?;
-    let fprog = sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    let fprog = sock_fprog {
+        len,
+        filter: program.as_ptr().cast_mut(),
+    };
     // SAFETY: `fprog` and the instructions it points to live through the call, and the kernel
     // only reads them.
     raw::check(unsafe {

@@ -36,8 +36,9 @@ impl Meter {
         Meter::default()
     }
 
-    /// The resident memory, in bytes, of each root and its descendants; 0 for a root that is gone.
-    /// Pages that several processes share count for each of them.
+    /// The resident memory, in bytes, of each root and its descendants: 0 once they
+    /// are all gone. Pages that several processes share count for each of them. What is left of a
+    /// tree without its root counts until the next scan at least.
     pub fn rss_tree(&mut self, roots: &[u32]) -> Vec<u64> {
         self.refresh(roots);
         // SAFETY: no pointers.
@@ -69,9 +70,16 @@ impl Meter {
             self.scan(last_pid);
         }
         let children = Children::new(self.parents.iter().map(|(&pid, &parent)| (pid, parent)));
-        self.trees = roots.iter().map(|&root| (root, children.below(root))).collect();
-        let measured: HashSet<u32> =
-            self.trees.iter().flat_map(|(root, tree)| tree.iter().chain([root])).copied().collect();
+        self.trees = roots
+            .iter()
+            .map(|&root| (root, children.below(root)))
+            .collect();
+        let measured: HashSet<u32> = self
+            .trees
+            .iter()
+            .flat_map(|(root, tree)| tree.iter().chain([root]))
+            .copied()
+            .collect();
         self.statm.retain(|pid, _| measured.contains(pid));
     }
 
@@ -131,7 +139,9 @@ fn resident(open: &mut HashMap<u32, File>, pid: u32) -> u64 {
         }
         return pages.unwrap_or(0);
     }
-    let Ok(file) = fs::File::open(format!("/proc/{pid}/statm")) else { return 0 };
+    let Ok(file) = fs::File::open(format!("/proc/{pid}/statm")) else {
+        return 0;
+    };
     let pages = read_resident(&file);
     if pages.is_some() {
         open.insert(pid, file);
@@ -142,5 +152,10 @@ fn resident(open: &mut HashMap<u32, File>, pid: u32) -> u64 {
 fn read_resident(file: &File) -> Option<u64> {
     let mut buffer = [0; 128];
     let len = file.read_at(&mut buffer, 0).ok()?;
-    std::str::from_utf8(buffer.get(..len)?).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    std::str::from_utf8(buffer.get(..len)?)
+        .ok()?
+        .split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }

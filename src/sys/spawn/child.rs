@@ -40,7 +40,11 @@ impl<'a> Prepared<'a> {
         report: c_int,
     ) -> Prepared<'a> {
         let listen_pid = Box::new(*b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        let argv = argv.iter().map(|arg| arg.as_ptr()).chain([ptr::null()]).collect();
+        let argv = argv
+            .iter()
+            .map(|arg| arg.as_ptr())
+            .chain([ptr::null()])
+            .collect();
         // Two ends: the first is replaced by LISTEN_PID where there are sockets.
         let ends = [ptr::null(), ptr::null()];
         let envp = env.iter().map(|entry| entry.as_ptr()).chain(ends).collect();
@@ -111,7 +115,10 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
             libc::CLOSE_RANGE_CLOEXEC,
         );
         if let Some(Limit { soft, hard }) = plan.nofile {
-            let limit = libc::rlimit { rlim_cur: soft.min(hard) as _, rlim_max: hard as _ };
+            let limit = libc::rlimit {
+                rlim_cur: soft.min(hard) as _,
+                rlim_max: hard as _,
+            };
             if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) < 0 {
                 return (Step::Limit, errno());
             }
@@ -130,7 +137,7 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
                 return (Step::Filter, errno());
             }
         }
-        if let Some(error) = plan.credentials.and_then(|who| become_user(who)) {
+        if let Some(error) = plan.credentials.and_then(become_user) {
             return error;
         }
         // As that user: a directory may be open to it alone.
@@ -147,18 +154,33 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
         let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
-        libc::execve(plan.program.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr());
+        libc::execve(
+            plan.program.as_ptr(),
+            plan.argv.as_ptr(),
+            plan.envp.as_ptr(),
+        );
         (Step::Exec, errno())
     }
 }
 
-/// Handlers are reset by exec itself, but what was ignored would stay so (SIGPIPE, in Rust).
+/// Handlers are reset by exec itself, but what was ignored would stay so (SIGPIPE, in Rust). The
+/// raw system call, because libc keeps two signals to itself, which may be ignored all the same.
 fn default_signals() {
+    // struct sigaction of the kernel: handler, flags, restorer, mask. All zero is SIG_DFL.
+    const MASK: usize = 8;
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // The two that cannot be changed, and those that libc keeps to itself, fail harmlessly.
-        // SAFETY: resetting a disposition is always sound here: this thread is the only one.
+        // The two that cannot be changed fail harmlessly.
+        // SAFETY: the kernel reads one structure of the size that the mask's length implies, and
+        // resetting is always sound here, this thread being the only one.
         unsafe {
-            libc::signal(signal, libc::SIG_DFL);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                MASK,
+            );
         }
     }
 }
@@ -191,7 +213,10 @@ fn write_number(buffer: &mut [u8], number: u32) {
             break;
         }
     }
-    let start = buffer.iter().position(|&byte| byte == b'=').map_or(0, |at| at + 1);
+    let start = buffer
+        .iter()
+        .position(|&byte| byte == b'=')
+        .map_or(0, |at| at + 1);
     let text = digits.iter().skip(first).chain(&[0]);
     for (to, from) in buffer.iter_mut().skip(start).zip(text) {
         *to = *from;
@@ -207,7 +232,10 @@ mod tests {
         for number in [0, 1, 9, 10, 4_194_304, u32::MAX] {
             let mut buffer = *b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0\0";
             write_number(&mut buffer, number);
-            let text = CStr::from_bytes_until_nul(&buffer).unwrap().to_str().unwrap();
+            let text = CStr::from_bytes_until_nul(&buffer)
+                .unwrap()
+                .to_str()
+                .unwrap();
             assert_eq!(text, format!("LISTEN_PID={number}"));
         }
     }

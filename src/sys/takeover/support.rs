@@ -32,12 +32,18 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[must_use]
 pub fn probe_support() -> Support {
     let Some(filter) = filter() else {
-        return Support::No { why: "rsup does not know this processor's system calls".to_owned() };
+        return Support::No {
+            why: "rsup does not know this processor's system calls".to_owned(),
+        };
     };
     match attempt(&filter, false) {
-        Ok(()) => Support::Yes { needs_no_new_privs: false },
+        Ok(()) => Support::Yes {
+            needs_no_new_privs: false,
+        },
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => match attempt(&filter, true) {
-            Ok(()) => Support::Yes { needs_no_new_privs: true },
+            Ok(()) => Support::Yes {
+                needs_no_new_privs: true,
+            },
             Err(error) => Support::No { why: words(&error) },
         },
         Err(error) => Support::No { why: words(&error) },
@@ -115,7 +121,11 @@ fn answer(ours: &std::os::unix::net::UnixDatagram) -> io::Result<()> {
     let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: `call` is what this ioctl fills in.
     raw::check(unsafe {
-        libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut call)
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_RECV as _,
+            &raw mut call,
+        )
     })?;
     // A number that cannot exist: EBADF says that the kernel knows the request, EINVAL that not.
     let exchange = libc::seccomp_notif_addfd {
@@ -127,7 +137,11 @@ fn answer(ours: &std::os::unix::net::UnixDatagram) -> io::Result<()> {
     };
     // SAFETY: `exchange` is what this ioctl reads.
     let known = raw::check(unsafe {
-        libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const exchange)
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_ADDFD as _,
+            &raw const exchange,
+        )
     });
     listener.respond(call.id, -SIGN, 0)?;
     if let Err(error) = known
