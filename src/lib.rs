@@ -8,5 +8,6 @@ pub mod control;
 pub mod daemon;
 pub mod load;
 pub mod logs;
+pub mod paths;
 pub mod supervisor;
 pub mod sys;
