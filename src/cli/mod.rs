@@ -1,1 +1,156 @@
-//! (module docs)
+//! The command line: clap types, one file per verb, a client, and the renderers.
+//!
+//! The types here are the source of `--help` and of the man pages. A verb's file has its arguments
+//! and its `run`; only [`render`] writes to stdout; only `main` ends the process.
+
+mod action;
+mod client;
+mod commands;
+mod config_api;
+mod daemon_api;
+mod daemonize;
+mod environment;
+mod logs_api;
+mod problem;
+mod progress;
+mod render;
+mod respec;
+mod targets;
+mod values;
+
+#[cfg(test)]
+mod made_up;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use client::Client;
+use problem::{DONE, Problem, USAGE};
+use render::Output;
+
+use crate::paths::Paths;
+
+/// Process supervisor: zero-downtime reloads of unmodified web apps in any language.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rsup",
+    version,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Begin with:\n  rsup init                       write a supervisor.toml\n  rsup start                      start what it describes\n  rsup start server.js -i 2       or do without a file\n  rsup reload api                 a new version, without a failed request"
+)]
+pub struct Cli {
+    /// Print the result as one JSON document
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    Start(commands::start::Args),
+    Stop(commands::stop::Args),
+    Restart(commands::restart::Args),
+    Reload(commands::reload::Args),
+    Delete(commands::delete::Args),
+    Scale(commands::scale::Args),
+    List(commands::list::Args),
+    Describe(commands::describe::Args),
+    Logs(commands::logs::Args),
+    Env(commands::env::Args),
+    Signal(commands::signal::Args),
+    Check(commands::check::Args),
+    Init(commands::init::Args),
+    Demo(commands::demo::Args),
+    Verify(commands::verify::Args),
+    Ping(commands::ping::Args),
+    Kill(commands::kill::Args),
+    #[command(hide = true)]
+    Daemon(commands::daemon::Args),
+    #[command(hide = true)]
+    SampleApp(commands::sample_app::Args),
+}
+
+/// What every verb gets.
+#[derive(Debug)]
+pub struct Context {
+    pub out: Output,
+}
+
+impl Context {
+    /// The folders of the daemon that is meant.
+    fn paths(&self) -> Result<Paths, Problem> {
+        Paths::from_env().map_err(Problem::usage)
+    }
+
+    /// The environment of this shell, for apps.
+    fn base_env(&self) -> BTreeMap<String, String> {
+        let (env, odd) = environment::of_caller();
+        if !odd.is_empty() {
+            self.out.note(&format!("not UTF-8 and therefore not handed on: {}", odd.join(", ")));
+        }
+        env
+    }
+
+    /// Calls that daemon, if it runs.
+    fn client(&self) -> Result<Client, Problem> {
+        Client::new(&self.paths()?)
+    }
+}
+
+/// The description of the command line, for man pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Does what the arguments say; the exit code of the process.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version end here too, with code 0. Nobody is left to tell if this fails.
+            drop(error.print());
+            return if error.exit_code() == 0 { DONE } else { USAGE };
+        }
+    };
+    let cx = Context { out: Output::new(cli.json) };
+    match dispatch(cli.verb, &cx) {
+        Ok(()) => DONE,
+        Err(problem) => {
+            cx.out.problem(&problem);
+            problem.exit()
+        }
+    }
+}
+
+fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
+    match verb {
+        Verb::Start(args) => commands::start::run(args, cx),
+        Verb::Stop(args) => commands::stop::run(args, cx),
+        Verb::Restart(args) => commands::restart::run(args, cx),
+        Verb::Reload(args) => commands::reload::run(args, cx),
+        Verb::Delete(args) => commands::delete::run(args, cx),
+        Verb::Scale(args) => commands::scale::run(args, cx),
+        Verb::List(args) => commands::list::run(args, cx),
+        Verb::Describe(args) => commands::describe::run(args, cx),
+        Verb::Logs(args) => commands::logs::run(args, cx),
+        Verb::Env(args) => commands::env::run(args, cx),
+        Verb::Signal(args) => commands::signal::run(args, cx),
+        Verb::Check(args) => commands::check::run(args, cx),
+        Verb::Init(args) => commands::init::run(args, cx),
+        Verb::Demo(args) => commands::demo::run(args, cx),
+        Verb::Verify(args) => commands::verify::run(args, cx),
+        Verb::Ping(args) => commands::ping::run(args, cx),
+        Verb::Kill(args) => commands::kill::run(args, cx),
+        Verb::Daemon(args) => commands::daemon::run(args, cx),
+        Verb::SampleApp(args) => commands::sample_app::run(args, cx),
+    }
+}

@@ -1,0 +1,259 @@
+//! The command line's end of the control socket: plain blocking calls, one connection each.
+
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::problem::{FAILED, Problem, Report};
+use crate::control::{self, Answer, Call, Failure, Reply, Request};
+use crate::paths::Paths;
+use crate::supervisor::Progress;
+
+/// How long the daemon may take for an answer that needs no waiting.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Said when nobody listens on the socket.
+pub const NO_DAEMON: &str = "no daemon runs";
+/// And what to do about it.
+pub const START_HINT: &str = "`rsup start` starts one";
+
+/// Why a call brought no reply.
+#[derive(Debug)]
+pub enum CallError {
+    /// Nobody listens.
+    NoDaemon,
+    /// The daemon refused or failed.
+    Failed(Failure),
+    /// Ctrl-C while waiting; the daemon goes on.
+    Interrupted,
+    /// The daemon says nothing.
+    Silent,
+    /// The conversation broke: what happened.
+    Broken(String),
+    /// The daemon speaks another version of the protocol.
+    Version { daemon: String, protocol: u32 },
+    /// Our side.
+    Local(String),
+}
+
+/// Calls the daemon of these folders.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    log: PathBuf,
+    patience: Duration,
+}
+
+impl Client {
+    /// Refuses to talk to a socket in a folder that others can write to.
+    pub fn new(paths: &Paths) -> Result<Self, Problem> {
+        paths.check().map_err(Problem::usage)?;
+        Ok(Self { socket: paths.socket(), log: paths.daemon_log(), patience: PATIENCE })
+    }
+
+    /// The same, with less patience.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// A request that is answered at once.
+    pub fn try_ask(&self, request: Request) -> Result<Reply, CallError> {
+        self.converse(&Call { version: control::VERSION, request, wait: true }, Some(self.patience), None, &|_| {})
+    }
+
+    /// As [`Self::try_ask`], with the error in words.
+    pub fn ask(&self, request: Request) -> Result<Reply, Problem> {
+        self.try_ask(request).map_err(|error| self.explain(error))
+    }
+
+    /// A request that may take long; `wait: false` asks only for its acceptance.
+    pub fn act(&self, request: Request, wait: bool, interrupt: &Interrupt, progress: &dyn Fn(&Progress)) -> Result<Reply, CallError> {
+        let patience = if wait { None } else { Some(self.patience) };
+        let call = Call { version: control::VERSION, request, wait };
+        self.converse(&call, patience, interrupt.0.as_ref(), progress)
+    }
+
+    fn converse(
+        &self,
+        call: &Call,
+        patience: Option<Duration>,
+        interrupt: Option<&SignalFd>,
+        progress: &dyn Fn(&Progress),
+    ) -> Result<Reply, CallError> {
+        let result = self.talk(call, patience, interrupt, progress);
+        // An answer that makes no sense may come from another version, which a ping may tell.
+        if let Err(CallError::Broken(_)) = result
+            && call.request != Request::Ping
+            && let Ok(Reply::Pong { version, protocol, .. }) = self.try_ask(Request::Ping)
+            && protocol != control::VERSION
+        {
+            return Err(CallError::Version { daemon: version, protocol });
+        }
+        result
+    }
+
+    fn talk(
+        &self,
+        call: &Call,
+        patience: Option<Duration>,
+        interrupt: Option<&SignalFd>,
+        progress: &dyn Fn(&Progress),
+    ) -> Result<Reply, CallError> {
+        let frame = control::encode(call).map_err(|error| CallError::Local(error.to_string()))?;
+        let stream = UnixStream::connect(&self.socket).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => CallError::NoDaemon,
+            _ => CallError::Local(format!("cannot connect to {}: {error}", self.socket.display())),
+        })?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(|error| CallError::Local(error.to_string()))?;
+        if let Err(error) = io::Write::write_all(&mut &stream, &frame) {
+            match error.kind() {
+                // It may have answered without reading to the end: its words say more.
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {}
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => return Err(CallError::Silent),
+                _ => return Err(CallError::Broken(error.to_string())),
+            }
+        }
+        let mut answers = Answers { stream: &stream, bytes: Vec::new() };
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        loop {
+            match answers.next(deadline, interrupt)? {
+                Answer::Progress(step) => progress(&step),
+                Answer::Done(reply) => return Ok(reply),
+                Answer::Failed(failure) => return Err(CallError::Failed(failure)),
+            }
+        }
+    }
+
+    /// An error of a call in words.
+    pub fn explain(&self, error: CallError) -> Problem {
+        let log = || format!("the daemon's log may tell more: {}", self.log.display());
+        match error {
+            CallError::NoDaemon => Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT),
+            CallError::Failed(failure) => failure.into(),
+            CallError::Interrupted => Problem::Detached,
+            CallError::Silent => {
+                Problem::failed("timeout", format!("the daemon does not answer\nwaited {} s", self.patience.as_secs())).hint(log())
+            }
+            CallError::Broken(what) => Problem::failed("broken", format!("the daemon's answer is incomplete\n{what}")).hint(log()),
+            CallError::Version { daemon, protocol } => Problem::Report {
+                exit: FAILED,
+                report: Report::new(
+                    "version",
+                    format!(
+                        "the daemon is rsup {daemon} (protocol {protocol}), this is rsup {} (protocol {})\nthey do not understand each other",
+                        env!("CARGO_PKG_VERSION"),
+                        control::VERSION
+                    ),
+                )
+                .hint("use the version of rsup that the daemon was started with"),
+            },
+            CallError::Local(what) => Problem::failed("local", what),
+        }
+    }
+}
+
+/// Cuts the stream of bytes into answers.
+struct Answers<'a> {
+    stream: &'a UnixStream,
+    bytes: Vec<u8>,
+}
+
+impl Answers<'_> {
+    fn next(&mut self, deadline: Option<Instant>, interrupt: Option<&SignalFd>) -> Result<Answer, CallError> {
+        let mut buffer = [0; 16 << 10];
+        loop {
+            if let Some(answer) = self.complete()? {
+                return Ok(answer);
+            }
+            self.wait(deadline, interrupt)?;
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(self.ended()),
+                Ok(count) => self.bytes.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(self.ended()),
+                Err(error) => return Err(CallError::Broken(error.to_string())),
+            }
+        }
+    }
+
+    /// The first answer, if all of it is there.
+    fn complete(&mut self) -> Result<Option<Answer>, CallError> {
+        let Some(head) = self.bytes.first_chunk::<4>() else { return Ok(None) };
+        let end = 4 + control::length(*head).map_err(|error| CallError::Broken(error.to_string()))?;
+        let Some(body) = self.bytes.get(4..end) else { return Ok(None) };
+        let answer = serde_json::from_slice(body).map_err(|error| CallError::Broken(format!("it makes no sense: {error}")))?;
+        self.bytes.drain(..end);
+        Ok(Some(answer))
+    }
+
+    fn ended(&self) -> CallError {
+        CallError::Broken(match self.bytes.len() {
+            0 => "it closed the connection without one".into(),
+            count => format!("it closed the connection after {count} bytes of it"),
+        })
+    }
+
+    /// Until there is something to read.
+    fn wait(&self, deadline: Option<Instant>, interrupt: Option<&SignalFd>) -> Result<(), CallError> {
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let timeout = match left {
+                None => PollTimeout::NONE,
+                // Rounded up, or the last millisecond would be spent spinning.
+                Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            };
+            let mut wanted = vec![PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+            wanted.extend(interrupt.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+            match poll(&mut wanted, timeout) {
+                Ok(0) if left.is_some_and(|left| left.is_zero()) => return Err(CallError::Silent),
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) if wanted.get(1).is_some_and(|fd| fd.any().unwrap_or(false)) => return Err(CallError::Interrupted),
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(CallError::Local(format!("cannot wait for the daemon: {error}"))),
+            }
+        }
+    }
+}
+
+/// While it lives, Ctrl-C ends a wait ([`CallError::Interrupted`]) instead of the process, so that
+/// the user is told that the work itself goes on.
+#[derive(Debug)]
+pub struct Interrupt(Option<SignalFd>);
+
+impl Interrupt {
+    /// Holds SIGINT back in this thread and those that it makes from now on.
+    pub fn hold() -> Self {
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGINT);
+        // If any of this fails, Ctrl-C just does what it always does.
+        if set.thread_block().is_err() {
+            return Self(None);
+        }
+        Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).inspect_err(|_| { let _ = set.thread_unblock(); }).ok())
+    }
+
+    /// Without; for calls that don't wait.
+    pub fn none() -> Self {
+        Self(None)
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        if let Some(fd) = self.0.take() {
+            // Whatever was pressed while the wait ended is answered by its result.
+            while let Ok(Some(_)) = fd.read_signal() {}
+            let mut set = SigSet::empty();
+            set.add(Signal::SIGINT);
+            let _ = set.thread_unblock();
+        }
+    }
+}

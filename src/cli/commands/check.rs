@@ -1,0 +1,23 @@
+//! `rsup check`.
+
+use std::path::PathBuf;
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, config_api, render};
+
+/// Check a configuration file without starting anything; exit code 2 if it has errors
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  rsup check\n  rsup check /srv/api/supervisor.toml --json")]
+pub struct Args {
+    /// The file
+    #[arg(value_name = "FILE", default_value = "supervisor.toml")]
+    file: PathBuf,
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let loaded = config_api::load(&args.file)?;
+    for warning in &loaded.warnings {
+        cx.out.warning(&warning.render(cx.out.error_look.color));
+    }
+    if cx.out.json { cx.out.document(&loaded.config) } else { cx.out.text(&render::checked(&args.file, &loaded.config, cx.out.look)) }
+}

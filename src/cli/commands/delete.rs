@@ -1,0 +1,28 @@
+//! `rsup delete`.
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, action, targets};
+use crate::control::Request;
+use crate::supervisor::OperationKind;
+
+/// Stop apps and forget them
+///
+/// Their log files stay.
+#[derive(Debug, clap::Args)]
+#[command(visible_aliases = ["del", "rm"], after_long_help = "Example:\n  rsup delete api")]
+pub struct Args {
+    /// A name, `all`, or a file whose apps are meant
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Return as soon as the daemon has accepted it
+    #[arg(long)]
+    no_wait: bool,
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let selection = targets::select(&client, &args.targets)?.whole_apps("delete")?;
+    let request = |target| Request::Delete { target };
+    let outcomes = action::each(&cx.out, &client, &selection.targets, OperationKind::Delete, request, !args.no_wait)?;
+    action::conclude(&cx.out, &outcomes, !args.no_wait)
+}

@@ -1,0 +1,26 @@
+//! `rsup describe`.
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, render, targets};
+use crate::control::{Reply, Request};
+
+/// Show everything about an app: workers, settings, recent events
+#[derive(Debug, clap::Args)]
+#[command(visible_aliases = ["show", "info"], after_long_help = "Example:\n  rsup describe api")]
+pub struct Args {
+    /// A name, `name:worker`, `all`, or a file whose apps are meant
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<String>,
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let mut all = Vec::new();
+    for target in targets::select(&client, &args.targets)?.targets {
+        match client.ask(Request::Describe { target })? {
+            Reply::Descriptions(descriptions) => all.extend(descriptions),
+            _ => return Err(targets::unexpected()),
+        }
+    }
+    if cx.out.json { cx.out.document(&all) } else { cx.out.text(&render::descriptions(&all, cx.out.look)) }
+}

@@ -1,0 +1,29 @@
+//! `rsup list`.
+
+use crate::cli::client::{CallError, NO_DAEMON, START_HINT};
+use crate::cli::problem::Problem;
+use crate::cli::{Context, render, targets};
+use crate::control::{Reply, Request};
+use crate::supervisor::AppView;
+
+/// Show all apps and their workers
+#[derive(Debug, clap::Args)]
+#[command(visible_aliases = ["ls", "ps", "status"], after_long_help = "Examples:\n  rsup list\n  rsup list --json | jq '.[].workers[].pid'")]
+pub struct Args {}
+
+pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let apps = match client.try_ask(Request::List) {
+        Ok(Reply::List(apps)) => apps,
+        Ok(_) => return Err(targets::unexpected()),
+        Err(CallError::NoDaemon) => {
+            cx.out.note(&format!("{NO_DAEMON}; {START_HINT}"));
+            Vec::<AppView>::new()
+        }
+        Err(error) => return Err(client.explain(error)),
+    };
+    if cx.out.json {
+        return cx.out.document(&apps);
+    }
+    cx.out.text(&render::list(&apps, cx.out.look))
+}

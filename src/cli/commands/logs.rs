@@ -1,0 +1,182 @@
+//! `rsup logs`.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+use crate::cli::logs_api::{Follower, Stream, last_lines};
+use crate::cli::problem::Problem;
+use crate::cli::render::LogLines;
+use crate::cli::{Context, targets};
+use crate::config::AppName;
+use crate::control::{LogFiles, Reply, Request, Target};
+
+/// Show the last lines of apps' logs, and follow them with -f
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  rsup logs\n  rsup logs api -f\n  rsup logs api --err --lines 100")]
+pub struct Args {
+    /// Names; all apps without one
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Go on with each new line until Ctrl-C
+    #[arg(short, long)]
+    follow: bool,
+    /// How many of the last lines of each app
+    #[arg(short, long, value_name = "N", default_value_t = 15)]
+    lines: usize,
+    /// Only what was written to stderr
+    #[arg(long, conflicts_with = "out")]
+    err: bool,
+    /// Only what was written to stdout
+    #[arg(long)]
+    out: bool,
+}
+
+/// The files of one app that were asked for.
+#[derive(Debug)]
+struct Source {
+    app: AppName,
+    paths: Vec<(Stream, PathBuf)>,
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let targets = if args.targets.is_empty() { vec![Target::All] } else { targets::select(&client, &args.targets)?.targets };
+    let mut sources: Vec<Source> = Vec::new();
+    for target in targets {
+        match client.ask(Request::LogFiles { target })? {
+            Reply::LogFiles(files) => sources.extend(files.into_iter().map(|files| source(files, &args))),
+            _ => return Err(targets::unexpected()),
+        }
+    }
+    if sources.is_empty() {
+        cx.out.note("there are no apps; `rsup start` starts some");
+        return Ok(());
+    }
+    let names: Vec<_> = sources.iter().map(|source| source.app.clone()).collect();
+    let show = LogLines::new(&cx.out, &names);
+    if args.follow { follow(sources, &args, &show) } else { last(sources, &args, &show) }
+}
+
+fn source(files: LogFiles, args: &Args) -> Source {
+    let mut paths = Vec::new();
+    if !args.err {
+        paths.push((Stream::Out, files.out.clone()));
+    }
+    // Both streams may go to the same file.
+    if !args.out && (args.err || files.err != files.out) {
+        paths.push((Stream::Err, files.err));
+    }
+    Source { app: files.app, paths }
+}
+
+fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Problem> {
+    for source in sources {
+        let mut lines = Vec::new();
+        for (stream, path) in &source.paths {
+            match last_lines(path, args.lines) {
+                Ok(found) => lines.push(found.into_iter().map(|line| (*stream, line)).collect()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Problem::failed("local", format!("cannot read {}: {error}", path.display()))),
+            }
+        }
+        let mut lines = in_order_of_time(lines);
+        show.write(&source.app, &lines.split_off(lines.len().saturating_sub(args.lines)))?;
+    }
+    Ok(())
+}
+
+/// One thread per app waits for its files; this one prints.
+fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Problem> {
+    let (sender, receiver) = mpsc::sync_channel(64);
+    let last = args.lines;
+    for Source { app, paths } in sources {
+        let sender = sender.clone();
+        let wait = move || {
+            let mut follower = match Follower::new(paths, last) {
+                Ok(follower) => follower,
+                Err(error) => return drop(sender.send((app, Err(error)))),
+            };
+            loop {
+                let lines = follower.next();
+                let failed = lines.is_err();
+                if sender.send((app.clone(), lines)).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .spawn(wait)
+            .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
+    }
+    drop(sender);
+    for (app, lines) in receiver {
+        let lines = lines.map_err(|error| Problem::failed("local", format!("cannot follow the logs of {app}: {error}")))?;
+        show.write(&app, &lines)?;
+    }
+    Ok(())
+}
+
+type Line = (Stream, Vec<u8>);
+
+/// The lines of two files as they were written, where each tells its time; else file after file.
+fn in_order_of_time(files: Vec<Vec<Line>>) -> Vec<Line> {
+    let mut timed = Vec::new();
+    let mut all_tell = true;
+    for lines in files {
+        // A line without a time belongs to the one before it.
+        let mut time = Vec::new();
+        for line in lines {
+            if let Some(own) = time_of(&line.1) {
+                time = own.to_vec();
+            }
+            all_tell &= !time.is_empty();
+            timed.push((time.clone(), line));
+        }
+    }
+    if all_tell {
+        timed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    }
+    timed.into_iter().map(|(_, line)| line).collect()
+}
+
+/// `2024-06-01T12:00:00.000Z` at the beginning of a line, or of its `"time"` in JSON.
+fn time_of(line: &[u8]) -> Option<&[u8]> {
+    const LENGTH: usize = "2024-06-01T12:00:00.000Z".len();
+    let text = line.strip_prefix(br#"{"time":""#).unwrap_or(line);
+    let time = text.get(..LENGTH)?;
+    let shape = time.iter().enumerate().all(|(index, byte)| match index {
+        4 | 7 => *byte == b'-',
+        10 => *byte == b'T',
+        13 | 16 => *byte == b':',
+        19 => *byte == b'.',
+        23 => *byte == b'Z',
+        _ => byte.is_ascii_digit(),
+    });
+    shape.then_some(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merged(out: &[&str], err: &[&str]) -> Vec<String> {
+        let lines = |stream, lines: &[&str]| lines.iter().map(|line| (stream, line.as_bytes().to_vec())).collect();
+        let merged = in_order_of_time(vec![lines(Stream::Out, out), lines(Stream::Err, err)]);
+        merged.into_iter().map(|(_, line)| String::from_utf8(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn lines_with_times_are_merged() {
+        let (a, b, c) = ("2024-06-01T12:00:00.000Z a", "2024-06-01T12:00:00.001Z b", "2024-06-01T12:00:01.000Z c");
+        assert_eq!(merged(&[a, c], &[b, "  at b"]), [a, b, "  at b", c]);
+        let (a, b) = (r#"{"time":"2024-06-01T12:00:02.000Z","line":"a"}"#, r#"{"time":"2024-06-01T12:00:01.000Z","line":"b"}"#);
+        assert_eq!(merged(&[a], &[b]), [b, a]);
+    }
+
+    #[test]
+    fn lines_without_times_stay_together() {
+        assert_eq!(merged(&["z", "y"], &["a"]), ["z", "y", "a"]);
+        assert_eq!(merged(&["2024-06-01T12:00:00.000Z a"], &["b"]), ["2024-06-01T12:00:00.000Z a", "b"]);
+    }
+}

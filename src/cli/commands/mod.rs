@@ -1,0 +1,21 @@
+//! One file per verb: its arguments, and what it does with them.
+
+pub mod check;
+pub mod daemon;
+pub mod delete;
+pub mod demo;
+pub mod describe;
+pub mod env;
+pub mod init;
+pub mod kill;
+pub mod list;
+pub mod logs;
+pub mod ping;
+pub mod reload;
+pub mod restart;
+pub mod sample_app;
+pub mod scale;
+pub mod signal;
+pub mod start;
+pub mod stop;
+pub mod verify;

@@ -1,0 +1,20 @@
+//! `rsup ping`.
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, render, targets};
+use crate::control::{Reply, Request};
+
+/// Ask whether the daemon runs; exit code 1 if not
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Example:\n  rsup ping --json")]
+pub struct Args {}
+
+pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
+    match cx.client()?.ask(Request::Ping)? {
+        Reply::Pong { pid, version, protocol, uptime_ms, memory } => {
+            let pong = render::Pong { pid, version, protocol, uptime_ms, memory };
+            if cx.out.json { cx.out.document(&pong) } else { cx.out.text(&pong.to_string()) }
+        }
+        _ => Err(targets::unexpected()),
+    }
+}

@@ -1,0 +1,38 @@
+//! `rsup reload`.
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, action, respec, targets};
+use crate::control::Request;
+
+/// Replace the workers of an app one by one, without a failed request
+///
+/// The app's file is read again and its folder (which may be a link to the newest release) looked
+/// up anew. Each replacement must be ready before the worker it replaces is taken out of the
+/// traffic, drained and stopped. If one does not get ready, the old workers stay, and the exit code
+/// is 1.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  rsup reload api\n  rsup reload supervisor.toml --update-env")]
+pub struct Args {
+    /// A name, `all`, or a file whose apps are meant
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Wait for an action that is under way instead of failing
+    #[arg(long)]
+    wait: bool,
+    /// Use the environment of this shell from now on
+    #[arg(long)]
+    update_env: bool,
+    /// Return as soon as the daemon has accepted it
+    #[arg(long)]
+    no_wait: bool,
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
+    let apps = respec::reread(&selection.apps(), &cx.out)?;
+    let base_env = args.update_env.then(|| cx.base_env());
+    let request = Request::Reload { apps, base_env, queue: args.wait };
+    let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
+    action::conclude(&cx.out, &outcomes, !args.no_wait)
+}

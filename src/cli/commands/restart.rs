@@ -1,0 +1,32 @@
+//! `rsup restart`.
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, action, respec, targets};
+use crate::control::Request;
+
+/// Stop and start all workers of an app at once
+///
+/// The listening sockets stay open meanwhile, so connections wait instead of being refused. The
+/// app's file is read again. To have no pause at all, use `rsup reload`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Example:\n  rsup restart api")]
+pub struct Args {
+    /// A name, `all`, or a file whose apps are meant
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Use the environment of this shell from now on
+    #[arg(long)]
+    update_env: bool,
+    /// Return as soon as the daemon has accepted it
+    #[arg(long)]
+    no_wait: bool,
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let selection = targets::select(&client, &args.targets)?.whole_apps("restart")?;
+    let apps = respec::reread(&selection.apps(), &cx.out)?;
+    let base_env = args.update_env.then(|| cx.base_env());
+    let outcomes = action::one(&cx.out, &client, Request::Restart { apps, base_env }, !args.no_wait)?;
+    action::conclude(&cx.out, &outcomes, !args.no_wait)
+}

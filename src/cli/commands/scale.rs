@@ -1,0 +1,57 @@
+//! `rsup scale`.
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, action};
+use crate::config::AppName;
+use crate::control::{Request, ScaleTo};
+
+/// Change the number of workers of an app
+///
+/// It holds until the app is reloaded or restarted, when its file counts again.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  rsup scale api 4\n  rsup scale api +2\n  rsup scale api -1")]
+pub struct Args {
+    /// The app
+    #[arg(value_parser = AppName::parse)]
+    app: AppName,
+    /// How many, or how many more (`+2`) or fewer (`-1`)
+    #[arg(value_name = "N|+N|-N", allow_hyphen_values = true, value_parser = parse)]
+    to: ScaleTo,
+    /// Return as soon as the daemon has accepted it
+    #[arg(long)]
+    no_wait: bool,
+}
+
+fn parse(text: &str) -> Result<ScaleTo, String> {
+    let bad = || "a number between 1 and 65535, or a change like `+2` or `-1`".to_owned();
+    let by = text.starts_with(['+', '-']);
+    let number: i32 = text.parse().map_err(|_| bad())?;
+    match u16::try_from(number.unsigned_abs()).map_err(|_| bad())? {
+        0 if by => Err("that changes nothing".into()),
+        0 => Err("an app has at least one worker; `rsup stop` stops it".into()),
+        _ if by => Ok(ScaleTo::By(number)),
+        exactly => Ok(ScaleTo::Exactly(exactly)),
+    }
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let request = Request::Scale { app: args.app, to: args.to };
+    let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
+    action::conclude(&cx.out, &outcomes, !args.no_wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_changes() {
+        assert_eq!(parse("4"), Ok(ScaleTo::Exactly(4)));
+        assert_eq!(parse("+2"), Ok(ScaleTo::By(2)));
+        assert_eq!(parse("-1"), Ok(ScaleTo::By(-1)));
+        for bad in ["0", "+0", "-0", "", "x", "+", "1.5", "65536", "-65536", "99999999999"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! `rsup signal`.
+
+use std::str::FromStr;
+
+use nix::sys::signal::Signal;
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, render, targets};
+use crate::control::{Reply, Request};
+
+/// Send a signal to the workers of an app
+///
+/// rsup does nothing else: a worker that ends from it is started again, as after any other exit.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  rsup signal HUP api\n  rsup signal USR2 api:0")]
+pub struct Args {
+    /// A name (`HUP`, `SIGHUP`) or a number
+    #[arg(value_name = "SIGNAL", value_parser = parse)]
+    signal: i32,
+    /// A name, `name:worker`, or `all`
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<String>,
+}
+
+fn parse(text: &str) -> Result<i32, String> {
+    if let Ok(number) = text.parse::<i32>() {
+        return if (1..=64).contains(&number) { Ok(number) } else { Err("signals have the numbers 1 to 64".into()) };
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    Signal::from_str(&name).map(|signal| signal as i32).map_err(|_| "no such signal; `kill -l` lists them".into())
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let mut pids = Vec::new();
+    for target in targets::select(&client, &args.targets)?.targets {
+        match client.ask(Request::Signal { target, signal: args.signal })? {
+            Reply::Signalled(reached) => pids.extend(reached),
+            _ => return Err(targets::unexpected()),
+        }
+    }
+    if cx.out.json { cx.out.document(&pids) } else { cx.out.text(&render::signalled(args.signal, &pids)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers() {
+        for (text, number) in [("HUP", 1), ("sighup", 1), ("SIGUSR2", 12), ("15", 15), ("34", 34)] {
+            assert_eq!(parse(text), Ok(number), "{text}");
+        }
+        for bad in ["", "0", "65", "-1", "NOPE", "SIG"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! `rsup start`.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::client::{CallError, Client};
+use crate::cli::config_api::{self, Script};
+use crate::cli::daemon_api::{self, DaemonOptions, StartRequest};
+use crate::cli::problem::Problem;
+use crate::cli::targets::{self, Selection};
+use crate::cli::{Context, action, daemonize};
+use crate::config::AppSpec;
+use crate::control::{Failure, FailureCode, Outcome, Reply, Request, Target};
+use crate::supervisor::{AppPhase, AppView, OperationKind, WorkerPhase};
+
+/// Start the apps of a file, a script, a command, or stopped apps by name
+///
+/// Without an argument it starts what ./supervisor.toml describes. Apps that run already are left
+/// alone. It waits until all are ready; the daemon is started in the background if none runs.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  rsup start\n  rsup start /srv/api/supervisor.toml --only api\n  rsup start server.js -i 2 --listen 3000\n  rsup start -n api -- ./server --flag\n  rsup start api"
+)]
+pub struct Args {
+    /// A configuration file, a script or program, or names of stopped apps (`all`)
+    #[arg(value_name = "FILE|SCRIPT|NAME")]
+    what: Vec<String>,
+    /// Only these apps of the file
+    #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
+    only: Vec<String>,
+    /// Run in this terminal or container instead of the background, until Ctrl-C or SIGTERM
+    #[arg(long, conflicts_with = "no_wait")]
+    foreground: bool,
+    /// Return as soon as the daemon has accepted it
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    script: ScriptArgs,
+    /// A command with its arguments, or arguments for the script
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// For an app without a file.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of an app without a file")]
+struct ScriptArgs {
+    /// Name of the app; by default that of the script
+    #[arg(short, long)]
+    name: Option<String>,
+    /// How many workers: a number, `max` (one per core), or `-1` (one core less)
+    #[arg(short, long, value_name = "N", allow_hyphen_values = true)]
+    instances: Option<String>,
+    /// An address that the app listens on: a port, `HOST:PORT` or `unix:PATH`; may be repeated
+    #[arg(short, long, value_name = "ADDRESS")]
+    listen: Vec<String>,
+    /// A variable for the app; may be repeated
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// A file with variables; may be repeated
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<String>,
+    /// Where it runs, by default here
+    #[arg(long, value_name = "FOLDER")]
+    cwd: Option<PathBuf>,
+    /// Ready once GET of this path answers 200 to 299; or `tcp`, or `notify`
+    #[arg(long, value_name = "PATH")]
+    readiness: Option<String>,
+    /// Replaced once GET of this path fails; or `tcp`
+    #[arg(long, value_name = "PATH")]
+    liveness: Option<String>,
+    /// Replaced once it uses more, for example `500M`
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<String>,
+    /// `random`, or `source-ip` (sticky)
+    #[arg(long, value_name = "HOW")]
+    balance: Option<String>,
+    /// A worker must be ready within this time, for example `10s`
+    #[arg(long, value_name = "TIME")]
+    listen_timeout: Option<String>,
+    /// The longest wait for waiting connections before a worker is stopped
+    #[arg(long, value_name = "TIME")]
+    drain_timeout: Option<String>,
+    /// From the stop signal to SIGKILL
+    #[arg(long, value_name = "TIME")]
+    kill_timeout: Option<String>,
+    /// The signal that asks a worker to stop, SIGTERM by default
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<String>,
+}
+
+impl ScriptArgs {
+    /// An option that was given, to be named in an error.
+    fn given(&self) -> Option<&'static str> {
+        let options = [
+            (self.name.is_some(), "--name"),
+            (self.instances.is_some(), "--instances"),
+            (!self.listen.is_empty(), "--listen"),
+            (!self.env.is_empty(), "--env"),
+            (!self.env_file.is_empty(), "--env-file"),
+            (self.cwd.is_some(), "--cwd"),
+            (self.readiness.is_some(), "--readiness"),
+            (self.liveness.is_some(), "--liveness"),
+            (self.max_memory.is_some(), "--max-memory"),
+            (self.balance.is_some(), "--balance"),
+            (self.listen_timeout.is_some(), "--listen-timeout"),
+            (self.drain_timeout.is_some(), "--drain-timeout"),
+            (self.kill_timeout.is_some(), "--kill-timeout"),
+            (self.stop_signal.is_some(), "--stop-signal"),
+        ];
+        options.into_iter().find_map(|(given, name)| given.then_some(name))
+    }
+
+    fn into_script(self, command: Vec<String>) -> Result<Script, Problem> {
+        let here = || std::env::current_dir().map_err(|error| Problem::usage(format!("cannot tell the current folder: {error}")));
+        let cwd = match self.cwd {
+            Some(cwd) => std::path::absolute(&cwd).map_err(|error| Problem::usage(format!("--cwd {}: {error}", cwd.display())))?,
+            None => here()?,
+        };
+        Ok(Script {
+            name: self.name,
+            command,
+            instances: self.instances,
+            listen: self.listen,
+            env: self.env,
+            env_file: self.env_file,
+            cwd,
+            readiness: self.readiness,
+            liveness: self.liveness,
+            max_memory: self.max_memory,
+            balance: self.balance,
+            listen_timeout: self.listen_timeout,
+            drain_timeout: self.drain_timeout,
+            kill_timeout: self.kill_timeout,
+            stop_signal: self.stop_signal,
+        })
+    }
+}
+
+/// What the arguments mean.
+#[derive(Debug, PartialEq)]
+enum Plan {
+    File(PathBuf),
+    /// A command, given by its words.
+    Command(Vec<String>),
+    /// Apps that the daemon knows.
+    Names(Vec<String>),
+    /// A file that exists; or the app of that name, if there is one.
+    NameOrScript(String),
+}
+
+fn plan(args: &Args) -> Result<Plan, Problem> {
+    let given = args.script.given();
+    let no_script = |plan| match given {
+        None => Ok(plan),
+        Some(option) => Err(Problem::usage(format!("{option} is for apps without a file\nin a file, the app's table says it"))),
+    };
+    let plan = match (args.what.as_slice(), args.command.as_slice()) {
+        ([], []) if given.is_some() => return Err(Problem::usage("what is to be started?").hint("rsup start -n NAME -- COMMAND")),
+        ([], []) => Plan::File("supervisor.toml".into()),
+        ([file], []) if is_config(file) => no_script(Plan::File(file.into()))?,
+        ([word], []) if given.is_some() => Plan::Command(vec![word.clone()]),
+        ([word], []) if Path::new(word).is_file() || word.contains('/') => Plan::NameOrScript(word.clone()),
+        (words, []) => match words.iter().find(|word| is_config(word)) {
+            Some(file) => return Err(Problem::usage("one file at a time").hint(format!("rsup start {file}"))),
+            None => no_script(Plan::Names(words.to_vec()))?,
+        },
+        ([], command) => Plan::Command(command.to_vec()),
+        ([script], arguments) if !is_config(script) => Plan::Command([std::slice::from_ref(script), arguments].concat()),
+        _ => return Err(Problem::usage("before `--` there is room for one script").hint("rsup start -n NAME -- COMMAND")),
+    };
+    match plan {
+        Plan::File(_) => Ok(plan),
+        _ if !args.only.is_empty() => Err(Problem::usage("--only goes with a configuration file")),
+        _ => Ok(plan),
+    }
+}
+
+/// A configuration, rsup's own or PM2's.
+fn is_config(word: &str) -> bool {
+    let name = Path::new(word).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    name.ends_with(".toml") || [".config.js", ".config.cjs", ".config.mjs"].iter().any(|end| name.ends_with(end))
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let apps = match plan(&args)? {
+        Plan::File(file) => from_file(&file, &args.only, cx)?,
+        Plan::Command(command) => vec![config_api::from_script(&args.script.into_script(command)?)?],
+        Plan::Names(names) if args.foreground => {
+            return Err(Problem::usage(format!("--foreground needs a file, a script or a command, not `{}`", names.join(" "))));
+        }
+        Plan::Names(names) => return resume(&names, !args.no_wait, cx).map_err(|problem| without_daemon(problem, &names)),
+        Plan::NameOrScript(word) => {
+            if !args.foreground && known_to_daemon(&word, cx)? {
+                return resume(&[word], !args.no_wait, cx);
+            }
+            vec![config_api::from_script(&args.script.into_script(vec![word])?)?]
+        }
+    };
+    if args.foreground { foreground(apps, cx) } else { background(&apps, !args.no_wait, cx) }
+}
+
+/// A name means nothing while no daemon runs; it may have been meant as a file.
+fn without_daemon(problem: Problem, names: &[String]) -> Problem {
+    match problem {
+        Problem::Report { report, .. } if report.code == "no_daemon" => {
+            let words = names.join(" ");
+            Problem::failed("no_daemon", format!("there is no file `{words}`, and no daemon runs that would know an app of that name"))
+                .hint("rsup start FILE.toml, or rsup start -n NAME -- COMMAND")
+        }
+        other => other,
+    }
+}
+
+fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<Vec<AppSpec>, Problem> {
+    if file.extension().is_none_or(|extension| extension != "toml") {
+        return Err(Problem::usage(format!("{} is not a supervisor.toml\nPM2's files cannot be started as they are", file.display()))
+            .hint("`rsup init` writes a supervisor.toml to begin with"));
+    }
+    let loaded = config_api::load(file)?;
+    for warning in &loaded.warnings {
+        cx.out.warning(&warning.render(cx.out.error_look.color));
+    }
+    let mut apps = loaded.config.apps;
+    if let Some(missing) = only.iter().find(|name| !apps.iter().any(|spec| spec.name.as_str() == *name)) {
+        let names = targets::names(&apps);
+        return Err(Problem::usage(format!("{} has no app `{missing}`", file.display())).hint(format!("it has: {names}")));
+    }
+    apps.retain(|spec| only.is_empty() || only.iter().any(|name| name == spec.name.as_str()));
+    if apps.is_empty() {
+        return Err(Problem::usage(format!("{} describes no apps", file.display())).hint("add a table [app.NAME] with a command"));
+    }
+    Ok(apps)
+}
+
+fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, Problem> {
+    let client = cx.client()?;
+    match client.try_ask(Request::Specs { target: Target::All }) {
+        Ok(Reply::Specs(specs)) => Ok(specs.iter().any(|spec| spec.name.as_str() == word)),
+        Ok(_) => Err(targets::unexpected()),
+        Err(CallError::NoDaemon) => Ok(false),
+        Err(error) => Err(client.explain(error)),
+    }
+}
+
+fn views(client: &Client) -> Result<Vec<AppView>, Problem> {
+    match client.ask(Request::List)? {
+        Reply::List(views) => Ok(views),
+        _ => Err(targets::unexpected()),
+    }
+}
+
+/// Starts apps as they were last configured.
+fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let selection = targets::select(&client, names)?;
+    let views = views(&client)?;
+    let (idle, well): (Vec<_>, Vec<_>) = expand(selection).into_iter().partition(|target| {
+        let Target::App(app) = target else { return true };
+        views.iter().find(|view| view.name == *app).is_none_or(needs_start)
+    });
+    let well: Vec<_> = views.iter().filter(|view| well.contains(&Target::App(view.name.clone()))).collect();
+    let running = well.into_iter().map(|view| already(view, cx)).collect();
+    let mut outcomes = Vec::new();
+    if !idle.is_empty() {
+        outcomes = action::each(&cx.out, &client, &idle, OperationKind::Start, |target| Request::Resume { target }, wait)?;
+    }
+    conclude(running, outcomes, wait, cx)
+}
+
+/// `all` as its apps.
+fn expand(selection: Selection) -> Vec<Target> {
+    match selection.targets.as_slice() {
+        [Target::All] => selection.known.into_iter().map(|spec| Target::App(spec.name)).collect(),
+        _ => selection.targets,
+    }
+}
+
+/// Stopped, or with workers that were given up.
+fn needs_start(view: &AppView) -> bool {
+    matches!(view.phase, AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored)
+        || view.workers.iter().any(|worker| matches!(worker.phase, WorkerPhase::Errored | WorkerPhase::Exited))
+}
+
+fn foreground(apps: Vec<AppSpec>, cx: &Context) -> Result<(), Problem> {
+    let paths = cx.paths()?;
+    paths.create().map_err(Problem::usage)?;
+    let client = Client::new(&paths)?;
+    match client.try_ask(Request::Ping) {
+        Err(CallError::NoDaemon) => {}
+        Ok(Reply::Pong { pid, .. }) => {
+            let problem = Problem::failed("already_running", format!("a daemon runs already (pid {pid})"));
+            return Err(problem.hint("leave out --foreground, or end it with `rsup kill`"));
+        }
+        Ok(_) => return Err(targets::unexpected()),
+        Err(error) => return Err(client.explain(error)),
+    }
+    let start = Some(StartRequest { apps, base_env: cx.base_env() });
+    daemon_api::run(paths, DaemonOptions { foreground: true, start, json_log: cx.out.json })?;
+    Ok(())
+}
+
+fn background(apps: &[AppSpec], wait: bool, cx: &Context) -> Result<(), Problem> {
+    let client = daemonize::ensure(&cx.paths()?)?;
+    let (known, views) = (targets::known(&client)?, views(&client)?);
+    let (mut fresh, mut running, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
+    for app in apps {
+        let view = views.iter().find(|view| view.name == app.name);
+        let old = known.iter().find(|spec| spec.name == app.name);
+        match (view, old) {
+            (Some(view), Some(old)) if !matches!(view.phase, AppPhase::Stopped | AppPhase::Errored) => {
+                if is_same(old, app) { running.push(already(view, cx)) } else { outcomes.push(clash(old)) }
+            }
+            _ => fresh.push(app.clone()),
+        }
+    }
+    if !fresh.is_empty() {
+        let request = Request::Start { apps: fresh, base_env: cx.base_env() };
+        outcomes.extend(action::one(&cx.out, &client, request, wait)?);
+    }
+    conclude(running, outcomes, wait, cx)
+}
+
+/// The same app, if perhaps with other settings: from the same file, or the same command.
+fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
+    match (&old.source, &new.source) {
+        (Some(old), Some(new)) => old == new,
+        (None, None) => old.command == new.command && old.cwd == new.cwd,
+        _ => false,
+    }
+}
+
+fn already(view: &AppView, cx: &Context) -> Outcome {
+    cx.out.note(&format!("{0} runs already; `rsup reload {0}` replaces it", view.name));
+    Outcome { app: view.name.clone(), kind: OperationKind::Start, took_ms: 0, view: Some(view.clone()), failure: None }
+}
+
+fn clash(old: &AppSpec) -> Outcome {
+    let from = match &old.source {
+        Some(file) => format!("from {}", file.display()),
+        None => format!("in {}: {}", old.cwd.display(), old.command.join(" ")),
+    };
+    let failure = Failure::new(FailureCode::AlreadyRunning, format!("another app called {} runs already\n{from}", old.name))
+        .hint(format!("give this one another name, or `rsup delete {}`", old.name));
+    action::failed(&old.name, OperationKind::Start, 0, failure)
+}
+
+/// As for other actions; that some ran already has been told in words.
+fn conclude(running: Vec<Outcome>, outcomes: Vec<Outcome>, wait: bool, cx: &Context) -> Result<(), Problem> {
+    let shown = if cx.out.json { [running, outcomes].concat() } else { outcomes };
+    action::conclude(&cx.out, &shown, wait)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn planned(line: &str) -> Result<Plan, u8> {
+        let words = std::iter::once("start").chain(line.split_whitespace());
+        plan(&Alone::try_parse_from(words).map_err(|_| 99u8)?.args).map_err(|problem| problem.exit())
+    }
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_arguments_mean() {
+        assert_eq!(planned(""), Ok(Plan::File("supervisor.toml".into())));
+        assert_eq!(planned("x/y.toml --only api web"), Ok(Plan::File("x/y.toml".into())));
+        assert_eq!(planned("ecosystem.config.cjs"), Ok(Plan::File("ecosystem.config.cjs".into())));
+        assert_eq!(planned("api"), Ok(Plan::Names(words("api"))));
+        assert_eq!(planned("api web:1"), Ok(Plan::Names(words("api web:1"))));
+        assert_eq!(planned("server.js -i 2 -n api"), Ok(Plan::Command(words("server.js"))));
+        assert_eq!(planned("server.js -i -1"), Ok(Plan::Command(words("server.js"))));
+        assert_eq!(planned("./run"), Ok(Plan::NameOrScript("./run".into())));
+        assert_eq!(planned("Cargo.toml"), Ok(Plan::File("Cargo.toml".into())));
+        assert_eq!(planned("-n api -- ./server --flag"), Ok(Plan::Command(words("./server --flag"))));
+        assert_eq!(planned("server.js -- --port 1"), Ok(Plan::Command(words("server.js --port 1"))));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for line in ["-n api", "a.toml -n api", "a.toml b.toml", "a b -i 2", "a b -- c", "a.toml -- c", "api --only web", "server.js -i 2 --only x"] {
+            assert_eq!(planned(line), Err(2), "{line}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! `rsup stop`.
+
+use crate::cli::problem::Problem;
+use crate::cli::{Context, action, targets};
+use crate::control::Request;
+use crate::supervisor::OperationKind;
+
+/// Stop apps; they stay known and can be started again
+///
+/// Each worker first stops taking new connections and finishes those that wait, then gets its stop
+/// signal, and after `kill_timeout` SIGKILL.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Example:\n  rsup stop api web")]
+pub struct Args {
+    /// A name, `name:worker`, `all`, or a file whose apps are meant
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Return as soon as the daemon has accepted it
+    #[arg(long)]
+    no_wait: bool,
+}
+
+pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let client = cx.client()?;
+    let selection = targets::select(&client, &args.targets)?;
+    let request = |target| Request::Stop { target };
+    let outcomes = action::each(&cx.out, &client, &selection.targets, OperationKind::Stop, request, !args.no_wait)?;
+    action::conclude(&cx.out, &outcomes, !args.no_wait)
+}

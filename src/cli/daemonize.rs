@@ -1,0 +1,120 @@
+//! Finds the daemon, or starts one in the background and waits until it answers.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::client::{CallError, Client};
+use super::environment;
+use super::problem::{FAILED, Problem, Report};
+use crate::control::{self, Reply, Request};
+use crate::paths::Paths;
+
+/// A new daemon must answer within this time.
+const WITHIN: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+/// Lines of the daemon's log that go with an error.
+const LOG_LINES: usize = 10;
+
+/// A client of a daemon that answers; one is started if there is none.
+///
+/// Of two that are started at once, one gets the lock and the other ends; both callers then talk
+/// to the first.
+pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
+    let client = Client::new(paths)?;
+    match client.try_ask(Request::Ping) {
+        Ok(reply) => return accept(client, reply),
+        Err(CallError::NoDaemon) => {}
+        Err(error) => return Err(client.explain(error)),
+    }
+    paths.create().map_err(Problem::usage)?;
+    let (log, begin) = open_log(paths)?;
+    let mut child = spawn(log)?;
+    let deadline = Instant::now() + WITHIN;
+    let failed = |what: String| {
+        let mut report = Report::new("spawn", what);
+        report.log = tail(&paths.daemon_log(), begin);
+        report.hint = Some(format!("the daemon's log: {}", paths.daemon_log().display()));
+        Problem::Report { exit: FAILED, report }
+    };
+    let client = client.patience(WITHIN);
+    loop {
+        // Asked before the answer is tried: a daemon that ends in between may have answered others.
+        let ended = child.try_wait();
+        match client.try_ask(Request::Ping) {
+            Ok(reply) => return accept(Client::new(paths)?, reply),
+            // Still starting, or the one that had the lock was just about to end.
+            Err(CallError::NoDaemon | CallError::Broken(_)) => {}
+            Err(error) => return Err(client.explain(error)),
+        }
+        match ended {
+            Ok(Some(status)) if !status.success() => return Err(failed(format!("the daemon ended as soon as it was started\n{status}"))),
+            // It found another one that holds the lock and is about to listen.
+            Ok(Some(_)) | Ok(None) => {}
+            Err(error) => return Err(failed(format!("cannot watch the new daemon: {error}"))),
+        }
+        if Instant::now() >= deadline {
+            return Err(failed(format!("the new daemon (pid {}) does not answer\nwaited {} s", child.id(), WITHIN.as_secs())));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn accept(client: Client, reply: Reply) -> Result<Client, Problem> {
+    match reply {
+        Reply::Pong { version, protocol, .. } if protocol != control::VERSION => {
+            Err(client.explain(CallError::Version { daemon: version, protocol }))
+        }
+        Reply::Pong { .. } => Ok(client),
+        _ => Err(client.explain(CallError::Broken("it answered a ping with something else".into()))),
+    }
+}
+
+/// The log, and where in it the words of a new daemon begin.
+fn open_log(paths: &Paths) -> Result<(File, u64), Problem> {
+    let path = paths.daemon_log();
+    let open = || {
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let length = file.metadata()?.len();
+        Ok((file, length))
+    };
+    open().map_err(|error: std::io::Error| Problem::failed("local", format!("cannot write {}: {error}", path.display())))
+}
+
+fn spawn(log: File) -> Result<Child, Problem> {
+    let program = program();
+    let mut command = Command::new(&program);
+    // Not in the caller's folder, which would stay in use for ever.
+    command.arg("daemon").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
+    if let Some(home) = std::env::var_os("RSUP_HOME").filter(|home| !home.is_empty())
+        && let Ok(home) = std::path::absolute(home)
+    {
+        command.env("RSUP_HOME", home);
+    }
+    for name in environment::private_names() {
+        command.env_remove(name);
+    }
+    command.spawn().map_err(|error| Problem::failed("spawn", format!("cannot start the daemon: {}: {error}", program.display())))
+}
+
+/// This program, even if its file has been replaced meanwhile.
+fn program() -> PathBuf {
+    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
+}
+
+/// The last lines of what was added to a file.
+fn tail(path: &Path, begin: u64) -> Vec<String> {
+    let read = || {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(begin))?;
+        let mut bytes = Vec::new();
+        file.take(1 << 20).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<_> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
+}

@@ -1,0 +1,107 @@
+//! Why a verb did not do what it was asked, and the exit code that tells so.
+
+use serde::Serialize;
+
+use super::config_api::ConfigErrors;
+use crate::control::Failure;
+
+/// Done.
+pub const DONE: u8 = 0;
+/// The operation failed.
+pub const FAILED: u8 = 1;
+/// The command line or a configuration file is wrong; nothing was changed.
+pub const USAGE: u8 = 2;
+/// Ended by Ctrl-C, as a shell would count it.
+pub const INTERRUPTED: u8 = 130;
+
+/// The end of a verb other than success.
+#[derive(Debug)]
+pub enum Problem {
+    /// To be shown once, by [`super::run`].
+    Report { exit: u8, report: Report },
+    /// Configuration files with their errors.
+    Config(Vec<ConfigErrors>),
+    /// All has been said already; this is the exit code.
+    Said(u8),
+    /// Ctrl-C while waiting: the work goes on without us.
+    Detached,
+    /// Whoever read our output has had enough.
+    BrokenPipe,
+}
+
+/// What happened, why, and what to type next. With `--json` it is printed as it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// A code of [`crate::control::FailureCode`], or one of the command line's own.
+    pub code: String,
+    /// The first line says what happened, further lines why.
+    pub message: String,
+    pub hint: Option<String>,
+    /// The last log lines of whatever failed, oldest first.
+    pub log: Vec<String>,
+}
+
+impl Report {
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), hint: None, log: Vec::new() }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<&Failure> for Report {
+    fn from(failure: &Failure) -> Self {
+        let code = serde_json::to_value(failure.code).ok();
+        Self {
+            code: code.as_ref().and_then(|code| code.as_str()).unwrap_or("internal").into(),
+            message: failure.message.clone(),
+            hint: failure.hint.clone(),
+            log: failure.log.clone(),
+        }
+    }
+}
+
+impl Problem {
+    /// The operation failed.
+    pub fn failed(code: &str, message: impl Into<String>) -> Self {
+        Self::Report { exit: FAILED, report: Report::new(code, message) }
+    }
+
+    /// It was asked for wrongly.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::Report { exit: USAGE, report: Report::new("usage", message) }
+    }
+
+    /// Adds what to type next, unless something is said already.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        if let Self::Report { report, .. } = &mut self {
+            report.hint.get_or_insert_with(|| hint.into());
+        }
+        self
+    }
+
+    /// The exit code of the process.
+    pub fn exit(&self) -> u8 {
+        match self {
+            Self::Report { exit, .. } | Self::Said(exit) => *exit,
+            Self::Config(_) => USAGE,
+            Self::Detached => INTERRUPTED,
+            Self::BrokenPipe => DONE,
+        }
+    }
+}
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        Self::Report { exit: FAILED, report: Report::from(&failure) }
+    }
+}
+
+impl From<ConfigErrors> for Problem {
+    fn from(errors: ConfigErrors) -> Self {
+        Self::Config(vec![errors])
+    }
+}

@@ -1,0 +1,180 @@
+//! `rsup describe`: everything about an app, in sections.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::style::{Look, Paint, Phase};
+use super::units::{bytes, count, duration, harmless};
+use crate::config::{AppSpec, Balance, Check, Probe, RestartPolicy};
+use crate::supervisor::{Description, WorkerPhase, WorkerView};
+
+/// Room for the names of fields.
+const FIELD: usize = 12;
+
+/// All that were asked for, with an empty line between them.
+pub fn descriptions(all: &[Description], look: Look) -> String {
+    all.iter().map(|one| description(one, look)).collect::<Vec<_>>().join("\n")
+}
+
+fn description(it: &Description, look: Look) -> String {
+    let mut page = Page { text: String::new(), look };
+    let (app, spec) = (&it.app, &it.spec);
+    let phase = Phase::from(app.phase);
+    let ready = app.workers.iter().filter(|worker| worker.phase == WorkerPhase::Ready).count();
+    page.line(&format!(
+        "{}  {}  {ready} of {} ready, revision {}",
+        look.paint(Paint::Bold, app.name.as_str()),
+        look.paint(phase.paint, &look.phase(phase)),
+        count(app.instances.into(), "worker"),
+        app.revision
+    ));
+    if let Some(operation) = &app.operation {
+        page.field("under way", &format!("{} for {}", operation.kind.as_str(), duration(operation.since_ms)));
+    }
+    if let Some(reason) = &app.reason {
+        page.field("reason", reason);
+    }
+    page.field("command", &shlex::try_join(spec.command.iter().map(String::as_str)).unwrap_or_else(|_| spec.command.join(" ")));
+    page.field("folder", &folder(spec));
+    page.field("file", &spec.source.as_deref().map_or_else(|| "none; started from the command line".into(), shown));
+    if !app.listen.is_empty() {
+        let balance = match spec.balance {
+            Balance::Random => "",
+            Balance::SourceIp => " (sticky by source address)",
+        };
+        page.field("listens on", &format!("{}{balance}", app.listen.join(", ")));
+    }
+    page.field("out log", &shown(&it.out_log));
+    page.field("err log", &shown(&it.err_log));
+    if app.relayed > 0 {
+        page.field("relayed", &format!("{} that no worker was there to accept", count(app.relayed, "connection")));
+    }
+
+    if !app.workers.is_empty() {
+        page.section("Workers");
+        let mut workers: Vec<_> = app.workers.iter().collect();
+        workers.sort_by_key(|worker| (worker.instance, worker.generation));
+        for worker in workers {
+            page.worker(app.name.as_str(), worker);
+        }
+    }
+
+    page.section("Settings");
+    page.settings(spec);
+
+    if !it.events.is_empty() {
+        page.section("Events");
+        for event in &it.events {
+            page.line(&format!("  {:>9} ago  {}", duration(event.age_ms), harmless(&event.text)));
+        }
+    }
+    if !it.notes.is_empty() {
+        page.section("Notes");
+        for note in &it.notes {
+            page.line(&format!("  {}", harmless(note)));
+        }
+    }
+    page.text
+}
+
+fn folder(spec: &AppSpec) -> String {
+    if spec.cwd == spec.cwd_resolved { shown(&spec.cwd) } else { format!("{} → {}", shown(&spec.cwd), shown(&spec.cwd_resolved)) }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+struct Page {
+    text: String,
+    look: Look,
+}
+
+impl Page {
+    fn line(&mut self, line: &str) {
+        self.text.push_str(line.trim_end());
+        self.text.push('\n');
+    }
+
+    fn section(&mut self, title: &str) {
+        self.text.push('\n');
+        let title = self.look.paint(Paint::Bold, title);
+        self.line(&format!("  {title}"));
+    }
+
+    fn field(&mut self, name: &str, value: &str) {
+        let name = self.look.paint(Paint::Dim, &format!("{name:<FIELD$}"));
+        self.line(&format!("  {name} {}", harmless(value)));
+    }
+
+    fn worker(&mut self, app: &str, worker: &WorkerView) {
+        let phase = Phase::from(worker.phase);
+        let status = self.look.phase(phase);
+        let padded = format!("{status:<10}");
+        let mut facts = Vec::new();
+        facts.extend(worker.pid.map(|pid| format!("pid {pid}")));
+        facts.extend(worker.uptime_ms.map(|ms| format!("up {}", duration(ms))));
+        facts.extend(worker.next_start_ms.map(|ms| format!("next start in {}", duration(ms))));
+        if worker.restarts > 0 {
+            facts.push(count(worker.restarts.into(), "restart"));
+        }
+        facts.extend(worker.cpu.map(|cpu| format!("{cpu:.1}% cpu")));
+        facts.extend(worker.memory.map(bytes));
+        facts.push(format!("revision {}", worker.revision));
+        facts.push(format!("slot {}", worker.slot));
+        let line = format!("  {app}:{}  {}  {}", worker.instance, self.look.paint(phase.paint, &padded), facts.join(", "));
+        self.line(&line);
+        if let Some(reason) = &worker.reason {
+            let reason = self.look.paint(Paint::Dim, &harmless(reason));
+            self.line(&format!("    {reason}"));
+        }
+    }
+
+    fn settings(&mut self, spec: &AppSpec) {
+        self.field("readiness", &probe(&spec.readiness));
+        if let Some(liveness) = &spec.liveness {
+            self.field("liveness", &probe(liveness));
+        }
+        self.field("timeouts", &format!("listen {}, drain {}, kill {}", time(spec.listen_timeout), time(spec.drain_timeout), time(spec.kill_timeout)));
+        if let Some(max) = spec.max_memory {
+            self.field("max memory", &format!("{} for each worker", bytes(max)));
+        }
+        let signal = match nix::sys::signal::Signal::try_from(spec.stop.signal) {
+            Ok(signal) => signal.as_str().to_owned(),
+            Err(_) => format!("signal {}", spec.stop.signal),
+        };
+        self.field("stop", &signal);
+        let restart = &spec.restart;
+        let policy = match restart.policy {
+            RestartPolicy::Always => "always",
+            RestartPolicy::OnFailure => "on failure",
+            RestartPolicy::Never => "never",
+        };
+        let limit = format!("{policy}, given up after {} within {} each", count(restart.max_restarts.into(), "exit"), time(restart.min_uptime));
+        self.field("restart", if restart.policy == RestartPolicy::Never { policy } else { &limit });
+        let reload = &spec.reload;
+        let rollback = if reload.auto_rollback { "" } else { ", no rollback on failure" };
+        let settle = if reload.min_ready.is_zero() { String::new() } else { format!(", each ready for {}", time(reload.min_ready)) };
+        self.field("reload", &format!("{} at a time, within {}{settle}{rollback}", reload.max_surge, time(reload.deadline)));
+        self.field("environment", &format!("{} of its own; `rsup env {}` shows all", count(spec.env.len() as u64, "variable"), spec.name));
+    }
+}
+
+fn time(time: Duration) -> String {
+    duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn probe(probe: &Probe) -> String {
+    let check = match &probe.check {
+        Check::Http { path, .. } => format!("GET {path}"),
+        Check::Tcp => "accepts a connection".into(),
+        Check::Exec { command } => command.join(" "),
+        Check::Notify => return "the app says so (READY=1 or process.send('ready'))".into(),
+        Check::Alive => return "alive for restart.min_uptime".into(),
+    };
+    let mut text = format!("{check} every {}, timeout {}", time(probe.interval), time(probe.timeout));
+    if probe.failure_threshold != 1 {
+        text.push_str(&format!(", {} in a row to fail", probe.failure_threshold));
+    }
+    text
+}

@@ -1,0 +1,213 @@
+//! The table of `rsup list`: one line per worker, grouped by app, only as wide as the terminal.
+
+use std::fmt::Write;
+
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+
+use super::style::{Look, Paint, Phase};
+use super::units::{bytes, duration, harmless};
+use crate::supervisor::{AppPhase, AppView, WorkerPhase, WorkerView};
+
+/// A column, in the order of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Column {
+    Name,
+    Pid,
+    Status,
+    Uptime,
+    Restarts,
+    Cpu,
+    Memory,
+    Revision,
+    Notes,
+}
+
+impl Column {
+    const ALL: [Self; 9] =
+        [Self::Name, Self::Pid, Self::Status, Self::Uptime, Self::Restarts, Self::Cpu, Self::Memory, Self::Revision, Self::Notes];
+
+    /// What goes first when the terminal is narrow. The notes move below the table.
+    const LEAST_WANTED: [Self; 7] =
+        [Self::Notes, Self::Revision, Self::Cpu, Self::Restarts, Self::Uptime, Self::Memory, Self::Pid];
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Name => "APP",
+            Self::Pid => "PID",
+            Self::Status => "STATUS",
+            Self::Uptime => "UPTIME",
+            Self::Restarts => "RESTARTS",
+            Self::Cpu => "CPU",
+            Self::Memory => "MEMORY",
+            Self::Revision => "REV",
+            Self::Notes => "LISTEN",
+        }
+    }
+
+    fn alignment(self) -> CellAlignment {
+        match self {
+            Self::Name | Self::Status | Self::Notes => CellAlignment::Left,
+            _ => CellAlignment::Right,
+        }
+    }
+}
+
+/// A line of the table: a worker, or an app that has none.
+struct Line<'a> {
+    app: &'a AppView,
+    worker: Option<&'a WorkerView>,
+    /// The first of its app, which also tells of the app as a whole.
+    first: bool,
+}
+
+impl Line<'_> {
+    fn phase(&self) -> Phase {
+        self.worker.map_or_else(|| self.app.phase.into(), |worker| worker.phase.into())
+    }
+
+    fn text(&self, column: Column, look: Look) -> String {
+        let dash = || "-".to_owned();
+        let of_worker = |value: &dyn Fn(&WorkerView) -> Option<String>| self.worker.and_then(value).unwrap_or_else(dash);
+        match column {
+            Column::Name => match self.worker {
+                Some(worker) => format!("{}:{}", self.app.name, worker.instance),
+                None => self.app.name.to_string(),
+            },
+            Column::Pid => of_worker(&|worker| worker.pid.map(|pid| pid.to_string())),
+            Column::Status => match self.worker {
+                Some(WorkerView { phase: WorkerPhase::Backoff, next_start_ms: Some(ms), .. }) => {
+                    format!("{}, next in {}", look.phase(self.phase()), duration(*ms))
+                }
+                _ => look.phase(self.phase()),
+            },
+            Column::Uptime => of_worker(&|worker| worker.uptime_ms.map(duration)),
+            Column::Restarts => of_worker(&|worker| Some(worker.restarts.to_string())),
+            Column::Cpu => of_worker(&|worker| worker.cpu.map(|cpu| format!("{cpu:.1}%"))),
+            Column::Memory => of_worker(&|worker| worker.memory.map(bytes)),
+            Column::Revision => self.worker.map_or(self.app.revision, |worker| worker.revision).to_string(),
+            Column::Notes if self.first => harmless(&self.app.listen.join(", ")),
+            Column::Notes => String::new(),
+        }
+    }
+
+    fn paint(&self, column: Column, text: &str) -> Paint {
+        match column {
+            Column::Status => self.phase().paint,
+            Column::Restarts if text != "0" && text != "-" => Paint::Busy,
+            Column::Name | Column::Memory | Column::Cpu | Column::Uptime if text != "-" => Paint::Plain,
+            _ => Paint::Dim,
+        }
+    }
+}
+
+/// All apps as a table, with what is worth knowing of each below it.
+pub fn list(apps: &[AppView], look: Look) -> String {
+    let lines: Vec<Line> = apps.iter().flat_map(lines_of).collect();
+    let mut columns = Column::ALL.to_vec();
+    if apps.iter().all(|app| app.listen.is_empty()) {
+        columns.retain(|column| *column != Column::Notes);
+    }
+    let mut table = table(&lines, &columns, look);
+    if let Some(width) = look.width {
+        for unwanted in Column::LEAST_WANTED {
+            if table.lines().map(|line| visible_width(&line)).max().unwrap_or(0) <= usize::from(width) {
+                break;
+            }
+            columns.retain(|column| *column != unwanted);
+            table = self::table(&lines, &columns, look);
+        }
+    }
+    let mut text = String::new();
+    for line in table.lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    let remarks: String = apps.iter().map(|app| remarks(app, columns.contains(&Column::Notes), look)).collect();
+    if !remarks.is_empty() {
+        text.push('\n');
+        text.push_str(&remarks);
+    }
+    text
+}
+
+fn lines_of(app: &AppView) -> Vec<Line<'_>> {
+    let mut workers: Vec<_> = app.workers.iter().collect();
+    workers.sort_by_key(|worker| (worker.instance, worker.generation));
+    if workers.is_empty() {
+        return vec![Line { app, worker: None, first: true }];
+    }
+    workers.into_iter().enumerate().map(|(index, worker)| Line { app, worker: Some(worker), first: index == 0 }).collect()
+}
+
+fn table(lines: &[Line], columns: &[Column], look: Look) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if look.color {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table.set_header(columns.iter().map(|column| {
+        let cell = Cell::new(column.title()).set_alignment(column.alignment());
+        if look.color { cell.add_attribute(Attribute::Dim) } else { cell }
+    }));
+    for line in lines {
+        table.add_row(columns.iter().map(|column| {
+            let text = line.text(*column, look);
+            let paint = line.paint(*column, &text);
+            let cell = Cell::new(text).set_alignment(column.alignment());
+            match paint.cell() {
+                Some(color) if look.color => cell.fg(color),
+                _ => cell,
+            }
+        }));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// Columns that a line takes on the screen, colours and blanks at its end not counted.
+fn visible_width(line: &str) -> usize {
+    let mut visible = String::new();
+    let mut rest = line;
+    while let Some((before, after)) = rest.split_once('\x1b') {
+        visible.push_str(before);
+        rest = after.split_once('m').map_or("", |(_, rest)| rest);
+    }
+    visible.push_str(rest);
+    visible.trim_end().chars().count()
+}
+
+/// What the table cannot say of an app.
+fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
+    let mut text = String::new();
+    let mut remark = |paint: Paint, words: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{} {}", look.paint(Paint::Bold, &format!("{}:", app.name)), look.paint(paint, words));
+    };
+    if !listens_shown && !app.listen.is_empty() {
+        remark(Paint::Dim, &format!("listens on {}", harmless(&app.listen.join(", "))));
+    }
+    if let Some(operation) = &app.operation {
+        remark(Paint::Busy, &format!("{} under way for {}", operation.kind.as_str(), duration(operation.since_ms)));
+    }
+    let paint = match app.phase {
+        AppPhase::Errored => Paint::Bad,
+        AppPhase::Degraded => Paint::Busy,
+        _ => Paint::Plain,
+    };
+    if let Some(reason) = &app.reason {
+        remark(paint, &harmless(reason));
+    }
+    let unwell = |worker: &&WorkerView| {
+        matches!(worker.phase, WorkerPhase::Unready | WorkerPhase::Backoff | WorkerPhase::Errored | WorkerPhase::Exited)
+    };
+    for worker in app.workers.iter().filter(unwell) {
+        if let Some(reason) = worker.reason.as_ref().filter(|reason| app.reason.as_ref() != Some(reason)) {
+            remark(paint, &format!("worker {}: {}", worker.instance, harmless(reason)));
+        }
+    }
+    text
+}

@@ -1,0 +1,144 @@
+//! Words, tables and JSON: the only writers to stdout.
+//!
+//! Every part of it makes a `String` from typed views; [`Output`] writes it. So the looks can be
+//! tested without a terminal.
+
+mod describe;
+mod list;
+mod logs;
+mod outcome;
+mod report;
+mod small;
+mod step;
+mod style;
+mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, ErrorKind, IsTerminal, Write};
+
+use serde::Serialize;
+
+pub use describe::descriptions;
+pub use list::list;
+pub use logs::LogLines;
+pub use outcome::outcome;
+pub use report::report;
+pub use small::{Killed, Pong, Written, checked, environments, signalled};
+pub use step::{activity, step};
+pub use style::{Look, Paint};
+
+use super::config_api::ConfigErrors;
+use super::problem::{Problem, Report};
+
+/// Said when Ctrl-C ends a wait.
+const DETACHED: &str = "still going on in the background; `rsup list` shows it";
+
+/// Where a verb's words go.
+#[derive(Debug)]
+pub struct Output {
+    /// `--json`: one JSON document on stdout and nothing else anywhere.
+    pub json: bool,
+    /// What stdout can show.
+    pub look: Look,
+    /// What stderr can show.
+    pub error_look: Look,
+}
+
+impl Output {
+    /// Looks at the terminal and at `NO_COLOR`.
+    pub fn new(json: bool) -> Self {
+        let calm = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+            || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let look = |terminal: bool| Look { color: terminal && !calm, terminal, width: None };
+        let mut out = look(io::stdout().is_terminal());
+        if out.terminal {
+            out.width = comfy_table::Table::new().width();
+        }
+        Self { json, look: out, error_look: look(io::stderr().is_terminal()) }
+    }
+
+    /// Writes text to stdout.
+    pub fn text(&self, text: &str) -> Result<(), Problem> {
+        self.bytes(text.as_bytes())
+    }
+
+    /// Writes to stdout whatever it is.
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), Problem> {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes).and_then(|()| out.flush()).map_err(written)
+    }
+
+    /// Writes one JSON document and a line end.
+    pub fn document<T: Serialize + ?Sized>(&self, value: &T) -> Result<(), Problem> {
+        let mut text = serde_json::to_string_pretty(value).map_err(|error| Problem::failed("local", error.to_string()))?;
+        text.push('\n');
+        self.text(&text)
+    }
+
+    /// A remark beside the result: on stderr, not with `--json`.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            error_text(&format!("{} {text}\n", self.error_look.paint(Paint::Dim, "note:")));
+        }
+    }
+
+    /// The warnings of a configuration file, as rendered by it.
+    pub fn warning(&self, rendered: &str) {
+        if !self.json {
+            error_text(rendered);
+        }
+    }
+
+    /// One of several errors: in words on stderr; with `--json` the document says it.
+    pub fn error(&self, what: &Report) {
+        if !self.json {
+            error_text(&report(what, self.error_look));
+        }
+    }
+
+    /// The error that ended a verb.
+    pub fn problem(&self, problem: &Problem) {
+        let shown = match problem {
+            Problem::Report { report, .. } if self.json => self.document(report),
+            Problem::Report { report, .. } => {
+                self.error(report);
+                Ok(())
+            }
+            Problem::Config(errors) if self.json => {
+                let text: String = errors.iter().map(|errors| errors.render(false)).collect();
+                self.document(&Report::new("config", text))
+            }
+            Problem::Config(errors) => {
+                errors.iter().for_each(|errors| self.config(errors));
+                Ok(())
+            }
+            Problem::Detached if self.json => self.document(&Report::new("interrupted", DETACHED)),
+            Problem::Detached => {
+                // After the ^C that the terminal shows.
+                error_text(&format!("\n{DETACHED}\n"));
+                Ok(())
+            }
+            Problem::Said(_) | Problem::BrokenPipe => Ok(()),
+        };
+        // Nobody reads stdout any more, and the exit code is still true.
+        drop(shown);
+    }
+
+    fn config(&self, errors: &ConfigErrors) {
+        error_text(&errors.render(self.error_look.color));
+    }
+}
+
+fn written(error: io::Error) -> Problem {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Problem::BrokenPipe,
+        _ => Problem::failed("local", format!("cannot write to stdout: {error}")),
+    }
+}
+
+/// Writes to stderr; if that fails there is nobody left to tell.
+pub fn error_text(text: &str) {
+    drop(io::stderr().lock().write_all(text.as_bytes()));
+}

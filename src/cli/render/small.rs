@@ -1,0 +1,100 @@
+//! The answers that are one line or a few.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::style::{Look, Paint};
+use super::units::{bytes, count, duration, harmless};
+use crate::config::Config;
+use crate::control::WorkerEnv;
+
+/// The answer of `rsup ping`.
+#[derive(Debug, Serialize)]
+pub struct Pong {
+    pub pid: u32,
+    pub version: String,
+    pub protocol: u32,
+    pub uptime_ms: u64,
+    pub memory: Option<u64>,
+}
+
+impl fmt::Display for Pong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the daemon runs: pid {}, rsup {}, up {}", self.pid, harmless(&self.version), duration(self.uptime_ms))?;
+        match self.memory {
+            Some(memory) => writeln!(f, ", {}", bytes(memory)),
+            None => writeln!(f),
+        }
+    }
+}
+
+/// The answer of `rsup kill`.
+#[derive(Debug, Serialize)]
+pub struct Killed {
+    pub killed: bool,
+}
+
+impl fmt::Display for Killed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("every app is stopped, and the daemon has ended\n")
+    }
+}
+
+/// The answer of `rsup init`.
+#[derive(Debug, Serialize)]
+pub struct Written {
+    pub file: PathBuf,
+}
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "wrote {}; look it over, then `rsup start`", self.file.display())
+    }
+}
+
+/// The answer of `rsup signal`.
+pub fn signalled(signal: i32, pids: &[u32]) -> String {
+    let name = match nix::sys::signal::Signal::try_from(signal) {
+        Ok(signal) => signal.as_str().to_owned(),
+        Err(_) => format!("signal {signal}"),
+    };
+    match pids {
+        [] => "no worker runs; nothing was sent\n".into(),
+        _ => {
+            let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+            format!("sent {name} to {} (pid {list})\n", count(pids.len() as u64, "worker"))
+        }
+    }
+}
+
+/// The answer of `rsup check`.
+pub fn checked(file: &Path, config: &Config, look: Look) -> String {
+    let mut text = format!("{}: {}, no errors\n", file.display(), count(config.apps.len() as u64, "app"));
+    for app in &config.apps {
+        let listen = app.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let on = if listen.is_empty() { String::new() } else { format!(" on {listen}") };
+        let name = look.paint(Paint::Bold, app.name.as_str());
+        text.push_str(&format!("  {name}  {}{on}\n", count(app.instances.into(), "worker")));
+    }
+    text
+}
+
+/// The answer of `rsup env`: assignments that a shell can read.
+pub fn environments(workers: &[WorkerEnv], look: Look) -> String {
+    let mut text = String::new();
+    for (index, worker) in workers.iter().enumerate() {
+        if workers.len() > 1 {
+            let pid = worker.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            let title = format!("# {}:{}{pid}", worker.app, worker.instance);
+            text.push_str(&format!("{}{}\n", if index == 0 { "" } else { "\n" }, look.paint(Paint::Dim, &title)));
+        }
+        for (name, value) in &worker.env {
+            // Nothing that came from an environment holds a zero byte, the one thing that fails.
+            let quoted = shlex::try_quote(value).unwrap_or_default();
+            text.push_str(&format!("{name}={quoted}\n"));
+        }
+    }
+    text
+}

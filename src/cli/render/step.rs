@@ -1,0 +1,31 @@
+//! The steps of a long action in words.
+
+use super::units::{duration, harmless};
+use crate::supervisor::{Progress, Step};
+
+/// One step as a line of its own: `api:0 ready after 512 ms (pid 123)`.
+pub fn step(progress: &Progress) -> String {
+    let pid = progress.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+    format!("{}:{} {}{pid}", progress.app, progress.instance, words(&progress.step))
+}
+
+/// What an app is busy with, beside its spinner: the same without the app's name.
+pub fn activity(progress: &Progress) -> String {
+    let next = match &progress.step {
+        Step::Started => "waiting until it is ready".into(),
+        step => words(step),
+    };
+    format!("worker {}: {next}", progress.instance)
+}
+
+fn words(step: &Step) -> String {
+    match step {
+        Step::Started => "started".into(),
+        Step::Ready { after_ms } => format!("ready after {}", duration(*after_ms)),
+        Step::Draining => "takes no new connections, finishes the waiting ones".into(),
+        Step::Stopping => "stopping".into(),
+        Step::Killed => "killed, as it did not stop in time".into(),
+        Step::Gone { exit } => format!("gone: {exit}"),
+        Step::Failed { reason } => format!("failed: {}", harmless(reason)),
+    }
+}
