@@ -42,11 +42,16 @@ pub struct Options {
     /// In the foreground: a signal stops every app gracefully and ends the daemon.
     pub foreground: bool,
     /// To be started at once, with the environment of the caller.
-    pub start: Option<(Vec<AppSpec>, BTreeMap<String, String>)>,
-    /// Default folder of the apps' log files.
-    pub log_dir: Option<PathBuf>,
+    pub start: Option<StartRequest>,
     /// The daemon's own messages as JSON.
-    pub json: bool,
+    pub json_log: bool,
+}
+
+/// As [`crate::control::Request::Start`].
+#[derive(Clone, Debug)]
+pub struct StartRequest {
+    pub apps: Vec<AppSpec>,
+    pub base_env: BTreeMap<String, String>,
 }
 
 /// Why the daemon could not run.
@@ -64,6 +69,9 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let what = what.into();
     move |source| Error::System { what, source }
 }
+
+/// How long the daemon's end waits for clients that read slowly.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What tasks tell the loop.
 enum Event {
@@ -93,6 +101,8 @@ struct Daemon {
     options: Options,
     pump: Pump,
     takeover: takeover::Support,
+    /// The limit of open files that rsup was started with: workers get that one.
+    nofile: Option<process::Limit>,
     apps: HashMap<AppName, AppResources>,
     /// By generation.
     running: HashMap<u64, Running>,
@@ -108,14 +118,14 @@ struct Daemon {
 ///
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
-pub fn run(paths: &Paths, options: Options) -> Result<(), Error> {
-    log_to_stderr(options.json);
-    let lock = lock(paths)?;
+pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
+    log_to_stderr(options.json_log);
+    let lock = lock(&paths)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("cannot start the event loop"))?;
-    let result = runtime.block_on(serve(paths, options));
+    let result = runtime.block_on(serve(&paths, options));
     // Tasks that wait for processes which are gone have nothing left to do.
     runtime.shutdown_background();
     drop(lock);
@@ -149,9 +159,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     if let Err(why) = process::set_child_subreaper() {
         warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
     }
-    if let Err(why) = process::raise_nofile() {
-        warn!("cannot raise the limit of open files: {why}");
-    }
+    let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
     let (log_events, mut log_problems) = mpsc::unbounded_channel();
     let pump = Pump::start(log_events).map_err(system("cannot start the log thread"))?;
     let takeover = takeover::probe_support();
@@ -159,7 +167,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
     }
     let (events, mut inbox) = mpsc::unbounded_channel();
-    tokio::spawn(server::accept(listener, events.clone()));
+    let (open, mut conversations) = mpsc::channel(1);
+    let server = tokio::spawn(server::accept(listener, events.clone(), open));
     let started = now();
     let mut daemon = Daemon {
         supervisor: Supervisor::new(fastrand::u64(..)),
@@ -168,6 +177,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         options,
         pump,
         takeover,
+        nofile,
         apps: HashMap::new(),
         running: HashMap::new(),
         meter: memory::Memory::default(),
@@ -200,10 +210,14 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             daemon.on_event(event);
         }
     }
-    daemon.pump.shutdown();
     let _ = std::fs::remove_file(paths.socket());
+    server.abort();
+    daemon.pump.shutdown();
+    let Daemon { calls, .. } = daemon;
+    // Answers that are on their way still get there.
+    let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
-    daemon.calls.exit_failure().map_or(Ok(()), |why| Err(Error::Start(why)))
+    calls.exit_failure().map_or(Ok(()), |why| Err(Error::Start(why)))
 }
 
 fn now() -> Time {
@@ -321,7 +335,7 @@ impl Daemon {
 
     /// Where the lines of an app go.
     fn log_settings(&self, name: &AppName, log: &Log) -> logs::Settings {
-        let folder = self.options.log_dir.clone().unwrap_or_else(|| self.paths.logs());
+        let folder = self.paths.logs();
         let file = |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| folder.join(format!("{name}-{kind}.log")));
         logs::Settings {
             out: file(&log.out, "out"),
@@ -345,7 +359,7 @@ impl Daemon {
     }
 
     fn start_given(&mut self) {
-        let Some((apps, base_env)) = self.options.start.take() else { return };
+        let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
         let (answer, mut answers) = mpsc::unbounded_channel();
         self.calls.report_start();
         self.on_call(Call { version: crate::control::VERSION, request: crate::control::Request::Start { apps, base_env }, wait: true }, answer);

@@ -15,11 +15,16 @@ use crate::sys::process;
 /// A request has to arrive within this time: a stuck client costs a descriptor, not more.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub async fn accept(listener: UnixListener, events: Events) {
+/// Each conversation holds a clone of `open` until its last answer is written.
+pub async fn accept(listener: UnixListener, events: Events, open: mpsc::Sender<()>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(converse(stream, events.clone()));
+                let (events, open) = (events.clone(), open.clone());
+                tokio::spawn(async move {
+                    converse(stream, events).await;
+                    drop(open);
+                });
             }
             Err(why) => {
                 // Out of descriptors, most likely: others will end.

@@ -106,6 +106,7 @@ impl Daemon {
             plan.takeover = true;
             plan.no_new_privs = *needs_no_new_privs;
         }
+        plan.nofile = self.nofile;
         let mut channel = None;
         if spec.readiness.check == Check::Notify {
             let (ours, node) = notify::Channel::open(&self.paths, id, self.events.clone()).map_err(|why| format!("no channel for its notification: {why}"))?;

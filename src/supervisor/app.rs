@@ -358,7 +358,10 @@ impl App {
             return;
         }
         let ending = Ending { now: cx.now, uptime: cx.now.since(worker.started), was_ready: worker.ready(), exit, reason };
-        if let Some(seat) = self.seats.get_mut(usize::from(worker.instance)) {
+        // A release that fails is no restart of the instance, which its old worker still serves.
+        let on_trial = worker.revision.number == self.target.number
+            && self.operation.as_ref().and_then(|o| o.rollout.as_ref()).is_some_and(|r| r.from.is_some() && r.failed.is_none());
+        if let Some(seat) = self.seats.get_mut(usize::from(worker.instance)).filter(|_| !on_trial) {
             seat.ended(&worker.revision.spec, ending, cx.random);
         }
         self.reason = Some(format!("{}: {reason}", worker.instance));
