@@ -14,7 +14,8 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 
 use super::connect::{Connector, Stream, Target};
 use super::http::{Answer, Buffers, Cause, Fault, exchange};
-use super::stats::{FailureKind, Outcome, Phase, PhaseStats, Recorder, Report, Series, Snapshot};
+use super::recorder::{Outcome, Recorder};
+use super::stats::{FailureKind, Phase, PhaseStats, Report, Series, Snapshot};
 
 /// What load to put on what. Requests are `GET`s.
 #[derive(Debug, Clone)]
