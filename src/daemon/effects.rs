@@ -2,7 +2,7 @@
 
 use tracing::{info, warn};
 
-use super::{Daemon, Event, complain, drain, probe};
+use super::{AbortOnDrop, Daemon, Event, complain, drain, probe};
 use crate::config::{AppName, Listen};
 use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
 use crate::sys::listen::{is_nonblocking, set_nonblocking};
@@ -33,11 +33,10 @@ impl Daemon {
             Effect::Probe { worker, purpose } => {
                 let Some(target) = self.probe_target(&worker, purpose) else { return };
                 let events = self.events.clone();
-                let task = tokio::spawn(async move {
+                tokio::spawn(async move {
                     let result = probe::run(target).await;
                     let _ = events.send(Event::Input(Input::Probed { worker, purpose, result }));
                 });
-                drop(task);
             }
             Effect::Drain { worker } => self.drain(worker),
             Effect::Signal { worker, signal, reach } => self.signal(&worker, signal, reach),
@@ -142,10 +141,15 @@ impl Daemon {
         let Ok(queues) = resources.sockets.queues(Some(worker.slot)) else { return };
         let ports = resources.sockets.ports();
         let events = self.events.clone();
-        tokio::spawn(async move {
+        let generation = worker.generation;
+        let task = tokio::spawn(async move {
             drain::until_empty(queues, ports).await;
             let _ = events.send(Event::Input(Input::Drained { worker }));
         });
+        // It holds copies of the sockets, and must not outlive the worker with them.
+        if let Some(running) = self.running.get_mut(&generation) {
+            running.drain = Some(AbortOnDrop(task));
+        }
     }
 
     fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {
