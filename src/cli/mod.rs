@@ -19,6 +19,8 @@ mod targets;
 mod values;
 
 #[cfg(test)]
+mod client_tests;
+#[cfg(test)]
 mod made_up;
 #[cfg(test)]
 mod tests;
@@ -56,7 +58,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    Start(commands::start::Args),
+    Start(Box<commands::start::Args>),
     Stop(commands::stop::Args),
     Restart(commands::restart::Args),
     Reload(commands::reload::Args),
@@ -133,7 +135,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 
 fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
     match verb {
-        Verb::Start(args) => commands::start::run(args, cx),
+        Verb::Start(args) => commands::start::run(*args, cx),
         Verb::Stop(args) => commands::stop::run(args, cx),
         Verb::Restart(args) => commands::restart::run(args, cx),
         Verb::Reload(args) => commands::reload::run(args, cx),

@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(short, long)]
     follow: bool,
     /// How many of the last lines of each app
-    #[arg(short, long, value_name = "N", default_value_t = 15)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 15)]
     lines: usize,
     /// Only what was written to stderr
     #[arg(long, conflicts_with = "out")]

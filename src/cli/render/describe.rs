@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::style::{Look, Paint, Phase};
-use super::units::{bytes, count, duration, harmless};
+use super::units::{bytes, count, duration, harmless, round};
 use crate::config::{AppSpec, Balance, Check, Probe, RestartPolicy};
 use crate::supervisor::{Description, WorkerPhase, WorkerView};
 
@@ -137,7 +137,7 @@ impl Page {
         }
         self.field("timeouts", &format!("listen {}, drain {}, kill {}", time(spec.listen_timeout), time(spec.drain_timeout), time(spec.kill_timeout)));
         if let Some(max) = spec.max_memory {
-            self.field("max memory", &format!("{} for each worker", bytes(max)));
+            self.field("max memory", &format!("{} for each worker", round(&bytes(max))));
         }
         let signal = match nix::sys::signal::Signal::try_from(spec.stop.signal) {
             Ok(signal) => signal.as_str().to_owned(),
@@ -161,7 +161,7 @@ impl Page {
 }
 
 fn time(time: Duration) -> String {
-    duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    round(&duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
 }
 
 fn probe(probe: &Probe) -> String {
