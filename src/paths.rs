@@ -63,6 +63,11 @@ impl Paths {
         self.runtime.join("daemon.lock")
     }
 
+    /// Where one worker says that it is ready (sd_notify(3)).
+    pub fn notify(&self, generation: u64) -> PathBuf {
+        self.runtime.join(format!("notify.{generation}"))
+    }
+
     /// What the daemon says of itself.
     pub fn daemon_log(&self) -> PathBuf {
         self.state.join("daemon.log")

@@ -52,6 +52,12 @@ impl Report {
     }
 }
 
+impl From<crate::daemon::Error> for Problem {
+    fn from(error: crate::daemon::Error) -> Self {
+        Self::failed("local", error.to_string())
+    }
+}
+
 impl From<&Failure> for Report {
     fn from(failure: &Failure) -> Self {
         let code = serde_json::to_value(failure.code).ok();

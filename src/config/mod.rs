@@ -1,5 +1,112 @@
-//! `supervisor.toml`: a raw mirror with spans → checked configuration, with all errors at once.
+//! `supervisor.toml`: from text to a checked [`Config`], with all mistakes at once.
+//!
+//! The text becomes a tree of values with their places (`raw`), which `check` reads key by key with
+//! the help of a `cursor`. The command line of `rsup start server.js` builds the same tree.
 
+mod check;
+mod cursor;
+mod env;
+mod env_file;
+mod error;
+mod init;
+mod keys;
+mod listen;
+mod policy;
+mod probe;
+mod raw;
+mod script;
+mod suggest;
 mod types;
+mod units;
 
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+pub use error::{ConfigErrors, Finding, Problem};
+pub use init::sample;
+pub use script::{Script, from_script};
+pub use check::MOST_INSTANCES;
 pub use types::*;
+
+use cursor::{Context, Machine};
+use error::Source;
+
+/// Far more than any configuration; keeps a wrong path from filling the memory.
+const MAX_FILE: u64 = 4 << 20;
+
+/// A configuration, and what in it deserves a second look.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads and checks a file.
+pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
+    match read_text(path) {
+        Ok(text) => parse(&text, path),
+        Err(error) => Err(ConfigErrors::new(vec![unreadable(path, &error)])),
+    }
+}
+
+/// Checks the text of a file; relative paths in it are relative to the folder of `path`.
+pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigErrors> {
+    parse_on(Machine::here(), text, path)
+}
+
+fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigErrors> {
+    let source = Source::new(path, text);
+    let table = raw::parse(&source).map_err(ConfigErrors::new)?;
+    let absolute = absolute(path);
+    let base = absolute.parent().unwrap_or(Path::new("/")).to_owned();
+    let mut cx = Context::new(source, base, machine);
+    let config = check::config(&mut cx, &table, &absolute);
+    cx.problems.sort_by_key(Problem::order);
+    if cx.failed { Err(ConfigErrors::new(cx.problems)) } else { Ok(Loaded { config, warnings: cx.problems }) }
+}
+
+/// Follows the symbolic links of the working directory anew, as a reload does: `current` may point
+/// to another release than before.
+pub fn resolve_cwd(spec: &mut AppSpec) -> io::Result<()> {
+    let resolved = spec.cwd.canonicalize()?;
+    if !resolved.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a folder", spec.cwd.display())));
+    }
+    spec.cwd_resolved = resolved;
+    Ok(())
+}
+
+/// Absolute, with symbolic links kept.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 4 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let line = error.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1;
+        io::Error::new(io::ErrorKind::InvalidData, format!("not valid UTF-8, first on line {line}"))
+    })
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Problem {
+    let source = Source::new(path, "");
+    match error.kind() {
+        io::ErrorKind::NotFound => Problem::error(&source, "no such file").hint("`rsup init` writes one"),
+        io::ErrorKind::IsADirectory => {
+            let hint = format!("name the file in it: {}", path.join("supervisor.toml").display());
+            Problem::error(&source, "this is a folder").hint(hint)
+        }
+        io::ErrorKind::PermissionDenied => Problem::error(&source, "no permission to read it"),
+        io::ErrorKind::InvalidData => Problem::error(&source, error.to_string()).hint("save it as UTF-8"),
+        _ => Problem::error(&source, format!("cannot be read: {error}")),
+    }
+}

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AppName, AppSpec};
+pub use crate::supervisor::FailureCode;
 use crate::supervisor::{AppView, Description, OperationKind, Progress};
 
 /// Raised when an older peer could misread a frame. A daemon refuses other versions in words.
@@ -136,26 +137,6 @@ pub struct Failure {
     pub hint: Option<String>,
     /// The last log lines of the worker that failed, oldest first.
     pub log: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FailureCode {
-    UnknownApp,
-    UnknownWorker,
-    AlreadyRunning,
-    /// Another action on this app is under way.
-    Busy,
-    /// A port or socket path cannot be had.
-    Listen,
-    /// The program could not be started.
-    Spawn,
-    /// A worker ended, or its deadline passed, before it was ready.
-    NotReady,
-    /// Another action took over (`stop` during a `reload`).
-    Superseded,
-    BadRequest,
-    Internal,
 }
 
 impl Failure {

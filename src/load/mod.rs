@@ -1,1 +1,25 @@
-//! (module docs)
+//! The load that `rsup demo`, `rsup verify` and the zero-loss tests put on an app, the statistics
+//! they draw from it, the report they print, and the small web app they use when there is none.
+//!
+//! * [`client`]: [`Plan`] → [`start`] → [`Handle`] → [`Report`]. Every request that was begun is
+//!   accounted for: answered, or a [`Failure`] of one kind. Nothing is retried.
+//! * [`stats`]: what is counted, by phase and over time; the fields of the JSON report.
+//! * [`report`] and `chart`: the same for a terminal.
+//! * [`sample`]: the built-in web app.
+
+mod chart;
+pub mod client;
+mod connect;
+mod http;
+pub mod report;
+pub mod sample;
+#[cfg(test)]
+mod sample_tests;
+pub mod stats;
+#[cfg(test)]
+mod tests;
+
+pub use client::{Handle, Plan, start};
+pub use connect::Target;
+pub use report::render;
+pub use stats::{Failure, FailureKind, Marker, Phase, Report, Snapshot};

@@ -1,5 +1,135 @@
-//! The pure supervisor: Inputs in, Effects out, time as an argument.
+//! The pure supervisor: [`Input`]s in, [`Effect`]s out, time as an argument. It knows no clock, no
+//! socket and no process, so that every sequence of events can be replayed in a test.
 
+mod app;
+mod io;
+mod operation;
+mod plan;
+mod requests;
+mod seat;
+mod show;
+mod types;
 mod view;
+mod words;
+mod worker;
 
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+pub use io::*;
+pub use types::*;
 pub use view::*;
+pub use words::{humane, size};
+pub use worker::Worker;
+
+use crate::config::AppName;
+use app::{App, Context, Wanted};
+
+/// All apps of one daemon. Its whole state can be written down and read back.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Supervisor {
+    apps: BTreeMap<AppName, App>,
+    next_generation: u64,
+    /// Of the generator for jitter.
+    seed: u64,
+    #[serde(skip)]
+    out: VecDeque<Effect>,
+}
+
+impl Supervisor {
+    pub fn new(seed: u64) -> Self {
+        Self { apps: BTreeMap::new(), next_generation: 0, seed, out: VecDeque::new() }
+    }
+
+    /// Takes in one thing that happened. `now` never goes back.
+    pub fn handle(&mut self, now: Time, input: Input) {
+        let mut random = fastrand::Rng::with_seed(self.seed);
+        let Self { apps, next_generation, out, .. } = self;
+        let mut cx = Context { now, out, next_generation, random: &mut random };
+        match input {
+            Input::Request { op, app, request } => requests::handle(apps, &app, op, request, &mut cx),
+            Input::Listening { app, result } => with(apps, &app, &mut cx, |app, cx| app.on_listening(&result, cx)),
+            Input::Spawned { worker, pid } => with(apps, &worker.app, &mut cx, |app, cx| app.on_spawned(&worker, pid, cx)),
+            Input::SpawnFailed { worker, reason } => with(apps, &worker.app, &mut cx, |app, cx| app.on_spawn_failed(&worker, &reason, cx)),
+            Input::Exited { worker, exit, descendants } => {
+                with(apps, &worker.app, &mut cx, |app, cx| app.on_exited(&worker, exit, descendants, cx));
+            }
+            Input::TreeGone { worker } => with(apps, &worker.app, &mut cx, |app, cx| app.on_tree_gone(&worker, cx)),
+            Input::Probed { worker, purpose, result } => {
+                with(apps, &worker.app, &mut cx, |app, cx| app.on_probed(&worker, purpose, &result, cx));
+            }
+            Input::Notified { worker } => with(apps, &worker.app, &mut cx, |app, cx| app.on_notified(&worker, cx)),
+            Input::Drained { worker } => with(apps, &worker.app, &mut cx, |app, cx| app.on_drained(&worker, cx)),
+            Input::Memory { worker, bytes } => with(apps, &worker.app, &mut cx, |app, cx| app.on_memory(&worker, bytes, cx)),
+            Input::Hurry => each(apps, &mut cx, App::hurry),
+            Input::Tick => each(apps, &mut cx, App::tick),
+        }
+        self.seed = random.get_seed();
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.out.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due.
+    pub fn poll_timeout(&self, now: Time) -> Option<Time> {
+        self.apps.values().filter_map(|app| app.wakes(now)).min()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &AppName> {
+        self.apps.keys()
+    }
+
+    /// The live workers of an app, in the order of their slots.
+    pub fn workers(&self, app: &AppName) -> impl Iterator<Item = &Worker> {
+        self.apps.get(app).into_iter().flat_map(App::workers)
+    }
+
+    /// The worker, if it is still the one that is meant.
+    pub fn worker(&self, id: &WorkerId) -> Option<&Worker> {
+        self.workers(&id.app).find(|w| w.id == *id)
+    }
+
+    /// What fresh workers of the app are started from.
+    pub fn revision(&self, app: &AppName) -> Option<&Revision> {
+        self.apps.get(app).map(|app| &*app.target)
+    }
+
+    /// Everything that is left after `stop all`: nothing but stopped apps.
+    pub fn idle(&self) -> bool {
+        self.apps.values().all(|app| app.workers().next().is_none())
+    }
+}
+
+/// Hands an input to its app and lets the app act on it. Inputs about deleted apps are late and void.
+fn with(apps: &mut BTreeMap<AppName, App>, name: &AppName, cx: &mut Context<'_>, act: impl FnOnce(&mut App, &mut Context<'_>)) {
+    if let Some(app) = apps.get_mut(name) {
+        act(app, cx);
+        after(apps, name, cx);
+    }
+}
+
+fn each(apps: &mut BTreeMap<AppName, App>, cx: &mut Context<'_>, act: impl Fn(&mut App, &mut Context<'_>)) {
+    let names: Vec<AppName> = apps.keys().cloned().collect();
+    for name in names {
+        with(apps, &name, cx, &act);
+    }
+}
+
+/// Reconciles, takes up what was queued, and lets go of a deleted app.
+fn after(apps: &mut BTreeMap<AppName, App>, name: &AppName, cx: &mut Context<'_>) {
+    let Some(app) = apps.get_mut(name) else { return };
+    app.reconcile(cx);
+    if app.operation.is_none()
+        && let Some((op, spec, base_env)) = app.queue.pop_front()
+    {
+        requests::handle(apps, name, op, Request::Reload { spec, base_env, queue: false }, cx);
+        return;
+    }
+    if app.wanted == Wanted::Deleted && app.gone() {
+        apps.remove(name);
+        cx.out.push_back(Effect::Removed { app: name.clone() });
+    }
+}

@@ -224,3 +224,24 @@ pub enum Step {
     /// Will be tried again, or the action fails.
     Failed { reason: String },
 }
+
+/// The kind of a failure, for programs; the message beside it is for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    UnknownApp,
+    UnknownWorker,
+    AlreadyRunning,
+    /// Another action on this app is under way.
+    Busy,
+    /// A port or socket path cannot be had.
+    Listen,
+    /// The program could not be started.
+    Spawn,
+    /// A worker ended, or its deadline passed, before it was ready.
+    NotReady,
+    /// Another action took over (`stop` during a `reload`).
+    Superseded,
+    BadRequest,
+    Internal,
+}

@@ -1,1 +1,35 @@
-//! (module docs)
+//! The operating system, as rsup needs it: Linux system calls that no well-kept crate wraps, and
+//! the few rules of the kernel that go with them.
+//!
+//! This is the only folder with `unsafe` in it. Nothing here decides policy or writes a log:
+//! functions do one thing and return what happened.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`listen`] | listening sockets: groups of one TCP address, unix sockets |
+//! | [`steer`] | the program that says which socket of a group gets a connection; probe addresses |
+//! | [`takeover`] | answering `bind(2)` of a worker with a socket of ours |
+//! | [`spawn`] | fork and exec with exact file descriptors |
+//! | [`process`] | signals, exits, limits, clock, credentials |
+//! | [`procfs`] | memory, processor time and descendants of a process |
+//! | [`sockdiag`] | the kernel's list of TCP sockets |
+//! | [`readiness`] | descriptors that the event loop waits for |
+//! | [`holder`] | who listens on a port or path |
+
+#![allow(unsafe_code)]
+#![deny(clippy::undocumented_unsafe_blocks)]
+
+mod fdpass;
+pub mod holder;
+pub mod listen;
+pub mod process;
+pub mod procfs;
+mod raw;
+pub mod readiness;
+pub mod sockdiag;
+pub mod spawn;
+pub mod steer;
+pub mod takeover;
+
+#[cfg(test)]
+mod tests;

@@ -8,5 +8,5 @@ use crate::cli::problem::Problem;
 pub struct Args {}
 
 pub fn run(Args {}: Args, _cx: &Context) -> Result<(), Problem> {
-    Err(Problem::failed("internal", "`rsup sample-app` is not built in yet"))
+    crate::load::sample::run().map_err(|why| Problem::failed("local", why.to_string()))
 }

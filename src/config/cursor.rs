@@ -1,0 +1,159 @@
+//! Reads a table key by key, records what is wrong, and at the end names the keys that nobody knows.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::error::{Problem, Source};
+use super::keys::Section;
+use super::raw::{Bad, Entry, Kind, Span, Table, Value};
+use super::suggest;
+
+/// What a check needs to know of the machine; given, so that tests can choose it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Machine {
+    pub cores: usize,
+    pub ipv6: bool,
+}
+
+impl Machine {
+    pub fn here() -> Self {
+        Self {
+            cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            ipv6: std::path::Path::new("/proc/net/if_inet6").exists(),
+        }
+    }
+}
+
+/// The text under check, and the problems found so far.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub source: Arc<Source>,
+    /// What relative paths are relative to; absolute.
+    pub base: PathBuf,
+    pub machine: Machine,
+    pub problems: Vec<Problem>,
+    pub failed: bool,
+}
+
+impl Context {
+    pub fn new(source: Arc<Source>, base: PathBuf, machine: Machine) -> Self {
+        Self { source, base, machine, problems: Vec::new(), failed: false }
+    }
+
+    pub fn push(&mut self, problem: Problem) {
+        self.failed = true;
+        self.problems.push(problem);
+    }
+
+    pub fn error(&mut self, bad: Bad) {
+        let problem = self.problem(bad);
+        self.push(problem);
+    }
+
+    pub fn warn(&mut self, bad: Bad) {
+        let problem = self.problem(bad).into_warning();
+        self.problems.push(problem);
+    }
+
+    pub fn problem(&self, bad: Bad) -> Problem {
+        let problem = Problem::error(&self.source, bad.message).at(bad.span);
+        match bad.hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        }
+    }
+}
+
+static NOTHING: Table = Table { entries: Vec::new() };
+
+/// Hands out the values of a table, and remembers which keys were asked for.
+#[derive(Debug)]
+pub(super) struct Cursor<'a> {
+    table: &'a Table,
+    section: &'static Section,
+    /// The app that the table belongs to, if any.
+    app: Option<&'a str>,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Cursor<'a> {
+    pub fn new(table: &'a Table, section: &'static Section, app: Option<&'a str>) -> Self {
+        Self { table, section, app, asked: Vec::new() }
+    }
+
+    pub fn entry(&mut self, key: &'static str) -> Option<&'a Entry> {
+        debug_assert!(self.section.keys.contains(&key), "{key} is missing from the keys of {}", self.section.header);
+        self.asked.push(key);
+        self.table.get(key)
+    }
+
+    pub fn take(&mut self, key: &'static str) -> Option<&'a Value> {
+        self.entry(key).map(|entry| &entry.value)
+    }
+
+    /// Where the key stands, if it is written.
+    pub fn span_of(&self, key: &str) -> Option<Span> {
+        self.table.get(key).map(|entry| entry.span.clone())
+    }
+
+    /// The value of a key, or its default if it is absent or wrong.
+    pub fn get<T>(&mut self, cx: &mut Context, key: &'static str, default: T, read: impl FnOnce(&Value) -> Result<T, Bad>) -> T {
+        self.maybe(cx, key, read).unwrap_or(default)
+    }
+
+    /// The value of a key without a default.
+    pub fn maybe<T>(&mut self, cx: &mut Context, key: &'static str, read: impl FnOnce(&Value) -> Result<T, Bad>) -> Option<T> {
+        match read(self.take(key)?) {
+            Ok(value) => Some(value),
+            Err(mut bad) => {
+                if !bad.message.contains(key) {
+                    bad.message = format!("`{key}`: {}", bad.message);
+                }
+                cx.error(bad);
+                None
+            }
+        }
+    }
+
+    /// A table inside this one; empty if it is absent or not a table.
+    pub fn sub(&mut self, cx: &mut Context, key: &'static str, section: &'static Section) -> Cursor<'a> {
+        let table = match self.take(key) {
+            None => &NOTHING,
+            Some(Value { kind: Kind::Table(table), .. }) => table,
+            Some(other) => {
+                let example = section.keys.first().copied().unwrap_or_default();
+                let bad = other.expected("a table").hint(format!("write `{key} = {{ {example} = … }}`"));
+                cx.error(Bad { message: format!("`{key}`: {}", bad.message), ..bad });
+                &NOTHING
+            }
+        };
+        Cursor::new(table, section, self.app)
+    }
+
+    /// A reader of a table inside this one that was found otherwise.
+    pub fn inside<'b>(&self, table: &'b Table, section: &'static Section) -> Cursor<'b>
+    where
+        'a: 'b,
+    {
+        Cursor::new(table, section, self.app)
+    }
+
+    /// Every key that was not known becomes an error, except those that begin with `x-`.
+    pub fn finish(self, cx: &mut Context) {
+        debug_assert!(
+            self.section.keys.iter().all(|key| self.asked.contains(key)),
+            "a key of {} is never read",
+            self.section.header
+        );
+        for entry in &self.table.entries {
+            if entry.key.starts_with("x-") || self.section.keys.contains(&entry.key.as_str()) {
+                continue;
+            }
+            let bad = Bad { span: entry.span.clone(), message: format!("unknown key `{}`", entry.key), hint: None };
+            cx.error(match suggest::unknown_key(entry, self.section, self.app) {
+                Some(hint) => bad.hint(hint),
+                None => bad,
+            });
+        }
+    }
+}

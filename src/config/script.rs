@@ -1,0 +1,250 @@
+//! `rsup start server.js -i 2`: an app from the command line, by the same checks as one of a file.
+
+use std::path::{Path, PathBuf};
+
+use super::check;
+use super::cursor::{Context, Machine};
+use super::error::{ConfigErrors, Problem, Source};
+use super::raw::{Bad, Entry, Kind, Span, Table, Value};
+use super::types::AppSpec;
+
+/// What `rsup start` was given instead of a file; every option as it was typed.
+#[derive(Clone, Debug, Default)]
+pub struct Script {
+    pub name: Option<String>,
+    /// A script or program with its arguments, or the words after `--`.
+    pub command: Vec<String>,
+    /// `-i`: a number, `max`, or a negative number.
+    pub instances: Option<String>,
+    pub listen: Vec<String>,
+    /// `NAME=value` each.
+    pub env: Vec<String>,
+    pub env_file: Vec<String>,
+    /// What relative paths are relative to, and where the app runs unless `--cwd` says otherwise.
+    pub cwd: PathBuf,
+    /// A path, or `tcp` or `notify`.
+    pub readiness: Option<String>,
+    /// A path, or `tcp`.
+    pub liveness: Option<String>,
+    pub max_memory: Option<String>,
+    pub balance: Option<String>,
+    pub listen_timeout: Option<String>,
+    pub drain_timeout: Option<String>,
+    pub kill_timeout: Option<String>,
+    pub stop_signal: Option<String>,
+}
+
+/// The words of the command line as one text, so that an error can point into it.
+#[derive(Default)]
+struct Line {
+    text: String,
+}
+
+impl Line {
+    fn word(&mut self, word: &str) -> Span {
+        if !self.text.is_empty() {
+            self.text.push(' ');
+        }
+        let start = self.text.len();
+        // A line break inside a word would break the picture; it is shown as a blank.
+        let shown = shlex::try_quote(word).unwrap_or_else(|_| word.into()).replace(['\n', '\r'], " ");
+        self.text.push_str(&shown);
+        start..self.text.len()
+    }
+
+    fn value(&mut self, option: &str, word: &str) -> Value {
+        let start = self.word(option).start;
+        let span = start..self.word(word).end;
+        Value { kind: Kind::String(word.to_owned()), span }
+    }
+}
+
+fn entry(key: &str, value: Value) -> Entry {
+    Entry { key: key.to_owned(), span: value.span.clone(), value }
+}
+
+/// Checks an app given on the command line.
+pub fn from_script(script: &Script) -> Result<AppSpec, ConfigErrors> {
+    from_script_on(Machine::here(), script)
+}
+
+pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpec, ConfigErrors> {
+    let mut line = Line::default();
+    line.word("rsup");
+    line.word("start");
+    let mut entries = Vec::new();
+    let mut name = None;
+    let mut bads = Vec::new();
+
+    if let Some(given) = &script.name {
+        let value = line.value("--name", given);
+        name = Some((given.clone(), value.span));
+    }
+    let options = [
+        ("--instances", "instances", &script.instances),
+        ("--max-memory", "max_memory", &script.max_memory),
+        ("--balance", "balance", &script.balance),
+        ("--listen-timeout", "listen_timeout", &script.listen_timeout),
+        ("--drain-timeout", "drain_timeout", &script.drain_timeout),
+        ("--kill-timeout", "kill_timeout", &script.kill_timeout),
+    ];
+    for (option, key, given) in options {
+        if let Some(given) = given {
+            entries.push(entry(key, line.value(option, given)));
+        }
+    }
+    for (option, key, given) in [("--readiness", "readiness", &script.readiness), ("--liveness", "liveness", &script.liveness)] {
+        if let Some(given) = given {
+            entries.push(entry(key, probe(line.value(option, given))));
+        }
+    }
+    if let Some(given) = &script.stop_signal {
+        let value = line.value("--stop-signal", given);
+        let span = value.span.clone();
+        entries.push(entry("stop", Value { kind: Kind::Table(Table { entries: vec![entry("signal", value)] }), span }));
+    }
+    for (option, key, given) in [("--listen", "listen", &script.listen), ("--env-file", "env_file", &script.env_file)] {
+        let values: Vec<Value> = given.iter().map(|word| line.value(option, word)).collect();
+        if let Some(span) = whole(&values) {
+            entries.push(entry(key, Value { kind: Kind::Array(values), span }));
+        }
+    }
+    let mut env = Vec::new();
+    for word in &script.env {
+        let value = line.value("--env", word);
+        match word.split_once('=') {
+            Some((key, text)) => {
+                env.retain(|earlier: &Entry| earlier.key != key);
+                env.push(entry(key, Value { kind: Kind::String(text.to_owned()), span: value.span }));
+            }
+            None => bads.push(value.bad(format!("`{word}` has no `=`")).hint(format!("write {word}=value"))),
+        }
+    }
+    if let Some(span) = env.first().map(|entry| entry.span.clone()) {
+        entries.push(entry("env", Value { kind: Kind::Table(Table { entries: env }), span }));
+    }
+
+    if script.command.first().is_some_and(|program| program.starts_with('-')) || script.name.is_some() {
+        line.word("--");
+    }
+    let words: Vec<Value> =
+        script.command.iter().map(|word| Value { span: line.word(word), kind: Kind::String(word.clone()) }).collect();
+    let base = super::absolute(&script.cwd);
+    match (words.first(), whole(&words)) {
+        (Some(first), Some(span)) => {
+            let (name, name_span) = name.unwrap_or_else(|| (stem(&script.command[0]), first.span.clone()));
+            match interpreter(first, &script.command[0], words.len() == 1, &base) {
+                Ok(mut all) => {
+                    all.extend(words.into_iter().skip(1));
+                    entries.push(entry("command", Value { kind: Kind::Array(all), span }));
+                }
+                Err(bad) => {
+                    bads.push(bad);
+                    // Stands for the command that could not be found, so that the rest is checked as well.
+                    entries.push(entry("command", Value { kind: Kind::Array(words), span }));
+                }
+            }
+            let span = 0..line.text.len();
+            let app = Entry { key: name, span: name_span, value: Value { kind: Kind::Table(Table { entries }), span } };
+            finish(machine, line, base, app, bads)
+        }
+        _ => {
+            let source = Source::excerpt(Path::new("command line"), &line.text);
+            let problem = Problem::error(&source, "nothing to start")
+                .hint("write `rsup start server.js`, or `rsup start -n api -- ./server --flag`");
+            Err(ConfigErrors::new(vec![problem]))
+        }
+    }
+}
+
+fn finish(machine: Machine, line: Line, base: PathBuf, app: Entry, bads: Vec<Bad>) -> Result<AppSpec, ConfigErrors> {
+    let mut cx = Context::new(Source::excerpt(Path::new("command line"), &line.text), base, machine);
+    for bad in bads {
+        cx.error(bad);
+    }
+    let mut addresses = Vec::new();
+    let spec = check::app(&mut cx, &app, None, &mut addresses);
+    super::listen::overlaps(&mut cx, &addresses);
+    match spec {
+        Some(spec) if !cx.failed => Ok(spec),
+        _ => {
+            cx.problems.sort_by_key(Problem::order);
+            Err(ConfigErrors::new(cx.problems))
+        }
+    }
+}
+
+/// From the first value to the last.
+fn whole(values: &[Value]) -> Option<Span> {
+    Some(values.first()?.span.start..values.last()?.span.end)
+}
+
+/// `tcp` and `notify` are words of their own on the command line; all else is a path.
+fn probe(value: Value) -> Value {
+    match value.as_str() {
+        Some(kind @ ("tcp" | "notify")) => {
+            let yes = Value { kind: Kind::Bool(true), span: value.span.clone() };
+            Value { span: value.span.clone(), kind: Kind::Table(Table { entries: vec![entry(kind, yes)] }) }
+        }
+        _ => value,
+    }
+}
+
+/// The name of an app from its script: the file's name without its extension.
+fn stem(program: &str) -> String {
+    let path = Path::new(program);
+    path.file_stem().map_or_else(|| program.to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// The first words of the command: what runs the script, and the script.
+fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<Vec<Value>, Bad> {
+    use std::os::unix::fs::PermissionsExt;
+    let word = |text: &str| Value { kind: Kind::String(text.to_owned()), span: value.span.clone() };
+    let path = cwd.join(program);
+    let extension = Path::new(program).extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let with = match extension {
+        "js" | "mjs" | "cjs" => Some("node"),
+        "py" => Some("python3"),
+        "rb" => Some("ruby"),
+        "php" => Some("php"),
+        "pl" => Some("perl"),
+        "sh" => Some("sh"),
+        "bash" => Some("bash"),
+        _ => None,
+    };
+    let metadata = match std::fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        // A program found by PATH.
+        Err(_) if !program.contains('/') && with.is_none() && extension != "ts" => {
+            if alone && program.contains(' ') {
+                return Err(value
+                    .bad(format!("`{program}` is one word here"))
+                    .hint(format!("write `rsup start -n NAME -- {program}`")));
+            }
+            return Ok(vec![word(program)]);
+        }
+        Err(_) => return Err(value.bad(format!("no such file: {}", path.display()))),
+    };
+    if metadata.is_dir() && !program.contains('/') && with.is_none() {
+        return Ok(vec![word(program)]);
+    }
+    if metadata.is_dir() {
+        return Err(value
+            .bad(format!("{} is a folder", path.display()))
+            .hint("name the script, or the file of the configuration in it"));
+    }
+    let executable = metadata.permissions().mode() & 0o111 != 0;
+    // A plain name would be looked for in PATH alone.
+    let here = || if program.contains('/') { word(program) } else { word(&format!("./{program}")) };
+    match with {
+        Some(interpreter) => Ok(vec![word(interpreter), word(program)]),
+        None if executable => Ok(vec![here()]),
+        None if extension == "ts" => Err(value
+            .bad("rsup does not know what should run TypeScript")
+            .hint(format!("say it: `rsup start -n {} -- npx tsx {program}`, or name the compiled .js file", stem(program)))),
+        None => Err(value.bad(format!("{program} is not executable")).hint(format!(
+            "run `chmod +x {program}`, or name what runs it: `rsup start -n {} -- PROGRAM {program}`",
+            stem(program)
+        ))),
+    }
+}

@@ -1,0 +1,429 @@
+//! Calls from clients: what is answered at once, and what is waited for.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::{Daemon, Event, now, spawn};
+use crate::config::{AppName, AppSpec};
+use crate::control::{Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo, Target, WorkerEnv};
+use crate::supervisor::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
+use crate::sys::{process, procfs, takeover};
+
+/// How long the log thread may take to hand out a worker's last lines.
+const TAIL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Long actions that somebody waits for.
+#[derive(Default)]
+pub struct Calls {
+    next_op: u64,
+    next_call: u64,
+    open: HashMap<u64, Open>,
+    /// Which call an action belongs to.
+    ops: HashMap<OpId, u64>,
+    /// Set for the start that `--foreground` was given: its failure is the daemon's.
+    start: Option<Start>,
+}
+
+struct Open {
+    answer: UnboundedSender<Answer>,
+    since: Time,
+    /// In the order asked for.
+    actions: Vec<Action>,
+    /// `kill` ends the daemon after them.
+    kill: bool,
+}
+
+struct Action {
+    op: OpId,
+    app: AppName,
+    kind: OperationKind,
+    outcome: Option<Outcome>,
+}
+
+enum Start {
+    Asked,
+    Call(u64),
+    Failed(String),
+}
+
+impl Calls {
+    fn op(&mut self) -> OpId {
+        self.next_op += 1;
+        OpId(self.next_op)
+    }
+
+    pub fn finished(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// The next call is the one that `--foreground` was given.
+    pub fn report_start(&mut self) {
+        self.start = Some(Start::Asked);
+    }
+
+    /// Why nothing of what `--foreground` was given could be started.
+    pub fn exit_failure(self) -> Option<String> {
+        match self.start {
+            Some(Start::Failed(why)) => Some(why),
+            Some(Start::Asked | Start::Call(_)) | None => None,
+        }
+    }
+
+    pub fn progress(&self, progress: &Progress) {
+        for open in self.open.values() {
+            if open.actions.iter().any(|a| a.app == progress.app && a.outcome.is_none()) {
+                let _ = open.answer.send(Answer::Progress(progress.clone()));
+            }
+        }
+    }
+}
+
+impl Daemon {
+    pub(super) fn on_call(&mut self, call: Call, answer: UnboundedSender<Answer>) {
+        let reply = |answer: &UnboundedSender<Answer>, result: Result<Reply, Failure>| {
+            let _ = answer.send(match result {
+                Ok(reply) => Answer::Done(reply),
+                Err(failure) => Answer::Failed(failure),
+            });
+        };
+        match call.request {
+            Request::Ping => reply(&answer, Ok(self.pong())),
+            Request::List => reply(&answer, Ok(self.list())),
+            Request::Describe { target } => {
+                let result = self.apps_of(&target).map(|apps| Reply::Descriptions(apps.iter().filter_map(|a| self.describe(a)).collect()));
+                reply(&answer, result);
+            }
+            Request::Env { target } => reply(&answer, self.env(&target).map(Reply::Env)),
+            Request::Specs { target } => {
+                let result = self.apps_of(&target).map(|apps| Reply::Specs(apps.iter().filter_map(|a| self.spec(a)).collect()));
+                reply(&answer, result);
+            }
+            Request::LogFiles { target } => {
+                let result = self.apps_of(&target).map(|apps| Reply::LogFiles(apps.iter().filter_map(|a| self.log_files(a)).collect()));
+                reply(&answer, result);
+            }
+            Request::Signal { target, signal } => reply(&answer, self.signal_target(&target, signal).map(Reply::Signalled)),
+            request => match self.actions(request) {
+                Ok((actions, kill)) => self.begin(actions, kill, call.wait, answer),
+                Err(failure) => reply(&answer, Err(failure)),
+            },
+        }
+    }
+
+    /// What a long action asks of each app.
+    #[allow(clippy::type_complexity)]
+    fn actions(&mut self, request: Request) -> Result<(Vec<(AppName, supervisor::Request)>, bool), Failure> {
+        let each = |apps: Vec<AppName>, make: fn() -> supervisor::Request| apps.into_iter().map(|app| (app, make())).collect::<Vec<_>>();
+        if self.ending {
+            return Err(Failure::new(FailureCode::Busy, "the daemon is stopping every app and will end"));
+        }
+        Ok((
+            match request {
+                Request::Start { apps, base_env } => {
+                    self.check_specs(&apps)?;
+                    let base_env = Arc::new(base_env);
+                    let start = |spec: AppSpec| (spec.name.clone(), supervisor::Request::Start { spec: Box::new(spec), base_env: base_env.clone() });
+                    apps.into_iter().map(start).collect()
+                }
+                Request::Resume { target } => each(self.whole_apps(&target, "start")?, || supervisor::Request::Resume),
+                Request::Stop { target } => each(self.whole_apps(&target, "stop")?, || supervisor::Request::Stop),
+                Request::Delete { target } => each(self.whole_apps(&target, "delete")?, || supervisor::Request::Delete),
+                Request::Restart { apps, base_env } => {
+                    self.check_specs(&apps)?;
+                    let base_env = base_env.map(Arc::new);
+                    let restart =
+                        |spec: AppSpec| (spec.name.clone(), supervisor::Request::Restart { spec: Box::new(spec), base_env: base_env.clone() });
+                    apps.into_iter().map(restart).collect()
+                }
+                Request::Reload { apps, base_env, queue } => {
+                    self.check_specs(&apps)?;
+                    let base_env = base_env.map(Arc::new);
+                    let reload = |spec: AppSpec| {
+                        (spec.name.clone(), supervisor::Request::Reload { spec: Box::new(spec), base_env: base_env.clone(), queue })
+                    };
+                    apps.into_iter().map(reload).collect()
+                }
+                Request::Scale { app, to } => {
+                    let view = self.supervisor.view(&app, now()).ok_or_else(|| unknown(&app))?;
+                    let wanted = match to {
+                        ScaleTo::Exactly(n) => i64::from(n),
+                        ScaleTo::By(by) => i64::from(view.instances) + i64::from(by),
+                    };
+                    let most = i64::from(crate::config::MOST_INSTANCES);
+                    if !(1..=most).contains(&wanted) {
+                        let why = format!("`{app}` cannot have {wanted} workers: 1 to {most} are possible");
+                        return Err(Failure::new(FailureCode::BadRequest, why).hint(format!("rsup stop {app} stops it")));
+                    }
+                    vec![(app, supervisor::Request::Scale { instances: wanted as u16 })]
+                }
+                Request::Kill => {
+                    self.ending = true;
+                    return Ok((each(self.supervisor.names().cloned().collect(), || supervisor::Request::Stop), true));
+                }
+                Request::Ping
+                | Request::List
+                | Request::Describe { .. }
+                | Request::Env { .. }
+                | Request::Specs { .. }
+                | Request::LogFiles { .. }
+                | Request::Signal { .. } => Vec::new(),
+            },
+            false,
+        ))
+    }
+
+    fn begin(&mut self, requests: Vec<(AppName, supervisor::Request)>, kill: bool, wait: bool, answer: UnboundedSender<Answer>) {
+        self.calls.next_call += 1;
+        let number = self.calls.next_call;
+        if matches!(self.calls.start, Some(Start::Asked)) {
+            self.calls.start = Some(Start::Call(number));
+        }
+        let with_ops: Vec<_> = requests.into_iter().map(|(app, request)| (self.calls.op(), app, request)).collect();
+        let action = |(op, app, request): &(OpId, AppName, supervisor::Request)| Action {
+            op: *op,
+            app: app.clone(),
+            kind: request.kind(),
+            outcome: None,
+        };
+        let actions = with_ops.iter().map(action).collect();
+        self.calls.ops.extend(with_ops.iter().map(|(op, ..)| (*op, number)));
+        self.calls.open.insert(number, Open { answer, since: now(), actions, kill });
+        for (op, app, request) in with_ops {
+            self.handle(Input::Request { op, app, request });
+        }
+        if !wait {
+            self.answer_early(number);
+        }
+        self.close_if_done(number);
+    }
+
+    /// `--no-wait`: what is not refused at once counts as accepted.
+    fn answer_early(&mut self, number: u64) {
+        let Some(open) = self.calls.open.get(&number) else { return };
+        let pending: Vec<(OpId, AppName, OperationKind)> =
+            open.actions.iter().filter(|a| a.outcome.is_none()).map(|a| (a.op, a.app.clone(), a.kind)).collect();
+        for (op, app, kind) in pending {
+            let outcome = self.outcome(app, kind, now(), None);
+            self.set_outcome(op, outcome);
+        }
+    }
+
+    pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
+        let Err(error) = result else { return self.conclude(op, None) };
+        let failure = Failure { code: error.code, message: error.message, hint: error.hint, log: Vec::new() };
+        let Some(worker) = error.worker else { return self.conclude(op, Some(failure)) };
+        // Its last words explain more than its exit code.
+        let tail = self.pump.tail(worker.generation);
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let lines = tokio::time::timeout(TAIL_PATIENCE, tail).await.ok().and_then(Result::ok).unwrap_or_default();
+            let log = lines.into_iter().map(|line| line.text).collect();
+            let _ = events.send(Event::Explained { op, failure: Failure { log, ..failure } });
+        });
+    }
+
+    pub(super) fn on_explained(&mut self, op: OpId, failure: Failure) {
+        self.conclude(op, Some(failure));
+    }
+
+    fn conclude(&mut self, op: OpId, failure: Option<Failure>) {
+        let Some(number) = self.calls.ops.get(&op).copied() else { return };
+        let Some(open) = self.calls.open.get(&number) else { return };
+        let Some(action) = open.actions.iter().find(|a| a.op == op) else { return };
+        let outcome = self.outcome(action.app.clone(), action.kind, open.since, failure);
+        self.set_outcome(op, outcome);
+        self.close_if_done(number);
+    }
+
+    fn outcome(&mut self, app: AppName, kind: OperationKind, since: Time, failure: Option<Failure>) -> Outcome {
+        let mut view = self.supervisor.view(&app, now());
+        if let Some(view) = &mut view {
+            self.complete(view);
+        }
+        if kind == OperationKind::Delete && failure.is_none() {
+            view = None;
+        }
+        Outcome { app, kind, took_ms: now().since(since).as_millis() as u64, view, failure }
+    }
+
+    fn set_outcome(&mut self, op: OpId, outcome: Outcome) {
+        let Some(number) = self.calls.ops.remove(&op) else { return };
+        if let Some(action) = self.calls.open.get_mut(&number).and_then(|open| open.actions.iter_mut().find(|a| a.op == op)) {
+            action.outcome = Some(outcome);
+        }
+    }
+
+    fn close_if_done(&mut self, number: u64) {
+        let done = self.calls.open.get(&number).is_some_and(|open| open.actions.iter().all(|a| a.outcome.is_some()));
+        if !done {
+            return;
+        }
+        let Some(open) = self.calls.open.remove(&number) else { return };
+        let outcomes: Vec<Outcome> = open.actions.into_iter().filter_map(|a| a.outcome).collect();
+        if matches!(self.calls.start, Some(Start::Call(call)) if call == number) {
+            self.judge_start(&outcomes);
+        }
+        let _ = open.answer.send(Answer::Done(if open.kill { Reply::Killed } else { Reply::Finished(outcomes) }));
+    }
+
+    /// In the foreground, a start that left no app at all ends the daemon with its reason.
+    fn judge_start(&mut self, outcomes: &[Outcome]) {
+        self.calls.start = None;
+        let failures: Vec<String> = outcomes.iter().filter_map(|o| o.failure.as_ref().map(|f| format!("{}: {}", o.app, f.message))).collect();
+        if !failures.is_empty() && outcomes.iter().all(|o| o.failure.as_ref().is_some_and(|f| f.code == FailureCode::Listen)) {
+            self.calls.start = Some(Start::Failed(failures.join("; ")));
+            self.stop_everything();
+        }
+    }
+
+    /// A signal, or the end of a foreground start: every app is stopped gracefully, then the daemon ends.
+    pub(super) fn stop_everything(&mut self) {
+        self.ending = true;
+        let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
+        for app in apps {
+            let op = self.calls.op();
+            self.handle(Input::Request { op, app, request: supervisor::Request::Stop });
+        }
+    }
+
+    fn pong(&mut self) -> Reply {
+        let pid = std::process::id();
+        let memory = procfs::resident(pid).ok();
+        let uptime_ms = now().since(self.started).as_millis() as u64;
+        Reply::Pong { pid, version: env!("CARGO_PKG_VERSION").into(), protocol: crate::control::VERSION, uptime_ms, memory }
+    }
+
+    fn list(&mut self) -> Reply {
+        let mut views: Vec<_> = self.supervisor.names().filter_map(|app| self.supervisor.view(app, now())).collect();
+        for view in &mut views {
+            self.complete(view);
+        }
+        Reply::List(views)
+    }
+
+    fn describe(&mut self, name: &AppName) -> Option<Description> {
+        let mut app = self.supervisor.view(name, now())?;
+        self.complete(&mut app);
+        let spec = self.spec(name)?;
+        let logs = self.log_files(name)?;
+        let mut notes = Vec::new();
+        if let (takeover::Support::No { why }, true) = (&self.takeover, spec.listen.iter().any(|l| l.tcp().is_some())) {
+            notes.push(format!("takeover of bind(2) is not possible here: {why}; the app must take its sockets from LISTEN_FDS"));
+        }
+        if spec.listen.iter().any(|l| l.tcp().is_none()) {
+            notes.push("a unix socket is one descriptor for all workers: its connections cannot be steered, weighed or probed by worker".into());
+        }
+        Some(Description { app, spec, out_log: logs.out, err_log: logs.err, events: self.supervisor.events(name, now()), notes })
+    }
+
+    /// As it runs; one given on the command line has no file that a changed number of workers could come from.
+    fn spec(&self, name: &AppName) -> Option<AppSpec> {
+        let mut spec = self.supervisor.revision(name)?.spec.clone();
+        if spec.source.is_none() {
+            spec.instances = self.supervisor.view(name, now())?.instances;
+        }
+        Some(spec)
+    }
+
+    fn log_files(&self, name: &AppName) -> Option<LogFiles> {
+        let settings = self.log_settings(name, &self.supervisor.revision(name)?.spec.log);
+        Some(LogFiles { app: name.clone(), out: settings.out, err: settings.err })
+    }
+
+    fn env(&self, target: &Target) -> Result<Vec<WorkerEnv>, Failure> {
+        let instance = instance_of(target);
+        let mut all = Vec::new();
+        for app in self.apps_of(target)? {
+            let of_target = self.supervisor.workers(&app).filter(|w| instance.is_none_or(|i| w.instance == i));
+            all.extend(of_target.map(|w| WorkerEnv {
+                app: app.clone(),
+                instance: w.instance,
+                pid: w.pid,
+                env: spawn::environment(&w.id, w.instance, &w.revision),
+            }));
+        }
+        Ok(all)
+    }
+
+    fn signal_target(&mut self, target: &Target, signal: i32) -> Result<Vec<u32>, Failure> {
+        let instance = instance_of(target);
+        let mut reached = Vec::new();
+        for app in self.apps_of(target)? {
+            let workers: Vec<_> =
+                self.supervisor.workers(&app).filter(|w| instance.is_none_or(|i| w.instance == i)).map(|w| w.id.generation).collect();
+            for generation in workers {
+                let Some(running) = self.running.get(&generation).filter(|r| !r.exited) else { continue };
+                let failed = |why: std::io::Error| {
+                    Failure::new(FailureCode::Internal, format!("cannot send {} to pid {}: {why}", process::signal_name(signal), running.pid))
+                };
+                process::signal(&running.pidfd, signal).map_err(failed)?;
+                reached.push(running.pid);
+            }
+        }
+        if reached.is_empty() {
+            return Err(Failure::new(FailureCode::UnknownWorker, format!("`{target}` has no running worker")).hint("rsup list"));
+        }
+        Ok(reached)
+    }
+
+    fn apps_of(&self, target: &Target) -> Result<Vec<AppName>, Failure> {
+        match target {
+            Target::All => Ok(self.supervisor.names().cloned().collect()),
+            Target::App(app) => self.supervisor.view(app, now()).map(|_| vec![app.clone()]).ok_or_else(|| unknown(app)),
+            Target::Worker(app, instance) => {
+                let view = self.supervisor.view(app, now()).ok_or_else(|| unknown(app))?;
+                if view.workers.iter().any(|w| w.instance == *instance) {
+                    return Ok(vec![app.clone()]);
+                }
+                let why = format!("`{app}` has no worker {instance}; it has {}", view.instances);
+                Err(Failure::new(FailureCode::UnknownWorker, why).hint(format!("rsup describe {app}")))
+            }
+        }
+    }
+
+    fn whole_apps(&self, target: &Target, verb: &str) -> Result<Vec<AppName>, Failure> {
+        if let Target::Worker(app, _) = target {
+            let why = format!("`{target}` is one worker; {verb} is for whole apps");
+            return Err(Failure::new(FailureCode::BadRequest, why).hint(format!("rsup {verb} {app}, or rsup signal TERM {target}")));
+        }
+        self.apps_of(target)
+    }
+
+    /// The client has checked the file; what it cannot know is what the other apps have.
+    fn check_specs(&self, specs: &[AppSpec]) -> Result<(), Failure> {
+        let mut names = HashSet::new();
+        for spec in specs {
+            if !names.insert(&spec.name) {
+                return Err(Failure::new(FailureCode::BadRequest, format!("`{}` is named twice", spec.name)));
+            }
+            if spec.command.is_empty() || spec.instances == 0 {
+                return Err(Failure::new(FailureCode::BadRequest, format!("`{}` has no command or no instances", spec.name)));
+            }
+            let taken: BTreeMap<_, _> = self
+                .supervisor
+                .names()
+                .filter(|other| **other != spec.name)
+                .flat_map(|other| self.supervisor.workers(other).flat_map(move |w| w.revision.spec.listen.iter().map(move |l| (l.clone(), other))))
+                .collect();
+            if let Some((address, other)) = spec.listen.iter().find_map(|l| taken.get_key_value(l)) {
+                let why = format!("`{}` wants to listen on {address}, which app `{other}` has", spec.name);
+                return Err(Failure::new(FailureCode::Listen, why).hint(format!("rsup stop {other}, or choose another address")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn instance_of(target: &Target) -> Option<u16> {
+    match target {
+        Target::Worker(_, instance) => Some(*instance),
+        Target::All | Target::App(_) => None,
+    }
+}
+
+fn unknown(app: &AppName) -> Failure {
+    Failure::new(FailureCode::UnknownApp, format!("there is no app `{app}`")).hint("rsup list shows what there is")
+}

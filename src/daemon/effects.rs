@@ -1,0 +1,168 @@
+//! Carries out what the supervisor wants.
+
+use tracing::{info, warn};
+
+use super::{Daemon, Event, complain, drain, probe};
+use crate::config::{AppName, Listen};
+use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
+use crate::sys::listen::{is_nonblocking, set_nonblocking};
+use crate::sys::process;
+use std::os::fd::AsFd;
+
+impl Daemon {
+    pub(super) fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Listen { app, addresses, slots } => {
+                let result = self.listen(&app, &addresses, slots);
+                self.inbox.push_back(Input::Listening { app, result });
+            }
+            Effect::Unlisten { app } => {
+                if let Some(resources) = self.apps.get_mut(&app) {
+                    resources.relaying.clear();
+                    let _ = resources.ready.send(false);
+                    resources.sockets.close();
+                }
+            }
+            Effect::Steer { app, balance, tables } => self.steer(&app, balance, &tables),
+            Effect::Relay { app, slot, on } => self.relay(&app, slot, on),
+            Effect::Spawn { worker, instance, revision } => {
+                if let Err(reason) = self.spawn(&worker, instance, &revision) {
+                    self.inbox.push_back(Input::SpawnFailed { worker, reason });
+                }
+            }
+            Effect::Probe { worker, purpose } => {
+                let Some(target) = self.probe_target(&worker, purpose) else { return };
+                let events = self.events.clone();
+                let task = tokio::spawn(async move {
+                    let result = probe::run(target).await;
+                    let _ = events.send(Event::Input(Input::Probed { worker, purpose, result }));
+                });
+                drop(task);
+            }
+            Effect::Drain { worker } => self.drain(worker),
+            Effect::Signal { worker, signal, reach } => self.signal(&worker, signal, reach),
+            Effect::Forget { worker } => {
+                self.running.remove(&worker.generation);
+                self.pump.forget(worker.generation);
+                self.meter.forget(worker.generation);
+            }
+            Effect::Progress(progress) => self.calls.progress(&progress),
+            Effect::Finished { op, result } => self.on_finished(op, result),
+            Effect::Log { app, text, bad } => {
+                if bad {
+                    warn!("{app}: {text}");
+                } else {
+                    info!("{app}: {text}");
+                }
+            }
+            Effect::Removed { app } => {
+                self.apps.remove(&app);
+            }
+        }
+    }
+
+    fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16) -> Result<(), String> {
+        let resources = self.app(app);
+        resources.sockets.hold(addresses, slots).map_err(|why| why.to_string())?;
+        // The lobby is nobody's; every slot that has no worker yet is looked after as well.
+        resources.relaying.remove(&None);
+        self.start_relays(app, None);
+        let busy: Vec<u16> = self.supervisor.workers(app).map(|w| w.id.slot).collect();
+        for slot in 0..slots {
+            if !busy.contains(&slot) {
+                self.relay(app, slot, true);
+            }
+        }
+        Ok(())
+    }
+
+    fn steer(&mut self, app: &AppName, balance: crate::config::Balance, tables: &[Steering]) {
+        let Some(resources) = self.apps.get_mut(app) else { return };
+        match resources.sockets.steer(balance, tables) {
+            Ok(anybody) => {
+                let _ = resources.ready.send_if_modified(|ready| std::mem::replace(ready, anybody) != anybody);
+            }
+            Err(why) => complain(&format!("{app}: cannot steer its connections"), why),
+        }
+    }
+
+    /// Off: the slot gets a worker. On: it has none, or one that is told to stop.
+    fn relay(&mut self, app: &AppName, slot: u16, on: bool) {
+        if on {
+            let worker_lives = self.supervisor.workers(app).any(|w| w.id.slot == slot);
+            let resources = self.app(app);
+            let Ok(queues) = resources.sockets.queues(Some(slot)) else { return };
+            for queue in queues {
+                if is_nonblocking(queue.fd.as_fd()).unwrap_or(false) {
+                    continue;
+                }
+                // A worker that uses blocking accept shares the mode with us and is left alone with
+                // its queue until it is gone.
+                if worker_lives {
+                    return;
+                }
+                if let Err(why) = set_nonblocking(queue.fd.as_fd(), true) {
+                    return complain(&format!("{app}: cannot look after slot {slot}"), why);
+                }
+            }
+            self.start_relays(app, Some(slot));
+        } else if let Some(resources) = self.apps.get_mut(app) {
+            for relay in resources.relaying.remove(&Some(slot)).into_iter().flatten() {
+                relay.stop();
+            }
+            // What a worker inherits is blocking, as with systemd; takeover sets it as the app's own was.
+            for queue in resources.sockets.queues(Some(slot)).into_iter().flatten() {
+                let _ = set_nonblocking(queue.fd.as_fd(), false);
+            }
+        }
+    }
+
+    pub(super) fn start_relays(&mut self, app: &AppName, slot: Option<u16>) {
+        let resources = self.app(app);
+        if resources.relaying.contains_key(&slot) {
+            return;
+        }
+        let relays: std::io::Result<Vec<_>> = resources.sockets.queues(slot).and_then(|queues| {
+            let watch = |queue: super::sockets::Queue| {
+                set_nonblocking(queue.fd.as_fd(), true)?;
+                resources.relays.watch(queue)
+            };
+            queues.into_iter().map(watch).collect()
+        });
+        match relays {
+            Ok(relays) => {
+                resources.relaying.insert(slot, relays);
+            }
+            Err(why) => complain(&format!("{app}: cannot look after an accept queue"), why),
+        }
+    }
+
+    fn drain(&mut self, worker: WorkerId) {
+        let Some(resources) = self.apps.get(&worker.app) else { return };
+        let Ok(queues) = resources.sockets.queues(Some(worker.slot)) else { return };
+        let ports = resources.sockets.ports();
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            drain::until_empty(queues, ports).await;
+            let _ = events.send(Event::Input(Input::Drained { worker }));
+        });
+    }
+
+    fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {
+        let Some(running) = self.running.get_mut(&worker.generation) else { return };
+        running.remember_tree();
+        let result = match reach {
+            Reach::Worker => process::signal(&running.pidfd, signal),
+            Reach::Tree => {
+                running.signal_tree(signal);
+                Ok(())
+            }
+        };
+        // A process that is gone already needs no signal.
+        if let Err(why) = result
+            && why.raw_os_error() != Some(nix::libc::ESRCH)
+        {
+            complain(&format!("{worker}: cannot send {}", process::signal_name(signal)), why);
+        }
+    }
+}

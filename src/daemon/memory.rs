@@ -1,0 +1,94 @@
+//! Memory and processor time of workers with their descendants.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::{Daemon, now};
+use crate::supervisor::{AppView, Input, Time, WorkerId};
+use crate::sys::procfs::{self, Meter};
+
+#[derive(Default)]
+pub struct Memory {
+    meter: Meter,
+    /// Generations whose app has a limit.
+    limited: HashSet<u64>,
+    /// Last over-limit state by generation: only changes and excesses are worth an input.
+    over: HashSet<u64>,
+    cpu: HashMap<u64, CpuSample>,
+}
+
+struct CpuSample {
+    at: Time,
+    used: Duration,
+    percent: Option<f32>,
+}
+
+/// Samples closer together than this say nothing: the kernel counts in ticks of 10 ms.
+const SHORTEST_SAMPLE: Duration = Duration::from_millis(500);
+
+impl Memory {
+    pub fn limit(&mut self, generation: u64) {
+        self.limited.insert(generation);
+    }
+
+    pub fn forget(&mut self, generation: u64) {
+        self.limited.remove(&generation);
+        self.over.remove(&generation);
+        self.cpu.remove(&generation);
+    }
+
+    /// Whether anybody has to be watched.
+    pub fn wanted(&self) -> bool {
+        !self.limited.is_empty()
+    }
+
+    fn cpu(&mut self, generation: u64, pid: u32) -> Option<f32> {
+        let used = procfs::cpu_time(pid).ok()?;
+        let at = now();
+        let Some(sample) = self.cpu.get_mut(&generation) else {
+            self.cpu.insert(generation, CpuSample { at, used, percent: None });
+            return None;
+        };
+        let elapsed = at.since(sample.at);
+        if elapsed >= SHORTEST_SAMPLE {
+            let percent = 100.0 * used.saturating_sub(sample.used).as_secs_f32() / elapsed.as_secs_f32();
+            *sample = CpuSample { at, used, percent: Some(percent) };
+        }
+        sample.percent
+    }
+}
+
+impl Daemon {
+    /// Reads the memory of every worker that has a limit, and tells the supervisor of those above it.
+    pub(super) fn measure(&mut self) {
+        let mut watched: Vec<(WorkerId, u32, u64)> = Vec::new();
+        for running in self.running.values() {
+            let limited = self.meter.limited.contains(&running.id.generation) && !running.exited;
+            let limit = self.supervisor.worker(&running.id).and_then(|w| w.revision.spec.max_memory);
+            if let (true, Some(limit)) = (limited, limit) {
+                watched.push((running.id.clone(), running.pid, limit));
+            }
+        }
+        let pids: Vec<u32> = watched.iter().map(|(_, pid, _)| *pid).collect();
+        let readings = self.meter.meter.rss_tree(&pids);
+        for ((worker, _, limit), bytes) in watched.into_iter().zip(readings) {
+            let over = bytes > limit;
+            let was_over = if over { !self.meter.over.insert(worker.generation) } else { self.meter.over.remove(&worker.generation) };
+            if over || was_over {
+                self.handle(Input::Memory { worker, bytes });
+            }
+        }
+    }
+
+    /// Adds what only the daemon knows to a view.
+    pub(super) fn complete(&mut self, view: &mut AppView) {
+        view.relayed = self.apps.get(&view.name).map_or(0, |app| app.relays.count());
+        let workers: Vec<(usize, u64, u32)> = view.workers.iter().enumerate().filter_map(|(at, w)| Some((at, w.generation, w.pid?))).collect();
+        let pids: Vec<u32> = workers.iter().map(|(_, _, pid)| *pid).collect();
+        let memory = self.meter.meter.rss_tree(&pids);
+        for ((at, generation, pid), bytes) in workers.into_iter().zip(memory) {
+            view.workers[at].memory = Some(bytes);
+            view.workers[at].cpu = self.meter.cpu(generation, pid);
+        }
+    }
+}

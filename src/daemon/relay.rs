@@ -1,0 +1,136 @@
+//! Stragglers: connections that arrive where no worker accepts any more, or not yet. rsup accepts
+//! them and passes them on to a ready worker, or holds them until there is one.
+//!
+//! The worker then sees rsup as its peer. This is the exception that keeps a promise, not the data path.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use super::sockets::Queue;
+use crate::sys::listen::accept_nonblocking;
+use crate::sys::readiness::readable;
+use crate::sys::steer;
+
+/// Connections that rsup holds at the same time, per app; more wait in the kernel's queue.
+const MOST: usize = 1024;
+
+/// What all relays of one app share.
+#[derive(Clone)]
+pub struct Relays {
+    /// True while some worker takes traffic.
+    ready: watch::Receiver<bool>,
+    relayed: Arc<AtomicU64>,
+    room: Arc<Semaphore>,
+}
+
+/// Looks after one accept queue until it is stopped.
+pub struct Relay {
+    fd: OwnedFd,
+    target: SocketAddr,
+    shared: Relays,
+    task: JoinHandle<()>,
+}
+
+impl Relays {
+    pub fn new(ready: watch::Receiver<bool>) -> Self {
+        Self { ready, relayed: Arc::default(), room: Arc::new(Semaphore::new(MOST)) }
+    }
+
+    /// Connections relayed since the app was started.
+    pub fn count(&self) -> u64 {
+        self.relayed.load(Ordering::Relaxed)
+    }
+
+    /// The queue's socket must be non-blocking and stay so.
+    pub fn watch(&self, queue: Queue) -> io::Result<Relay> {
+        let ours = readable(queue.fd.try_clone()?)?;
+        let task = tokio::spawn(accept_loop(ours, queue.target, self.clone(), queue.slot.is_none()));
+        Ok(Relay { fd: queue.fd, target: queue.target, shared: self.clone(), task })
+    }
+
+    /// Passes on a connection that was accepted elsewhere.
+    pub fn pass(&self, connection: OwnedFd, target: SocketAddr) {
+        let room = self.room.clone();
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let Ok(_permit) = room.acquire_owned().await else { return };
+            shared.relay(connection, target).await;
+        });
+    }
+
+    async fn relay(mut self, connection: OwnedFd, target: SocketAddr) {
+        let Ok(mut client) = TcpStream::from_std(connection.into()) else { return };
+        // A probe that nobody took: its answer must come from its own slot or not at all.
+        if client.peer_addr().is_ok_and(|peer| steer::is_probe(peer.ip())) {
+            return;
+        }
+        let _ = client.set_nodelay(true);
+        self.relayed.fetch_add(1, Ordering::Relaxed);
+        loop {
+            if self.ready.wait_for(|ready| *ready).await.is_err() {
+                return;
+            }
+            match TcpStream::connect(target).await {
+                Ok(mut worker) => {
+                    let _ = worker.set_nodelay(true);
+                    let _ = copy_bidirectional(&mut client, &mut worker).await;
+                    let _ = client.shutdown().await;
+                    return;
+                }
+                // Out of ports or descriptors: the client goes on waiting.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+}
+
+impl Relay {
+    /// Hands the queue over to a worker. What is in it already is taken along and held, so that a
+    /// worker which is not ready yet does not get it.
+    pub fn stop(self) {
+        self.task.abort();
+        while let Ok(Some((connection, _))) = accept_nonblocking(self.fd.as_fd()) {
+            self.shared.pass(connection, self.target);
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept_loop(queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Relays, lobby: bool) {
+    let mut ready = shared.ready.clone();
+    loop {
+        let Ok(mut guard) = queue.readable().await else { return };
+        // The lobby's connections can wait in the kernel, which is cheaper.
+        if lobby && ready.wait_for(|ready| *ready).await.is_err() {
+            return;
+        }
+        let Ok(permit) = shared.room.clone().acquire_owned().await else { return };
+        match accept_nonblocking(queue.get_ref().as_fd()) {
+            Ok(Some((connection, _))) => {
+                let shared = shared.clone();
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    shared.relay(connection, target).await;
+                });
+            }
+            Ok(None) => guard.clear_ready(),
+            // No descriptor is free, or the socket is no longer listening.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The listening sockets of one app, by address and slot.
+//!
+//! Index 0 of every group is the *lobby*: no worker ever has it. Connections go there while no
+//! worker is ready, wait in its accept queue, and are relayed once one is. Slot `n` is index `n + 1`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::config::{self, Listen};
+use crate::supervisor::Steering;
+use crate::sys::listen::{self, Backlog, Family, Group, ListenError};
+use crate::sys::steer::{self, Balance, Table};
+use crate::sys::takeover::Bind;
+
+const LOBBY: usize = 0;
+
+fn index(slot: u16) -> usize {
+    usize::from(slot) + 1
+}
+
+#[derive(Default)]
+pub struct Sockets {
+    bound: BTreeMap<Listen, Bound>,
+    /// Some worker has been ready: from then on groups keep their family.
+    served: bool,
+}
+
+enum Bound {
+    Tcp { group: Group, table: Table },
+    /// One descriptor for all workers.
+    Unix { fd: OwnedFd, path: PathBuf },
+}
+
+/// An accept queue that rsup is to look after itself.
+pub struct Queue {
+    pub address: Listen,
+    /// `None` is the lobby.
+    pub slot: Option<u16>,
+    pub fd: OwnedFd,
+    /// Where a connection to a ready worker is made.
+    pub target: SocketAddr,
+}
+
+/// Where a probe of one slot connects to.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeTarget {
+    pub address: SocketAddr,
+    pub index: usize,
+}
+
+/// A group was made anew in the family that the app asked for.
+pub struct Changed {
+    pub address: Listen,
+    /// What had been queued until then.
+    pub accepted: Vec<OwnedFd>,
+}
+
+impl Sockets {
+    /// Opens what is missing, closes what is not listed, grows what is too small. Nothing changes
+    /// for the addresses that stay.
+    ///
+    /// # Errors
+    /// Names the address and who holds it; what was newly opened is closed again.
+    pub fn hold(&mut self, addresses: &[Listen], slots: u16) -> Result<(), ListenError> {
+        let size = index(slots);
+        let mut opened = Vec::new();
+        for address in addresses {
+            let bound = match address {
+                Listen::Tcp { addr, v6only } => match self.bound.get_mut(address) {
+                    Some(Bound::Tcp { group, .. }) => {
+                        if group.len() < size {
+                            group.grow(size)?;
+                        }
+                        continue;
+                    }
+                    Some(Bound::Unix { .. }) | None => {
+                        let group = Group::open(*addr, *v6only, size)?;
+                        let table = Table { weights: vec![0; size], balance: Balance::Random, hold: LOBBY };
+                        if let Err(source) = group.steer(&table) {
+                            return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
+                        }
+                        Bound::Tcp { group, table }
+                    }
+                },
+                Listen::Unix(_) if self.bound.contains_key(address) => continue,
+                Listen::Unix(path) => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone() },
+            };
+            opened.push((address.clone(), bound));
+        }
+        self.bound.retain(|address, bound| {
+            let keep = addresses.contains(address);
+            if !keep {
+                bound.forget();
+            }
+            keep
+        });
+        self.bound.extend(opened);
+        Ok(())
+    }
+
+    pub fn close(&mut self) {
+        for bound in self.bound.values_mut() {
+            bound.forget();
+        }
+        self.bound.clear();
+        self.served = false;
+    }
+
+    /// What a worker in the slot inherits, in the order of its configuration.
+    pub fn inherit(&self, slot: u16, order: &[Listen]) -> std::io::Result<Vec<OwnedFd>> {
+        let copy = |address: &Listen| match self.bound.get(address)? {
+            Bound::Tcp { group, .. } => Some(group.dup(index(slot))),
+            Bound::Unix { fd, .. } => Some(fd.try_clone()),
+        };
+        order.iter().filter_map(copy).collect()
+    }
+
+    /// Puts weights in force; returns whether anybody takes traffic.
+    pub fn steer(&mut self, balance: config::Balance, tables: &[Steering]) -> std::io::Result<bool> {
+        let mut anybody = false;
+        for Steering { address, weights } in tables {
+            let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else { continue };
+            let mut by_index = vec![0];
+            by_index.extend(weights);
+            by_index.resize(group.len(), 0);
+            anybody |= by_index.iter().any(|w| *w > 0);
+            table.weights = by_index;
+            table.balance = match balance {
+                config::Balance::Random => Balance::Random,
+                config::Balance::SourceIp => Balance::SourceIp,
+            };
+            group.steer(table)?;
+        }
+        self.served |= anybody;
+        Ok(anybody)
+    }
+
+    /// The accept queues of a slot, or of the lobby.
+    pub fn queues(&self, slot: Option<u16>) -> std::io::Result<Vec<Queue>> {
+        let at = slot.map_or(LOBBY, index);
+        let mut queues = Vec::new();
+        for (address, bound) in &self.bound {
+            let Bound::Tcp { group, .. } = bound else { continue };
+            let target = steer::probe_target(group.addr(), group.family());
+            queues.push(Queue { address: address.clone(), slot, fd: group.dup(at)?, target });
+        }
+        Ok(queues)
+    }
+
+    /// Connections waiting at the slot, over all addresses. A queue that no longer listens is empty.
+    pub fn queued(&self, slot: u16) -> u32 {
+        let waiting = |bound: &Bound| match bound {
+            Bound::Tcp { group, .. } => match group.backlog(index(slot)) {
+                Ok(Backlog::Listening { queued, .. }) => queued,
+                Ok(Backlog::NotListening) | Err(_) => 0,
+            },
+            Bound::Unix { .. } => 0,
+        };
+        self.bound.values().map(waiting).sum()
+    }
+
+    pub fn ports(&self) -> Vec<u16> {
+        let mut ports: Vec<u16> = self.bound.keys().filter_map(|l| l.tcp().map(|a| a.port())).collect();
+        ports.dedup();
+        ports
+    }
+
+    /// Where a probe reaches the slot: through the first TCP address in the order of the configuration.
+    pub fn probe_target(&self, slot: u16, order: &[Listen]) -> Option<ProbeTarget> {
+        order.iter().find_map(|address| match self.bound.get(address)? {
+            Bound::Tcp { group, .. } => Some(ProbeTarget { address: steer::probe_target(group.addr(), group.family()), index: index(slot) }),
+            Bound::Unix { .. } => None,
+        })
+    }
+
+    /// A copy of the slot's first TCP socket, to look at its accept queue.
+    pub fn probe_queue(&self, slot: u16, order: &[Listen]) -> Option<OwnedFd> {
+        order.iter().find_map(|address| match self.bound.get(address)? {
+            Bound::Tcp { group, .. } => group.dup(index(slot)).ok(),
+            Bound::Unix { .. } => None,
+        })
+    }
+
+    /// The address of ours that the app wants to bind: the very same one, or one of the same port.
+    pub fn matching(&self, bind: &Bind, order: &[Listen]) -> Option<Listen> {
+        if !bind.socket.is_stream {
+            return None;
+        }
+        let of_port = || order.iter().filter(|l| l.tcp().is_some_and(|a| a.port() == bind.addr.port()) && self.bound.contains_key(l));
+        let exact = of_port().find(|l| l.tcp().is_some_and(|a| a.ip() == bind.addr.ip()));
+        let same_family = || of_port().find(|l| l.tcp().is_some_and(|a| a.is_ipv6() == bind.socket.is_v6));
+        exact.or_else(same_family).or_else(|| of_port().next()).cloned()
+    }
+
+    /// Before any worker was ready, a group takes the family that the app asked for, so that the
+    /// app finds just the kind of socket it made. Later it stays as it is.
+    pub fn adapt(&mut self, address: &Listen, bind: &Bind) -> Result<Option<Changed>, ListenError> {
+        let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else { return Ok(None) };
+        let want = match (group.family(), bind.socket.is_v6) {
+            (Family::V4, true) => Family::V6Mapped,
+            (Family::V6 { only: false }, false) => Family::V4,
+            (Family::V4 | Family::V6Mapped | Family::V6 { .. }, _) => return Ok(None),
+        };
+        if self.served {
+            return Ok(None);
+        }
+        let accepted = group.change_family(want)?;
+        if let Err(source) = group.steer(table) {
+            return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
+        }
+        Ok(Some(Changed { address: address.clone(), accepted }))
+    }
+
+    pub fn socket(&self, address: &Listen, slot: u16) -> Option<std::os::fd::BorrowedFd<'_>> {
+        match self.bound.get(address)? {
+            Bound::Tcp { group, .. } => Some(group.fd(index(slot))),
+            Bound::Unix { .. } => None,
+        }
+    }
+}
+
+impl Bound {
+    /// A unix socket leaves its file behind.
+    fn forget(&mut self) {
+        if let Self::Unix { path, .. } = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

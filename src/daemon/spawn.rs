@@ -1,0 +1,289 @@
+//! Starts workers, and watches each until its end.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::unix::AsyncFd;
+use tracing::{debug, warn};
+
+use super::{Daemon, Event, Events, complain, notify, shared, tree};
+use crate::config::{AppSpec, Check, Listen};
+use crate::logs::{self, Source, Stream};
+use crate::supervisor::{Exit, Input, Revision, WorkerId};
+use crate::sys::readiness::readable;
+use crate::sys::spawn::{self, Child, ExecReport, Plan};
+use crate::sys::takeover::{self, Answer, Bind};
+use crate::sys::{procfs::StartTime, process};
+
+/// A worker's process, or what is left of it.
+pub struct Running {
+    pub id: WorkerId,
+    pub pid: u32,
+    pub started: StartTime,
+    pub pidfd: Arc<OwnedFd>,
+    /// The process itself is gone; descendants may live on.
+    pub exited: bool,
+    /// Descendants as last seen alive: those that leave the process group and clear their
+    /// environment are known by this alone.
+    tree: Vec<(u32, StartTime)>,
+    /// What is left of the tree is to be killed.
+    kill: Arc<AtomicBool>,
+    _notify: Option<notify::Channel>,
+}
+
+/// A trapped `bind` and where to answer it.
+pub struct BindCall {
+    pub bind: Bind,
+    pub listener: Arc<AsyncFd<takeover::Listener>>,
+}
+
+impl Running {
+    /// Notes who descends from the worker now.
+    pub fn remember_tree(&mut self) {
+        if !self.exited {
+            self.tree = tree::below(self.pid);
+        }
+    }
+
+    pub fn signal_tree(&mut self, signal: i32) {
+        if signal == nix::libc::SIGKILL {
+            self.kill.store(true, Ordering::Relaxed);
+        }
+        let _ = process::signal(&self.pidfd, signal);
+        tree::signal(&self.remains(), signal);
+    }
+
+    /// What is left of the worker's tree.
+    pub fn remains(&self) -> Vec<(u32, StartTime)> {
+        tree::remains(&self.id, self.pid, &self.tree)
+    }
+}
+
+/// The variables that rsup adds. `PORT` is only a default: an app's own setting wins.
+pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMap<String, String> {
+    let spec = &revision.spec;
+    let mut env = revision.env();
+    if let Some(port) = spec.listen.iter().find_map(Listen::tcp).map(|a| a.port()) {
+        env.entry("PORT".into()).or_insert_with(|| port.to_string());
+    }
+    env.entry("NODE_APP_INSTANCE".into()).or_insert_with(|| instance.to_string());
+    env.insert("RSUP_APP".into(), spec.name.to_string());
+    env.insert("RSUP_INSTANCE".into(), instance.to_string());
+    env.insert("RSUP_SLOT".into(), id.slot.to_string());
+    env.insert("RSUP_WORKER".into(), id.to_string());
+    env.insert("RSUP_REVISION".into(), revision.number.to_string());
+    if !spec.listen.is_empty() {
+        let names: Vec<String> = spec.listen.iter().enumerate().map(|(at, _)| format!("{}-{at}", spec.name)).collect();
+        env.insert("LISTEN_FDNAMES".into(), names.join(":"));
+    }
+    env
+}
+
+pub fn c_strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<CString>, String> {
+    let convert = |text: &str| CString::new(text).map_err(|_| format!("{text:?} has a NUL byte in it, which no argument or variable can have"));
+    texts.into_iter().map(convert).collect()
+}
+
+pub fn c_environment(env: &BTreeMap<String, String>) -> Result<Vec<CString>, String> {
+    let entries: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    c_strings(entries.iter().map(String::as_str))
+}
+
+impl Daemon {
+    /// Forks; that its program runs, and its end, come later as inputs.
+    pub(super) fn spawn(&mut self, id: &WorkerId, instance: u16, revision: &Arc<Revision>) -> Result<(), String> {
+        let spec = &revision.spec;
+        let settings = self.log_settings(&spec.name, &spec.log);
+        let (out, out_write) = logs::pipe().map_err(|why| format!("no pipe for its output: {why}"))?;
+        let (err, err_write) = logs::pipe().map_err(|why| format!("no pipe for its errors: {why}"))?;
+        let mut env = environment(id, instance, revision);
+        let mut plan = Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
+        plan.listen = self.app(&spec.name).sockets.inherit(id.slot, &spec.listen).map_err(|why| format!("cannot hand over its sockets: {why}"))?;
+        if let (true, takeover::Support::Yes { needs_no_new_privs }) = (wants_takeover(spec), &self.takeover) {
+            plan.takeover = true;
+            plan.no_new_privs = *needs_no_new_privs;
+        }
+        plan.nofile = self.nofile;
+        let mut channel = None;
+        if spec.readiness.check == Check::Notify {
+            let (ours, node) = notify::Channel::open(&self.paths, id, self.events.clone()).map_err(|why| format!("no channel for its notification: {why}"))?;
+            env.insert("NOTIFY_SOCKET".into(), ours.path().display().to_string());
+            plan.extra.push((node, "NODE_CHANNEL_FD".into()));
+            channel = Some(ours);
+        }
+        plan.env = c_environment(&env)?;
+        let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
+        let source = |key| Source { app: spec.name.shared(), instance: u32::from(instance), key };
+        self.pump.attach(source(id.generation), Stream::Out, out, &settings);
+        self.pump.attach(source(id.generation), Stream::Err, err, &settings);
+        if spec.max_memory.is_some() {
+            self.meter.limit(id.generation);
+        }
+        self.watch(id, child, channel);
+        Ok(())
+    }
+
+    fn watch(&mut self, id: &WorkerId, child: Child, channel: Option<notify::Channel>) {
+        let Child { pid, pidfd, started, exec } = child;
+        let pidfd = shared(pidfd);
+        let running = Running {
+            id: id.clone(),
+            pid,
+            started,
+            pidfd: pidfd.clone(),
+            exited: false,
+            tree: Vec::new(),
+            kill: Arc::default(),
+            _notify: channel,
+        };
+        self.running.insert(id.generation, running);
+        tokio::spawn(until_end(id.clone(), pid, pidfd, exec, self.events.clone()));
+    }
+
+    /// Adds to the end of a worker what is left of its tree, and waits for that to go.
+    pub(super) fn complete_end(&mut self, input: Input) -> Input {
+        let Input::Exited { worker, exit, .. } = input else { return input };
+        let Some(running) = self.running.get_mut(&worker.generation) else {
+            return Input::Exited { worker, exit, descendants: false };
+        };
+        running.exited = true;
+        let descendants = !running.remains().is_empty();
+        if descendants {
+            let (id, pid, tree, kill) = (worker.clone(), running.pid, running.tree.clone(), running.kill.clone());
+            let events = self.events.clone();
+            tokio::spawn(async move {
+                tree::until_gone(&id, pid, &tree, &kill).await;
+                let _ = events.send(Event::Input(Input::TreeGone { worker: id }));
+            });
+        }
+        Input::Exited { worker, exit, descendants }
+    }
+
+    /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
+    pub(super) fn reap(&mut self) {
+        let known: Vec<u32> = self.running.values().filter(|r| !r.exited).map(|r| r.pid).collect();
+        if let Err(why) = process::reap_orphans(|pid| known.contains(&pid) || super::probe::is_ours(pid)) {
+            complain("cannot wait for orphans", why);
+        }
+    }
+
+    /// Gives the app our socket in place of its own, if the address is one of ours.
+    pub(super) fn on_bind(&mut self, worker: &WorkerId, call: BindCall) {
+        let listener = call.listener.get_ref();
+        let bind = &call.bind;
+        let spec = self.supervisor.worker(worker).map(|w| w.revision.clone());
+        let matching = spec.and_then(|revision| {
+            let app = self.apps.get(&worker.app)?;
+            app.sockets.matching(bind, &revision.spec.listen)
+        });
+        let Some(address) = matching else {
+            let _ = listener.proceed(bind);
+            return;
+        };
+        self.adapt(worker, &address, bind);
+        let socket = self.apps.get(&worker.app).and_then(|app| app.sockets.socket(&address, worker.slot));
+        let Some(socket) = socket else {
+            let _ = listener.proceed(bind);
+            return;
+        };
+        match listener.inject(bind, socket) {
+            Ok(Answer::Delivered) => debug!("{worker}: bind to {} answered with the socket of its slot", bind.addr),
+            Ok(Answer::Vanished) => {}
+            Err(why) => {
+                complain(&format!("{worker}: cannot give it the socket of {address}"), why);
+                let _ = listener.refuse(bind, nix::libc::EADDRINUSE);
+            }
+        }
+    }
+
+    fn adapt(&mut self, worker: &WorkerId, address: &Listen, bind: &Bind) {
+        let Some(app) = self.apps.get_mut(&worker.app) else { return };
+        let changed = match app.sockets.adapt(address, bind) {
+            Ok(Some(changed)) => changed,
+            Ok(None) => return,
+            Err(why) => return warn!("{worker}: its sockets stay of the other family: {why}"),
+        };
+        // The relays still hold sockets of the old group.
+        let slots: Vec<Option<u16>> = app.relaying.drain().map(|(slot, _)| slot).collect();
+        if let Some(target) = app.sockets.queues(None).ok().and_then(|q| q.into_iter().find(|q| q.address == changed.address)).map(|q| q.target) {
+            for connection in changed.accepted {
+                app.relays.pass(connection, target);
+            }
+        }
+        for slot in slots {
+            self.start_relays(&worker.app, slot);
+        }
+    }
+}
+
+/// An app with a TCP address may want to bind it itself.
+fn wants_takeover(spec: &AppSpec) -> bool {
+    spec.listen.iter().any(|l| l.tcp().is_some())
+}
+
+async fn until_end(id: WorkerId, pid: u32, pidfd: Arc<OwnedFd>, exec: ExecReport, events: Events) {
+    let started = executed(exec).await;
+    let failed = started.is_err();
+    let _ = events.send(Event::Input(match started {
+        Ok(notify) => {
+            if let Some(listener) = notify {
+                tokio::spawn(answer_binds(id.clone(), listener, events.clone()));
+            }
+            Input::Spawned { worker: id.clone(), pid }
+        }
+        Err(reason) => Input::SpawnFailed { worker: id.clone(), reason },
+    }));
+    let exit = ended(&pidfd).await;
+    if !failed {
+        // The loop looks for descendants.
+        let _ = events.send(Event::Input(Input::Exited { worker: id, exit, descendants: false }));
+    }
+}
+
+async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, String> {
+    let system = |why: std::io::Error| format!("its start cannot be watched: {why}");
+    let mut report = readable(exec).map_err(system)?;
+    loop {
+        let mut guard = report.readable_mut().await.map_err(system)?;
+        match guard.get_inner_mut().read().map_err(system)? {
+            Some(Ok(started)) => return Ok(started.notify),
+            Some(Err(why)) => return Err(why.to_string()),
+            None => guard.clear_ready(),
+        }
+    }
+}
+
+/// Waits for the end of a child, and takes its status.
+pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
+    let Ok(fd) = readable(pidfd.clone()) else { return Exit::Unknown };
+    loop {
+        let Ok(mut guard) = fd.readable().await else { return Exit::Unknown };
+        match process::wait(pidfd) {
+            Ok(Some(process::Exit::Code(code))) => return Exit::Code(code),
+            Ok(Some(process::Exit::Signal { signal, core_dumped })) => return Exit::Signal { signal, core_dumped },
+            Ok(None) => guard.clear_ready(),
+            Err(_) => return Exit::Unknown,
+        }
+    }
+}
+
+/// Passes trapped calls to the loop, one by one, until nobody is left who could make one.
+async fn answer_binds(worker: WorkerId, listener: takeover::Listener, events: Events) {
+    let Ok(listener) = readable(listener) else { return };
+    let listener = shared(listener);
+    loop {
+        let Ok(mut guard) = listener.readable().await else { return };
+        match listener.get_ref().receive() {
+            Ok(Some(bind)) => {
+                let call = BindCall { bind, listener: listener.clone() };
+                let _ = events.send(Event::Bind { worker: worker.clone(), call });
+            }
+            Ok(None) => guard.clear_ready(),
+            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => return,
+            Err(why) => complain(&format!("{worker}: a bind could not be looked at"), why),
+        }
+    }
+}

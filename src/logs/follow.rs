@@ -1,0 +1,477 @@
+//! Reads log files as they grow, across rotation.
+
+use std::collections::{HashSet, VecDeque};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use memchr::memchr_iter;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use super::{Stream, compress, lines, rotate};
+
+/// What is read of one file before the others have their turn.
+const BLOCK: usize = 256 << 10;
+/// How often to look, in milliseconds, while a folder can't be watched (it doesn't exist yet, or the
+/// user's share of watches is used up).
+const BLIND_MS: u16 = 500;
+
+/// Follows the log files of an app: first their last lines, then each new one, once, whatever is
+/// rotated, truncated or replaced meanwhile. It reads files only, so it never holds up the pump.
+#[derive(Debug)]
+pub struct Follower {
+    logs: Vec<Log>,
+    inotify: Inotify,
+    watched: HashSet<PathBuf>,
+    /// Lines to be returned at once.
+    ready: Vec<(Stream, Vec<u8>)>,
+    block: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Log {
+    stream: Stream,
+    path: PathBuf,
+    /// The file being read, and those that come after it, the current one last.
+    files: VecDeque<Source>,
+    partial: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Source {
+    input: Input,
+    identity: (u64, u64),
+    /// Bytes read of a plain file.
+    offset: u64,
+}
+
+#[derive(Debug)]
+enum Input {
+    Plain(File),
+    Packed(Box<MultiGzDecoder<File>>),
+}
+
+impl Follower {
+    /// Follows the logs at these paths, beginning with their last `last` lines (in all, in order of
+    /// time where the lines tell it). A file that doesn't exist yet is waited for.
+    ///
+    /// # Errors
+    /// When a file that is there can't be read, or the process or user has no inotify instance left.
+    pub fn new(
+        paths: impl IntoIterator<Item = (Stream, PathBuf)>,
+        last: usize,
+    ) -> io::Result<Follower> {
+        let mut follower = Follower {
+            logs: Vec::new(),
+            inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
+            watched: HashSet::new(),
+            ready: Vec::new(),
+            block: vec![0; BLOCK],
+        };
+        for (stream, path) in paths {
+            if follower.logs.iter().any(|log| log.path == path) {
+                continue;
+            }
+            follower.logs.push(Log {
+                stream,
+                path,
+                files: VecDeque::new(),
+                partial: Vec::new(),
+            });
+        }
+        follower.watch(); // before the first look: what is written after it is noticed
+        for log in &mut follower.logs {
+            let current = Source::open(&log.path)?;
+            let (file, end) = match &current {
+                Some(Source {
+                    input: Input::Plain(file),
+                    ..
+                }) => (Some(file), file.metadata()?.len()),
+                _ => (None, 0),
+            };
+            let before = lines::before(&log.path, file, end, last)?;
+            follower
+                .ready
+                .extend(before.into_iter().map(|line| (log.stream, line)));
+            if let Some(mut source) = current {
+                source.skip_to(end)?;
+                log.files.push_back(source);
+            }
+        }
+        in_order_of_time(&mut follower.ready);
+        follower
+            .ready
+            .drain(..follower.ready.len().saturating_sub(last));
+        Ok(follower)
+    }
+
+    /// The next lines, without their newlines; waits until there are some. Lines of different files
+    /// come in the order in which they are found.
+    ///
+    /// # Errors
+    /// When a file can't be read.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it ends with an error only, and may be called again after one"
+    )]
+    pub fn next(&mut self) -> io::Result<Vec<(Stream, Vec<u8>)>> {
+        loop {
+            for log in &mut self.logs {
+                log.read(&mut self.block, &mut self.ready)?;
+            }
+            if !self.ready.is_empty() {
+                return Ok(std::mem::take(&mut self.ready));
+            }
+            self.wait()?;
+        }
+    }
+
+    /// Waits until something happens to one of the files.
+    fn wait(&mut self) -> io::Result<()> {
+        loop {
+            let before = self.watched.len();
+            let all_watched = self.watch();
+            if self.watched.len() > before {
+                return Ok(()); // what happened before the watch was set is seen by looking
+            }
+            let timeout = if all_watched {
+                PollTimeout::NONE
+            } else {
+                PollTimeout::from(BLIND_MS)
+            };
+            let mut fds = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let events = match self.inotify.read_events() {
+                Ok(events) => events,
+                Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let mut concerned = false;
+            for event in events {
+                if event.mask.intersects(AddWatchFlags::IN_IGNORED) {
+                    self.watched.clear(); // a folder is gone: watch it again when it is back
+                    concerned = true;
+                }
+                // An event without a name is about the folder, or says that events were dropped.
+                concerned |= event
+                    .name
+                    .is_none_or(|name| self.logs.iter().any(|log| log.is_called(&name)));
+            }
+            if concerned {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Watches the folders. Watching one twice does no harm. False if there is one that can't be.
+    fn watch(&mut self) -> bool {
+        let mask = AddWatchFlags::IN_MODIFY
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF;
+        let mut all = true;
+        for log in &self.logs {
+            let folder = rotate::folder(&log.path);
+            if !self.watched.contains(folder) {
+                match self.inotify.add_watch(folder, mask) {
+                    Ok(_) => {
+                        self.watched.insert(folder.to_owned());
+                    }
+                    Err(_) => all = false,
+                }
+            }
+        }
+        all
+    }
+}
+
+impl Log {
+    fn is_called(&self, name: &OsString) -> bool {
+        self.path.file_name() == Some(name.as_os_str())
+    }
+
+    /// Reads some more, and goes on to the next file where one ends.
+    fn read(&mut self, block: &mut [u8], found: &mut Vec<(Stream, Vec<u8>)>) -> io::Result<()> {
+        if self.files.is_empty() {
+            self.files.extend(Source::open(&self.path)?);
+        }
+        let before = found.len();
+        while let Some(source) = self.files.front_mut() {
+            if source.was_truncated()? {
+                source.skip_to(0)?;
+                self.partial.clear();
+            }
+            let mut count = source.read(block)?;
+            if count == 0 && self.files.len() == 1 {
+                // The file at its end is the current one, or was. In the latter case what follows it
+                // is known now, and nothing more is added to it but what was before it was renamed.
+                let Some(source) = self.files.front_mut() else {
+                    break;
+                };
+                let newer = successors(&self.path, source.identity)?;
+                if newer.is_empty() {
+                    break;
+                }
+                count = source.read(block)?;
+                self.files.extend(newer);
+            }
+            if count == 0 {
+                self.files.pop_front();
+                if !self.partial.is_empty() {
+                    found.push((self.stream, std::mem::take(&mut self.partial)));
+                }
+                continue;
+            }
+            self.split(&block[..count], found);
+            if found.len() > before {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn split(&mut self, data: &[u8], found: &mut Vec<(Stream, Vec<u8>)>) {
+        let mut start = 0;
+        for end in memchr_iter(b'\n', data) {
+            let mut line = std::mem::take(&mut self.partial);
+            line.extend_from_slice(&data[start..end]);
+            found.push((self.stream, line));
+            start = end + 1;
+        }
+        self.partial.extend_from_slice(&data[start..]);
+    }
+}
+
+impl Source {
+    fn open(path: &Path) -> io::Result<Option<Source>> {
+        let Some(file) = lines::open(path)? else {
+            return Ok(None);
+        };
+        let identity = rotate::identity(&file.metadata()?);
+        Ok(Some(Source {
+            input: Input::Plain(file),
+            identity,
+            offset: 0,
+        }))
+    }
+
+    fn open_packed(path: &Path) -> io::Result<Option<Source>> {
+        Ok(Source::open(path)?.map(|source| match source.input {
+            Input::Plain(file) => Source {
+                input: Input::Packed(Box::new(MultiGzDecoder::new(file))),
+                ..source
+            },
+            Input::Packed(_) => source,
+        }))
+    }
+
+    fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = match &mut self.input {
+                Input::Plain(file) => file.read(block),
+                Input::Packed(decoder) => decoder.read(block),
+            };
+            match read {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(n) => {
+                    self.offset += n as u64;
+                    return Ok(n);
+                }
+            }
+        }
+    }
+
+    fn was_truncated(&self) -> io::Result<bool> {
+        match &self.input {
+            Input::Plain(file) => Ok(file.metadata()?.len() < self.offset),
+            Input::Packed(_) => Ok(false),
+        }
+    }
+
+    fn skip_to(&mut self, offset: u64) -> io::Result<()> {
+        if let Input::Plain(file) = &mut self.input {
+            io::Seek::seek(file, io::SeekFrom::Start(offset))?;
+            self.offset = offset;
+        }
+        Ok(())
+    }
+
+    /// Whether this is the file with that identity, or was compressed from it.
+    fn is(&self, identity: (u64, u64)) -> bool {
+        match &self.input {
+            Input::Plain(_) => self.identity == identity,
+            Input::Packed(decoder) => {
+                compress::made_of(decoder.header().and_then(|h| h.extra()), identity)
+            }
+        }
+    }
+}
+
+/// The files that hold what was written after the file `ours`, oldest first, the current one last.
+/// Empty if `ours` is the current one, or if there is no current one yet. If `ours` is not found, its
+/// place is unknown: then that is the current file alone.
+///
+/// Files move to higher numbers while we look, so they are opened from the newest on: one may be met
+/// twice, but none is missed.
+fn successors(path: &Path, ours: (u64, u64)) -> io::Result<Vec<Source>> {
+    match fs::metadata(path) {
+        Ok(meta) if rotate::identity(&meta) != ours => {}
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => return Ok(Vec::new()),
+    }
+    let Some(current) = Source::open(path)? else {
+        return Ok(Vec::new());
+    };
+    if current.is(ours) {
+        return Ok(Vec::new());
+    }
+    let mut newer = vec![current];
+    let mut known = false;
+    let highest = rotate::segments(path)?.last().map_or(0, |s| s.number);
+    for number in 1..=highest.saturating_add(1) {
+        let found = match Source::open(&rotate::plain(path, number))? {
+            Some(source) => Some(source),
+            None => Source::open_packed(&rotate::gzipped(path, number))?,
+        };
+        let Some(source) = found else { continue };
+        if source.is(ours) {
+            known = true;
+            break;
+        }
+        if !newer
+            .iter()
+            .any(|n| n.identity == source.identity || source.is(n.identity))
+        {
+            newer.push(source);
+        }
+    }
+    if !known {
+        newer.truncate(1);
+    }
+    newer.reverse();
+    Ok(newer)
+}
+
+/// Sorts lines of several files by the time they begin with. A line without one stays behind the line
+/// before it.
+fn in_order_of_time(lines: &mut Vec<(Stream, Vec<u8>)>) {
+    let mut time = Vec::new();
+    let mut stream = None;
+    let mut keyed: Vec<_> = lines
+        .drain(..)
+        .map(|(of, line)| {
+            if stream != Some(of) {
+                time.clear();
+                stream = Some(of);
+            }
+            if let Some(own) = time_of(&line) {
+                time = own.to_vec();
+            }
+            (time.clone(), of, line)
+        })
+        .collect();
+    keyed.sort_by(|a, b| a.0.cmp(&b.0)); // stable
+    lines.extend(keyed.into_iter().map(|(_, of, line)| (of, line)));
+}
+
+/// The timestamp of a line, if it begins with one as the pump writes it: text that sorts.
+fn time_of(line: &[u8]) -> Option<&[u8]> {
+    let line = line.strip_prefix(b"{\"time\":\"").unwrap_or(line);
+    let time = line.get(..24)?;
+    (time[4] == b'-' && time[10] == b'T' && time[19] == b'.' && time[23] == b'Z').then_some(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn append(path: &Path, text: &str) {
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .expect("open");
+        file.write_all(text.as_bytes()).expect("write");
+    }
+
+    fn next(follower: &mut Follower) -> Vec<String> {
+        let lines = follower.next().expect("next");
+        lines
+            .into_iter()
+            .map(|(_, line)| String::from_utf8(line).expect("UTF-8"))
+            .collect()
+    }
+
+    #[test]
+    fn last_lines_come_first_merged_by_time() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (out, err) = (dir.path().join("out"), dir.path().join("err"));
+        let at = |second: u32, text: &str| format!("2024-01-01T00:00:{second:02}.000Z {text}\n");
+        append(
+            &out,
+            &(at(1, "a") + &at(3, "c") + "still c\n" + &at(5, "e")),
+        );
+        append(&err, &(at(2, "b") + &at(4, "d")));
+        let paths = [(Stream::Out, out), (Stream::Err, err)];
+        let mut follower = Follower::new(paths, 4).expect("follower");
+        let lines: Vec<String> = next(&mut follower)
+            .iter()
+            .map(|l| l[l.len() - 1..].to_owned())
+            .collect();
+        assert_eq!(lines, ["c", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn follows_growth_rotation_and_truncation() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("sub/out.log");
+        let mut follower = Follower::new([(Stream::Out, path.clone())], 10).expect("follower");
+        fs::create_dir(dir.path().join("sub")).expect("create_dir");
+        append(&path, "one\ntw");
+        assert_eq!(next(&mut follower), ["one"]);
+        append(&path, "o\n");
+        assert_eq!(next(&mut follower), ["two"]);
+        // Two rotations while it looks away.
+        append(&path, "three\n");
+        rotate::shift(&path, 5).expect("shift");
+        append(&path, "four\n");
+        rotate::shift(&path, 5).expect("shift");
+        append(&path, "five\n");
+        let mut seen = Vec::new();
+        while seen.len() < 3 {
+            seen.extend(next(&mut follower));
+        }
+        assert_eq!(seen, ["three", "four", "five"]);
+        fs::write(&path, "6\n").expect("write");
+        assert_eq!(next(&mut follower), ["6"]);
+    }
+
+    #[test]
+    fn wakes_up_for_another_threads_line() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("out.log");
+        append(&path, "old\n");
+        let mut follower = Follower::new([(Stream::Err, path.clone())], 0).expect("follower");
+        let writer = std::thread::spawn(move || append(&path, "new\n"));
+        assert_eq!(
+            follower.next().expect("next"),
+            [(Stream::Err, b"new".to_vec())]
+        );
+        writer.join().expect("writer");
+    }
+}

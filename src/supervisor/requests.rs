@@ -1,0 +1,164 @@
+//! Users' wishes: what each verb changes in what is wanted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::after;
+use super::app::{App, Context, REPLACED_BY_RELOAD, Wanted};
+use super::io::{Effect, Env, OpError, Request};
+use super::operation::{Operation, Rollout};
+use super::seat::{Hold, Seat};
+use super::types::{OpId, Revision};
+use super::view::{FailureCode, OperationKind};
+use super::words::humane;
+use crate::config::{AppName, AppSpec};
+
+/// Begins the action, or refuses it with a reason and leaves everything as it is.
+pub fn handle(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) {
+    match begin(apps, name, op, request, cx) {
+        Ok(()) => after(apps, name, cx),
+        Err(error) => cx.out.push_back(Effect::Finished { op, result: Err(error) }),
+    }
+}
+
+fn begin(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Result<(), OpError> {
+    let kind = request.kind();
+    let Some(app) = apps.get_mut(name) else {
+        return match request {
+            Request::Start { spec, base_env } => {
+                let mut app = App::new(Arc::new(Revision { number: 1, spec: *spec, base_env }));
+                app.operation = Some(operation(kind, op, None, cx));
+                app.note("started".into(), false, cx);
+                apps.insert(name.clone(), app);
+                Ok(())
+            }
+            Request::Resume
+            | Request::Stop
+            | Request::Delete
+            | Request::Restart { .. }
+            | Request::Reload { .. }
+            | Request::Scale { .. } => Err(refused(FailureCode::UnknownApp, format!("there is no app `{name}`"), "rsup list")),
+        };
+    };
+    match request {
+        Request::Stop | Request::Delete => {
+            supersede(app, kind, cx);
+            app.wanted = if kind == OperationKind::Stop && app.wanted != Wanted::Deleted { Wanted::Down } else { Wanted::Deleted };
+            app.reason = None;
+            app.operation = Some(operation(kind, op, None, cx));
+            Ok(())
+        }
+        Request::Start { spec, base_env } => {
+            not_busy(app, cx)?;
+            not_running(app)?;
+            app.target = next_revision(app, *spec, Some(base_env));
+            come_up(app, kind, op, cx);
+            Ok(())
+        }
+        Request::Resume => {
+            not_busy(app, cx)?;
+            let given_up = app.seats.iter().any(|s| matches!(s.hold, Hold::Errored | Hold::Exited | Hold::Backoff { .. }));
+            if !given_up {
+                not_running(app)?;
+            }
+            come_up(app, kind, op, cx);
+            Ok(())
+        }
+        Request::Restart { spec, base_env } => {
+            not_busy(app, cx)?;
+            app.target = next_revision(app, *spec, base_env);
+            condemn_all(app, "restarted");
+            come_up(app, kind, op, cx);
+            Ok(())
+        }
+        Request::Reload { spec, base_env, queue } => {
+            if queue && app.operation.is_some() {
+                app.queue.push_back((op, spec, base_env));
+                return Ok(());
+            }
+            not_busy(app, cx)?;
+            let from = app.target.clone();
+            let old_instances = app.instances;
+            app.target = next_revision(app, *spec, base_env);
+            if app.wanted != Wanted::Up {
+                come_up(app, OperationKind::Start, op, cx);
+                return Ok(());
+            }
+            condemn_all(app, REPLACED_BY_RELOAD);
+            come_up(app, kind, op, cx);
+            let deadline = cx.now + app.spec().reload.deadline;
+            let rollout = Rollout { from: Some(from), old_instances, deadline, failed: None };
+            app.operation = Some(operation(kind, op, Some(rollout), cx));
+            app.note(format!("reload to revision {}", app.target.number), false, cx);
+            Ok(())
+        }
+        Request::Scale { instances } => {
+            not_busy(app, cx)?;
+            if instances == 0 {
+                return Err(refused(FailureCode::BadRequest, "an app has at least one worker".into(), &format!("rsup stop {name}")));
+            }
+            app.instances = instances;
+            app.note(format!("scaled to {instances}"), false, cx);
+            if app.wanted == Wanted::Up {
+                app.operation = Some(operation(kind, op, None, cx));
+            } else {
+                cx.out.push_back(Effect::Finished { op, result: Ok(()) });
+            }
+            Ok(())
+        }
+    }
+}
+
+fn come_up(app: &mut App, kind: OperationKind, op: OpId, cx: &mut Context<'_>) {
+    app.wanted = Wanted::Up;
+    app.reason = None;
+    app.seats.iter_mut().for_each(Seat::reopen);
+    app.operation = Some(operation(kind, op, None, cx));
+}
+
+fn condemn_all(app: &mut App, why: &str) {
+    for worker in app.slots.iter_mut().flatten().filter(|w| w.active() && w.fresh()) {
+        worker.condemned = Some(why.to_owned());
+    }
+}
+
+fn next_revision(app: &mut App, spec: AppSpec, base_env: Option<Env>) -> Arc<Revision> {
+    app.last_revision += 1;
+    let base_env = base_env.unwrap_or_else(|| app.target.base_env.clone());
+    app.instances = spec.instances;
+    Arc::new(Revision { number: app.last_revision, spec, base_env })
+}
+
+fn operation(kind: OperationKind, op: OpId, rollout: Option<Rollout>, cx: &Context<'_>) -> Operation {
+    Operation { kind, since: cx.now, op: Some(op), rollout }
+}
+
+/// A stop ends whatever is under way and whatever waits.
+fn supersede(app: &mut App, by: OperationKind, cx: &mut Context<'_>) {
+    let running = app.operation.take().and_then(|o| o.op.map(|op| (op, o.kind)));
+    let queued = app.queue.drain(..).map(|(op, ..)| (op, OperationKind::Reload));
+    for (op, kind) in running.into_iter().chain(queued) {
+        let message = format!("the {} of `{}` was ended by a {}", kind.as_str(), app.name, by.as_str());
+        cx.out.push_back(Effect::Finished { op, result: Err(refused(FailureCode::Superseded, message, "rsup list")) });
+    }
+}
+
+fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), OpError> {
+    let Some(operation) = &app.operation else { return Ok(()) };
+    let kind = operation.kind.as_str();
+    let message = format!("`{}` is busy: {kind} in progress since {}", app.name, humane(cx.now.since(operation.since)));
+    let hint = format!("wait for it (rsup reload {} --wait), or end it: rsup stop {}", app.name, app.name);
+    Err(OpError { code: FailureCode::Busy, message, hint: Some(hint), worker: None })
+}
+
+fn not_running(app: &App) -> Result<(), OpError> {
+    if app.wanted != Wanted::Up {
+        return Ok(());
+    }
+    let hint = format!("rsup reload {} replaces its workers without a gap", app.name);
+    Err(OpError { code: FailureCode::AlreadyRunning, message: format!("`{}` runs already", app.name), hint: Some(hint), worker: None })
+}
+
+fn refused(code: FailureCode, message: String, hint: &str) -> OpError {
+    OpError { code, message, hint: Some(hint.to_owned()), worker: None }
+}

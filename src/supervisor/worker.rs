@@ -1,0 +1,226 @@
+//! One worker: its state, its probes, what a probe's result makes of it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::types::{Revision, Time, WorkerId};
+use super::view::WorkerPhase;
+use crate::config::{AppSpec, Check, Probe};
+use std::sync::Arc;
+
+/// A ready worker's readiness is looked at again this often, or at the probe's own interval if that
+/// is longer. (Kubernetes' default period.)
+const READY_INTERVAL: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    pub id: WorkerId,
+    /// The number users see.
+    pub instance: u16,
+    pub revision: Arc<Revision>,
+    pub pid: Option<u32>,
+    pub started: Time,
+    pub state: State,
+    /// Why it is to be replaced or removed; a fresh worker has no reason to go.
+    pub condemned: Option<String>,
+    pub memory: Option<u64>,
+    /// Consecutive readings above `max_memory`.
+    pub over_limit: u8,
+    pub reason: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum State {
+    /// fork(2) is asked for, exec not yet confirmed.
+    Spawning { deadline: Time },
+    Starting { deadline: Time, readiness: Clock },
+    Ready { since: Time, unready: bool, readiness: Clock, liveness: Clock },
+    Draining { until: Time },
+    Stopping { kill_at: Time },
+    Killing { since: Time },
+    /// The process is gone, descendants of it are not.
+    Sweeping { kill_at: Time, killed: bool },
+}
+
+/// The rhythm of one kind of probe, and its streak of equal results.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Clock {
+    pub next: Next,
+    successes: u32,
+    failures: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Next {
+    Never,
+    At(Time),
+    UnderWay,
+}
+
+impl Clock {
+    pub fn never() -> Self {
+        Self { next: Next::Never, successes: 0, failures: 0 }
+    }
+
+    pub fn at(time: Time) -> Self {
+        Self { next: Next::At(time), successes: 0, failures: 0 }
+    }
+
+    /// True once when the time has come; the probe is then under way.
+    pub fn due(&mut self, now: Time) -> bool {
+        match self.next {
+            Next::At(at) if at <= now => {
+                self.next = Next::UnderWay;
+                true
+            }
+            Next::At(_) | Next::Never | Next::UnderWay => false,
+        }
+    }
+
+    pub fn wakes(&self) -> Option<Time> {
+        match self.next {
+            Next::At(at) => Some(at),
+            Next::Never | Next::UnderWay => None,
+        }
+    }
+
+    /// Counts a result and sets the next try; returns the streak.
+    pub fn count(&mut self, ok: bool, next: Time) -> u32 {
+        self.next = Next::At(next);
+        if ok {
+            self.failures = 0;
+            self.successes += 1;
+            self.successes
+        } else {
+            self.successes = 0;
+            self.failures += 1;
+            self.failures
+        }
+    }
+}
+
+/// What a probe's result changed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    Nothing,
+    BecameReady,
+    /// Readiness is lost or regained.
+    Traffic,
+    /// Liveness failed often enough.
+    Unhealthy,
+}
+
+impl Worker {
+    pub fn spec(&self) -> &AppSpec {
+        &self.revision.spec
+    }
+
+    pub fn fresh(&self) -> bool {
+        self.condemned.is_none()
+    }
+
+    /// Neither being taken away nor gone.
+    pub fn active(&self) -> bool {
+        match self.state {
+            State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } => true,
+            State::Draining { .. } | State::Stopping { .. } | State::Killing { .. } | State::Sweeping { .. } => false,
+        }
+    }
+
+    pub fn ready(&self) -> bool {
+        matches!(self.state, State::Ready { .. })
+    }
+
+    pub fn phase(&self) -> WorkerPhase {
+        match self.state {
+            State::Spawning { .. } => WorkerPhase::Spawning,
+            State::Starting { .. } => WorkerPhase::Starting,
+            State::Ready { unready: false, .. } => WorkerPhase::Ready,
+            State::Ready { unready: true, .. } => WorkerPhase::Unready,
+            State::Draining { .. } => WorkerPhase::Draining,
+            State::Stopping { .. } | State::Sweeping { killed: false, .. } => WorkerPhase::Stopping,
+            State::Killing { .. } | State::Sweeping { killed: true, .. } => WorkerPhase::Killing,
+        }
+    }
+
+    /// exec has happened: from now on readiness is probed, until the same deadline.
+    pub fn running(&mut self, pid: u32, now: Time) {
+        self.pid = Some(pid);
+        let State::Spawning { deadline } = self.state else { return };
+        let spec = self.spec();
+        let readiness = match &spec.readiness.check {
+            Check::Http { .. } | Check::Tcp | Check::Exec { .. } => Clock::at(now + spec.readiness.initial_delay),
+            Check::Alive => Clock::at(now + spec.restart.min_uptime),
+            Check::Notify => Clock::never(),
+        };
+        self.state = State::Starting { deadline, readiness };
+    }
+
+    pub fn become_ready(&mut self, now: Time) {
+        let spec = self.spec();
+        let again = spec.readiness.interval.max(READY_INTERVAL);
+        let readiness = match &spec.readiness.check {
+            Check::Http { .. } => Clock::at(now + again),
+            Check::Tcp | Check::Exec { .. } | Check::Alive | Check::Notify => Clock::never(),
+        };
+        let liveness = match &spec.liveness {
+            Some(probe) => Clock::at((self.started + probe.initial_delay).max(now + probe.interval)),
+            None => Clock::never(),
+        };
+        self.state = State::Ready { since: now, unready: false, readiness, liveness };
+    }
+
+    pub fn readiness_result(&mut self, ok: bool, now: Time) -> Verdict {
+        let probe = &self.revision.spec.readiness;
+        match &mut self.state {
+            State::Starting { readiness, .. } => {
+                let streak = readiness.count(ok, now + probe.interval);
+                if ok && streak >= probe.success_threshold {
+                    self.become_ready(now);
+                    return Verdict::BecameReady;
+                }
+                Verdict::Nothing
+            }
+            State::Ready { unready, readiness, .. } => {
+                let quick = probe.interval;
+                let slow = probe.interval.max(READY_INTERVAL);
+                let streak = readiness.count(ok, now + if ok && !*unready { slow } else { quick });
+                let lost = !ok && !*unready && streak >= probe.failure_threshold;
+                let regained = ok && *unready && streak >= probe.success_threshold;
+                if lost || regained {
+                    *unready = lost;
+                    return Verdict::Traffic;
+                }
+                Verdict::Nothing
+            }
+            State::Spawning { .. }
+            | State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Killing { .. }
+            | State::Sweeping { .. } => Verdict::Nothing,
+        }
+    }
+
+    pub fn liveness_result(&mut self, ok: bool, now: Time) -> Verdict {
+        let Some(Probe { interval, failure_threshold, .. }) = self.revision.spec.liveness else { return Verdict::Nothing };
+        let State::Ready { liveness, .. } = &mut self.state else { return Verdict::Nothing };
+        let streak = liveness.count(ok, now + interval);
+        if !ok && streak >= failure_threshold { Verdict::Unhealthy } else { Verdict::Nothing }
+    }
+
+    /// The earliest time at which something is due.
+    pub fn wakes(&self, now: Time) -> Option<Time> {
+        match &self.state {
+            State::Spawning { deadline } => Some(*deadline),
+            State::Starting { deadline, readiness } => Some(readiness.wakes().map_or(*deadline, |at| at.min(*deadline))),
+            State::Ready { since, readiness, liveness, .. } => {
+                let available = Some(*since + self.spec().reload.min_ready).filter(|at| *at > now);
+                [readiness.wakes(), liveness.wakes(), available].into_iter().flatten().min()
+            }
+            State::Draining { until } => Some(*until),
+            State::Stopping { kill_at } | State::Sweeping { kill_at, killed: false } => Some(*kill_at),
+            State::Killing { .. } | State::Sweeping { killed: true, .. } => None,
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! Listening TCP sockets: one group of them per address, one socket per worker slot.
+//!
+//! All sockets of a [`Group`] form one `SO_REUSEPORT` group of the kernel
+//! (`net/core/sock_reuseport.c`). Facts that shape this module:
+//!
+//! * A socket's index in the group is the order of `listen(2)`. When a member leaves, the last one
+//!   moves into its hole; so sockets are only ever closed from the tail.
+//! * Closing a listening socket resets every connection in its accept queue. Workers hold
+//!   inherited copies, so the queue lives as long as this process keeps its own copy.
+//! * Blocking mode (`O_NONBLOCK`) belongs to the open file description, which the workers share:
+//!   see [`set_nonblocking`].
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::holder::{self, Holder};
+use super::{raw, sockdiag, steer};
+
+mod error;
+mod queue;
+mod unix;
+
+pub use error::ListenError;
+pub use queue::{Backlog, accept_nonblocking, backlog, is_nonblocking, set_nonblocking};
+pub use unix::open_unix;
+
+/// What `listen(2)` is asked for; the kernel caps it at `net.core.somaxconn`, whose default is the
+/// same.
+const BACKLOG: i32 = 4096;
+
+/// The address family of a group's sockets, and what they take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6`, with or without IPv4 connections (`IPV6_V6ONLY`).
+    V6 {
+        /// IPv6 connections alone.
+        only: bool,
+    },
+    /// `AF_INET6` sockets bound to an IPv4-mapped address: they take IPv4 connections alone, for
+    /// an app that insists on an `AF_INET6` socket.
+    V6Mapped,
+}
+
+/// All listening sockets of one TCP address, in index order.
+#[derive(Debug)]
+pub struct Group {
+    /// As configured, with the actual port; IPv4 for [`Family::V6Mapped`] too.
+    addr: SocketAddr,
+    family: Family,
+    sockets: Vec<Socket>,
+}
+
+impl Group {
+    /// Opens `size` sockets at `addr`. Port 0 lets the first socket pick and the others follow.
+    /// `v6only` matters for IPv6 addresses alone.
+    ///
+    /// The first socket is bound and made to listen *without* `SO_REUSEPORT`, and gets the option
+    /// only then: so the kernel itself refuses, without a race, when any other process listens on
+    /// an overlapping address, even one that set `SO_REUSEPORT` and would otherwise end up in the
+    /// same group. Until the first [`Group::steer`], connections wait in slot 0.
+    ///
+    /// # Errors
+    /// See [`ListenError`]; nothing stays open.
+    pub fn open(addr: SocketAddr, v6only: bool, size: usize) -> Result<Group, ListenError> {
+        let family = match addr {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6 { only: v6only },
+        };
+        let limit = steer::max_slots_of(addr, family);
+        if size == 0 || size > limit {
+            return Err(ListenError::TooMany {
+                addr,
+                slots: size,
+                limit,
+            });
+        }
+        let first = open_socket(addr, family, Sharing::AfterListen)?;
+        let actual = first
+            .local_addr()
+            .map_err(|error| ListenError::new(addr, "getsockname", error))?
+            .as_socket()
+            .unwrap_or(addr);
+        let mut group = Group {
+            addr: actual,
+            family,
+            sockets: vec![first],
+        };
+        group.grow(size)?;
+        Ok(group)
+    }
+
+    /// Takes back the sockets of a group that an earlier process of rsup opened, in index order.
+    ///
+    /// # Errors
+    /// When there is none, or one is not a listening socket of the same address and family.
+    pub fn adopt(fds: Vec<OwnedFd>) -> io::Result<Group> {
+        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
+        let sockets: Vec<Socket> = fds.into_iter().map(Socket::from).collect();
+        let mut seen: Option<(SocketAddr, Family)> = None;
+        for (index, socket) in sockets.iter().enumerate() {
+            if !socket.is_listener()? {
+                return Err(invalid(format!("socket {index} does not listen")));
+            }
+            let this = identity(socket)?;
+            if *seen.get_or_insert(this) != this {
+                return Err(invalid(format!(
+                    "socket {index} listens on {} instead",
+                    this.0
+                )));
+            }
+        }
+        let (addr, family) = seen.ok_or_else(|| invalid("no sockets".to_owned()))?;
+        Ok(Group {
+            addr,
+            family,
+            sockets,
+        })
+    }
+
+    /// The address, with the port that was picked if 0 was asked for. For [`Family::V6Mapped`]
+    /// the IPv4 address that was configured.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The family of all its sockets.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The number of sockets.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Never: a group has at least one socket. Here for the convention's sake.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sockets.is_empty()
+    }
+
+    /// Adds sockets at the tail until there are `size`. The attached program stays and does not
+    /// choose the new ones before [`Group::steer`] says so.
+    ///
+    /// # Errors
+    /// See [`ListenError`]; the group is then as it was.
+    pub fn grow(&mut self, size: usize) -> Result<(), ListenError> {
+        let limit = steer::max_slots_of(self.addr, self.family);
+        if size > limit {
+            return Err(ListenError::TooMany {
+                addr: self.addr,
+                slots: size,
+                limit,
+            });
+        }
+        let before = self.sockets.len();
+        while self.sockets.len() < size {
+            match open_socket(self.addr, self.family, Sharing::FromTheStart) {
+                Ok(socket) => self.sockets.push(socket),
+                Err(error) => {
+                    self.shrink(before);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes sockets from the tail until `size` are left (at least one). The caller guarantees
+    /// that the closed slots are parked: no worker, no traffic by the program in force (which
+    /// must not name them), nothing queued, no half-open handshake.
+    ///
+    /// They are shut down first, so that a copy still held by some leftover process of a worker
+    /// leaves the kernel's group too.
+    pub fn shrink(&mut self, size: usize) {
+        while self.sockets.len() > size.max(1) {
+            if let Some(socket) = self.sockets.pop() {
+                retire(&socket);
+            }
+        }
+    }
+
+    /// The socket of a slot.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Group::len`]: a slot that does not exist is a bug of the caller.
+    #[must_use]
+    pub fn fd(&self, index: usize) -> BorrowedFd<'_> {
+        self.sockets[index].as_fd()
+    }
+
+    /// A close-on-exec duplicate of the socket of a slot, sharing its description.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a slot that does not exist; `EMFILE` or `ENFILE`.
+    pub fn dup(&self, index: usize) -> io::Result<OwnedFd> {
+        raw::dup_from(self.get(index)?, 0)
+    }
+
+    /// Replaces the program of the whole group, atomically, for every SYN from now on. Handshakes
+    /// in flight complete on the slot chosen before.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the table names more slots than there are sockets, or too many for a
+    /// program; `OutOfMemory` when the program does not fit `net.core.optmem_max`.
+    pub fn steer(&self, table: &steer::Table) -> io::Result<()> {
+        let invalid = |text| io::Error::new(io::ErrorKind::InvalidInput, text);
+        if table.weights.len() > self.sockets.len() {
+            return Err(invalid(format!(
+                "{} weights for the {} sockets of {}",
+                table.weights.len(),
+                self.sockets.len(),
+                self.addr
+            )));
+        }
+        let program =
+            steer::program(table, self.family).map_err(|error| invalid(error.to_string()))?;
+        queue::attach_program(self.get(0)?, &program)
+    }
+
+    /// How many connections wait on a slot for `accept(2)`.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a slot that does not exist.
+    pub fn backlog(&self, index: usize) -> io::Result<Backlog> {
+        backlog(self.get(index)?)
+    }
+
+    /// Processes other than this one's sockets that listen on the very same address: they have
+    /// joined the group and shifted its indexes. Only processes of the same user can.
+    ///
+    /// # Errors
+    /// When the kernel's list of sockets cannot be read.
+    pub fn joiners(&self) -> io::Result<Vec<Holder>> {
+        let mut ours = Vec::with_capacity(self.sockets.len());
+        for socket in &self.sockets {
+            ours.push(holder::inode_of(socket.as_fd())?);
+        }
+        let strangers: Vec<u64> = sockdiag::listeners(self.addr.port())?
+            .into_iter()
+            .filter(|other| other.local == self.addr && !ours.contains(&other.inode))
+            .map(|other| other.inode)
+            .collect();
+        holder::of_inodes(&strangers)
+    }
+
+    /// Makes the whole group anew in the family that the app asked for. ONLY while no worker has
+    /// ever been ready: workers holding the old sockets would hear nothing more.
+    ///
+    /// * an IPv4 address, wanted as [`Family::V6Mapped`] (the app binds `::`): takes exactly the
+    ///   same connections, on `AF_INET6` sockets; and back to [`Family::V4`];
+    /// * `[::]` with IPv4, wanted as [`Family::V4`]: IPv6 is given up, [`Group::addr`] becomes
+    ///   `0.0.0.0`.
+    ///
+    /// No connection is lost: the new sockets listen before the old ones stop. The old ones are
+    /// then bound to a network interface that does not exist, so that every new SYN finds the new
+    /// group, while handshakes under way still complete; those are waited for (at most a quarter
+    /// of a second). What was queued is returned. At last the old sockets are shut down, because
+    /// workers may hold copies. The new group has no program yet: [`Group::steer`] follows.
+    ///
+    /// # Errors
+    /// [`ListenError::Family`] for a change that cannot be made; otherwise as for opening, and the
+    /// group is as it was.
+    pub fn change_family(&mut self, want: Family) -> Result<Vec<OwnedFd>, ListenError> {
+        if want == self.family {
+            return Ok(Vec::new());
+        }
+        let addr = match (self.family, want) {
+            (Family::V4, Family::V6Mapped) | (Family::V6Mapped, Family::V4) => self.addr,
+            (Family::V6 { only: false }, Family::V4) if self.addr.ip().is_unspecified() => {
+                (Ipv4Addr::UNSPECIFIED, self.addr.port()).into()
+            }
+            _ => {
+                return Err(ListenError::Family {
+                    addr: self.addr,
+                    want,
+                });
+            }
+        };
+        let mut fresh: Vec<Socket> = Vec::with_capacity(self.sockets.len());
+        for _ in 0..self.sockets.len() {
+            match open_socket(addr, want, Sharing::FromTheStart) {
+                Ok(socket) => fresh.push(socket),
+                Err(error) => {
+                    fresh.iter().rev().for_each(retire);
+                    return Err(error);
+                }
+            }
+        }
+        let old = std::mem::replace(&mut self.sockets, fresh);
+        self.addr = addr;
+        self.family = want;
+        Ok(empty(old, addr.port()))
+    }
+
+    fn get(&self, index: usize) -> io::Result<&Socket> {
+        self.sockets.get(index).ok_or_else(|| {
+            let text = format!(
+                "slot {index} of {}: there are {}",
+                self.addr,
+                self.sockets.len()
+            );
+            io::Error::new(io::ErrorKind::InvalidInput, text)
+        })
+    }
+}
+
+/// How long [`Group::change_family`] waits for handshakes under way.
+const HANDSHAKES: Duration = Duration::from_millis(250);
+
+/// Takes every connection out of sockets about to be closed, then closes them.
+fn empty(sockets: Vec<Socket>, port: u16) -> Vec<OwnedFd> {
+    for socket in &sockets {
+        // No interface has this index, and the kernel does not look whether one does
+        // (net/core/sock.c, sock_bindtoindex_locked). Where it refuses (CAP_NET_RAW before Linux
+        // 5.7), SYNs go on reaching the old socket a moment longer, nothing worse.
+        let _ = raw::setsockopt_int(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, i32::MAX);
+    }
+    let deadline = Instant::now() + HANDSHAKES;
+    let mut accepted = Vec::new();
+    loop {
+        // Asked first, accepted after: what was half open is then in a queue, or still half open.
+        let half_open = sockdiag::half_open(port).is_ok_and(|pairs| !pairs.is_empty());
+        for socket in &sockets {
+            while let Ok(Some((connection, _))) = accept_nonblocking(socket.as_fd()) {
+                accepted.push(connection);
+            }
+        }
+        if !half_open || Instant::now() >= deadline {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sockets.iter().rev().for_each(retire);
+    accepted
+}
+
+/// Ends listening for all holders of a socket, inherited copies included. An error means that it
+/// did not listen any more.
+fn retire(socket: &Socket) {
+    let _ = socket.shutdown(std::net::Shutdown::Both);
+}
+
+/// When a socket becomes open to others at the same address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    FromTheStart,
+    AfterListen,
+}
+
+fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Socket, ListenError> {
+    let fail = |step| move |error| ListenError::new(addr, step, error);
+    let (domain, bind_to) = match family {
+        Family::V4 => (Domain::IPV4, addr),
+        Family::V6 { .. } => (Domain::IPV6, addr),
+        Family::V6Mapped => (Domain::IPV6, mapped(addr)),
+    };
+    // Close-on-exec from the start, and blocking, as an app expects to inherit it.
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).map_err(fail("socket"))?;
+    if domain == Domain::IPV6 {
+        let only = family == Family::V6 { only: true };
+        socket.set_only_v6(only).map_err(fail("IPV6_V6ONLY"))?;
+    }
+    socket
+        .set_reuse_address(true)
+        .map_err(fail("SO_REUSEADDR"))?;
+    socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
+    if sharing == Sharing::AfterListen {
+        // A socket that listens without SO_REUSEPORT would have no group, and as the only one no
+        // program could be attached to it (reuseport_attach_prog: EINVAL). Attached before, it
+        // brings the group to life; and all that comes before the first real program waits in
+        // slot 0.
+        let hold = [libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }];
+        queue::attach_program(&socket, &hold).map_err(fail("SO_ATTACH_REUSEPORT_CBPF"))?;
+        socket.set_reuse_port(false).map_err(fail("SO_REUSEPORT"))?;
+    }
+    socket
+        .bind(&SockAddr::from(bind_to))
+        .map_err(fail("bind"))?;
+    socket.listen(BACKLOG).map_err(fail("listen"))?;
+    if sharing == Sharing::AfterListen {
+        socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
+    }
+    Ok(socket)
+}
+
+fn mapped(addr: SocketAddr) -> SocketAddr {
+    match addr {
+        SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
+        SocketAddr::V6(_) => addr,
+    }
+}
+
+/// Address and family of a listening socket, as [`Group`] names them.
+fn identity(socket: &Socket) -> io::Result<(SocketAddr, Family)> {
+    let not_inet = || io::Error::new(io::ErrorKind::InvalidInput, "not a TCP socket");
+    let addr = socket.local_addr()?.as_socket().ok_or_else(not_inet)?;
+    Ok(match addr {
+        SocketAddr::V4(_) => (addr, Family::V4),
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(ip) => ((ip, addr.port()).into(), Family::V6Mapped),
+            None => (
+                addr,
+                Family::V6 {
+                    only: socket.only_v6()?,
+                },
+            ),
+        },
+    })
+}
+
+#[cfg(test)]
+pub(super) fn attach_for_test(group: &Group, program: &[libc::sock_filter]) -> io::Result<()> {
+    queue::attach_program(group.get(0)?, program)
+}

@@ -1,0 +1,137 @@
+//! Why a listening socket could not be opened, in words for the user.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::Family;
+use crate::sys::holder::{self, Holder};
+
+/// A listening socket could not be opened.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// Another socket listens there, or on an overlapping address.
+    #[error("{addr} is in use{}", by(holder.as_ref()))]
+    InUse {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// Who listens, if that can be found out (a process of another user may hide it).
+        holder: Option<Holder>,
+    },
+    /// A process listens on the unix socket.
+    #[error("{} is in use{}", path.display(), by(holder.as_ref()))]
+    PathInUse {
+        /// The path asked for.
+        path: PathBuf,
+        /// Who listens, if that can be found out.
+        holder: Option<Holder>,
+    },
+    /// `EACCES`.
+    #[error("no permission to listen on {addr}{}", privileged(*addr))]
+    Denied {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// `EADDRNOTAVAIL` or `EAFNOSUPPORT`.
+    #[error("{addr} is not an address of this machine{}", ipv6_hint(*addr))]
+    NotAvailable {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No group of this size.
+    #[error("{addr} cannot have {slots} slots: 1 to {limit} can be steered here")]
+    TooMany {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// Slots asked for.
+        slots: usize,
+        /// The most there can be.
+        limit: usize,
+    },
+    /// The address cannot be had in the family wanted.
+    #[error("{addr} cannot be had as {}", family_words(*want))]
+    Family {
+        /// The group's address.
+        addr: SocketAddr,
+        /// The family wanted.
+        want: Family,
+    },
+    /// The path exists and is no socket, or cannot be one.
+    #[error("cannot listen on {}: {reason}", path.display())]
+    Path {
+        /// The path asked for.
+        path: PathBuf,
+        /// What stands in the way.
+        reason: String,
+    },
+    /// Anything else.
+    #[error("cannot listen on {addr}: {step}: {source}")]
+    Other {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// The call that failed.
+        step: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ListenError {
+    pub(super) fn new(addr: SocketAddr, step: &'static str, source: io::Error) -> ListenError {
+        match source.raw_os_error() {
+            Some(libc::EADDRINUSE) => ListenError::InUse {
+                addr,
+                holder: holder::of_tcp(addr)
+                    .ok()
+                    .and_then(|holders| holders.into_iter().next()),
+            },
+            Some(libc::EACCES | libc::EPERM) if step == "bind" => {
+                ListenError::Denied { addr, source }
+            }
+            Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => {
+                ListenError::NotAvailable { addr, source }
+            }
+            _ => ListenError::Other { addr, step, source },
+        }
+    }
+}
+
+fn by(holder: Option<&Holder>) -> String {
+    holder.map_or_else(
+        || " by another process (of another user, perhaps)".to_owned(),
+        |holder| format!(" by {holder}"),
+    )
+}
+
+fn privileged(addr: SocketAddr) -> &'static str {
+    if addr.port() < 1024 {
+        ": ports below 1024 are for root. Choose a higher one, lower \
+         net.ipv4.ip_unprivileged_port_start, or give rsup the capability: \
+         setcap cap_net_bind_service=+ep $(command -v rsup)"
+    } else {
+        ""
+    }
+}
+
+fn ipv6_hint(addr: SocketAddr) -> &'static str {
+    if addr.is_ipv6() {
+        " (is IPv6 enabled?)"
+    } else {
+        ""
+    }
+}
+
+fn family_words(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "an IPv4 socket",
+        Family::V6 { only: true } => "an IPv6-only socket",
+        Family::V6 { only: false } => "an IPv6 socket that takes IPv4 too",
+        Family::V6Mapped => "an IPv6 socket for IPv4 connections",
+    }
+}

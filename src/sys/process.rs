@@ -1,0 +1,390 @@
+//! Processes: naming them safely, signals, exits, orphans, limits; and the few facts about the
+//! machine that go with that.
+
+use std::ffi::c_int;
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::procfs;
+use super::raw::{self, check, check_long, retry};
+
+/// A descriptor for process `pid`: readable once it has ended, never another process's.
+///
+/// # Errors
+/// `ESRCH` when there is none. Whoever is not the parent checks the start time *after* this
+/// ([`procfs::start_time`]) to be sure that it is the process meant.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    pidfd(pid, 0)
+}
+
+/// As [`pidfd_open`], for a thread (`PIDFD_THREAD`, Linux 6.9; `EINVAL` before).
+pub(super) fn pidfd_open_thread(thread: u32) -> io::Result<OwnedFd> {
+    pidfd(thread, libc::PIDFD_THREAD)
+}
+
+fn pidfd(pid: u32, flags: libc::c_uint) -> io::Result<OwnedFd> {
+    // SAFETY: two integers.
+    let fd = check_long(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })?;
+    // SAFETY: the kernel has just made it for us, close-on-exec.
+    Ok(unsafe { raw::own(fd as c_int) })
+}
+
+/// Sends `signal` to the one process of `pidfd`. Signal 0 only asks whether that could be done.
+///
+/// # Errors
+/// `ESRCH` when it has been waited for already; `EPERM`; `EINVAL` for a bad number.
+pub fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    // SAFETY: integers and a null pointer, which stands for the information kill(2) would give.
+    check_long(unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    })?;
+    Ok(())
+}
+
+/// Sends `signal` to every process of the group that `leader` led: a worker and those of its
+/// descendants that have not made a group of their own. Works after the leader's death as long as
+/// a member lives, and the number is not given to another process as long.
+///
+/// # Errors
+/// `ESRCH` when the group has no member; `InvalidInput` for 0 and 1, which would mean others.
+pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
+    let group = i32::try_from(leader).ok().filter(|&group| group > 1);
+    let group = group.ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: two integers.
+    check(unsafe { libc::kill(-group, signal) })?;
+    Ok(())
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// By `exit(2)`.
+    Code(i32),
+    /// By a signal.
+    Signal {
+        /// Its number.
+        signal: i32,
+        /// Whether a core file was written.
+        core_dumped: bool,
+    },
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Exit::Code(code) => write!(f, "exit code {code}"),
+            Exit::Signal {
+                signal,
+                core_dumped,
+            } => {
+                f.write_str(&signal_name(signal))?;
+                f.write_str(if core_dumped { " (core dumped)" } else { "" })
+            }
+        }
+    }
+}
+
+/// Whether the child of `pidfd` has ended, and how; never waits. Takes the zombie away.
+///
+/// # Errors
+/// `ECHILD` when it is not our child (any more): whoever adopted a process learns of its end by
+/// [`has_ended`] alone.
+pub fn wait(pidfd: impl AsFd) -> io::Result<Option<Exit>> {
+    let id = pidfd.as_fd().as_raw_fd() as libc::id_t;
+    Ok(waitid(libc::P_PIDFD, id, 0)?.map(|(_, exit)| exit))
+}
+
+/// Whether the process of `pidfd` has ended, be it waited for or not.
+///
+/// # Errors
+/// As `poll(2)`.
+pub fn has_ended(pidfd: impl AsFd) -> io::Result<bool> {
+    Ok(raw::poll(pidfd, libc::POLLIN, Duration::ZERO)? != 0)
+}
+
+fn waitid(kind: libc::idtype_t, id: libc::id_t, flags: c_int) -> io::Result<Option<(u32, Exit)>> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    retry(|| {
+        let flags = libc::WEXITED | libc::WNOHANG | flags;
+        // SAFETY: `info` is valid for writes of a siginfo_t.
+        check(unsafe { libc::waitid(kind, id, info.as_mut_ptr(), flags) })
+    })?;
+    // SAFETY: zeroed at first, filled by the kernel or left so.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: after waitid(2) the fields of SIGCHLD are those in use; zero when nothing was found.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let exit = match info.si_code {
+        _ if pid == 0 => return Ok(None),
+        libc::CLD_EXITED => Exit::Code(status),
+        code => Exit::Signal {
+            signal: status,
+            core_dumped: code == libc::CLD_DUMPED,
+        },
+    };
+    Ok(Some((pid as u32, exit)))
+}
+
+/// Makes this process the parent of its descendants' orphans: they can then be found and waited
+/// for (`PR_SET_CHILD_SUBREAPER`, prctl(2)). Kept by exec, not by children.
+///
+/// # Errors
+/// As `prctl(2)`.
+pub fn set_child_subreaper() -> io::Result<()> {
+    // SAFETY: integers.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) })?;
+    Ok(())
+}
+
+/// Takes away the zombies among our children that are not `known`, and says how they ended. Those
+/// known are left for [`wait`]. Never waits; to be called upon `SIGCHLD`.
+///
+/// # Errors
+/// As `waitid(2)`; not for having no children.
+pub fn reap_orphans(known: impl Fn(u32) -> bool) -> io::Result<Vec<(u32, Exit)>> {
+    let no_child = |error: &io::Error| raw::is_errno(error, libc::ECHILD);
+    let mut reaped = Vec::new();
+    loop {
+        match waitid(libc::P_ALL, 0, libc::WNOWAIT) {
+            Ok(Some((pid, _))) if !known(pid) => {
+                reaped.extend(waitid(libc::P_PID, pid, 0)?);
+            }
+            Ok(Some(_)) => break,
+            Ok(None) => return Ok(reaped),
+            Err(error) if no_child(&error) => return Ok(reaped),
+            Err(error) => return Err(error),
+        }
+    }
+    // A known one is first in line and would hide those behind it.
+    for pid in procfs::zombie_children() {
+        if !known(pid) {
+            match waitid(libc::P_PID, pid, 0) {
+                Ok(found) => reaped.extend(found),
+                Err(error) if no_child(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(reaped)
+}
+
+/// A limit of a process, as getrlimit(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Limit {
+    /// In force.
+    pub soft: u64,
+    /// What the soft one may be raised to.
+    pub hard: u64,
+}
+
+/// Raises this process's soft limit of open files to the hard one and returns the limits as they
+/// were, for children: programs that use `select(2)` break beyond 1024, which is why systemd
+/// leaves the soft limit low.
+///
+/// # Errors
+/// As `setrlimit(2)`.
+pub fn raise_nofile() -> io::Result<Limit> {
+    let (soft, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(Limit { soft, hard })
+}
+
+/// The time since boot without suspended time (`CLOCK_MONOTONIC`): the same for all processes,
+/// so it may be kept across a restart of rsup, not across a boot ([`boot_id`]).
+#[must_use]
+pub fn now() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is valid for writes. The call cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The kernel's name for the present boot.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+/// Who is at the other end of a unix socket, as of connect(2) (`SO_PEERCRED`, unix(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The process that connected; 0 when it is in a pid namespace we cannot see.
+    pub pid: u32,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+}
+
+/// The peer of a connected unix socket.
+///
+/// # Errors
+/// When `socket` is none.
+pub fn peer_credentials(socket: impl AsFd) -> io::Result<Peer> {
+    let cred: libc::ucred = raw::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
+    Ok(Peer {
+        pid: cred.pid as u32,
+        uid: cred.uid,
+        gid: cred.gid,
+    })
+}
+
+/// The name of a signal, with its SIG: `SIGTERM`, `SIGRTMIN+3`; a number without a name as
+/// `signal 99`.
+#[must_use]
+pub fn signal_name(signal: i32) -> String {
+    if let Ok(known) = Signal::try_from(signal) {
+        return known.as_str().to_owned();
+    }
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    match signal - first {
+        0 => "SIGRTMIN".to_owned(),
+        n if n > 0 && signal <= last => format!("SIGRTMIN+{n}"),
+        _ => format!("signal {signal}"),
+    }
+}
+
+/// The number of a signal named `SIGTERM`, `term`, `15`, `SIGRTMIN+3` or `RTMAX-1`.
+#[must_use]
+pub fn signal_number(name: &str) -> Option<i32> {
+    let upper = name.trim().to_ascii_uppercase();
+    if let Ok(number) = upper.parse::<i32>() {
+        return (1..=libc::SIGRTMAX()).contains(&number).then_some(number);
+    }
+    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let number = if let Some(rest) = short.strip_prefix("RTMIN") {
+        libc::SIGRTMIN()
+            + if rest.is_empty() {
+                0
+            } else {
+                rest.strip_prefix('+')?.parse().ok()?
+            }
+    } else if let Some(rest) = short.strip_prefix("RTMAX") {
+        libc::SIGRTMAX()
+            - if rest.is_empty() {
+                0
+            } else {
+                rest.strip_prefix('-')?.parse().ok()?
+            }
+    } else {
+        return format!("SIG{short}")
+            .parse::<Signal>()
+            .ok()
+            .map(|signal| signal as i32);
+    };
+    (libc::SIGRTMIN()..=libc::SIGRTMAX())
+        .contains(&number)
+        .then_some(number)
+}
+
+/// All signals blocked on this thread until dropped: around a fork, so that the child never runs
+/// this process's handlers.
+pub(super) struct BlockedSignals(libc::sigset_t);
+
+/// Blocks all signals on the calling thread.
+pub(super) fn block_signals() -> io::Result<BlockedSignals> {
+    let mut old = MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: both sets are valid for writes; sigfillset initialises `all` before it is read.
+    let error = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), old.as_mut_ptr())
+    };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    // SAFETY: filled by pthread_sigmask; a zeroed sigset_t is valid as well.
+    Ok(BlockedSignals(unsafe { old.assume_init() }))
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that was in force.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        assert_eq!(signal_number("SIGTERM"), Some(15));
+        assert_eq!(signal_number("term"), Some(15));
+        assert_eq!(signal_number(" 9 "), Some(9));
+        assert_eq!(signal_number("SIGRTMIN+3"), Some(libc::SIGRTMIN() + 3));
+        assert_eq!(signal_number("RTMAX-1"), Some(libc::SIGRTMAX() - 1));
+        for bad in [
+            "",
+            "0",
+            "-1",
+            "99",
+            "TREM",
+            "SIG",
+            "RTMIN+99",
+            "RTMIN-1",
+            "SIGSIGTERM",
+        ] {
+            assert_eq!(signal_number(bad), None, "{bad}");
+        }
+        for signal in 1..=libc::SIGRTMAX() {
+            let name = signal_name(signal);
+            if signal < libc::SIGSYS || signal >= libc::SIGRTMIN() {
+                assert_eq!(signal_number(&name), Some(signal), "{name}");
+            }
+        }
+        assert_eq!(signal_name(15), "SIGTERM");
+        assert_eq!(signal_name(99), "signal 99");
+        let exit = Exit::Signal {
+            signal: 11,
+            core_dumped: true,
+        };
+        assert_eq!(exit.to_string(), "SIGSEGV (core dumped)");
+    }
+
+    #[test]
+    fn groups_zero_and_one_are_never_signalled() {
+        for leader in [0, 1, u32::MAX] {
+            let error = signal_group(leader, 0).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn time_goes_on() {
+        let before = now();
+        assert!(before > Duration::ZERO && now() >= before);
+        assert_eq!(boot_id().unwrap().len(), 36);
+    }
+
+    #[test]
+    fn a_peer_is_who_connected() {
+        let (one, _two) = std::os::unix::net::UnixStream::pair().unwrap();
+        let peer = peer_credentials(&one).unwrap();
+        assert_eq!(peer.pid, std::process::id());
+        assert_eq!(peer.uid, nix::unistd::geteuid().as_raw());
+    }
+}

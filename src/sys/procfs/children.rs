@@ -1,0 +1,47 @@
+//! Our own children, and whether a process is still the one that was meant.
+
+use std::fs;
+use std::io;
+
+use super::{StartTime, stat};
+
+/// The children of this process, orphans that came to it included; zombies left out.
+/// (`/proc/PID/task/TID/children` lists by thread; the kernel needs `CONFIG_PROC_CHILDREN`, which
+/// distributions set.)
+#[must_use]
+pub fn children() -> Vec<(u32, StartTime)> {
+    let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let lists = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let pids: Vec<u32> = lists.flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    let alive = |pid: u32| stat(pid).ok().filter(|stat| stat.state != b'Z').map(|stat| (pid, stat.started));
+    pids.into_iter().filter_map(alive).collect()
+}
+
+/// Whether the process still lives; a zombie does not.
+#[must_use]
+pub fn is_alive(pid: u32, started: StartTime) -> bool {
+    stat(pid).is_ok_and(|stat| stat.started == started && stat.state != b'Z')
+}
+
+/// The process group.
+///
+/// # Errors
+/// `ESRCH` when there is no such process.
+pub fn group_of(pid: u32) -> io::Result<u32> {
+    let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid)))?.as_raw() as u32)
+}
+
+/// Resident bytes of one process.
+///
+/// # Errors
+/// When there is no such process.
+pub fn resident(pid: u32) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: u64 = text.split_ascii_whitespace().nth(1).and_then(|n| n.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(pages * page_size())
+}
+
+fn page_size() -> u64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as u64)
+}

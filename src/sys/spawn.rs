@@ -1,0 +1,298 @@
+//! Starting a worker: fork and exec by hand, because descriptors must land on exact numbers,
+//! `LISTEN_PID` must be the child's own id, and the filter of [`super::takeover`] goes in between.
+//!
+//! What the child gets: a session of its own (so that a signal to the group `-pid` reaches the
+//! whole tree, and no terminal's Ctrl-C does), all signals unblocked and at their defaults, no
+//! descriptor but those of the plan, and its working directory.
+
+use std::ffi::{CString, OsStr, c_int};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::process::{self, Limit};
+use super::procfs::{self, StartTime};
+use super::takeover::{self, Listener};
+use super::{fdpass, raw};
+
+mod child;
+mod error;
+mod resolve;
+
+use child::Prepared;
+pub use error::{SpawnError, Step};
+
+/// What to start.
+#[derive(Debug)]
+pub struct Plan {
+    /// Program and arguments. Without a slash the program is searched for in the `PATH` of `env`;
+    /// with one, relative to `cwd`.
+    pub argv: Vec<CString>,
+    /// `NAME=value`. Exactly this is the child's environment, but for `LISTEN_PID`, `LISTEN_FDS`
+    /// (if missing) and the names of `extra`, which are added; what this process may have
+    /// inherited of the first two must not be among it.
+    pub env: Vec<CString>,
+    /// Working directory.
+    pub cwd: PathBuf,
+    /// Standard output. Standard input is `/dev/null`.
+    pub stdout: OwnedFd,
+    /// Standard error.
+    pub stderr: OwnedFd,
+    /// Become descriptors 3, 4, … (sd_listen_fds(3)).
+    pub listen: Vec<OwnedFd>,
+    /// Come after those; each with the variable that tells its number, such as `NODE_CHANNEL_FD`.
+    pub extra: Vec<(OwnedFd, String)>,
+    /// Whether to install the filter of [`super::takeover`].
+    pub takeover: bool,
+    /// Whether to set `PR_SET_NO_NEW_PRIVS`: see [`takeover::Support::Yes`].
+    pub no_new_privs: bool,
+    /// Limits of open files, if not to be those of this process: see [`process::raise_nofile`].
+    pub nofile: Option<Limit>,
+    /// Whom to become, if not this process's user.
+    pub credentials: Option<Credentials>,
+}
+
+impl Plan {
+    /// A plan for `argv` in `cwd`, with nothing special.
+    #[must_use]
+    pub fn new(argv: Vec<CString>, cwd: PathBuf, stdout: OwnedFd, stderr: OwnedFd) -> Plan {
+        Plan {
+            argv,
+            env: Vec::new(),
+            cwd,
+            stdout,
+            stderr,
+            listen: Vec::new(),
+            extra: Vec::new(),
+            takeover: false,
+            no_new_privs: false,
+            nofile: None,
+            credentials: None,
+        }
+    }
+}
+
+/// A user to run as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups; exactly these.
+    pub groups: Vec<u32>,
+}
+
+/// A process that has been forked, and is about to execute its program.
+#[derive(Debug)]
+pub struct Child {
+    /// Its id, also of its session and process group.
+    pub pid: u32,
+    /// Readable when it has ended.
+    pub pidfd: OwnedFd,
+    /// When it was started.
+    pub started: StartTime,
+    /// How the rest went.
+    pub exec: ExecReport,
+}
+
+/// What becomes of a child between fork and exec. Wait until it is readable, then
+/// [read](ExecReport::read).
+#[derive(Debug)]
+pub struct ExecReport {
+    socket: OwnedFd,
+    notify: Option<Listener>,
+    program: PathBuf,
+    cwd: PathBuf,
+}
+
+/// The program runs.
+#[derive(Debug)]
+pub struct Started {
+    /// Where its `bind(2)` calls arrive, if the plan said takeover.
+    pub notify: Option<Listener>,
+}
+
+impl AsFd for ExecReport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for ExecReport {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl ExecReport {
+    /// `None` as long as the child has not come to its exec; never waits. The listener is handed
+    /// out once.
+    ///
+    /// A child that is *killed* before its exec looks like one that made it: its end is reported
+    /// by its pidfd all the same. After a failure the child exits by itself (code 127) and is to be
+    /// waited for.
+    ///
+    /// # Errors
+    /// As `recvmsg(2)`; `EMFILE` shows as a missing listener.
+    pub fn read(&mut self) -> io::Result<Option<Result<Started, SpawnError>>> {
+        loop {
+            let mut message = [0u8; child::MESSAGE];
+            match fdpass::receive(&self.socket, &mut message) {
+                Ok((0, _)) => {
+                    let notify = self.notify.take();
+                    return Ok(Some(Ok(Started { notify })));
+                }
+                Ok((_, Some(fd))) => self.notify = Some(Listener::from(fd)),
+                Ok((_, None)) => {
+                    let Some((step, errno)) = child::parse(message) else {
+                        continue;
+                    };
+                    let error = SpawnError::in_child(step, errno, &self.program, &self.cwd);
+                    return Ok(Some(Err(error)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Starts a child. The descriptors of the plan are closed here in any case.
+///
+/// Takes a fork and no more: what the child goes through is reported by [`Child::exec`].
+///
+/// # Errors
+/// What can be known before the fork (no such program or directory, a limit reached). No child is
+/// left then.
+pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
+    let program = resolve::program(&plan.argv, &plan.env, &plan.cwd)?;
+    let system = |step| move |error: io::Error| SpawnError::system(step, &error);
+    let cwd = c_string(plan.cwd.as_os_str(), "working directory")?;
+    let program_c = c_string(program.as_os_str(), "program")?;
+
+    // Every source above every target: then dup2 can never overwrite a source not yet used.
+    let count = 3 + plan.listen.len() + plan.extra.len();
+    let lift = |fd: BorrowedFd<'_>| raw::dup_from(fd, count as c_int).map_err(system(Step::Files));
+    let null = std::fs::File::options()
+        .read(true)
+        .open("/dev/null")
+        .map_err(|error| SpawnError::system(Step::Files, &raw::context("/dev/null", &error)))?;
+    let mut sources = vec![lift(null.as_fd())?, lift(plan.stdout.as_fd())?];
+    sources.push(lift(plan.stderr.as_fd())?);
+    for fd in plan
+        .listen
+        .iter()
+        .chain(plan.extra.iter().map(|(fd, _)| fd))
+    {
+        sources.push(lift(fd.as_fd())?);
+    }
+    let (ours, theirs) = socket2::Socket::pair(
+        socket2::Domain::UNIX,
+        socket2::Type::from(libc::SOCK_SEQPACKET),
+        None,
+    )
+    .map_err(system(Step::Files))?;
+    ours.set_nonblocking(true).map_err(system(Step::Files))?;
+    let theirs = lift(theirs.as_fd())?;
+
+    let filter = if plan.takeover {
+        takeover::filter()
+    } else {
+        None
+    };
+    if plan.takeover && filter.is_none() {
+        return Err(SpawnError::system(
+            Step::Filter,
+            &io::ErrorKind::Unsupported.into(),
+        ));
+    }
+    let env = environment(&plan)?;
+    let mut prepared = Prepared::new(
+        &program_c,
+        &plan.argv,
+        env,
+        &cwd,
+        sources.iter().map(AsRawFd::as_raw_fd).collect(),
+        theirs.as_raw_fd(),
+    );
+    prepared.listen = !plan.listen.is_empty();
+    prepared.filter = filter;
+    prepared.no_new_privs = plan.no_new_privs;
+    prepared.nofile = plan.nofile;
+    prepared.credentials = plan.credentials.as_ref();
+
+    let signals = process::block_signals().map_err(system(Step::Fork))?;
+    // SAFETY: the child calls `run` alone, which makes only async-signal-safe calls on memory
+    // prepared above, and ends in exec or _exit; all signals are blocked, so no handler of ours
+    // runs in it.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        child::run(&mut prepared);
+    }
+    let forked = raw::check(pid);
+    drop(signals);
+    let pid = forked.map_err(system(Step::Fork))? as u32;
+    drop(theirs);
+    // Nobody waits for the child but who gets its pidfd, so the number is its own until then.
+    let identified = process::pidfd_open(pid)
+        .and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));
+    match identified {
+        Ok((pidfd, started)) => Ok(Child {
+            pid,
+            pidfd,
+            started,
+            exec: ExecReport {
+                socket: ours.into(),
+                notify: None,
+                program,
+                cwd: plan.cwd,
+            },
+        }),
+        Err(error) => {
+            // SAFETY: our child, not yet waited for.
+            unsafe {
+                libc::kill(pid as i32, libc::SIGKILL);
+                libc::waitpid(pid as i32, std::ptr::null_mut(), 0);
+            }
+            Err(SpawnError::system(Step::Identify, &error))
+        }
+    }
+}
+
+/// The environment with the variables that name descriptors.
+fn environment(plan: &Plan) -> Result<Vec<CString>, SpawnError> {
+    let mut env = plan.env.clone();
+    let mut set = |name: &str, value: usize| -> Result<(), SpawnError> {
+        env.retain(|entry| value_of(entry.to_bytes(), name.as_bytes()).is_none());
+        env.push(c_string(
+            OsStr::new(&format!("{name}={value}")),
+            "variable",
+        )?);
+        Ok(())
+    };
+    let listen = plan.listen.len();
+    if listen > 0 {
+        set("LISTEN_FDS", listen)?;
+    }
+    for (index, (_, name)) in plan.extra.iter().enumerate() {
+        set(name, 3 + listen + index)?;
+    }
+    // The child writes its own.
+    env.retain(|entry| value_of(entry.to_bytes(), b"LISTEN_PID").is_none());
+    Ok(env)
+}
+
+fn value_of<'a>(entry: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    entry.strip_prefix(name)?.strip_prefix(b"=")
+}
+
+fn c_string(text: &OsStr, what: &'static str) -> Result<CString, SpawnError> {
+    CString::new(text.as_bytes()).map_err(|_| SpawnError::ZeroByte { what })
+}
+
+/// The path at which `program` would be found from `cwd`.
+fn from(cwd: &Path, program: &Path) -> PathBuf {
+    cwd.join(program)
+}

@@ -1,0 +1,461 @@
+//! Answering `bind(2)` of an unmodified app with a socket of ours.
+//!
+//! Between fork and exec the child installs a seccomp filter ([`filter`]) that reports `bind(2)`
+//! of internet addresses to whoever holds the filter's notification descriptor, and lets all else
+//! pass; descendants inherit it. The holder, a [`Listener`], then puts a listening socket in place
+//! of the app's own and answers 0, or lets the call go on (seccomp_unotify(2)).
+//!
+//! A call that is let go on reads its arguments again, so this is no security boundary, and needs
+//! to be none: the worst that an app gains by changing its address meanwhile is its own socket.
+
+use std::ffi::{c_int, c_ulong};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use libc::{seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp, sock_filter};
+
+use super::{listen, process, raw};
+
+mod support;
+pub use support::{Support, probe_support};
+
+#[cfg(target_arch = "x86_64")]
+const AUDIT_ARCH: Option<u32> = Some(0xc000_003e); // AUDIT_ARCH_X86_64, include/uapi/linux/audit.h
+#[cfg(target_arch = "aarch64")]
+const AUDIT_ARCH: Option<u32> = Some(0xc000_00b7); // AUDIT_ARCH_AARCH64
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+const AUDIT_ARCH: Option<u32> = None;
+
+/// Lengths of an address that make a `bind(2)` worth a look: `sockaddr_in`, `sockaddr_in6`, and
+/// `sockaddr_storage`, which some programs pass whatever is in it. The filter cannot read the
+/// address itself. Binds of netlink (12) and nearly all of unix sockets never leave the kernel.
+const LENGTHS: [u32; 3] = [16, 28, 128];
+
+/// The filter, built before fork; `None` on machines that rsup knows no system call numbers of.
+/// Calls of a foreign architecture (32-bit programs) pass unseen.
+#[must_use]
+pub fn filter() -> Option<Vec<sock_filter>> {
+    let arch = AUDIT_ARCH?;
+    let load = |offset| sock_filter {
+        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
+        jt: 0,
+        jf: 0,
+        k: offset,
+    };
+    let equal = |k, jt, jf| sock_filter {
+        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        jt,
+        jf,
+        k,
+    };
+    let ret = |k| sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    // struct seccomp_data: nr at 0, arch at 4, args from 16, eight bytes each; both architectures
+    // are little-endian, so the low half of args[2] comes first. x32 system calls have the x86_64
+    // architecture and a bit set in the number.
+    Some(vec![
+        load(4),
+        equal(arch, 0, 6),
+        load(0),
+        equal(libc::SYS_bind as u32, 0, 4),
+        load(16 + 2 * 8),
+        equal(LENGTHS[0], 3, 0),
+        equal(LENGTHS[1], 2, 0),
+        equal(LENGTHS[2], 1, 0),
+        ret(libc::SECCOMP_RET_ALLOW),
+        ret(libc::SECCOMP_RET_USER_NOTIF),
+    ])
+}
+
+/// Installs the filter on the calling thread and returns the notification descriptor
+/// (close-on-exec) or a negative `errno`.
+///
+/// Async-signal-safe: system calls alone, no allocation. Needs `CAP_SYS_ADMIN` or
+/// `PR_SET_NO_NEW_PRIVS` (`EACCES` otherwise).
+pub(super) fn install(filter: &[sock_filter]) -> c_int {
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    let set = |flags: c_ulong| {
+        // SAFETY: the program and its instructions live through the call; the kernel copies them.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                flags,
+                &raw const program,
+            )
+        };
+        if result < 0 {
+            // SAFETY: the address of this thread's errno is always valid.
+            -unsafe { *libc::__errno_location() }
+        } else {
+            result as c_int
+        }
+    };
+    let listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // Without WAIT_KILLABLE_RECV (Linux 5.19), a signal between our receiving a call and our
+    // answer restarts it: Go's runtime sends itself such signals all the time.
+    match set(listener | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        error if error == -libc::EINVAL => set(listener),
+        result => result,
+    }
+}
+
+/// The notification descriptor of a worker's filter. Readable when a call waits; one reader only.
+#[derive(Debug)]
+pub struct Listener(OwnedFd);
+
+/// A `bind(2)` that waits for an answer. Each must be answered once, by one of the methods of
+/// [`Listener`]; until then the calling thread stands still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// The kernel's name for this call.
+    pub id: u64,
+    /// The id of the calling *thread*.
+    pub pid: u32,
+    /// The id of the process it belongs to.
+    pub process: u32,
+    /// The app's number for the socket.
+    pub fd: i32,
+    /// The address asked for. Its family is that of the address, as a rule of the socket as well.
+    pub addr: SocketAddr,
+    /// The socket to be bound.
+    pub socket: AppSocket,
+}
+
+/// The app's socket at the time of the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppSocket {
+    /// `O_NONBLOCK`
+    pub nonblocking: bool,
+    /// `FD_CLOEXEC`
+    pub cloexec: bool,
+    /// `IPV6_V6ONLY`; false for IPv4 sockets. An app may set it only before `bind(2)`, so this is
+    /// final.
+    pub v6only: bool,
+    /// `SO_TYPE` is `SOCK_STREAM`. Datagram sockets (DNS, QUIC) are to be let through.
+    pub is_stream: bool,
+    /// `SO_DOMAIN` is `AF_INET6`.
+    pub is_v6: bool,
+}
+
+/// What became of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The call returns with it.
+    Delivered,
+    /// The caller is gone, or a signal interrupted it: then it will call again.
+    Vanished,
+}
+
+impl From<OwnedFd> for Listener {
+    /// Takes back a descriptor that was [kept](Listener::into_fd) elsewhere.
+    fn from(fd: OwnedFd) -> Listener {
+        Listener(fd)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Listener {
+    /// The descriptor itself. When its last copy is closed, every trapped call fails with `ENOSYS`.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
+    /// Takes the next call, if one waits; never blocks.
+    ///
+    /// `Ok(None)` when none waits, when it vanished, or when it was of no interest (not an
+    /// internet address) and has been let go on.
+    ///
+    /// # Errors
+    /// `BrokenPipe` once every process under the filter is gone. Any other error concerns one
+    /// call only, which has been let go on.
+    pub fn receive(&self) -> io::Result<Option<Bind>> {
+        let seen = raw::poll(self, libc::POLLIN, Duration::ZERO)?;
+        if seen & libc::POLLIN == 0 {
+            if seen & libc::POLLHUP != 0 {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            return Ok(None);
+        }
+        // The kernel insists on zeroes.
+        // SAFETY: integers only, for which zero is a value.
+        let mut call: seccomp_notif = unsafe { std::mem::zeroed() };
+        // SAFETY: `call` is what this ioctl fills in. It does not wait: the semaphore behind it
+        // counts every call that has not been received, vanished ones included.
+        match raw::check(unsafe {
+            libc::ioctl(
+                self.as_raw_fd(),
+                libc::SECCOMP_IOCTL_NOTIF_RECV as _,
+                &raw mut call,
+            )
+        }) {
+            Err(error) if gone(&error) || error.kind() == io::ErrorKind::Interrupted => {
+                return Ok(None);
+            }
+            result => result?,
+        };
+        let looked = look(&call);
+        // Only while the call still waits is what was read of the right process.
+        if !self.waits(call.id) {
+            return Ok(None);
+        }
+        match looked {
+            Ok(Some(bind)) => Ok(Some(bind)),
+            Ok(None) => self.go_on(call.id).map(|_| None),
+            Err(error) => {
+                self.go_on(call.id)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts `socket` in place of the app's own, at the same number, and makes the call return 0.
+    ///
+    /// `FD_CLOEXEC` and `O_NONBLOCK` become what the app's socket had; the latter for all holders
+    /// of the description, this process included.
+    ///
+    /// # Errors
+    /// When the exchange failed. The call still waits then: [`Listener::proceed`] or
+    /// [`Listener::refuse`] must follow.
+    pub fn inject(&self, bind: &Bind, socket: BorrowedFd<'_>) -> io::Result<Answer> {
+        listen::set_nonblocking(socket, bind.socket.nonblocking)?;
+        let exchange = seccomp_notif_addfd {
+            id: bind.id,
+            flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
+            srcfd: socket.as_raw_fd() as u32,
+            newfd: bind.fd as u32,
+            newfd_flags: if bind.socket.cloexec {
+                libc::O_CLOEXEC as u32
+            } else {
+                0
+            },
+        };
+        let done = raw::retry(|| {
+            let (fd, request) = (self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _);
+            // SAFETY: `exchange` is what this ioctl reads, and `socket` is open.
+            raw::check(unsafe { libc::ioctl(fd, request, &raw const exchange) })
+        });
+        match done {
+            // SECCOMP_ADDFD_FLAG_SEND would answer in the same step, but with the number of the
+            // descriptor, where bind(2) must return 0.
+            Ok(_) => self.respond(bind.id, 0, 0),
+            Err(error) if gone(&error) => Ok(Answer::Vanished),
+            Err(error) => Err(raw::context("SECCOMP_IOCTL_NOTIF_ADDFD", &error)),
+        }
+    }
+
+    /// Lets the call go on as if there were no filter.
+    ///
+    /// # Errors
+    /// As `ioctl(2)`.
+    pub fn proceed(&self, bind: &Bind) -> io::Result<Answer> {
+        self.go_on(bind.id)
+    }
+
+    /// Makes the call fail with `errno`.
+    ///
+    /// # Errors
+    /// As `ioctl(2)`.
+    pub fn refuse(&self, bind: &Bind, errno: i32) -> io::Result<Answer> {
+        self.respond(bind.id, -errno.abs(), 0)
+    }
+
+    fn go_on(&self, id: u64) -> io::Result<Answer> {
+        self.respond(id, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32)
+    }
+
+    fn waits(&self, id: u64) -> bool {
+        // SAFETY: the ioctl reads the u64 that lives through the call.
+        let result = unsafe {
+            libc::ioctl(
+                self.as_raw_fd(),
+                libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _,
+                &raw const id,
+            )
+        };
+        result == 0
+    }
+
+    fn respond(&self, id: u64, error: i32, flags: u32) -> io::Result<Answer> {
+        let mut response = seccomp_notif_resp {
+            id,
+            val: 0,
+            error,
+            flags,
+        };
+        let sent = raw::retry(|| {
+            let (fd, request) = (self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _);
+            // SAFETY: `response` is what this ioctl reads.
+            raw::check(unsafe { libc::ioctl(fd, request, &raw mut response) })
+        });
+        match sent {
+            Ok(_) => Ok(Answer::Delivered),
+            Err(error) if gone(&error) => Ok(Answer::Vanished),
+            Err(error) => Err(raw::context("SECCOMP_IOCTL_NOTIF_SEND", &error)),
+        }
+    }
+}
+
+/// `ENOENT`: no such call any more. `ESRCH`: its process has begun to exit. `EINPROGRESS`: it has
+/// been restarted by a signal and waits to be received anew.
+fn gone(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ESRCH | libc::EINPROGRESS)
+    )
+}
+
+/// Reads what the call is about. `None` for other families than the internet's.
+fn look(call: &seccomp_notif) -> io::Result<Option<Bind>> {
+    let [fd, pointer, len, ..] = call.data.args;
+    let Some(addr) = read_address(call.pid, pointer, len)? else {
+        return Ok(None);
+    };
+    let fd = fd as u32 as i32;
+    let process = thread_group(call.pid).unwrap_or(call.pid);
+    let socket = app_socket(call.pid, process, fd)?;
+    Ok(Some(Bind {
+        id: call.id,
+        pid: call.pid,
+        process,
+        fd,
+        addr,
+        socket,
+    }))
+}
+
+/// `struct sockaddr_in` or `sockaddr_in6` in the memory of another process.
+fn read_address(thread: u32, pointer: u64, len: u64) -> io::Result<Option<SocketAddr>> {
+    let mut bytes = [0u8; 28];
+    let want = (len as usize).min(bytes.len());
+    let local = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: want,
+    };
+    let remote = libc::iovec {
+        iov_base: pointer as *mut _,
+        iov_len: want,
+    };
+    // SAFETY: the local vector is `bytes`, at most its length; the kernel checks the remote one.
+    let got = unsafe {
+        libc::process_vm_readv(thread as i32, &raw const local, 1, &raw const remote, 1, 0)
+    };
+    if got < 0 {
+        return Err(raw::context(
+            "process_vm_readv",
+            &io::Error::last_os_error(),
+        ));
+    }
+    let Some(bytes) = bytes.get(..got as usize) else {
+        return Ok(None);
+    };
+    Ok(parse_address(bytes))
+}
+
+/// The layouts of ip(7) and ipv6(7).
+fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let (family, rest) = bytes.split_first_chunk::<2>()?;
+    let (port, rest) = rest.split_first_chunk::<2>()?;
+    let port = u16::from_be_bytes(*port);
+    match i32::from(u16::from_ne_bytes(*family)) {
+        libc::AF_INET => {
+            let (ip, _) = rest.split_first_chunk::<4>()?;
+            Some((Ipv4Addr::from(*ip), port).into())
+        }
+        libc::AF_INET6 => {
+            let (flow, rest) = rest.split_first_chunk::<4>()?;
+            let (ip, rest) = rest.split_first_chunk::<16>()?;
+            // RFC 2133 had no scope id, and the kernel still takes addresses without.
+            let scope = rest
+                .split_first_chunk::<4>()
+                .map_or(0, |(s, _)| u32::from_ne_bytes(*s));
+            let flow = u32::from_be_bytes(*flow);
+            Some(SocketAddrV6::new(Ipv6Addr::from(*ip), port, flow, scope).into())
+        }
+        _ => None,
+    }
+}
+
+/// The process that a thread belongs to.
+fn thread_group(thread: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+}
+
+/// Looks at the app's socket through a duplicate that lives for the moment only.
+fn app_socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSocket> {
+    let pidfd = match process::pidfd_open_thread(thread) {
+        // Before Linux 6.9 there is only the whole process; threads share descriptors, as a rule.
+        Err(error) if raw::is_errno(&error, libc::EINVAL) => process::pidfd_open(process),
+        result => result,
+    }
+    .map_err(|error| raw::context("pidfd_open", &error))?;
+    // SAFETY: three integers.
+    let copy =
+        raw::check_long(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+            .map_err(|error| raw::context("pidfd_getfd", &error))?;
+    // SAFETY: the kernel has just made it for us.
+    let copy = unsafe { raw::own(copy as c_int) };
+    let option = |name| raw::getsockopt::<c_int>(&copy, libc::SOL_SOCKET, name);
+    let is_v6 = option(libc::SO_DOMAIN)? == libc::AF_INET6;
+    Ok(AppSocket {
+        nonblocking: listen::is_nonblocking(&copy)?,
+        cloexec: is_cloexec(thread, fd)?,
+        v6only: is_v6
+            && raw::getsockopt::<c_int>(&copy, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0,
+        is_stream: option(libc::SO_TYPE)? == libc::SOCK_STREAM,
+        is_v6,
+    })
+}
+
+/// `FD_CLOEXEC` belongs to the descriptor, which a duplicate does not show: proc(5), fdinfo.
+fn is_cloexec(thread: u32, fd: c_int) -> io::Result<bool> {
+    let text = std::fs::read_to_string(format!("/proc/{thread}/fdinfo/{fd}"))?;
+    let flags = text
+        .lines()
+        .find_map(|line| c_int::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    Ok(flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_as_the_kernel_lays_them_out() {
+        let v4 = [2, 0, 0x0b, 0xb9, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(parse_address(&v4), Some("127.0.0.1:3001".parse().unwrap()));
+        let mut v6 = [0u8; 28];
+        v6[0] = 10;
+        v6[2..4].copy_from_slice(&443u16.to_be_bytes());
+        v6[23] = 1;
+        assert_eq!(parse_address(&v6), Some("[::1]:443".parse().unwrap()));
+        assert_eq!(parse_address(&v6[..24]), Some("[::1]:443".parse().unwrap()));
+        assert_eq!(parse_address(b"\x01\0/run/x.sock\0\0\0"), None);
+        assert_eq!(parse_address(&v4[..6]), None);
+        assert_eq!(parse_address(&[]), None);
+    }
+}
