@@ -46,7 +46,12 @@ impl Home {
 
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rsup"));
-        command.args(line.split_whitespace()).env("RSUP_HOME", self.0.path()).env_remove("NO_COLOR").env_remove("COLUMNS").current_dir(self.0.path());
+        command
+            .args(line.split_whitespace())
+            .env("RSUP_HOME", self.0.path())
+            .env_remove("NO_COLOR")
+            .env_remove("COLUMNS")
+            .current_dir(self.0.path());
         command
     }
 
@@ -154,7 +159,8 @@ fn an_open_runtime_folder_is_code_2() {
 
 #[test]
 fn ping() {
-    let pong = || Reply::Pong { pid: 7, version: "9.9.9".into(), protocol: control::VERSION, uptime_ms: 65_000, memory: Some(9 << 20) };
+    let pong =
+        || Reply::Pong { pid: 7, version: "9.9.9".into(), protocol: control::VERSION, uptime_ms: 65_000, memory: Some(9 << 20) };
     let home = Home::with_daemon(move |call| {
         assert_eq!(call.request, Request::Ping);
         vec![Answer::Done(pong())]

@@ -61,7 +61,15 @@ fn a_call_is_answered() {
 
 #[test]
 fn progress_comes_before_the_end_however_the_bytes_are_cut() {
-    let step = Progress { app: name("api"), instance: 1, revision: 2, pid: Some(5), step: Step::Ready { after_ms: 512 }, done: 1, total: 2 };
+    let step = Progress {
+        app: name("api"),
+        instance: 1,
+        revision: 2,
+        pid: Some(5),
+        step: Step::Ready { after_ms: 512 },
+        done: 1,
+        total: 2,
+    };
     let outcome = Outcome {
         app: name("api"),
         kind: OperationKind::Stop,
@@ -69,10 +77,11 @@ fn progress_comes_before_the_end_however_the_bytes_are_cut() {
         view: Some(app("api", AppPhase::Stopped, vec![])),
         failure: None,
     };
-    let frames: Vec<u8> = [Answer::Progress(step.clone()), Answer::Progress(step.clone()), Answer::Done(Reply::Finished(vec![outcome.clone()]))]
-        .iter()
-        .flat_map(|answer| control::encode(answer).unwrap())
-        .collect();
+    let frames: Vec<u8> =
+        [Answer::Progress(step.clone()), Answer::Progress(step.clone()), Answer::Done(Reply::Finished(vec![outcome.clone()]))]
+            .iter()
+            .flat_map(|answer| control::encode(answer).unwrap())
+            .collect();
     for size in [1, 7, frames.len()] {
         let frames = frames.clone();
         let first = move |mut stream: UnixStream| {

@@ -22,7 +22,10 @@ fn private(name: &str) -> bool {
 
 /// What a daemon in the background must not inherit from whoever started it.
 pub fn private_names() -> Vec<OsString> {
-    std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(|name| private(name) && name != "RSUP_HOME")).collect()
+    std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| name.to_str().is_some_and(|name| private(name) && name != "RSUP_HOME"))
+        .collect()
 }
 
 /// The environment of this process for apps; beside it the names of variables that are not UTF-8,

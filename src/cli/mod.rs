@@ -6,11 +6,8 @@
 mod action;
 mod client;
 mod commands;
-mod config_api;
-mod daemon_api;
 mod daemonize;
 mod environment;
-mod logs_api;
 mod problem;
 mod progress;
 mod render;

@@ -64,8 +64,11 @@ fn description_on_a_terminal() {
 
 #[test]
 fn failure() {
-    let mut failure = Failure::new(FailureCode::NotReady, "reload of api failed: worker 0 was not ready within 10 s\nGET /readiness answered 503")
-        .hint("the old workers go on; look at `rsup logs api`");
+    let mut failure = Failure::new(
+        FailureCode::NotReady,
+        "reload of api failed: worker 0 was not ready within 10 s\nGET /readiness answered 503",
+    )
+    .hint("the old workers go on; look at `rsup logs api`");
     failure.log = vec!["Error: connect ECONNREFUSED 127.0.0.1:5432".into(), "    at \x1b[90mnode:net:1494\x1b[39m".into()];
     insta::assert_snapshot!(report(&Report::from(&failure), Look::PLAIN));
 }
