@@ -107,24 +107,28 @@ impl Chart {
         })
     }
 
-    /// `▲` under the marked moments, and their labels, as many as fit.
-    pub(super) fn marks(&self) -> Option<(String, String)> {
+    /// `▲` under the marked moments, and two lines with as many of their labels as fit.
+    pub(super) fn marks(&self) -> Option<(String, [String; 2])> {
         if self.marks.is_empty() {
             return None;
         }
         let mut arrows = vec![' '; self.columns.len()];
-        let mut labels: Vec<char> = Vec::new();
+        let mut lines = [Vec::new(), Vec::new()];
         for (at, label) in &self.marks {
             arrows[*at] = '▲';
             let length = label.chars().count();
             let from = (*at).min(self.columns.len().saturating_sub(length));
-            // One blank between labels, or the label is left out: its arrow stays.
-            if labels.is_empty() || from > labels.len() {
-                labels.resize(from, ' ');
-                labels.extend(label.chars());
+            // Where neither line has room, with one blank between, the arrow stands alone.
+            let room = |line: &&mut Vec<char>| line.is_empty() || from > line.len();
+            if let Some(line) = lines.iter_mut().find(room) {
+                line.resize(from, ' ');
+                line.extend(label.chars());
             }
         }
-        Some((arrows.into_iter().collect(), labels.into_iter().collect()))
+        Some((
+            arrows.iter().collect(),
+            lines.map(|line| line.iter().collect()),
+        ))
     }
 }
 

@@ -137,6 +137,7 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiv
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
+        .half_close(true) // a client that has said all it has to say still wants its answer
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(served);
     // An error is the client's: it went away, or spoke no HTTP. Nobody is left to tell.

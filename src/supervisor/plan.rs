@@ -29,8 +29,13 @@ pub enum SlotView {
 pub enum Stage {
     /// Not ready yet (or not any more, or not for long enough).
     Coming,
+    /// An old worker on its way up while its replacement is tried: it goes once that one serves.
+    Returning,
     /// Takes traffic and counts as available.
     Serving,
+    /// An old worker that was ready and is not now. It counts as serving, since its kind may be all
+    /// there is, but goes before those that do serve.
+    Limping,
     /// Being drained or stopped.
     Leaving,
 }
@@ -40,6 +45,10 @@ pub enum Stage {
 pub struct SeatView {
     /// False while it waits in backoff or has been given up.
     pub open: bool,
+    /// Its worker has ended and is not to be started again: nothing is missing there.
+    pub ended: bool,
+    /// An old worker of it ended by itself while its replacement is tried: it may come back.
+    pub bereft: bool,
     /// Where its last worker was.
     pub last_slot: Option<u16>,
 }
@@ -48,55 +57,73 @@ pub struct SeatView {
 pub enum Move {
     /// Start a fresh worker for the instance in this parked slot.
     Start { slot: u16, instance: u16 },
+    /// Start an old worker of the instance once more.
+    Restore { slot: u16, instance: u16 },
     /// Take the worker out of the traffic, drain and stop it.
     Retire { slot: u16 },
 }
 
-/// The moves that are possible now; none are left once they have been made.
+/// The moves that are possible now.
 pub fn plan(policy: Policy, slots: &[SlotView], seats: &[SeatView]) -> Vec<Move> {
     let mut moves = Vec::new();
-    retire(policy, slots, &mut moves);
+    retire(policy, slots, seats, &mut moves);
     start(policy, slots, seats, &mut moves);
     moves
 }
 
-fn retire(policy: Policy, slots: &[SlotView], moves: &mut Vec<Move>) {
-    let serving = |wanted_fresh| {
-        slots.iter().filter(|s| matches!(s, SlotView::Live { fresh, stage: Stage::Serving, .. } if *fresh == wanted_fresh)).count()
-    };
-    let available = serving(true);
-    let complete = available >= usize::from(policy.instances);
-    let mut total = available + serving(false);
-    for (slot, view) in slots.iter().enumerate() {
-        let SlotView::Live { fresh: false, stage, .. } = view else { continue };
-        let goes = match stage {
-            Stage::Leaving => false,
-            Stage::Coming => true,
-            Stage::Serving => policy.stop_first || complete || total > usize::from(policy.floor),
-        };
-        if goes {
-            if *stage == Stage::Serving {
-                total -= 1;
-            }
-            moves.push(Move::Retire { slot: slot as u16 });
+/// Whether a fresh worker of the instance serves.
+fn replaced(slots: &[SlotView], instance: u16) -> bool {
+    slots.contains(&SlotView::Live { instance, fresh: true, stage: Stage::Serving })
+}
+
+fn retire(policy: Policy, slots: &[SlotView], seats: &[SeatView], moves: &mut Vec<Move>) {
+    let available = slots.iter().filter(|s| matches!(s, SlotView::Live { fresh: true, stage: Stage::Serving, .. })).count();
+    let ended = seats.iter().filter(|s| s.ended).count();
+    let over = policy.stop_first || available + ended >= usize::from(policy.instances);
+    // Those that count as serving, the least missed first.
+    let mut serving = Vec::new();
+    for (slot, view) in (0u16..).zip(slots) {
+        let SlotView::Live { instance, fresh: false, stage } = view else { continue };
+        let covered = over || *instance >= policy.instances || replaced(slots, *instance);
+        match stage {
+            Stage::Leaving => {}
+            Stage::Coming => moves.push(Move::Retire { slot }),
+            Stage::Returning if covered => moves.push(Move::Retire { slot }),
+            Stage::Returning => {}
+            Stage::Serving | Stage::Limping => serving.push((*stage == Stage::Serving, !covered, slot)),
         }
     }
+    serving.sort_unstable();
+    let spare = (available + serving.len()).saturating_sub(usize::from(policy.floor));
+    let go = if over { serving.len() } else { spare.min(serving.len()) };
+    moves.extend(serving.iter().take(go).map(|(.., slot)| Move::Retire { slot: *slot }));
 }
 
 fn start(policy: Policy, slots: &[SlotView], seats: &[SeatView], moves: &mut Vec<Move>) {
-    let mut live = slots.iter().filter(|s| matches!(s, SlotView::Live { .. })).count();
-    let mut parked: Vec<u16> = (0..slots.len() as u16).filter(|s| slots[usize::from(*s)] == SlotView::Parked).collect();
-    for (instance, seat) in seats.iter().enumerate().take(usize::from(policy.instances)) {
-        let instance = instance as u16;
-        let held = slots.iter().any(|s| match s {
+    let live = slots.iter().filter(|s| matches!(s, SlotView::Live { .. })).count();
+    let mut room = usize::from(policy.ceiling).saturating_sub(live);
+    let mut parked: Vec<u16> = (0u16..).zip(slots).filter(|(_, view)| **view == SlotView::Parked).map(|(slot, _)| slot).collect();
+    let mut take = |seat: &SeatView| {
+        if room == 0 || parked.is_empty() {
+            return None;
+        }
+        room -= 1;
+        let at = parked.iter().position(|slot| seat.last_slot == Some(*slot)).unwrap_or(0);
+        Some(parked.remove(at))
+    };
+    let seats = || (0u16..).zip(seats).take(usize::from(policy.instances));
+    for (instance, seat) in seats().filter(|(instance, seat)| seat.bereft && !replaced(slots, *instance)) {
+        let Some(slot) = take(seat) else { return };
+        moves.push(Move::Restore { slot, instance });
+    }
+    let held = |instance: u16| {
+        slots.iter().any(|view| match view {
             SlotView::Live { instance: i, fresh, .. } => *i == instance && (*fresh || policy.stop_first),
             SlotView::Parked => false,
-        });
-        if !seat.open || held || live >= usize::from(policy.ceiling) {
-            continue;
-        }
-        let Some(at) = parked.iter().position(|s| seat.last_slot == Some(*s)).or((!parked.is_empty()).then_some(0)) else { return };
-        moves.push(Move::Start { slot: parked.remove(at), instance });
-        live += 1;
+        })
+    };
+    for (instance, seat) in seats().filter(|(instance, seat)| seat.open && !held(*instance)) {
+        let Some(slot) = take(seat) else { return };
+        moves.push(Move::Start { slot, instance });
     }
 }

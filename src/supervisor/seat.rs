@@ -1,10 +1,11 @@
 //! Restart policy: what becomes of a wanted worker whose process has ended.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::types::Time;
+use super::types::{Revision, Time};
 use super::view::Exit;
 use crate::config::{AppSpec, Restart, RestartPolicy};
 
@@ -18,6 +19,8 @@ pub struct Seat {
     streak: u32,
     pub hold: Hold,
     pub last_slot: Option<u16>,
+    /// What its old worker ran, which ended by itself while a reload tries its replacement.
+    pub bereft_of: Option<Arc<Revision>>,
     /// Why its last worker ended or was replaced.
     pub reason: Option<String>,
 }
@@ -80,6 +83,7 @@ impl Seat {
         self.hold = Hold::Open;
         self.unstable = 0;
         self.streak = 0;
+        self.bereft_of = None;
     }
 }
 
@@ -93,12 +97,12 @@ fn wants_restart(spec: &AppSpec, exit: Exit) -> bool {
     }
 }
 
-/// None for the first restart after quiet; then doubling, up to a quarter less or more by chance so
-/// that workers which fell together do not rise together.
+/// None for the first restart after quiet; then doubling, up to a quarter less by chance so that
+/// workers which fell together do not rise together.
 fn delay(policy: &Restart, streak: u32, random: &mut fastrand::Rng) -> Duration {
     if streak == 0 {
         return Duration::ZERO;
     }
     let doubled = policy.backoff.saturating_mul(1u32.checked_shl(streak - 1).unwrap_or(u32::MAX));
-    doubled.min(policy.backoff_max).mul_f64(0.75 + random.f64() / 2.0)
+    doubled.min(policy.backoff_max).mul_f64(1.0 - random.f64() / 4.0)
 }
