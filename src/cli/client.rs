@@ -75,7 +75,13 @@ impl Client {
     }
 
     /// A request that may take long; `wait: false` asks only for its acceptance.
-    pub fn act(&self, request: Request, wait: bool, interrupt: &Interrupt, progress: &dyn Fn(&Progress)) -> Result<Reply, CallError> {
+    pub fn act(
+        &self,
+        request: Request,
+        wait: bool,
+        interrupt: &Interrupt,
+        progress: &dyn Fn(&Progress),
+    ) -> Result<Reply, CallError> {
         let patience = if wait { None } else { Some(self.patience) };
         let call = Call { version: control::VERSION, request, wait };
         self.converse(&call, patience, interrupt.0.as_ref(), progress)
@@ -237,7 +243,13 @@ impl Interrupt {
         if set.thread_block().is_err() {
             return Self(None);
         }
-        Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).inspect_err(|_| { let _ = set.thread_unblock(); }).ok())
+        Self(
+            SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+                .inspect_err(|_| {
+                    let _ = set.thread_unblock();
+                })
+                .ok(),
+        )
     }
 
     /// Without; for calls that don't wait.

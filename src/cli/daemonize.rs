@@ -15,6 +15,8 @@ use crate::paths::Paths;
 
 /// A new daemon must answer within this time.
 const WITHIN: Duration = Duration::from_secs(5);
+/// A daemon that ended at once may have lost against another one, which must answer within this time.
+const GRACE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
 /// Lines of the daemon's log that go with an error.
 const LOG_LINES: usize = 10;
@@ -51,9 +53,12 @@ pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
             Err(error) => return Err(client.explain(error)),
         }
         match ended {
-            Ok(Some(status)) if !status.success() => return Err(failed(format!("the daemon ended as soon as it was started\n{status}"))),
-            // It found another one that holds the lock and is about to listen.
-            Ok(Some(_)) | Ok(None) => {}
+            // Perhaps another one that was started at the same time holds the lock and is about to
+            // listen; if not, this is the end.
+            Ok(Some(status)) if !status.success() && deadline.saturating_duration_since(Instant::now()) < WITHIN - GRACE => {
+                return Err(failed(format!("the daemon ended as soon as it was started\n{status}")));
+            }
+            Ok(_) => {}
             Err(error) => return Err(failed(format!("cannot watch the new daemon: {error}"))),
         }
         if Instant::now() >= deadline {

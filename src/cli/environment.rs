@@ -26,7 +26,10 @@ const FOR_THE_DAEMON: [&str; 2] = ["RSUP_HOME", "RSUP_TAKEOVER"];
 
 /// What a daemon in the background must not inherit from whoever started it.
 pub fn private_names() -> Vec<OsString> {
-    std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(|name| private(name) && !FOR_THE_DAEMON.contains(&name))).collect()
+    std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| name.to_str().is_some_and(|name| private(name) && !FOR_THE_DAEMON.contains(&name)))
+        .collect()
 }
 
 /// The environment of this process for apps; beside it the names of variables that are not UTF-8,

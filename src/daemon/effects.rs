@@ -9,6 +9,9 @@ use crate::sys::listen::{is_nonblocking, set_nonblocking};
 use crate::sys::process;
 use std::os::fd::AsFd;
 
+/// Ended workers whose last log lines are kept, 8 KB each at the most.
+const REMEMBERED: usize = 16;
+
 impl Daemon {
     pub(super) fn carry_out(&mut self, effect: Effect) {
         match effect {
@@ -42,7 +45,7 @@ impl Daemon {
             Effect::Signal { worker, signal, reach } => self.signal(&worker, signal, reach),
             Effect::Forget { worker } => {
                 self.running.remove(&worker.generation);
-                self.pump.forget(worker.generation);
+                self.forget_later(worker.generation);
                 self.meter.forget(worker.generation);
             }
             Effect::Progress(progress) => self.calls.progress(&progress),
@@ -57,6 +60,16 @@ impl Daemon {
             Effect::Removed { app } => {
                 self.apps.remove(&app);
             }
+        }
+    }
+
+    /// The last words of a worker are asked for after its end: those of the latest few are kept.
+    fn forget_later(&mut self, generation: u64) {
+        self.remembered.push_back(generation);
+        if self.remembered.len() > REMEMBERED
+            && let Some(oldest) = self.remembered.pop_front()
+        {
+            self.pump.forget(oldest);
         }
     }
 

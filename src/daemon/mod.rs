@@ -110,6 +110,8 @@ struct Daemon {
     meter: memory::Memory,
     calls: Calls,
     /// Results of effects that were known at once.
+    /// Ended workers whose last log lines are still there.
+    remembered: std::collections::VecDeque<u64>,
     strangers: strangers::Strangers,
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
@@ -184,6 +186,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         running: HashMap::new(),
         meter: memory::Memory::default(),
         calls: Calls::default(),
+        remembered: Default::default(),
         strangers: Default::default(),
         inbox: Default::default(),
         ending: false,

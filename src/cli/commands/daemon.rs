@@ -3,8 +3,8 @@
 use nix::errno::Errno;
 
 use crate::cli::Context;
-use crate::cli::daemon_api::{self, DaemonOptions};
 use crate::cli::problem::Problem;
+use crate::daemon;
 
 /// Run the daemon; `rsup start` does this by itself
 #[derive(Debug, clap::Args)]
@@ -19,6 +19,6 @@ pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
         Ok(_) | Err(Errno::EPERM) => {}
         Err(error) => return Err(Problem::failed("local", format!("cannot leave the terminal: {error}"))),
     }
-    daemon_api::run(paths, DaemonOptions { foreground: false, start: None, json_log: cx.out.json })?;
+    daemon::run(paths, daemon::Options { foreground: false, start: None, json_log: cx.out.json })?;
     Ok(())
 }

@@ -28,9 +28,10 @@ pub use report::report;
 pub use small::{Killed, Pong, Written, checked, environments, signalled};
 pub use step::{activity, step};
 pub use style::{Look, Paint};
+pub use units::count;
 
-use super::config_api::ConfigErrors;
 use super::problem::{Problem, Report};
+use crate::config::ConfigErrors;
 
 /// Said when Ctrl-C ends a wait.
 const DETACHED: &str = "still going on in the background; `rsup list` shows it";
