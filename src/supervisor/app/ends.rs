@@ -2,10 +2,10 @@
 
 use super::super::io::{Effect, OpError};
 use super::super::operation::{Before, Course, Operation};
+use super::super::plan::Stage;
 use super::super::seat::{Ending, Hold, Seat};
 use super::super::types::OpId;
 use super::super::view::{Exit, FailureCode, OperationKind, Step};
-use super::super::plan::Stage;
 use super::super::words::humane;
 use super::super::worker::Worker;
 use super::{App, Context, RESTARTED, Wanted, stage};

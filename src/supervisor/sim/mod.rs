@@ -278,25 +278,20 @@ impl World {
         self.core = read;
     }
 
-    /// Late and doubled inputs about former workers change nothing.
+    /// Late inputs about former workers, and doubled ones about live workers, change nothing.
     fn inject(&mut self) {
-        if self.gone.is_empty() {
+        let live: Vec<Worker> = self.core.apps.values().flat_map(App::workers).cloned().collect();
+        let input = if let Some(worker) = self.random.choice(&live)
+            && self.random.bool()
+        {
+            doubled(worker)
+        } else if let Some(id) = self.random.choice(&self.gone).cloned() {
+            let late = late(&id);
+            self.random.choice(late)
+        } else {
             return;
-        }
-        let worker = self.gone[self.random.usize(..self.gone.len())].clone();
-        let exit = Exit::Code(1);
-        let inputs = [
-            Input::Spawned { worker: worker.clone(), pid: 7 },
-            Input::SpawnFailed { worker: worker.clone(), reason: "late".into() },
-            Input::Exited { worker: worker.clone(), exit, descendants: self.random.bool() },
-            Input::TreeGone { worker: worker.clone() },
-            Input::Probed { worker: worker.clone(), purpose: Purpose::Readiness, result: Ok(()) },
-            Input::Probed { worker: worker.clone(), purpose: Purpose::Liveness, result: Err("late".into()) },
-            Input::Notified { worker: worker.clone() },
-            Input::Drained { worker: worker.clone() },
-            Input::Memory { worker, bytes: u64::MAX },
-        ];
-        let input = inputs[self.random.usize(..inputs.len())].clone();
+        };
+        let Some(input) = input else { return };
         let before = self.core.apps.clone();
         self.core.handle(self.now, input.clone());
         assert!(self.core.apps == before && self.core.poll_effect().is_none(), "a late input had an effect: {input:?}");
@@ -422,6 +417,38 @@ impl World {
 
     pub fn view(&self, name: &AppName) -> AppView {
         self.core.view(name, self.now).unwrap()
+    }
+}
+
+fn late(worker: &WorkerId) -> Vec<Input> {
+    let worker = worker.clone();
+    vec![
+        Input::Spawned { worker: worker.clone(), pid: 7 },
+        Input::SpawnFailed { worker: worker.clone(), reason: "late".into() },
+        Input::Exited { worker: worker.clone(), exit: Exit::Code(1), descendants: true },
+        Input::Exited { worker: worker.clone(), exit: Exit::Code(1), descendants: false },
+        Input::TreeGone { worker: worker.clone() },
+        Input::Probed { worker: worker.clone(), purpose: Purpose::Readiness, result: Ok(()) },
+        Input::Probed { worker: worker.clone(), purpose: Purpose::Liveness, result: Err("late".into()) },
+        Input::Notified { worker: worker.clone() },
+        Input::Drained { worker: worker.clone() },
+        Input::Memory { worker, bytes: u64::MAX },
+    ]
+}
+
+/// What has been said of the worker once already.
+fn doubled(worker: &Worker) -> Option<Input> {
+    let id = worker.id.clone();
+    match &worker.state {
+        State::Spawning { .. } => Some(Input::TreeGone { worker: id }),
+        State::Starting { .. } => Some(Input::Spawned { worker: id, pid: worker.pid? }),
+        State::Ready { liveness, .. } if liveness.wakes().is_some() => {
+            Some(Input::Probed { worker: id, purpose: Purpose::Liveness, result: Err("late".into()) })
+        }
+        State::Ready { .. } => Some(Input::Notified { worker: id }),
+        State::Draining { .. } => Some(Input::Probed { worker: id, purpose: Purpose::Readiness, result: Ok(()) }),
+        State::Stopping { .. } | State::Killing { .. } => Some(Input::Drained { worker: id }),
+        State::Sweeping { .. } => Some(Input::Exited { worker: id, exit: Exit::Code(1), descendants: true }),
     }
 }
 
