@@ -43,8 +43,8 @@ impl Daemon {
             Effect::Signal { worker, signal, reach } => self.signal(&worker, signal, reach),
             Effect::Forget { worker } => {
                 self.running.remove(&worker.generation);
-                self.pump.forget(worker.generation);
                 self.meter.forget(worker.generation);
+                self.last_words.push(worker);
             }
             Effect::Progress(progress) => self.calls.progress(&progress),
             Effect::Finished { op, result } => self.on_finished(op, result),
@@ -59,6 +59,14 @@ impl Daemon {
                 self.apps.remove(&app);
             }
         }
+    }
+
+    /// Drops the last lines of workers that are gone, but for those of one that a failed reload is
+    /// to be explained with once it has been taken back.
+    pub(super) fn forget_words(&mut self) {
+        let supervisor = &self.supervisor;
+        let over = self.last_words.extract_if(.., |worker| supervisor.to_be_explained(&worker.app) != Some(worker));
+        over.for_each(|worker| self.pump.forget(worker.generation));
     }
 
     fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16) -> Result<(), String> {

@@ -106,6 +106,8 @@ struct Daemon {
     apps: HashMap<AppName, AppResources>,
     /// By generation.
     running: HashMap<u64, Running>,
+    /// Workers that are gone, whose last log lines are still kept.
+    last_words: Vec<WorkerId>,
     meter: memory::Memory,
     calls: Calls,
     /// Results of effects that were known at once.
@@ -180,6 +182,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         nofile,
         apps: HashMap::new(),
         running: HashMap::new(),
+        last_words: Vec::new(),
         meter: memory::Memory::default(),
         calls: Calls::default(),
         inbox: Default::default(),
@@ -295,6 +298,7 @@ impl Daemon {
             while let Some(effect) = self.supervisor.poll_effect() {
                 self.carry_out(effect);
             }
+            self.forget_words();
             let Some(input) = self.inbox.pop_front() else { return };
             self.supervisor.handle(now(), input);
         }

@@ -372,7 +372,8 @@ impl App {
             FailureCode::Spawn => None,
             _ => Some(format!("see its log: rsup logs {}", self.name)),
         };
-        let message = format!("worker {}:{} {reason}", self.name, worker.instance);
+        let colon = if code == FailureCode::Spawn { ":" } else { "" };
+        let message = format!("worker {}:{}{colon} {reason}", self.name, worker.instance);
         self.fail_operation(OpError { code, message, hint, worker: Some(worker.id.clone()) }, cx);
     }
 

@@ -97,6 +97,12 @@ impl Supervisor {
         self.apps.get(app).map(|app| &*app.target)
     }
 
+    /// The worker whose end an action under way will be explained with, once it is over.
+    pub fn to_be_explained(&self, app: &AppName) -> Option<&WorkerId> {
+        let rollout = self.apps.get(app)?.operation.as_ref()?.rollout.as_ref()?;
+        rollout.failed.as_ref()?.worker.as_ref()
+    }
+
     /// Everything that is left after `stop all`: nothing but stopped apps.
     pub fn idle(&self) -> bool {
         self.apps.values().all(|app| app.workers().next().is_none())
