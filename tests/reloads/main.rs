@@ -4,4 +4,7 @@
 mod common;
 
 mod broken;
+mod queue;
+mod reread;
+mod restart;
 mod zero_loss;
