@@ -76,8 +76,13 @@ impl Daemon {
     fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16) -> Result<(), String> {
         let resources = self.app(app);
         resources.sockets.hold(addresses, slots).map_err(|why| why.to_string())?;
+        // The relays that run hold sockets of addresses that may have been given up, and know
+        // nothing of new ones.
+        let looked_after: Vec<Option<u16>> = resources.relaying.drain().map(|(slot, _)| slot).collect();
+        for slot in looked_after.into_iter().flatten() {
+            self.start_relays(app, Some(slot));
+        }
         // The lobby is nobody's; every slot that has no worker yet is looked after as well.
-        resources.relaying.remove(&None);
         self.start_relays(app, None);
         let busy: Vec<u16> = self.supervisor.workers(app).map(|w| w.id.slot).collect();
         for slot in 0..slots {

@@ -107,6 +107,7 @@ struct Daemon {
     apps: HashMap<AppName, AppResources>,
     /// By generation.
     running: HashMap<u64, Running>,
+    /// Workers that are gone, whose last log lines are still kept.
     meter: memory::Memory,
     calls: Calls,
     /// Results of effects that were known at once.

@@ -149,7 +149,8 @@ impl App {
             | OperationKind::Scale
             | OperationKind::Delete => format!("see its log: rsup logs {name}"),
         };
-        let message = format!("worker {name}:{} {reason}", worker.instance);
+        let colon = if code == FailureCode::Spawn { ":" } else { "" };
+        let message = format!("worker {name}:{}{colon} {reason}", worker.instance);
         self.fail_operation(OpError { code, message, hint: Some(hint), worker: Some(worker.id.clone()) }, cx);
     }
 
