@@ -363,6 +363,9 @@ impl App {
             && self.operation.as_ref().and_then(|o| o.rollout.as_ref()).is_some_and(|r| r.from.is_some() && r.failed.is_none());
         if let Some(seat) = self.seats.get_mut(usize::from(worker.instance)).filter(|_| !on_trial) {
             seat.ended(&worker.revision.spec, ending, cx.random);
+            if let (Hold::Errored, Some(why)) = (&seat.hold, seat.reason.clone()) {
+                self.note(format!("{} is errored: {why}", worker.instance), true, cx);
+            }
         }
         self.reason = Some(format!("{}: {reason}", worker.instance));
         if worker.revision.number != self.target.number || self.operation.is_none() {
