@@ -107,13 +107,12 @@ struct Daemon {
     apps: HashMap<AppName, AppResources>,
     /// By generation.
     running: HashMap<u64, Running>,
-    /// Workers that are gone, whose last log lines are still kept.
     meter: memory::Memory,
     calls: Calls,
-    /// Results of effects that were known at once.
     /// Ended workers whose last log lines are still there.
     remembered: std::collections::VecDeque<u64>,
     strangers: strangers::Strangers,
+    /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
     started: Time,

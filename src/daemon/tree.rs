@@ -5,21 +5,37 @@ use std::time::Duration;
 
 use crate::supervisor::WorkerId;
 use crate::sys::process;
-use crate::sys::procfs::{self, StartTime};
+use crate::sys::procfs::{self, PipeId, StartTime};
 
 pub fn below(pid: u32) -> Vec<(u32, StartTime)> {
     procfs::descendants(pid)
 }
 
-/// Members of the worker's process group, orphans of it that came to us (known by `RSUP_WORKER` in
-/// their environment) with their descendants, and those seen below it earlier.
-pub fn remains(id: &WorkerId, leader: u32, earlier: &[(u32, StartTime)]) -> Vec<(u32, StartTime)> {
+/// By what an orphan is known to be a worker's, whatever else it has shed.
+#[derive(Clone, Debug)]
+pub struct Marks {
+    /// `RSUP_WORKER` in its environment.
+    pub worker: WorkerId,
+    /// The worker's pid: that of its session.
+    pub leader: u32,
+    /// The pipes that its output goes to.
+    pub output: [PipeId; 2],
+}
+
+impl Marks {
+    fn are_on(&self, orphan: u32) -> bool {
+        procfs::session_of(orphan).is_ok_and(|session| session == self.leader)
+            || procfs::environ_of(orphan, "RSUP_WORKER").ok().flatten().is_some_and(|value| value.to_str() == Some(&self.worker.to_string()))
+            || procfs::writes_to(orphan, &self.output)
+    }
+}
+
+/// Orphans of the worker that came to us, known by its marks, with their descendants, and those
+/// seen below it earlier.
+pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)]) -> Vec<(u32, StartTime)> {
     let mut found: Vec<(u32, StartTime)> = Vec::new();
-    let tag = id.to_string();
     for (orphan, started) in procfs::children() {
-        let ours = procfs::environ_of(orphan, "RSUP_WORKER").ok().flatten().is_some_and(|value| value.to_str() == Some(&tag));
-        let grouped = procfs::group_of(orphan).is_ok_and(|group| group == leader);
-        if orphan != leader && (ours || grouped) {
+        if orphan != marks.leader && marks.are_on(orphan) {
             found.push((orphan, started));
             found.extend(procfs::descendants(orphan));
         }
@@ -44,10 +60,10 @@ pub fn signal(processes: &[(u32, StartTime)], signal: i32) {
 }
 
 /// Resolves when nothing is left; kills again and again what is left once `kill` is set.
-pub async fn until_gone(id: &WorkerId, leader: u32, earlier: &[(u32, StartTime)], kill: &AtomicBool) {
+pub async fn until_gone(marks: &Marks, earlier: &[(u32, StartTime)], kill: &AtomicBool) {
     let mut pause = Duration::from_millis(2);
     loop {
-        let left = remains(id, leader, earlier);
+        let left = remains(marks, earlier);
         if left.is_empty() {
             return;
         }

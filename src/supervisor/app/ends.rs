@@ -130,6 +130,9 @@ impl App {
         let on_trial = worker.revision.number == self.target.number && self.operation.as_ref().is_some_and(Operation::may_go_back);
         if let Some(seat) = self.seats.get_mut(usize::from(worker.instance)).filter(|_| !on_trial) {
             seat.ended(&worker.revision.spec, ending, cx.random);
+            if let (Hold::Errored, Some(why)) = (&seat.hold, seat.reason.clone()) {
+                self.note(format!("{} is errored: {why}", worker.instance), true, cx);
+            }
         }
         self.reason = Some(format!("{}: {reason}", worker.instance));
         let Some(Operation { kind, course: Course::Forward { .. } | Course::Back { .. }, .. }) = self.operation else { return };

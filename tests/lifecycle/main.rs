@@ -1,0 +1,12 @@
+//! The life of processes, with the real program: each test has a daemon of its own.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod support;
+
+mod foreground;
+mod liveness;
+mod memory;
+mod readiness;
+mod restart;
+mod stop;
