@@ -213,7 +213,7 @@ impl Daemon {
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
         let Err(error) = result else { return self.conclude(op, None) };
-        let failure = Failure { code: error.code, message: error.message, hint: error.hint, log: Vec::new() };
+        let failure = Failure { code: error.code, message: error.message, hint: self.takeover_hint(op).or(error.hint), log: Vec::new() };
         let Some(worker) = error.worker else { return self.conclude(op, Some(failure)) };
         // Its last words explain more than its exit code.
         let tail = self.pump.tail(worker.generation);
@@ -223,6 +223,15 @@ impl Daemon {
             let log = lines.into_iter().map(|line| line.text).collect();
             let _ = events.send(Event::Explained { op, failure: Failure { log, ..failure } });
         });
+    }
+
+    /// Without takeover, an app that binds its port itself cannot start: that is the first thing to know.
+    fn takeover_hint(&self, op: OpId) -> Option<String> {
+        let takeover::Support::No { why } = &self.takeover else { return None };
+        let open = self.calls.open.get(self.calls.ops.get(&op)?)?;
+        let app = &open.actions.iter().find(|a| a.op == op)?.app;
+        let listens = self.supervisor.revision(app)?.spec.listen.iter().any(|l| l.tcp().is_some());
+        listens.then(|| format!("takeover of bind(2) is not possible here ({why}), so the app must take its socket from LISTEN_FDS, not bind it itself"))
     }
 
     pub(super) fn on_explained(&mut self, op: OpId, failure: Failure) {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
-use super::{Daemon, Event, Events, complain, notify, shared, tree};
+use super::{AbortOnDrop, Daemon, Event, Events, complain, notify, shared, tree};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
@@ -22,7 +22,6 @@ use crate::sys::{procfs::StartTime, process};
 pub struct Running {
     pub id: WorkerId,
     pub pid: u32,
-    pub started: StartTime,
     pub pidfd: Arc<OwnedFd>,
     /// The process itself is gone; descendants may live on.
     pub exited: bool,
@@ -32,6 +31,7 @@ pub struct Running {
     /// What is left of the tree is to be killed.
     kill: Arc<AtomicBool>,
     _notify: Option<notify::Channel>,
+    pub drain: Option<AbortOnDrop>,
 }
 
 /// A trapped `bind` and where to answer it.
@@ -62,12 +62,13 @@ impl Running {
     }
 }
 
-/// The variables that rsup adds. `PORT` is only a default: an app's own setting wins.
+/// The variables that rsup adds. `PORT` follows `listen` unless the configuration sets it; one that
+/// the caller's shell happened to have does not count.
 pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMap<String, String> {
     let spec = &revision.spec;
     let mut env = revision.env();
     if let Some(port) = spec.listen.iter().find_map(Listen::tcp).map(|a| a.port()) {
-        env.entry("PORT".into()).or_insert_with(|| port.to_string());
+        env.insert("PORT".into(), spec.env.get("PORT").cloned().unwrap_or_else(|| port.to_string()));
     }
     env.entry("NODE_APP_INSTANCE".into()).or_insert_with(|| instance.to_string());
     env.insert("RSUP_APP".into(), spec.name.to_string());
@@ -127,17 +128,17 @@ impl Daemon {
     }
 
     fn watch(&mut self, id: &WorkerId, child: Child, channel: Option<notify::Channel>) {
-        let Child { pid, pidfd, started, exec } = child;
+        let Child { pid, pidfd, exec, .. } = child;
         let pidfd = shared(pidfd);
         let running = Running {
             id: id.clone(),
             pid,
-            started,
             pidfd: pidfd.clone(),
             exited: false,
             tree: Vec::new(),
             kill: Arc::default(),
             _notify: channel,
+            drain: None,
         };
         self.running.insert(id.generation, running);
         tokio::spawn(until_end(id.clone(), pid, pidfd, exec, self.events.clone()));

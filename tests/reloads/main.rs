@@ -1,0 +1,6 @@
+//! Reloads of real apps: what clients notice of them, which is to be nothing.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod zero_loss;
