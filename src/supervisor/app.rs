@@ -241,14 +241,17 @@ impl App {
     }
 
     pub fn hurry(&mut self, cx: &mut Context<'_>) {
-        for worker in self.workers_mut() {
-            match &mut worker.state {
-                State::Draining { until } => *until = cx.now,
-                State::Stopping { kill_at } | State::Sweeping { kill_at, .. } => *kill_at = cx.now,
-                State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } | State::Killing { .. } => {}
+        // The end of draining is the beginning of stopping, which is to be short as well.
+        for _ in 0..2 {
+            for worker in self.workers_mut() {
+                match &mut worker.state {
+                    State::Draining { until } => *until = cx.now,
+                    State::Stopping { kill_at } | State::Sweeping { kill_at, .. } => *kill_at = cx.now,
+                    State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } | State::Killing { .. } => {}
+                }
             }
+            self.tick(cx);
         }
-        self.tick(cx);
     }
 
     /// Acts on every deadline that has passed.
