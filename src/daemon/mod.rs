@@ -219,6 +219,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             daemon.on_event(event);
         }
     }
+    tree::sweep_all().await;
     let _ = std::fs::remove_file(paths.socket());
     server.abort();
     daemon.pump.shutdown();

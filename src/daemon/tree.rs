@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tracing::warn;
+
 use crate::supervisor::WorkerId;
 use crate::sys::process;
 use crate::sys::procfs::{self, PipeId, StartTime};
@@ -72,5 +74,29 @@ pub async fn until_gone(marks: &Marks, earlier: &[(u32, StartTime)], kill: &Atom
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// How long orphans without a mark have, after SIGTERM, when the daemon ends.
+const LAST_SWEEP: Duration = Duration::from_secs(2);
+
+/// At the end, when no worker is left: whoever still is below us is an orphan of one, even if it
+/// has shed every mark.
+pub async fn sweep_all() {
+    let left = || procfs::descendants(std::process::id());
+    let found = left();
+    if found.is_empty() {
+        return;
+    }
+    let pids: Vec<u32> = found.iter().map(|(pid, _)| *pid).collect();
+    warn!(?pids, "stopping what workers have left behind");
+    signal(&found, nix::libc::SIGTERM);
+    let gone = async {
+        while !left().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(LAST_SWEEP, gone).await.is_err() {
+        signal(&left(), nix::libc::SIGKILL);
     }
 }

@@ -107,3 +107,22 @@ fn a_worker_that_is_not_ready_any_more_gets_no_traffic() {
     assert_eq!(answering(port), both);
     assert_eq!(home.pids("web"), both);
 }
+
+#[test]
+fn a_sick_worker_stays_until_its_replacement_is_well() {
+    let home = Home::new();
+    home.write("app", "[ -e sick ] && { echo no luck; exit 1; }\nexec sleep 1000\n");
+    let liveness = "liveness = { exec = [\"sh\", \"-c\", \"test ! -e sick\"], interval = \"50ms\", failure_threshold = 2 }";
+    let restart = "restart = { min_uptime = \"50ms\", backoff = \"10ms\", backoff_max = \"10ms\" }";
+    home.app("job", &format!("command = [\"sh\", \"app\"]\n{restart}\n{liveness}"));
+    home.ok(&["start"]);
+    let old = home.pid("job");
+    home.write("sick", "");
+    home.wait_log("job", "no luck");
+    wait_until("some tries", || home.log("job-out").matches("no luck").count() >= 5);
+    assert!(is_alive(old));
+    assert!(home.pids("job").contains(&old));
+    fs::remove_file(home.path("sick")).unwrap();
+    home.wait_view("job", "a well one alone", |v| v["phase"] == "ready" && pids(v).len() == 1 && !pids(v).contains(&old));
+    assert!(!is_alive(old));
+}

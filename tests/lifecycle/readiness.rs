@@ -199,8 +199,8 @@ fn a_crash_at_the_start_is_told_with_its_last_words() {
     let home = Home::new();
     home.web("web", "env = { CRASH_AT_START = \"1\" }");
     home.run(&["start"]).code(1).says(&["exited with code 3", "cannot connect to the database"]);
-    let json = home.run(&["start", "web", "--json"]);
-    assert_eq!(json.code, 1);
+    home.ok(&["delete", "web"]);
+    let json = home.run(&["start", "--json"]).code(1);
     let failure = &json.json()[0]["failure"];
     assert_eq!(failure["code"], "not_ready");
     assert!(failure["log"].as_array().unwrap().iter().any(|l| l.as_str().unwrap().contains("database")), "{failure:#}");
