@@ -238,7 +238,7 @@ fn failures(out: &mut String, report: &Report, width: usize, paint: Paint) {
         };
         let count = thousands(*count as u64);
         let line = format!(
-            "{count:>7} × {}: {} ({when})",
+            "{count:>7} × {}, {when}: {}",
             in_words(first.kind),
             first.detail
         );

@@ -1,12 +1,13 @@
 //! `rsup verify`.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::cli::client::{Client, Interrupt};
 use crate::cli::problem::Problem;
 use crate::cli::trial::{self, Expected, Halt, Step, Trial, Verdict};
 use crate::cli::values::{duration, http_path};
-use crate::cli::{Context, render, respec, targets};
+use crate::cli::{Context, respec, targets};
 use crate::config::{AppSpec, Check, Listen};
 use crate::control::{Reply, Request, Target};
 use crate::load::{self, FailureKind, Plan};
@@ -86,7 +87,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     if !cx.out.json {
         let how = if args.keep_alive { "kept connections" } else { "a new connection for each" };
         let rps = load::report::thousands(args.rps.into());
-        cx.out.text(&format!("{}: GET {} on {listen}, {rps} requests a second, {how}\n\n", spec.name, render::harmless(&plan.path)))?;
+        cx.out.text(&format!("{}: GET {} on {}, {rps} requests a second, {how}\n\n", spec.name, plan.path, plan.target))?;
     }
     let name = spec.name.clone();
     let default_path = args.path.is_none() && plan.path != "/";
@@ -141,6 +142,10 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
         Check::Tcp | Check::Exec { .. } | Check::Notify | Check::Alive => None,
     };
     let target = match listen {
+        // A dual-stack wildcard serves IPv4 whatever the app asked for when it bound its port.
+        Listen::Tcp { addr, v6only: false } if addr.ip() == Ipv6Addr::UNSPECIFIED => {
+            load::Target::Tcp((Ipv4Addr::LOCALHOST, addr.port()).into())
+        }
         Listen::Tcp { addr, .. } => load::Target::Tcp(*addr),
         Listen::Unix(path) => load::Target::Unix(path.clone()),
     };
@@ -162,7 +167,7 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
 fn try_once(args: &Args, plan: &Plan, spec: &AppSpec, interrupt: &Interrupt) -> Result<(), Problem> {
     let report = trial::one_request(plan, interrupt)?;
     let Some(failure) = report.failures.first() else { return Ok(()) };
-    let what = format!("GET {} fails already, before any reload: {}", plan.path, failure.detail);
+    let what = format!("GET {} on {} fails before any reload: {}", plan.path, plan.target, failure.detail);
     let hint = match (failure.kind, &args.path) {
         (FailureKind::Status(_), _) => format!("name a path that answers 200 to 299: rsup verify {} --path /health", spec.name),
         (FailureKind::BadResponse, _) => "only plain HTTP/1 can be tried".into(),

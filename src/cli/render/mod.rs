@@ -30,7 +30,6 @@ pub use small::{Killed, Pong, Written, checked, environments, signalled};
 pub use step::{activity, step};
 pub use style::{Look, Paint};
 pub use trial::{Moment, activity_line, moment, took, verdict};
-pub use units::harmless;
 
 use super::config_api::ConfigErrors;
 use super::problem::{Problem, Report};
