@@ -11,6 +11,7 @@ mod report;
 mod small;
 mod step;
 mod style;
+mod trial;
 mod units;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use report::report;
 pub use small::{Killed, Pong, Written, checked, environments, signalled};
 pub use step::{activity, step};
 pub use style::{Look, Paint};
+pub use trial::{Moment, activity_line, moment, took, verdict};
 pub use units::count;
 
 use super::problem::{Problem, Report};
