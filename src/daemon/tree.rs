@@ -12,11 +12,12 @@ pub fn below(pid: u32) -> Vec<(u32, StartTime)> {
 }
 
 /// Members of the worker's process group, orphans of it that came to us (known by `RSUP_WORKER` in
-/// their environment) with their descendants, and those seen below it earlier.
-pub fn remains(id: &WorkerId, leader: u32, earlier: &[(u32, StartTime)]) -> Vec<(u32, StartTime)> {
+/// their environment) with their descendants, and those seen below it earlier. Children of ours that
+/// are `known` to be something else are not looked at.
+pub fn remains(id: &WorkerId, leader: u32, earlier: &[(u32, StartTime)], known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
     let mut found: Vec<(u32, StartTime)> = Vec::new();
     let tag = id.to_string();
-    for (orphan, started) in procfs::children() {
+    for (orphan, started) in procfs::children(known) {
         let ours = procfs::environ_of(orphan, "RSUP_WORKER").ok().flatten().is_some_and(|value| value.to_str() == Some(&tag));
         let grouped = procfs::group_of(orphan).is_ok_and(|group| group == leader);
         if orphan != leader && (ours || grouped) {
@@ -47,7 +48,7 @@ pub fn signal(processes: &[(u32, StartTime)], signal: i32) {
 pub async fn until_gone(id: &WorkerId, leader: u32, earlier: &[(u32, StartTime)], kill: &AtomicBool) {
     let mut pause = Duration::from_millis(2);
     loop {
-        let left = remains(id, leader, earlier);
+        let left = remains(id, leader, earlier, |_| false);
         if left.is_empty() {
             return;
         }
