@@ -250,7 +250,7 @@ impl Daemon {
     fn outcome(&mut self, app: AppName, kind: OperationKind, since: Time, failure: Option<Failure>) -> Outcome {
         let mut view = self.supervisor.view(&app, now());
         if let Some(view) = &mut view {
-            self.complete(view);
+            self.complete(std::slice::from_mut(view));
         }
         if kind == OperationKind::Delete && failure.is_none() {
             view = None;
@@ -307,15 +307,13 @@ impl Daemon {
 
     fn list(&mut self) -> Reply {
         let mut views: Vec<_> = self.supervisor.names().filter_map(|app| self.supervisor.view(app, now())).collect();
-        for view in &mut views {
-            self.complete(view);
-        }
+        self.complete(&mut views);
         Reply::List(views)
     }
 
     fn describe(&mut self, name: &AppName) -> Option<Description> {
         let mut app = self.supervisor.view(name, now())?;
-        self.complete(&mut app);
+        self.complete(std::slice::from_mut(&mut app));
         let spec = self.spec(name)?;
         let logs = self.log_files(name)?;
         let mut notes = Vec::new();

@@ -1,6 +1,6 @@
 //! Starts workers, and watches each until its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -55,12 +55,12 @@ impl Running {
             self.kill.store(true, Ordering::Relaxed);
         }
         let _ = process::signal(&self.pidfd, signal);
-        tree::signal(&self.remains(), signal);
+        tree::signal(&self.remains(|_| false), signal);
     }
 
     /// What is left of the worker's tree.
-    pub fn remains(&self) -> Vec<(u32, StartTime)> {
-        tree::remains(&self.marks, &self.tree)
+    pub fn remains(&self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+        tree::remains(&self.marks, &self.tree, known)
     }
 }
 
@@ -152,11 +152,12 @@ impl Daemon {
     /// Adds to the end of a worker what is left of its tree, and waits for that to go.
     pub(super) fn complete_end(&mut self, input: Input) -> Input {
         let Input::Exited { worker, exit, .. } = input else { return input };
+        let workers = self.live_pids();
         let Some(running) = self.running.get_mut(&worker.generation) else {
             return Input::Exited { worker, exit, descendants: false };
         };
         running.exited = true;
-        let descendants = !running.remains().is_empty();
+        let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
         if descendants {
             let (id, marks, tree, kill) = (worker.clone(), running.marks.clone(), running.tree.clone(), running.kill.clone());
             let events = self.events.clone();
@@ -168,9 +169,14 @@ impl Daemon {
         Input::Exited { worker, exit, descendants }
     }
 
+    /// The processes of all workers that have not been seen to end.
+    fn live_pids(&self) -> HashSet<u32> {
+        self.running.values().filter(|running| !running.exited).map(|running| running.pid).collect()
+    }
+
     /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
     pub(super) fn reap(&mut self) {
-        let known: Vec<u32> = self.running.values().filter(|r| !r.exited).map(|r| r.pid).collect();
+        let known = self.live_pids();
         if let Err(why) = process::reap_orphans(|pid| known.contains(&pid) || super::probe::is_ours(pid)) {
             complain("cannot wait for orphans", why);
         }

@@ -14,6 +14,12 @@ use std::sync::Arc;
 /// is longer. (Kubernetes' default period.)
 const READY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// While a worker starts, its readiness is tried more often than `interval`, so that it is seen
+/// soon: after a failure the next try waits for this share of the time since its start, but no
+/// less than [`SHORTEST_PAUSE`] and no more than `interval`.
+const PAUSE_SHARE: u32 = 16;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
     pub id: WorkerId,
@@ -193,7 +199,9 @@ impl Worker {
         let probe = &self.revision.spec.readiness;
         match &mut self.state {
             State::Starting { readiness, .. } => {
-                let Some(streak) = readiness.count(ok, now + probe.interval) else { return Verdict::Stale };
+                let soon = (now.since(self.started) / PAUSE_SHARE).max(SHORTEST_PAUSE).min(probe.interval);
+                let pause = if ok { probe.interval } else { soon };
+                let Some(streak) = readiness.count(ok, now + pause) else { return Verdict::Stale };
                 if ok && streak >= probe.success_threshold {
                     self.become_ready(now);
                     return Verdict::BecameReady;
