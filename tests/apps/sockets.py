@@ -2,6 +2,7 @@
 
 BIND: what to bind, separated by spaces: 127.0.0.1:80, [::]:80, unix:/path; `v6only` before an
 address, or `dual`, sets IPV6_V6ONLY; `fd:3` takes an inherited socket; `udp` before an address.
+SHUTDOWN: on SIGTERM, shuts its listening sockets down and lives so many seconds more.
 FORK: so many processes of its own, after the sockets are made.
 """
 import json
@@ -10,6 +11,7 @@ import select
 import signal
 import socket
 import sys
+import time
 
 sockets = []
 
@@ -112,3 +114,8 @@ while not stopping:
                 answer(listener, connection, peer)
             except OSError:
                 pass
+
+if "SHUTDOWN" in os.environ:
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+    time.sleep(float(os.environ["SHUTDOWN"]))

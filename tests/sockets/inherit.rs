@@ -157,3 +157,33 @@ fn a_shell_in_between() {
     assert!(!home.pids("web").contains(&(facts(port)["pid"].as_u64().expect("a pid") as u32)));
     load.lossless();
 }
+
+/// Some servers (.NET, WEBrick) shut their listening socket down before they close it. That ends it
+/// for all who hold it, and it leaves the kernel's group of sockets.
+#[test]
+fn shut_down_by_the_app() {
+    for instances in [1, 3] {
+        let home = Home::new();
+        let port = home.port();
+        if !python_app(&home, &format!("listen = \"127.0.0.1:{port}\""), &format!("127.0.0.1:{port}"), &format!("instances = {instances}")) {
+            return;
+        }
+        let text = std::fs::read_to_string(home.path("supervisor.toml")).expect("the file") + "SHUTDOWN = \"0.3\"\n";
+        home.config(&text);
+        home.ok(&["start"]);
+        let load = Load::start(port, "/");
+        for _ in 0..3 {
+            home.ok(&["reload", "web"]);
+            load.more(100);
+        }
+        home.ok(&["restart", "web"]);
+        load.more(100);
+        let report = load.lossless();
+        let all: std::collections::BTreeSet<u32> = (0..100).map(|_| facts(port)["pid"].as_u64().expect("a pid") as u32).collect();
+        assert_eq!(all, home.pids("web"), "all workers serve, after {} requests", report.requests);
+        let relayed = || home.describe("web")["app"]["relayed"].clone();
+        let before = relayed();
+        (0..100).for_each(|_| drop(facts(port)));
+        assert_eq!(relayed(), before, "rsup is out of the way again");
+    }
+}
