@@ -213,7 +213,7 @@ impl Daemon {
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
         let Err(error) = result else { return self.conclude(op, None) };
-        let failure = Failure { code: error.code, message: error.message, hint: error.hint, log: Vec::new() };
+        let failure = Failure { code: error.code, message: error.message, hint: self.takeover_hint(op).or(error.hint), log: Vec::new() };
         let Some(worker) = error.worker else { return self.conclude(op, Some(failure)) };
         // Its last words explain more than its exit code.
         let tail = self.pump.tail(worker.generation);
@@ -223,6 +223,15 @@ impl Daemon {
             let log = lines.into_iter().map(|line| line.text).collect();
             let _ = events.send(Event::Explained { op, failure: Failure { log, ..failure } });
         });
+    }
+
+    /// Without takeover, an app that binds its port itself cannot start: that is the first thing to know.
+    fn takeover_hint(&self, op: OpId) -> Option<String> {
+        let takeover::Support::No { why } = &self.takeover else { return None };
+        let open = self.calls.open.get(self.calls.ops.get(&op)?)?;
+        let app = &open.actions.iter().find(|a| a.op == op)?.app;
+        let listens = self.supervisor.revision(app)?.spec.listen.iter().any(|l| l.tcp().is_some());
+        listens.then(|| format!("takeover of bind(2) is not possible here ({why}), so the app must take its socket from LISTEN_FDS, not bind it itself"))
     }
 
     pub(super) fn on_explained(&mut self, op: OpId, failure: Failure) {
@@ -241,7 +250,7 @@ impl Daemon {
     fn outcome(&mut self, app: AppName, kind: OperationKind, since: Time, failure: Option<Failure>) -> Outcome {
         let mut view = self.supervisor.view(&app, now());
         if let Some(view) = &mut view {
-            self.complete(view);
+            self.complete(std::slice::from_mut(view));
         }
         if kind == OperationKind::Delete && failure.is_none() {
             view = None;
@@ -298,15 +307,13 @@ impl Daemon {
 
     fn list(&mut self) -> Reply {
         let mut views: Vec<_> = self.supervisor.names().filter_map(|app| self.supervisor.view(app, now())).collect();
-        for view in &mut views {
-            self.complete(view);
-        }
+        self.complete(&mut views);
         Reply::List(views)
     }
 
     fn describe(&mut self, name: &AppName) -> Option<Description> {
         let mut app = self.supervisor.view(name, now())?;
-        self.complete(&mut app);
+        self.complete(std::slice::from_mut(&mut app));
         let spec = self.spec(name)?;
         let logs = self.log_files(name)?;
         let mut notes = Vec::new();

@@ -2,12 +2,15 @@
 
 use tracing::{info, warn};
 
-use super::{Daemon, Event, complain, drain, probe};
+use super::{AbortOnDrop, Daemon, Event, complain, drain, probe};
 use crate::config::{AppName, Listen};
 use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
 use crate::sys::listen::{is_nonblocking, set_nonblocking};
 use crate::sys::process;
 use std::os::fd::AsFd;
+
+/// Ended workers whose last log lines are kept, 8 KB each at the most.
+const REMEMBERED: usize = 16;
 
 impl Daemon {
     pub(super) fn carry_out(&mut self, effect: Effect) {
@@ -33,17 +36,16 @@ impl Daemon {
             Effect::Probe { worker, purpose } => {
                 let Some(target) = self.probe_target(&worker, purpose) else { return };
                 let events = self.events.clone();
-                let task = tokio::spawn(async move {
+                tokio::spawn(async move {
                     let result = probe::run(target).await;
                     let _ = events.send(Event::Input(Input::Probed { worker, purpose, result }));
                 });
-                drop(task);
             }
             Effect::Drain { worker } => self.drain(worker),
             Effect::Signal { worker, signal, reach } => self.signal(&worker, signal, reach),
             Effect::Forget { worker } => {
                 self.running.remove(&worker.generation);
-                self.pump.forget(worker.generation);
+                self.forget_later(worker.generation);
                 self.meter.forget(worker.generation);
             }
             Effect::Progress(progress) => self.calls.progress(&progress),
@@ -61,11 +63,26 @@ impl Daemon {
         }
     }
 
+    /// The last words of a worker are asked for after its end: those of the latest few are kept.
+    fn forget_later(&mut self, generation: u64) {
+        self.remembered.push_back(generation);
+        if self.remembered.len() > REMEMBERED
+            && let Some(oldest) = self.remembered.pop_front()
+        {
+            self.pump.forget(oldest);
+        }
+    }
+
     fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16) -> Result<(), String> {
         let resources = self.app(app);
         resources.sockets.hold(addresses, slots).map_err(|why| why.to_string())?;
+        // The relays that run hold sockets of addresses that may have been given up, and know
+        // nothing of new ones.
+        let looked_after: Vec<Option<u16>> = resources.relaying.drain().map(|(slot, _)| slot).collect();
+        for slot in looked_after.into_iter().flatten() {
+            self.start_relays(app, Some(slot));
+        }
         // The lobby is nobody's; every slot that has no worker yet is looked after as well.
-        resources.relaying.remove(&None);
         self.start_relays(app, None);
         let busy: Vec<u16> = self.supervisor.workers(app).map(|w| w.id.slot).collect();
         for slot in 0..slots {
@@ -142,10 +159,15 @@ impl Daemon {
         let Ok(queues) = resources.sockets.queues(Some(worker.slot)) else { return };
         let ports = resources.sockets.ports();
         let events = self.events.clone();
-        tokio::spawn(async move {
+        let generation = worker.generation;
+        let task = tokio::spawn(async move {
             drain::until_empty(queues, ports).await;
             let _ = events.send(Event::Input(Input::Drained { worker }));
         });
+        // It holds copies of the sockets, and must not outlive the worker with them.
+        if let Some(running) = self.running.get_mut(&generation) {
+            running.drain = Some(AbortOnDrop(task));
+        }
     }
 
     fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {

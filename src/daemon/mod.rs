@@ -11,6 +11,7 @@ mod relay;
 mod server;
 mod sockets;
 mod spawn;
+mod strangers;
 mod tree;
 
 use std::collections::{BTreeMap, HashMap};
@@ -108,6 +109,9 @@ struct Daemon {
     running: HashMap<u64, Running>,
     meter: memory::Memory,
     calls: Calls,
+    /// Ended workers whose last log lines are still there.
+    remembered: std::collections::VecDeque<u64>,
+    strangers: strangers::Strangers,
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
@@ -162,7 +166,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
     let (log_events, mut log_problems) = mpsc::unbounded_channel();
     let pump = Pump::start(log_events).map_err(system("cannot start the log thread"))?;
-    let takeover = takeover::probe_support();
+    let takeover = support();
     if let takeover::Support::No { why } = &takeover {
         warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
     }
@@ -182,6 +186,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         running: HashMap::new(),
         meter: memory::Memory::default(),
         calls: Calls::default(),
+        remembered: Default::default(),
+        strangers: Default::default(),
         inbox: Default::default(),
         ending: false,
         started,
@@ -189,6 +195,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(system("cannot catch signals"))?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut now_and_then = tokio::time::interval(Duration::from_secs(10));
+    now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
     daemon.start_given();
     loop {
@@ -204,6 +212,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
+            _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.look_for_strangers(),
         }
         // What has queued up meanwhile is handled before the next look at the clock.
         while let Ok(event) = inbox.try_recv() {
@@ -219,6 +228,14 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
     calls.exit_failure().map_or(Ok(()), |why| Err(Error::Start(why)))
+}
+
+/// `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that take their sockets from `LISTEN_FDS`.
+fn support() -> takeover::Support {
+    if std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off") {
+        return takeover::Support::No { why: "RSUP_TAKEOVER=off".into() };
+    }
+    takeover::probe_support()
 }
 
 fn now() -> Time {
@@ -372,6 +389,15 @@ impl Daemon {
 /// Says what went wrong with something that is not the user's doing and cannot be waited out.
 fn complain(what: &str, why: impl std::fmt::Display) {
     error!("{what}: {why}");
+}
+
+/// A task that has no reason to go on without its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 fn shared<T>(value: T) -> Arc<T> {

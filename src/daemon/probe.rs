@@ -116,8 +116,7 @@ async fn http(target: ProbeTarget, check: &Check) -> Result<(), String> {
 /// there is that it takes them off the queue.
 async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<(), String> {
     let _stream = tokio::time::timeout(limit, connect(target)).await.map_err(|_| "cannot connect in time".to_owned())??;
-    let deadline = tokio::time::Instant::now() + limit;
-    let mut pause = Duration::from_millis(1);
+    let begin = tokio::time::Instant::now();
     loop {
         match backlog(queue) {
             Ok(Backlog::Listening { queued: 0, .. }) => return Ok(()),
@@ -125,11 +124,10 @@ async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<()
             Ok(Backlog::Listening { .. }) => {}
             Err(why) => return Err(format!("its queue cannot be looked at: {why}")),
         }
-        if tokio::time::Instant::now() >= deadline {
+        if begin.elapsed() >= limit {
             return Err("it does not accept connections yet".into());
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(25));
+        tokio::time::sleep((begin.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(25))).await;
     }
 }
 

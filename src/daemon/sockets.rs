@@ -10,7 +10,8 @@ use std::path::PathBuf;
 
 use crate::config::{self, Listen};
 use crate::supervisor::Steering;
-use crate::sys::listen::{self, Backlog, Family, Group, ListenError};
+use crate::sys::holder::Holder;
+use crate::sys::listen::{self, Family, Group, ListenError};
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
@@ -71,6 +72,10 @@ impl Sockets {
                 Listen::Tcp { addr, v6only } => match self.bound.get_mut(address) {
                     Some(Bound::Tcp { group, .. }) => {
                         if group.len() < size {
+                            // A stranger in the group would push the new sockets to other indexes.
+                            if let Some(holder) = group.joiners().unwrap_or_default().pop() {
+                                return Err(ListenError::InUse { addr: *addr, holder: Some(holder) });
+                            }
                             group.grow(size)?;
                         }
                         continue;
@@ -149,18 +154,6 @@ impl Sockets {
         Ok(queues)
     }
 
-    /// Connections waiting at the slot, over all addresses. A queue that no longer listens is empty.
-    pub fn queued(&self, slot: u16) -> u32 {
-        let waiting = |bound: &Bound| match bound {
-            Bound::Tcp { group, .. } => match group.backlog(index(slot)) {
-                Ok(Backlog::Listening { queued, .. }) => queued,
-                Ok(Backlog::NotListening) | Err(_) => 0,
-            },
-            Bound::Unix { .. } => 0,
-        };
-        self.bound.values().map(waiting).sum()
-    }
-
     pub fn ports(&self) -> Vec<u16> {
         let mut ports: Vec<u16> = self.bound.keys().filter_map(|l| l.tcp().map(|a| a.port())).collect();
         ports.dedup();
@@ -173,6 +166,16 @@ impl Sockets {
             Bound::Tcp { group, .. } => Some(ProbeTarget { address: steer::probe_target(group.addr(), group.family()), index: index(slot) }),
             Bound::Unix { .. } => None,
         })
+    }
+
+    /// Processes that are not ours and listen on one of our addresses all the same: with
+    /// SO_REUSEPORT, another process of the same user can.
+    pub fn joiners(&self) -> Vec<Holder> {
+        let of = |bound: &Bound| match bound {
+            Bound::Tcp { group, .. } => group.joiners().unwrap_or_default(),
+            Bound::Unix { .. } => Vec::new(),
+        };
+        self.bound.values().flat_map(of).collect()
     }
 
     /// A copy of the slot's first TCP socket, to look at its accept queue.

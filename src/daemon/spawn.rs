@@ -1,6 +1,6 @@
 //! Starts workers, and watches each until its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
 use super::tree::{self, Marks};
-use super::{Daemon, Event, Events, complain, notify, shared};
+use super::{AbortOnDrop, Daemon, Event, Events, complain, notify, shared};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
@@ -24,7 +24,6 @@ use crate::sys::procfs::{PipeId, StartTime};
 pub struct Running {
     pub id: WorkerId,
     pub pid: u32,
-    pub started: StartTime,
     pub pidfd: Arc<OwnedFd>,
     /// The process itself is gone; descendants may live on.
     pub exited: bool,
@@ -34,6 +33,7 @@ pub struct Running {
     /// What is left of the tree is to be killed.
     kill: Arc<AtomicBool>,
     _notify: Option<notify::Channel>,
+    pub drain: Option<AbortOnDrop>,
 }
 
 /// A trapped `bind` and where to answer it.
@@ -55,21 +55,22 @@ impl Running {
             self.kill.store(true, Ordering::Relaxed);
         }
         let _ = process::signal(&self.pidfd, signal);
-        tree::signal(&self.remains(), signal);
+        tree::signal(&self.remains(|_| false), signal);
     }
 
     /// What is left of the worker's tree.
-    pub fn remains(&self) -> Vec<(u32, StartTime)> {
-        tree::remains(&self.marks, &self.tree)
+    pub fn remains(&self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+        tree::remains(&self.marks, &self.tree, known)
     }
 }
 
-/// The variables that rsup adds. `PORT` is only a default: an app's own setting wins.
+/// The variables that rsup adds. `PORT` follows `listen` unless the configuration sets it; one that
+/// the caller's shell happened to have does not count.
 pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMap<String, String> {
     let spec = &revision.spec;
     let mut env = revision.env();
     if let Some(port) = spec.listen.iter().find_map(Listen::tcp).map(|a| a.port()) {
-        env.entry("PORT".into()).or_insert_with(|| port.to_string());
+        env.insert("PORT".into(), spec.env.get("PORT").cloned().unwrap_or_else(|| port.to_string()));
     }
     env.entry("NODE_APP_INSTANCE".into()).or_insert_with(|| instance.to_string());
     env.insert("RSUP_APP".into(), spec.name.to_string());
@@ -131,18 +132,18 @@ impl Daemon {
     }
 
     fn watch(&mut self, id: &WorkerId, child: Child, output: [PipeId; 2], channel: Option<notify::Channel>) {
-        let Child { pid, pidfd, started, exec } = child;
+        let Child { pid, pidfd, exec, .. } = child;
         let pidfd = shared(pidfd);
         let running = Running {
             id: id.clone(),
             pid,
-            started,
             pidfd: pidfd.clone(),
             exited: false,
             marks: Marks { worker: id.clone(), leader: pid, output },
             tree: Vec::new(),
             kill: Arc::default(),
             _notify: channel,
+            drain: None,
         };
         self.running.insert(id.generation, running);
         tokio::spawn(until_end(id.clone(), pid, pidfd, exec, self.events.clone()));
@@ -151,11 +152,12 @@ impl Daemon {
     /// Adds to the end of a worker what is left of its tree, and waits for that to go.
     pub(super) fn complete_end(&mut self, input: Input) -> Input {
         let Input::Exited { worker, exit, .. } = input else { return input };
+        let workers = self.live_pids();
         let Some(running) = self.running.get_mut(&worker.generation) else {
             return Input::Exited { worker, exit, descendants: false };
         };
         running.exited = true;
-        let descendants = !running.remains().is_empty();
+        let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
         if descendants {
             let (id, marks, tree, kill) = (worker.clone(), running.marks.clone(), running.tree.clone(), running.kill.clone());
             let events = self.events.clone();
@@ -167,9 +169,14 @@ impl Daemon {
         Input::Exited { worker, exit, descendants }
     }
 
+    /// The processes of all workers that have not been seen to end.
+    fn live_pids(&self) -> HashSet<u32> {
+        self.running.values().filter(|running| !running.exited).map(|running| running.pid).collect()
+    }
+
     /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
     pub(super) fn reap(&mut self) {
-        let known: Vec<u32> = self.running.values().filter(|r| !r.exited).map(|r| r.pid).collect();
+        let known = self.live_pids();
         if let Err(why) = process::reap_orphans(|pid| known.contains(&pid) || super::probe::is_ours(pid)) {
             complain("cannot wait for orphans", why);
         }

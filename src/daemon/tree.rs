@@ -33,10 +33,10 @@ impl Marks {
 }
 
 /// Orphans of the worker that came to us, known by its marks, with their descendants, and those
-/// seen below it earlier.
-pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)]) -> Vec<(u32, StartTime)> {
+/// seen below it earlier. Children of ours that are `known` to be something else are not looked at.
+pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)], known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
     let mut found: Vec<(u32, StartTime)> = Vec::new();
-    for (orphan, started) in procfs::children() {
+    for (orphan, started) in procfs::children(known) {
         if orphan != marks.leader && marks.are_on(orphan) {
             found.push((orphan, started));
             found.extend(procfs::descendants(orphan));
@@ -65,7 +65,7 @@ pub fn signal(processes: &[(u32, StartTime)], signal: i32) {
 pub async fn until_gone(marks: &Marks, earlier: &[(u32, StartTime)], kill: &AtomicBool) {
     let mut pause = Duration::from_millis(2);
     loop {
-        let left = remains(marks, earlier);
+        let left = remains(marks, earlier, |_| false);
         if left.is_empty() {
             return;
         }

@@ -14,7 +14,8 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 
 use super::connect::{Connector, Stream, Target};
 use super::http::{Answer, Buffers, Cause, Fault, exchange};
-use super::stats::{FailureKind, Outcome, Phase, PhaseStats, Recorder, Report, Series, Snapshot};
+use super::recorder::{Outcome, Recorder};
+use super::stats::{FailureKind, Phase, PhaseStats, Report, Series, Snapshot};
 
 /// What load to put on what. Requests are `GET`s.
 #[derive(Debug, Clone)]
@@ -122,7 +123,7 @@ struct Shared {
     connector: Connector,
     started: Instant,
     phase: AtomicU8,
-    issued: AtomicU64,
+    begun: AtomicU64,
     in_flight: AtomicU64,
     opened: AtomicU64,
     clients: AtomicUsize,
@@ -156,7 +157,7 @@ pub fn start(plan: Plan) -> Handle {
         connector: Connector::new(plan.target.clone()),
         started,
         phase: AtomicU8::new(Phase::Before as u8),
-        issued: AtomicU64::new(0),
+        begun: AtomicU64::new(0),
         in_flight: AtomicU64::new(0),
         opened: AtomicU64::new(0),
         clients: AtomicUsize::new(clients),
@@ -352,7 +353,7 @@ impl Client {
             plan,
             rate,
             started,
-            issued,
+            begun,
             ..
         } = &*self.shared;
         let now = Instant::now();
@@ -360,7 +361,7 @@ impl Client {
         if *self.stopped.borrow() || now >= last {
             return None;
         }
-        let number = issued.fetch_add(1, Ordering::Relaxed);
+        let number = begun.fetch_add(1, Ordering::Relaxed);
         if plan.max_requests.is_some_and(|max| number >= max) {
             return None;
         }

@@ -3,7 +3,9 @@
 //!
 //! * [`client`]: [`Plan`] → [`start`] → [`Handle`] → [`Report`]. Every request that was begun is
 //!   accounted for: answered, or a [`Failure`] of one kind. Nothing is retried.
-//! * [`stats`]: what is counted, by phase and over time; the fields of the JSON report.
+//! * [`stats`]: what is counted, by phase and over time; the fields of the JSON report. `recorder`
+//!   does the counting.
+//! * `connect` and `http`: one connection, one exchange.
 //! * [`report`] and `chart`: the same for a terminal.
 //! * [`sample`]: the built-in web app.
 
@@ -11,6 +13,7 @@ mod chart;
 pub mod client;
 mod connect;
 mod http;
+mod recorder;
 pub mod report;
 pub mod sample;
 #[cfg(test)]

@@ -10,23 +10,30 @@ use super::stats::{Failure, FailureKind, Phase, PhaseStats, Report};
 
 pub use super::stats::Marker;
 
-/// Lines of each of the two plots.
-const HEIGHT: usize = 4;
+/// Lines of the two plots.
+const RATE_HEIGHT: usize = 3;
+const LATENCY_HEIGHT: usize = 5;
 /// Groups of failures that are listed.
 const LISTED: usize = 10;
 
 /// The report as text of at most `width` columns (at least 60), in ANSI colours if `color`. Nothing
 /// is said by colour alone.
 pub fn render(report: &Report, width: usize, color: bool) -> String {
+    let mut out = table_and_chart(report, width, color);
+    out.push('\n');
+    out.push_str(&verdict(report, color));
+    out.push('\n');
+    out
+}
+
+/// The same without the verdict.
+pub fn table_and_chart(report: &Report, width: usize, color: bool) -> String {
     let width = width.clamp(60, 160);
     let paint = Paint(color);
     let mut out = String::new();
     table(&mut out, report, width, paint);
     chart(&mut out, report, width, paint);
     failures(&mut out, report, width, paint);
-    out.push('\n');
-    out.push_str(&verdict(report, color));
-    out.push('\n');
     out
 }
 
@@ -70,6 +77,15 @@ fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
         header.push("races");
     }
     header.extend(["req/s", "p50", "p95", "p99", "max"]);
+    let told = |tell: fn(&PhaseStats) -> bool| Phase::ALL.iter().any(|phase| tell(report.phase(*phase)));
+    let (pids, named) = (told(|stats| !stats.pids.is_empty()), told(|stats| !stats.versions.is_empty()));
+    if pids {
+        header.push("pids");
+    }
+    if named {
+        header.push("version");
+    }
+    let room = width.saturating_sub(if races { 80 } else { 68 }).max(10);
     table.set_header(header.iter().map(|h| Cell::new(paint.dim(h))));
     let phases = Phase::ALL.map(|phase| (phase, report.phase(phase)));
     for (phase, stats) in phases
@@ -97,60 +113,31 @@ fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
             [stats.p50_us, stats.p95_us, stats.p99_us, stats.max_us]
                 .map(|t| t.map_or("–".into(), time)),
         );
+        if pids {
+            row.push(stats.pids.len().to_string());
+        }
+        if named {
+            row.push(versions(stats, room));
+        }
         table.add_row(row);
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    if named && let Some(column) = table.column_iter_mut().last() {
+        column.set_cell_alignment(CellAlignment::Left);
+    }
     for line in table.lines() {
         out.push_str(line.trim_end());
         out.push('\n');
     }
-    let served: Vec<String> = Phase::ALL
-        .iter()
-        .filter_map(|p| answered_by(*p, report.phase(*p)))
-        .collect();
-    if !served.is_empty() {
-        let line = format!(" served by  {}", served.join(" · "));
-        let _ = writeln!(out, "{}", paint.dim(&cut(&line, width)));
-    }
 }
 
-/// `during: 4 processes, v1 62 %, v2 38 %`
-fn answered_by(phase: Phase, stats: &PhaseStats) -> Option<String> {
-    if stats.pids.is_empty() {
-        return None;
-    }
-    let name = match phase {
-        Phase::Before => "before",
-        Phase::During => "during",
-        Phase::After => "after",
-    };
-    let processes = if stats.pids.len() == 1 {
-        "process"
-    } else {
-        "processes"
-    };
-    let mut line = format!("{name}: {} {processes}", stats.pids.len());
-    let total: u64 = stats.versions.values().sum();
-    let mut versions: Vec<_> = stats.versions.iter().collect();
-    versions.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-    match versions.as_slice() {
-        [] => {}
-        [(only, _)] => {
-            let _ = write!(line, ", {only}");
-        }
-        several => {
-            for (version, n) in several.iter().take(3) {
-                let _ = write!(
-                    line,
-                    ", {version} {}",
-                    percent(**n as f64 / total as f64 * 100.0)
-                );
-            }
-        }
-    }
-    Some(line)
+/// `v1 v2 v3`, as far as they fit.
+fn versions(stats: &PhaseStats, room: usize) -> String {
+    let all: Vec<&str> = stats.versions.keys().map(String::as_str).collect();
+    let text: String = all.join(" ").chars().filter(|c| !c.is_control()).collect();
+    cut(&text, room)
 }
 
 fn chart(out: &mut String, report: &Report, width: usize, paint: Paint) {
@@ -164,7 +151,7 @@ fn chart(out: &mut String, report: &Report, width: usize, paint: Paint) {
     axis(
         out,
         "req/s",
-        &plot(&rates, top, HEIGHT),
+        &plot(&rates, top, RATE_HEIGHT),
         &short(top),
         |s| paint.blue(s),
         paint,
@@ -174,7 +161,7 @@ fn chart(out: &mut String, report: &Report, width: usize, paint: Paint) {
     axis(
         out,
         "p99",
-        &plot(&p99s, top, HEIGHT),
+        &plot(&p99s, top, LATENCY_HEIGHT),
         &time(top as u64),
         |s| paint.magenta(s),
         paint,
@@ -251,7 +238,7 @@ fn failures(out: &mut String, report: &Report, width: usize, paint: Paint) {
         };
         let count = thousands(*count as u64);
         let line = format!(
-            "{count:>7} × {}: {} ({when})",
+            "{count:>7} × {}, {when}: {}",
             in_words(first.kind),
             first.detail
         );

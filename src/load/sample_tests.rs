@@ -87,7 +87,14 @@ impl Sample {
     }
 
     fn exit_code(&mut self) -> Option<i32> {
-        self.child.wait().expect("wait").code()
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("has not exited");
     }
 }
 
@@ -157,6 +164,17 @@ fn paths_answer_as_documented() {
 }
 
 #[test]
+fn client_that_has_said_all_is_still_answered() {
+    let app = Sample::start(&[]);
+    let mut stream = app.connect();
+    ask(&mut stream, "/slow?ms=50", "close");
+    stream
+        .shutdown(std::net::Shutdown::Write)
+        .expect("shutdown");
+    assert!(answer(&mut stream).contains("200 OK"));
+}
+
+#[test]
 fn log_writes_lines() {
     let mut app = Sample::start(&[]);
     assert_eq!(app.get("/log?n=3").0, 200);
@@ -183,7 +201,8 @@ fn warms_up_or_never() {
 #[test]
 fn crashes_when_asked() {
     let mut app = Sample::start(&[]);
-    ask(&mut app.connect(), "/crash", "close");
+    let mut stream = app.connect();
+    ask(&mut stream, "/crash", "close");
     assert_eq!(app.exit_code(), Some(3));
     let output = command(&[("CRASH_AT_START", "1")]).output().expect("run");
     assert_eq!(output.status.code(), Some(3));
@@ -256,7 +275,7 @@ async fn keep_alive_load_over_sigterm_meets_no_race() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     kill(Pid::from_raw(app.child.id() as i32), Signal::SIGTERM).expect("kill");
-    while load.snapshot().failed == 0 {
+    while load.snapshot().failed == 0 && !load.is_finished() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let report = load.stop().await;

@@ -1,11 +1,11 @@
-//! Long actions: what a user waits for, and what a failed reload goes back to.
+//! Long actions: what a user waits for, and what a failed one goes back to.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::io::{Env, Request};
+use super::io::{Env, OpError, Request};
 use super::types::{OpId, Revision, Time};
 use super::view::OperationKind;
 use crate::config::AppSpec;
@@ -15,20 +15,43 @@ use crate::config::AppSpec;
 pub struct Operation {
     pub kind: OperationKind,
     pub since: Time,
-    /// `None` once the asker has his answer and the rest goes on without him.
-    pub op: Option<OpId>,
-    pub rollout: Option<Rollout>,
+    pub op: OpId,
+    /// What was wanted before, where there is a way back to it.
+    pub before: Option<Before>,
+    pub course: Course,
 }
 
-/// A change of revision that can fail and be taken back.
+/// How far an action has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rollout {
-    /// The revision to go back to; `None` where there was none serving (first start, restart).
-    pub from: Option<Arc<Revision>>,
-    pub old_instances: u16,
-    pub deadline: Time,
-    /// Set once it has failed: replaced workers go back to the old revision.
-    pub failed: Option<super::io::OpError>,
+pub enum Course {
+    /// On its way to what is wanted. A stop has no deadline: the timeouts of its workers end it.
+    Forward { deadline: Option<Time> },
+    /// Every wanted worker is available, so it cannot fail any more; it ends when those workers
+    /// that are leaving now (the ones up to this generation) are gone.
+    Ending { generation: u64 },
+    /// It has failed: replaced workers go back to the old revision.
+    Back { deadline: Time, error: OpError },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Before {
+    pub target: Arc<Revision>,
+    pub instances: u16,
+}
+
+impl Operation {
+    pub fn deadline(&self) -> Option<Time> {
+        match &self.course {
+            Course::Forward { deadline } => *deadline,
+            Course::Ending { .. } => None,
+            Course::Back { deadline, .. } => Some(*deadline),
+        }
+    }
+
+    /// A reload that may still fail: the old revision is to lose nothing by it.
+    pub fn may_go_back(&self) -> bool {
+        self.kind == OperationKind::Reload && matches!(self.course, Course::Forward { .. })
+    }
 }
 
 /// Reloads that wait for the action under way (`--wait`).

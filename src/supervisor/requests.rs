@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::after;
-use super::app::{App, Context, REPLACED_BY_RELOAD, Wanted};
+use super::app::{App, Context, REPLACED_BY_RELOAD, RESTARTED, Wanted};
 use super::io::{Effect, Env, OpError, Request};
-use super::operation::{Operation, Rollout};
+use super::operation::{Before, Course, Operation};
 use super::seat::{Hold, Seat};
 use super::types::{OpId, Revision};
 use super::view::{FailureCode, OperationKind};
@@ -24,35 +24,23 @@ pub fn handle(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, reque
 fn begin(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Result<(), OpError> {
     let kind = request.kind();
     let Some(app) = apps.get_mut(name) else {
-        return match request {
-            Request::Start { spec, base_env } => {
-                let mut app = App::new(Arc::new(Revision { number: 1, spec: *spec, base_env }));
-                app.operation = Some(operation(kind, op, None, cx));
-                app.note("started".into(), false, cx);
-                apps.insert(name.clone(), app);
-                Ok(())
-            }
-            Request::Resume
-            | Request::Stop
-            | Request::Delete
-            | Request::Restart { .. }
-            | Request::Reload { .. }
-            | Request::Scale { .. } => Err(refused(FailureCode::UnknownApp, format!("there is no app `{name}`"), "rsup list")),
-        };
+        let app = first(name, op, request, cx)?;
+        apps.insert(name.clone(), app);
+        return Ok(());
     };
     match request {
         Request::Stop | Request::Delete => {
             supersede(app, kind, cx);
             app.wanted = if kind == OperationKind::Stop && app.wanted != Wanted::Deleted { Wanted::Down } else { Wanted::Deleted };
             app.reason = None;
-            app.operation = Some(operation(kind, op, None, cx));
+            app.operation = Some(Operation { kind, since: cx.now, op, before: None, course: Course::Forward { deadline: None } });
             Ok(())
         }
         Request::Start { spec, base_env } => {
             not_busy(app, cx)?;
             not_running(app)?;
             app.target = next_revision(app, *spec, Some(base_env));
-            come_up(app, kind, op, cx);
+            come_up(app, kind, op, None, cx);
             Ok(())
         }
         Request::Resume => {
@@ -61,59 +49,88 @@ fn begin(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: R
             if !given_up {
                 not_running(app)?;
             }
-            come_up(app, kind, op, cx);
+            come_up(app, kind, op, None, cx);
             Ok(())
         }
         Request::Restart { spec, base_env } => {
             not_busy(app, cx)?;
+            let before = before(app);
             app.target = next_revision(app, *spec, base_env);
-            condemn_all(app, "restarted");
-            come_up(app, kind, op, cx);
+            condemn_all(app, RESTARTED);
+            come_up(app, kind, op, Some(before), cx);
             Ok(())
         }
         Request::Reload { spec, base_env, queue } => {
-            if queue && app.operation.is_some() {
+            if queue && app.operation.is_some() && app.wanted == Wanted::Up {
                 app.queue.push_back((op, spec, base_env));
                 return Ok(());
             }
             not_busy(app, cx)?;
-            let from = app.target.clone();
-            let old_instances = app.instances;
+            let before = before(app);
             app.target = next_revision(app, *spec, base_env);
             if app.wanted != Wanted::Up {
-                come_up(app, OperationKind::Start, op, cx);
+                come_up(app, OperationKind::Start, op, None, cx);
                 return Ok(());
             }
             condemn_all(app, REPLACED_BY_RELOAD);
-            come_up(app, kind, op, cx);
-            let deadline = cx.now + app.spec().reload.deadline;
-            let rollout = Rollout { from: Some(from), old_instances, deadline, failed: None };
-            app.operation = Some(operation(kind, op, Some(rollout), cx));
+            come_up(app, kind, op, Some(before), cx);
             app.note(format!("reload to revision {}", app.target.number), false, cx);
             Ok(())
         }
-        Request::Scale { instances } => {
-            not_busy(app, cx)?;
-            if instances == 0 {
-                return Err(refused(FailureCode::BadRequest, "an app has at least one worker".into(), &format!("rsup stop {name}")));
-            }
-            app.instances = instances;
-            app.note(format!("scaled to {instances}"), false, cx);
-            if app.wanted == Wanted::Up {
-                app.operation = Some(operation(kind, op, None, cx));
-            } else {
-                cx.out.push_back(Effect::Finished { op, result: Ok(()) });
-            }
-            Ok(())
+        Request::Scale { instances } => scale(app, instances, op, cx),
+    }
+}
+
+fn scale(app: &mut App, instances: u16, op: OpId, cx: &mut Context<'_>) -> Result<(), OpError> {
+    not_busy(app, cx)?;
+    if instances == 0 {
+        let hint = format!("rsup stop {}", app.name);
+        return Err(refused(FailureCode::BadRequest, "an app has at least one worker".into(), &hint));
+    }
+    let before = before(app);
+    app.instances = instances;
+    app.note(format!("scaled to {instances}"), false, cx);
+    if app.wanted == Wanted::Up {
+        // So many are to run: those that were given up are tried again.
+        app.listening.again = None;
+        app.seats.iter_mut().filter(|s| s.hold != Hold::Exited).for_each(Seat::reopen);
+        app.operation = Some(forward(app, OperationKind::Scale, op, Some(before), cx));
+    } else {
+        cx.out.push_back(Effect::Finished { op, result: Ok(()) });
+    }
+    Ok(())
+}
+
+/// A new app.
+fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Result<App, OpError> {
+    match request {
+        Request::Start { spec, base_env } => {
+            let mut app = App::new(Arc::new(Revision { number: 1, spec: *spec, base_env }));
+            app.operation = Some(forward(&app, OperationKind::Start, op, None, cx));
+            app.note("started".into(), false, cx);
+            Ok(app)
+        }
+        Request::Resume | Request::Stop | Request::Delete | Request::Restart { .. } | Request::Reload { .. } | Request::Scale { .. } => {
+            Err(refused(FailureCode::UnknownApp, format!("there is no app `{name}`"), "rsup list"))
         }
     }
 }
 
-fn come_up(app: &mut App, kind: OperationKind, op: OpId, cx: &mut Context<'_>) {
+fn come_up(app: &mut App, kind: OperationKind, op: OpId, before: Option<Before>, cx: &mut Context<'_>) {
     app.wanted = Wanted::Up;
     app.reason = None;
+    app.listening.again = None;
     app.seats.iter_mut().for_each(Seat::reopen);
-    app.operation = Some(operation(kind, op, None, cx));
+    app.operation = Some(forward(app, kind, op, before, cx));
+}
+
+fn forward(app: &App, kind: OperationKind, op: OpId, before: Option<Before>, cx: &Context<'_>) -> Operation {
+    let deadline = Some(cx.now + app.spec().reload.deadline);
+    Operation { kind, since: cx.now, op, before, course: Course::Forward { deadline } }
+}
+
+fn before(app: &App) -> Before {
+    Before { target: app.target.clone(), instances: app.instances }
 }
 
 fn condemn_all(app: &mut App, why: &str) {
@@ -129,13 +146,18 @@ fn next_revision(app: &mut App, spec: AppSpec, base_env: Option<Env>) -> Arc<Rev
     Arc::new(Revision { number: app.last_revision, spec, base_env })
 }
 
-fn operation(kind: OperationKind, op: OpId, rollout: Option<Rollout>, cx: &Context<'_>) -> Operation {
-    Operation { kind, since: cx.now, op: Some(op), rollout }
-}
-
 /// A stop ends whatever is under way and whatever waits.
 fn supersede(app: &mut App, by: OperationKind, cx: &mut Context<'_>) {
-    let running = app.operation.take().and_then(|o| o.op.map(|op| (op, o.kind)));
+    let running = app.operation.take().map(|o| {
+        // A reload that did not get to its end has changed nothing.
+        if o.may_go_back()
+            && let Some(before) = o.before
+        {
+            app.target = before.target;
+            app.instances = before.instances;
+        }
+        (o.op, o.kind)
+    });
     let queued = app.queue.drain(..).map(|(op, ..)| (op, OperationKind::Reload));
     for (op, kind) in running.into_iter().chain(queued) {
         let message = format!("the {} of `{}` was ended by a {}", kind.as_str(), app.name, by.as_str());

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::app::REPLACED_BY_RELOAD;
 use super::types::{Revision, Time, WorkerId};
 use super::view::WorkerPhase;
 use crate::config::{AppSpec, Check, Probe};
@@ -12,6 +13,12 @@ use std::sync::Arc;
 /// A ready worker's readiness is looked at again this often, or at the probe's own interval if that
 /// is longer. (Kubernetes' default period.)
 const READY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// While a worker starts, its readiness is tried more often than `interval`, so that it is seen
+/// soon: after a failure the next try waits for this share of the time since its start, but no
+/// less than [`SHORTEST_PAUSE`] and no more than `interval`.
+const PAUSE_SHARE: u32 = 16;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
@@ -39,7 +46,8 @@ pub enum State {
     Draining { until: Time },
     Stopping { kill_at: Time },
     Killing { since: Time },
-    /// The process is gone, descendants of it are not.
+    /// The process is gone, descendants of it are not. They are killed at `kill_at`, and again and
+    /// again: one may have been forked while the others were looked for.
     Sweeping { kill_at: Time, killed: bool },
 }
 
@@ -85,18 +93,16 @@ impl Clock {
         }
     }
 
-    /// Counts a result and sets the next try; returns the streak.
-    pub fn count(&mut self, ok: bool, next: Time) -> u32 {
-        self.next = Next::At(next);
-        if ok {
-            self.failures = 0;
-            self.successes += 1;
-            self.successes
-        } else {
-            self.successes = 0;
-            self.failures += 1;
-            self.failures
+    /// Counts a result and sets the next try; returns the streak. `None` if no result is awaited.
+    pub fn count(&mut self, ok: bool, next: Time) -> Option<u32> {
+        match self.next {
+            Next::UnderWay => self.next = Next::At(next),
+            Next::Never | Next::At(_) => return None,
         }
+        let (streak, other) = if ok { (&mut self.successes, &mut self.failures) } else { (&mut self.failures, &mut self.successes) };
+        *other = 0;
+        *streak = streak.saturating_add(1);
+        Some(*streak)
     }
 }
 
@@ -109,6 +115,8 @@ pub enum Verdict {
     Traffic,
     /// Liveness failed often enough.
     Unhealthy,
+    /// Nobody waits for it.
+    Stale,
 }
 
 impl Worker {
@@ -118,6 +126,11 @@ impl Worker {
 
     pub fn fresh(&self) -> bool {
         self.condemned.is_none()
+    }
+
+    /// It is to go because of a reload, for no fault of its own.
+    pub fn goes_by_reload(&self) -> bool {
+        self.condemned.as_deref() == Some(REPLACED_BY_RELOAD)
     }
 
     /// Neither being taken away nor gone.
@@ -144,10 +157,20 @@ impl Worker {
         }
     }
 
-    /// exec has happened: from now on readiness is probed, until the same deadline.
-    pub fn running(&mut self, pid: u32, now: Time) {
-        self.pid = Some(pid);
-        let State::Spawning { deadline } = self.state else { return };
+    /// exec has happened: from now on readiness is probed, until the same deadline. False if that
+    /// was known.
+    pub fn running(&mut self, pid: u32, now: Time) -> bool {
+        match self.state {
+            State::Sweeping { .. } => return false,
+            State::Spawning { .. }
+            | State::Starting { .. }
+            | State::Ready { .. }
+            | State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Killing { .. } => {}
+        }
+        let news = self.pid.replace(pid).is_none();
+        let State::Spawning { deadline } = self.state else { return news };
         let spec = self.spec();
         let readiness = match &spec.readiness.check {
             Check::Http { .. } | Check::Tcp | Check::Exec { .. } => Clock::at(now + spec.readiness.initial_delay),
@@ -155,6 +178,7 @@ impl Worker {
             Check::Notify => Clock::never(),
         };
         self.state = State::Starting { deadline, readiness };
+        news
     }
 
     pub fn become_ready(&mut self, now: Time) {
@@ -175,7 +199,9 @@ impl Worker {
         let probe = &self.revision.spec.readiness;
         match &mut self.state {
             State::Starting { readiness, .. } => {
-                let streak = readiness.count(ok, now + probe.interval);
+                let soon = (now.since(self.started) / PAUSE_SHARE).max(SHORTEST_PAUSE).min(probe.interval);
+                let pause = if ok { probe.interval } else { soon };
+                let Some(streak) = readiness.count(ok, now + pause) else { return Verdict::Stale };
                 if ok && streak >= probe.success_threshold {
                     self.become_ready(now);
                     return Verdict::BecameReady;
@@ -185,7 +211,8 @@ impl Worker {
             State::Ready { unready, readiness, .. } => {
                 let quick = probe.interval;
                 let slow = probe.interval.max(READY_INTERVAL);
-                let streak = readiness.count(ok, now + if ok && !*unready { slow } else { quick });
+                let next = now + if ok && !*unready { slow } else { quick };
+                let Some(streak) = readiness.count(ok, next) else { return Verdict::Stale };
                 let lost = !ok && !*unready && streak >= probe.failure_threshold;
                 let regained = ok && *unready && streak >= probe.success_threshold;
                 if lost || regained {
@@ -198,15 +225,22 @@ impl Worker {
             | State::Draining { .. }
             | State::Stopping { .. }
             | State::Killing { .. }
-            | State::Sweeping { .. } => Verdict::Nothing,
+            | State::Sweeping { .. } => Verdict::Stale,
         }
     }
 
     pub fn liveness_result(&mut self, ok: bool, now: Time) -> Verdict {
-        let Some(Probe { interval, failure_threshold, .. }) = self.revision.spec.liveness else { return Verdict::Nothing };
-        let State::Ready { liveness, .. } = &mut self.state else { return Verdict::Nothing };
-        let streak = liveness.count(ok, now + interval);
-        if !ok && streak >= failure_threshold { Verdict::Unhealthy } else { Verdict::Nothing }
+        let Some(Probe { interval, failure_threshold, .. }) = self.revision.spec.liveness else { return Verdict::Stale };
+        let State::Ready { unready, readiness, liveness, .. } = &mut self.state else { return Verdict::Stale };
+        let Some(streak) = liveness.count(ok, now + interval) else { return Verdict::Stale };
+        if ok || streak < failure_threshold {
+            return Verdict::Nothing;
+        }
+        // It takes no more traffic, whatever its readiness says from now on.
+        *unready = true;
+        *readiness = Clock::never();
+        *liveness = Clock::never();
+        Verdict::Unhealthy
     }
 
     /// The earliest time at which something is due.
@@ -219,8 +253,8 @@ impl Worker {
                 [readiness.wakes(), liveness.wakes(), available].into_iter().flatten().min()
             }
             State::Draining { until } => Some(*until),
-            State::Stopping { kill_at } | State::Sweeping { kill_at, killed: false } => Some(*kill_at),
-            State::Killing { .. } | State::Sweeping { killed: true, .. } => None,
+            State::Stopping { kill_at } | State::Sweeping { kill_at, .. } => Some(*kill_at),
+            State::Killing { .. } => None,
         }
     }
 }

@@ -167,13 +167,11 @@ pub fn reap_orphans(known: impl Fn(u32) -> bool) -> io::Result<Vec<(u32, Exit)>>
         }
     }
     // A known one is first in line and would hide those behind it.
-    for pid in procfs::zombie_children() {
-        if !known(pid) {
-            match waitid(libc::P_PID, pid, 0) {
-                Ok(found) => reaped.extend(found),
-                Err(error) if no_child(&error) => {}
-                Err(error) => return Err(error),
-            }
+    for pid in procfs::zombie_children(&known) {
+        match waitid(libc::P_PID, pid, 0) {
+            Ok(found) => reaped.extend(found),
+            Err(error) if no_child(&error) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(reaped)

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 mod children;
 mod meter;
+pub(super) use children::zombie_children;
 pub use children::{PipeId, children, is_alive, resident, session_of, writes_to};
 pub use meter::Meter;
 
@@ -132,27 +133,12 @@ impl Children {
     }
 }
 
-/// Processor time, user and system, that `pid`, its present descendants and those descendants that
-/// were waited for have used. To a clock tick, commonly 10 ms.
-///
-/// # Errors
-/// When `pid` does not exist.
-pub fn cpu_time(pid: u32) -> io::Result<Duration> {
-    let root = stat(pid)?;
-    let mut ticks = root.ticks.saturating_add(root.children_ticks);
-    for (pid, started) in descendants(pid) {
-        if let Ok(stat) = stat(pid)
-            && stat.started == started
-        {
-            ticks = ticks
-                .saturating_add(stat.ticks)
-                .saturating_add(stat.children_ticks);
-        }
-    }
+/// Clock ticks as time.
+fn time_of(ticks: u64) -> Duration {
     // SAFETY: no pointers.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as u64;
-    Ok(Duration::from_secs(ticks / per_second)
-        + Duration::from_secs(ticks % per_second) / per_second as u32)
+    Duration::from_secs(ticks / per_second)
+        + Duration::from_secs(ticks % per_second) / per_second as u32
 }
 
 /// The value that variable `name` had when `pid` was executed; `None` when it had none. This is
@@ -166,16 +152,6 @@ pub fn environ_of(pid: u32, name: &str) -> io::Result<Option<OsString>> {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
         Some(OsString::from_vec(value.to_vec()))
     }))
-}
-
-/// Our children that have ended and wait to be waited for.
-pub(super) fn zombie_children() -> Vec<u32> {
-    let me = std::process::id();
-    all_stats()
-        .into_iter()
-        .filter(|(_, stat)| stat.parent == me && stat.state == b'Z')
-        .map(|(pid, _)| pid)
-        .collect()
 }
 
 #[cfg(test)]
@@ -205,7 +181,6 @@ mod tests {
     fn oneself() {
         let me = std::process::id();
         assert_eq!(start_time(me).unwrap(), start_time(me).unwrap());
-        assert!(cpu_time(me).is_ok());
         assert_eq!(environ_of(me, "PATH").unwrap(), std::env::var_os("PATH"));
         assert_eq!(environ_of(me, "PAT").unwrap(), None);
         assert!(start_time(u32::MAX).is_err());

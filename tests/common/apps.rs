@@ -95,7 +95,9 @@ pub fn go_server() -> Option<PathBuf> {
         let program = cache().join(format!("server-go-{}", hash(&text)));
         if !program.exists() {
             let fresh = program.with_extension("new");
-            output(Command::new("go").env("GO111MODULE", "off").env("GOFLAGS", "").arg("build").arg("-o").arg(&fresh).arg(&source))?;
+            output(
+                Command::new("go").env("GO111MODULE", "off").env("GOFLAGS", "").arg("build").arg("-o").arg(&fresh).arg(&source),
+            )?;
             fs::rename(&fresh, &program).map_err(|why| why.to_string())?;
         }
         Ok(program)

@@ -3,4 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod broken;
+mod queue;
+mod reread;
+mod restart;
 mod zero_loss;

@@ -8,6 +8,9 @@ use super::style::{Look, Paint, Phase};
 use super::units::{bytes, duration, harmless};
 use crate::supervisor::{AppPhase, AppView, WorkerPhase, WorkerView};
 
+/// Blanks between columns.
+const GAP: u16 = 2;
+
 /// A column, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Column {
@@ -74,12 +77,7 @@ impl Line<'_> {
                 None => self.app.name.to_string(),
             },
             Column::Pid => of_worker(&|worker| worker.pid.map(|pid| pid.to_string())),
-            Column::Status => match self.worker {
-                Some(WorkerView { phase: WorkerPhase::Backoff, next_start_ms: Some(ms), .. }) => {
-                    format!("{}, next in {}", look.phase(self.phase()), duration(*ms))
-                }
-                _ => look.phase(self.phase()),
-            },
+            Column::Status => look.phase(self.phase()),
             Column::Uptime => of_worker(&|worker| worker.uptime_ms.map(duration)),
             Column::Restarts => of_worker(&|worker| Some(worker.restarts.to_string())),
             Column::Cpu => of_worker(&|worker| worker.cpu.map(|cpu| format!("{cpu:.1}%"))),
@@ -95,6 +93,7 @@ impl Line<'_> {
             Column::Status => self.phase().paint,
             Column::Restarts if text != "0" && text != "-" => Paint::Busy,
             Column::Name | Column::Memory | Column::Cpu | Column::Uptime if text != "-" => Paint::Plain,
+            _ if text.is_empty() => Paint::Plain,
             _ => Paint::Dim,
         }
     }
@@ -102,6 +101,9 @@ impl Line<'_> {
 
 /// All apps as a table, with what is worth knowing of each below it.
 pub fn list(apps: &[AppView], look: Look) -> String {
+    if apps.is_empty() {
+        return String::new();
+    }
     let lines: Vec<Line> = apps.iter().flat_map(lines_of).collect();
     let mut columns = Column::ALL.to_vec();
     if apps.iter().all(|app| app.listen.is_empty()) {
@@ -110,7 +112,7 @@ pub fn list(apps: &[AppView], look: Look) -> String {
     let mut table = table(&lines, &columns, look);
     if let Some(width) = look.width {
         for unwanted in Column::LEAST_WANTED {
-            if table.lines().map(|line| visible_width(&line)).max().unwrap_or(0) <= usize::from(width) {
+            if width_of(&table) <= usize::from(width) {
                 break;
             }
             columns.retain(|column| *column != unwanted);
@@ -162,22 +164,17 @@ fn table(lines: &[Line], columns: &[Column], look: Look) -> Table {
             }
         }));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    let last = columns.len().saturating_sub(1);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if index == last { 0 } else { GAP }));
     }
     table
 }
 
-/// Columns that a line takes on the screen, colours and blanks at its end not counted.
-fn visible_width(line: &str) -> usize {
-    let mut visible = String::new();
-    let mut rest = line;
-    while let Some((before, after)) = rest.split_once('\x1b') {
-        visible.push_str(before);
-        rest = after.split_once('m').map_or("", |(_, rest)| rest);
-    }
-    visible.push_str(rest);
-    visible.trim_end().chars().count()
+fn width_of(table: &Table) -> usize {
+    let widths = table.column_max_content_widths();
+    let gaps = widths.len().saturating_sub(1) * usize::from(GAP);
+    widths.into_iter().map(usize::from).sum::<usize>() + gaps
 }
 
 /// What the table cannot say of an app.
@@ -205,8 +202,11 @@ fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
         matches!(worker.phase, WorkerPhase::Unready | WorkerPhase::Backoff | WorkerPhase::Errored | WorkerPhase::Exited)
     };
     for worker in app.workers.iter().filter(unwell) {
-        if let Some(reason) = worker.reason.as_ref().filter(|reason| app.reason.as_ref() != Some(reason)) {
-            remark(paint, &format!("worker {}: {}", worker.instance, harmless(reason)));
+        let reason = worker.reason.as_ref().filter(|reason| app.reason.as_ref() != Some(reason)).map(|reason| harmless(reason));
+        let next = worker.next_start_ms.map(|ms| format!("next start in {}", duration(ms)));
+        let words: Vec<_> = reason.into_iter().chain(next).collect();
+        if !words.is_empty() {
+            remark(paint, &format!("worker {}: {}", worker.instance, words.join("; ")));
         }
     }
     text

@@ -1,8 +1,9 @@
-//! The memory of many process trees, once a second, for next to nothing.
+//! The memory and the processor time of many process trees, once a second, for next to nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use super::{Children, stat};
 
@@ -24,6 +25,7 @@ pub struct Meter {
     last_pid: Option<u32>,
     /// Parent of every process, as of the last scan.
     parents: HashMap<u32, u32>,
+    children: Children,
     /// Processes below each root, as of the last scan.
     trees: HashMap<u32, Vec<u32>>,
     statm: HashMap<u32, File>,
@@ -59,28 +61,31 @@ impl Meter {
             .collect()
     }
 
+    /// The processor time, user and system, that each root, its present descendants and those
+    /// descendants that were waited for have used; `None` where the root is gone. To a clock tick,
+    /// commonly 10 ms.
+    pub fn cpu_tree(&mut self, roots: &[u32]) -> Vec<Option<Duration>> {
+        self.refresh(roots);
+        let ticks = |pid: u32| stat(pid).ok().map(|stat| stat.ticks.saturating_add(stat.children_ticks));
+        let of_tree = |root: &u32| {
+            let below = self.trees.get(root).into_iter().flatten().filter_map(|pid| ticks(*pid));
+            Some(super::time_of(below.fold(ticks(*root)?, u64::saturating_add)))
+        };
+        roots.iter().map(of_tree).collect()
+    }
+
     /// Brings the trees up to date, if anything can have changed.
     fn refresh(&mut self, roots: &[u32]) {
         let last_pid = self.read_last_pid();
-        let known = last_pid.is_some() && last_pid == self.last_pid;
-        if known && roots.iter().all(|root| self.trees.contains_key(root)) {
-            return;
-        }
-        if !known {
+        if last_pid.is_none() || last_pid != self.last_pid {
             self.scan(last_pid);
+            self.trees.clear();
+            self.children = Children::new(self.parents.iter().map(|(&pid, &parent)| (pid, parent)));
+            self.statm.retain(|pid, _| self.parents.contains_key(pid));
         }
-        let children = Children::new(self.parents.iter().map(|(&pid, &parent)| (pid, parent)));
-        self.trees = roots
-            .iter()
-            .map(|&root| (root, children.below(root)))
-            .collect();
-        let measured: HashSet<u32> = self
-            .trees
-            .iter()
-            .flat_map(|(root, tree)| tree.iter().chain([root]))
-            .copied()
-            .collect();
-        self.statm.retain(|pid, _| measured.contains(pid));
+        for root in roots {
+            self.trees.entry(*root).or_insert_with(|| self.children.below(*root));
+        }
     }
 
     fn scan(&mut self, last_pid: Option<u32>) {

@@ -2,7 +2,7 @@
 
 use super::{Guard, ended, plan, report, until};
 use crate::sys::process::{self, Exit};
-use crate::sys::procfs::{Meter, cpu_time, descendants, environ_of, start_time};
+use crate::sys::procfs::{Meter, descendants, environ_of, start_time};
 use crate::sys::spawn::spawn;
 
 #[test]
@@ -73,7 +73,7 @@ fn time_of_children_counts() {
     let mut line = String::new();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
     assert_eq!(line, "done\n");
-    assert!(cpu_time(child.0.pid).unwrap() > std::time::Duration::ZERO);
+    assert!(Meter::new().cpu_tree(&[child.0.pid])[0].unwrap() > std::time::Duration::ZERO);
 }
 
 /// What a daemon must afford every second.
