@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
 use super::chart::{Chart, GUTTER, plot, round_up};
 use super::stats::{Failure, FailureKind, Phase, PhaseStats, Report};
@@ -72,21 +72,33 @@ fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
     table
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled);
+    // The table measures its cells itself, so it has to paint them as well.
+    if paint.0 {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    let colored = |text: String, color| if paint.0 { Cell::new(text).fg(color) } else { Cell::new(text) };
     let mut header = vec!["", "requests", "failed"];
     if races {
         header.push("races");
     }
     header.extend(["req/s", "p50", "p95", "p99", "max"]);
     let told = |tell: fn(&PhaseStats) -> bool| Phase::ALL.iter().any(|phase| tell(report.phase(*phase)));
-    let (pids, named) = (told(|stats| !stats.pids.is_empty()), told(|stats| !stats.versions.is_empty()));
+    let named = told(|stats| !stats.versions.is_empty());
+    let pids = width >= 90 && told(|stats| !stats.pids.is_empty());
     if pids {
         header.push("pids");
     }
     if named {
         header.push("version");
     }
-    let room = width.saturating_sub(if races { 80 } else { 68 }).max(10);
-    table.set_header(header.iter().map(|h| Cell::new(paint.dim(h))));
+    let others = 68 + if races { 7 } else { 0 } + if pids { 6 } else { 0 };
+    let room = width.saturating_sub(others).max(5);
+    table.set_header(header.into_iter().map(|name| {
+        let cell = Cell::new(name);
+        if paint.0 { cell.add_attribute(Attribute::Dim) } else { cell }
+    }));
     let phases = Phase::ALL.map(|phase| (phase, report.phase(phase)));
     for (phase, stats) in phases
         .into_iter()
@@ -97,27 +109,27 @@ fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
             Phase::During => "during",
             Phase::After => "after",
         };
-        let mut row = vec![name.to_owned(), thousands(stats.requests)];
+        let mut row = vec![Cell::new(name), Cell::new(thousands(stats.requests))];
         row.push(match stats.failed {
-            0 => paint.good("0"),
-            n => paint.bad(&thousands(n)),
+            0 => colored("0".into(), Color::DarkGreen),
+            n => colored(thousands(n), Color::DarkRed),
         });
         if races {
             row.push(match stats.keep_alive_races {
-                0 => "0".into(),
-                n => paint.warn(&thousands(n)),
+                0 => Cell::new("0"),
+                n => colored(thousands(n), Color::DarkYellow),
             });
         }
-        row.push(thousands(stats.requests_per_s.round() as u64));
+        row.push(Cell::new(thousands(stats.requests_per_s.round() as u64)));
         row.extend(
             [stats.p50_us, stats.p95_us, stats.p99_us, stats.max_us]
-                .map(|t| t.map_or("–".into(), time)),
+                .map(|t| Cell::new(t.map_or("–".into(), time))),
         );
         if pids {
-            row.push(stats.pids.len().to_string());
+            row.push(Cell::new(stats.pids.len()));
         }
         if named {
-            row.push(versions(stats, room));
+            row.push(Cell::new(versions(stats, room)));
         }
         table.add_row(row);
     }
@@ -370,4 +382,80 @@ fn trim_zeros(value: f64) -> String {
 
 fn seconds(ms: u64) -> String {
     format!("{:.1}", ms as f64 / 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stats::{Bucket, Marker, Series};
+    use super::*;
+
+    fn phase(requests: u64) -> PhaseStats {
+        PhaseStats {
+            duration_ms: 1000,
+            requests,
+            requests_per_s: requests as f64,
+            p50_us: Some(640),
+            p95_us: Some(4_200),
+            p99_us: Some(12_300),
+            max_us: Some(1_500_000),
+            pids: [(1, 1), (2, 1)].into(),
+            versions: [("v1".to_owned(), 1), ("v2".to_owned(), 1)].into(),
+            ..PhaseStats::default()
+        }
+    }
+
+    fn report() -> Report {
+        let mark = |ms, label: &str| Marker { at: std::time::Duration::from_millis(ms), label: label.into() };
+        Report {
+            target: "127.0.0.1:3001/".into(),
+            connections: 20,
+            keep_alive: false,
+            rate: Some(500.0),
+            duration_ms: 3000,
+            requests: 3_600,
+            failed: 0,
+            keep_alive_races: 0,
+            connections_opened: 3_600,
+            before: phase(1_200),
+            during: phase(1_200),
+            after: phase(1_200),
+            failures: Vec::new(),
+            failures_unlisted: 0,
+            series: Series {
+                bucket_ms: 100,
+                buckets: (0..30).map(|n| Bucket { requests: 120, failed: 0, p50_us: Some(640), p99_us: Some(1_000 * (n % 7)) }).collect(),
+            },
+            markers: vec![mark(500, "v2"), mark(1_200, "v2 end"), mark(2_000, "crash")],
+        }
+    }
+
+    #[test]
+    fn colours_take_no_room() {
+        let plain = render(&report(), 80, false);
+        let colored = render(&report(), 80, true);
+        assert_ne!(plain, colored);
+        let mut bare = String::new();
+        let mut escape = false;
+        for c in colored.chars() {
+            match (escape, c) {
+                (_, '\x1b') => escape = true,
+                (true, 'm') => escape = false,
+                (true, _) => {}
+                (false, c) => bare.push(c),
+            }
+        }
+        let trimmed = |text: &str| text.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
+        assert_eq!(trimmed(&bare), trimmed(&plain));
+        for width in [80, 90, 120] {
+            let plain = render(&report(), width, false);
+            assert!(plain.lines().all(|line| line.chars().count() <= width), "{plain}");
+        }
+    }
+
+    #[test]
+    fn what_has_an_end_is_drawn_to_it() {
+        let plain = render(&report(), 80, false);
+        assert!(plain.contains(" ├─────────────┤               ▲"), "{plain}");
+        assert!(plain.contains(" v2                            crash"), "{plain}");
+    }
 }
