@@ -9,7 +9,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Bar, Options, Peers, Result, Rsup, Table, median, web};
+use common::{Bar, Options, Peers, Result, Rsup, Table, median, process, web};
 use serde_json::json;
 
 /// The contestants, in the order of their turns.
@@ -34,13 +34,19 @@ fn main() -> Result<()> {
     common::until("PM2's app", Duration::from_secs(20), || web::ready(ports[1]))?;
     let bare = web::bare_pair(&app, ports[2])?;
 
+    let with_children = |daemon: u32| [vec![daemon], process::children(daemon)].concat();
+    let contestants = Contestants {
+        ports,
+        pids: [with_children(rsup.daemon()?), with_children(pm2.daemon()?), bare.iter().map(|bare| bare.0.id()).collect()],
+    };
+
     let mut table = Table::default();
     let mut failed = [0; 3];
     for keep_alive in [false, true] {
         let way = if keep_alive { "keep-alive" } else { "a connection per request" };
         for ours in [true, false] {
             let who = if ours { "built-in client" } else { "wrk or ab" };
-            let Some(rates) = rounds(options, ports, keep_alive, ours, &mut failed)? else {
+            let Some((rates, costs)) = rounds(options, &contestants, keep_alive, ours, &mut failed)? else {
                 println!("SKIPPED: {way} by wrk or ab, neither of which is installed");
                 continue;
             };
@@ -49,6 +55,11 @@ fn main() -> Result<()> {
             let (bar_pm2, bar_bare) = if keep_alive { (Bar::None, Bar::None) } else { (Bar::AtLeast(1.8), Bar::AtLeast(0.97)) };
             table.row(&format!("{way}: rsup / PM2"), median(&ratio(1)), "x", bar_pm2, format!("{rsup:.0} / {pm2:.0} req/s, {who}"));
             table.row(&format!("{way}: rsup / bare"), median(&ratio(2)), "x", bar_bare, format!("{rsup:.0} / {bare:.0} req/s, {who}"));
+            if ours {
+                let [rsup, pm2, bare] = [0, 1, 2].map(|at| median(&costs[at]));
+                let detail = format!("{rsup:.0} / {bare:.0} µs; PM2 {pm2:.0} µs; daemons included");
+                table.row(&format!("{way}: processor time per request, rsup / bare"), rsup / bare, "x", Bar::None, detail);
+            }
         }
     }
     table.print();
@@ -58,33 +69,45 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Requests per second by contestant and round; the ratios are of runs next to each other. `None`
-/// without a tool.
-fn rounds(options: Options, ports: [u16; 3], keep_alive: bool, ours: bool, failed: &mut [u64; 3]) -> Result<Option<[Vec<f64>; 3]>> {
+struct Contestants {
+    ports: [u16; 3],
+    /// Every process that serves it.
+    pids: [Vec<u32>; 3],
+}
+
+/// By contestant and round.
+type Figures = [Vec<f64>; 3];
+
+/// Requests per second, and processor time per request in microseconds, which other processes on
+/// the machine disturb less. `None` without a tool.
+fn rounds(options: Options, contestants: &Contestants, keep_alive: bool, ours: bool, failed: &mut [u64; 3]) -> Result<Option<(Figures, Figures)>> {
     let time = options.pick(Duration::from_secs(4), Duration::from_secs(1));
-    let mut rates = [const { Vec::new() }; 3];
+    let (mut rates, mut costs) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
     // The first round warms up.
     for round in 0..=options.pick(7, 2) {
         let mut said = Vec::new();
         for turn in 0..3 {
             // Nobody is always first.
             let at = (turn + round) % 3;
-            let rate = if ours {
-                let report = web::load(ports[at], keep_alive, time)?;
+            let port = contestants.ports[at];
+            let used = || contestants.pids[at].iter().map(|pid| process::cpu_time(*pid)).sum::<Result<Duration>>();
+            let before = used()?;
+            let (rate, requests) = if ours {
+                let report = web::load(port, keep_alive, time)?;
                 failed[at] += report.failed + report.keep_alive_races;
-                report.before.requests_per_s
+                (report.before.requests_per_s, report.requests as f64)
             } else {
-                match web::second_opinion(ports[at], keep_alive, time) {
-                    Some(rate) => rate,
-                    None => return Ok(None),
-                }
+                let Some(rate) = web::second_opinion(port, keep_alive, time) else { return Ok(None) };
+                (rate, rate * time.as_secs_f64())
             };
-            said.push(format!("{} {rate:.0}", NAMES[at]));
+            let cost = (used()?.saturating_sub(before)).as_secs_f64() * 1e6 / requests;
+            said.push(format!("{} {rate:.0} ({cost:.0} µs)", NAMES[at]));
             if round > 0 {
                 rates[at].push(rate);
+                costs[at].push(cost);
             }
         }
         println!("  {}{}", said.join("  "), if round == 0 { "  (warm-up)" } else { "" });
     }
-    Ok(Some(rates))
+    Ok(Some((rates, costs)))
 }

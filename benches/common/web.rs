@@ -104,7 +104,9 @@ impl Bare {
 }
 
 /// Two Express processes that share a port by SO_REUSEPORT. Node gets its socket as descriptor 0:
-/// its own option for that came with version 23.
+/// its own option for that came with version 23. Each is a session of its own, as under any
+/// supervisor: Linux shares a busy processor between sessions (autogroups, sched(7)), and the load
+/// client's session is no place to compare from.
 pub fn bare_pair(app: &Path, port: u16) -> Result<[Bare; 2]> {
     use socket2::{Domain, Protocol, Socket, Type};
     let start = || -> Result<Bare> {
@@ -112,8 +114,8 @@ pub fn bare_pair(app: &Path, port: u16) -> Result<[Bare; 2]> {
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.bind(&local(port).into())?;
-        let mut node = Command::new("node");
-        node.arg("server.js").current_dir(app).env("LISTEN_FD", "0").stdin(OwnedFd::from(socket)).stdout(Stdio::null());
+        let mut node = Command::new("setsid");
+        node.args(["node", "server.js"]).current_dir(app).env("LISTEN_FD", "0").stdin(OwnedFd::from(socket)).stdout(Stdio::null());
         Ok(Bare(node.spawn()?))
     };
     let pair = [start()?, start()?];

@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 mod children;
@@ -59,8 +60,15 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
 }
 
 fn stat(pid: u32) -> io::Result<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat"))?;
-    parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat"))
+    read_stat(&File::open(format!("/proc/{pid}/stat"))?)
+}
+
+/// By one system call: the line has 52 numbers and a short name.
+fn read_stat(file: &File) -> io::Result<Stat> {
+    let mut buffer = [0; 2048];
+    let length = file.read_at(&mut buffer, 0)?;
+    let text = buffer.get(..length).unwrap_or_default();
+    parse_stat(text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat"))
 }
 
 /// When process `pid` was started.
