@@ -40,15 +40,34 @@ pub struct Worker {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
     /// fork(2) is asked for, exec not yet confirmed.
-    Spawning { deadline: Time },
-    Starting { deadline: Time, readiness: Clock },
-    Ready { since: Time, unready: bool, readiness: Clock, liveness: Clock },
-    Draining { until: Time },
-    Stopping { kill_at: Time },
-    Killing { since: Time },
+    Spawning {
+        deadline: Time,
+    },
+    Starting {
+        deadline: Time,
+        readiness: Clock,
+    },
+    Ready {
+        since: Time,
+        unready: bool,
+        readiness: Clock,
+        liveness: Clock,
+    },
+    Draining {
+        until: Time,
+    },
+    Stopping {
+        kill_at: Time,
+    },
+    Killing {
+        since: Time,
+    },
     /// The process is gone, descendants of it are not. They are killed at `kill_at`, and again and
     /// again: one may have been forked while the others were looked for.
-    Sweeping { kill_at: Time, killed: bool },
+    Sweeping {
+        kill_at: Time,
+        killed: bool,
+    },
 }
 
 /// The rhythm of one kind of probe, and its streak of equal results.
@@ -99,7 +118,8 @@ impl Clock {
             Next::UnderWay => self.next = Next::At(next),
             Next::Never | Next::At(_) => return None,
         }
-        let (streak, other) = if ok { (&mut self.successes, &mut self.failures) } else { (&mut self.failures, &mut self.successes) };
+        let (streak, other) =
+            if ok { (&mut self.successes, &mut self.failures) } else { (&mut self.failures, &mut self.successes) };
         *other = 0;
         *streak = streak.saturating_add(1);
         Some(*streak)

@@ -75,8 +75,8 @@ fn not_executable() {
 
 #[test]
 fn deadline_passed() {
-    let lines = "env = { NEVER_READY = \"1\" }\n[app.web.reload]\ndeadline = \"1s\"";
-    Site::start().refuses(&apps::sample(), lines, &["deadline of 1 s", "listening on"]);
+    let lines = "env = { NEVER_READY = \"1\" }\n[app.web.reload]\ndeadline = \"3s\"";
+    Site::start().refuses(&apps::sample(), lines, &["deadline of 3 s", "listening on"]);
 }
 
 #[test]
