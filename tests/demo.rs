@@ -34,7 +34,8 @@ impl Home {
     /// The sample app as `name`, with two workers.
     fn start(&self, name: &str, env: &[&str]) {
         let listen = format!("127.0.0.1:{}", free_port());
-        let mut words = vec!["start", "-n", name, "-i", "2", "--listen", &listen, "--readiness", "/readiness", "--env", "WARM_MS=50"];
+        let mut words =
+            vec!["start", "-n", name, "-i", "2", "--listen", &listen, "--readiness", "/readiness", "--env", "WARM_MS=50"];
         words.extend(env.iter().flat_map(|variable| ["--env", *variable]));
         words.extend(["--", RSUP, "sample-app"]);
         let output = self.run(&words);
@@ -94,10 +95,16 @@ fn demo_loses_nothing_and_leaves_nothing() {
     assert_eq!(verdict["passed"], true);
     assert_eq!(verdict["load"]["failed"], 0);
     assert!(verdict["load"]["requests"].as_u64() > Some(100), "{}", verdict["load"]["requests"]);
-    let reloads: Vec<_> = verdict["reloads"].as_array().expect("reloads").iter().map(|r| (&r["label"], &r["expected"], &r["as_expected"])).collect();
+    let reloads: Vec<_> = verdict["reloads"]
+        .as_array()
+        .expect("reloads")
+        .iter()
+        .map(|r| (&r["label"], &r["expected"], &r["as_expected"]))
+        .collect();
     let (done, refused, yes) = (Value::from("done"), Value::from("refused"), Value::from(true));
     assert_eq!(reloads, [(&"v2".into(), &done, &yes), (&"broken".into(), &refused, &yes), (&"v3".into(), &done, &yes)]);
-    let versions = |phase: &str| verdict["load"][phase]["versions"].as_object().expect("versions").keys().cloned().collect::<Vec<_>>();
+    let versions =
+        |phase: &str| verdict["load"][phase]["versions"].as_object().expect("versions").keys().cloned().collect::<Vec<_>>();
     assert_eq!(versions("before"), ["v1"]);
     assert_eq!(versions("after"), ["v3"]);
     assert_nothing_left(tmp.path());
@@ -109,7 +116,8 @@ fn demo_tells_what_it_does() {
     let output = demo(tmp.path(), &["--duration", "2s", "--rps", "100"]).output().expect("rsup runs");
     let text = String::from_utf8(output.stdout.clone()).expect("UTF-8");
     assert!(output.status.success(), "{}", told(&output));
-    for part in ["2 workers ready after", "reload to version 2", "✓ refused after", "the old workers go on", "├", "✓ 0 of "] {
+    for part in ["2 workers ready after", "reload to version 2", "✓ refused after", "the old workers go on", "├", "✓ 0 of "]
+    {
         assert!(text.contains(part), "no `{part}` in {text}");
     }
     assert!(!text.contains('\x1b'), "{text}");
@@ -120,7 +128,8 @@ fn demo_tells_what_it_does() {
 fn interrupted_demo_leaves_nothing() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let tmp = tempfile::tempdir().expect("a temporary folder");
-        let mut child = demo(tmp.path(), &["--duration", "30s", "--rps", "50"]).stdout(Stdio::piped()).spawn().expect("rsup runs");
+        let mut child =
+            demo(tmp.path(), &["--duration", "30s", "--rps", "50"]).stdout(Stdio::piped()).spawn().expect("rsup runs");
         let mut out = BufReader::new(child.stdout.take().expect("its output"));
         let mut line = String::new();
         while !line.contains("the load begins") {
@@ -217,7 +226,9 @@ fn verify_reports_a_reload_that_fails() {
     let output = home.run(&["verify", "api", "--duration", "1s", "--path", "/"]);
     assert_eq!(output.status.code(), Some(1), "{}", told(&output));
     let text = told(&output);
-    for part in ["✗ failed after", "listen_timeout 500 ms", "✓ 0 of ", "✗ the reload failed (reload); the old workers go on serving"] {
+    for part in
+        ["✗ failed after", "listen_timeout 500 ms", "✓ 0 of ", "✗ the reload failed (reload); the old workers go on serving"]
+    {
         assert!(text.contains(part), "no `{part}` in {text}");
     }
 

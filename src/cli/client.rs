@@ -252,7 +252,13 @@ impl Interrupt {
             return Self(None);
         }
         let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
-        Self(fd.inspect_err(|_| { let _ = set.thread_unblock(); }).ok().map(|fd| (fd, set)))
+        Self(
+            fd.inspect_err(|_| {
+                let _ = set.thread_unblock();
+            })
+            .ok()
+            .map(|fd| (fd, set)),
+        )
     }
 
     /// Without; for calls that don't wait.

@@ -131,7 +131,9 @@ fn command(log: File) -> Command {
 }
 
 fn spawn(mut command: Command) -> Result<Child, Problem> {
-    let failed = |error: std::io::Error, command: &Command| format!("cannot start the daemon: {}: {error}", command.get_program().display());
+    let failed = |error: std::io::Error, command: &Command| {
+        format!("cannot start the daemon: {}: {error}", command.get_program().display())
+    };
     command.spawn().map_err(|error| Problem::failed("spawn", failed(error, &command)))
 }
 

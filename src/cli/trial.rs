@@ -120,8 +120,7 @@ pub fn run(
 ) -> Result<Verdict, Problem> {
     let (load, thread) = begin(plan)?;
     let status = Status::new(out);
-    let mut trial =
-        Trial { out, client, interrupt, app: app.clone(), load, since: Instant::now(), status, reloads: Vec::new() };
+    let mut trial = Trial { out, client, interrupt, app: app.clone(), load, since: Instant::now(), status, reloads: Vec::new() };
     let (mut interrupted, mut early) = (false, None);
     match trial.say(&Moment::Begin).map_err(Halt::from).and_then(|()| script(&mut trial)) {
         Ok(()) => trial.say(&Moment::End)?,
@@ -252,13 +251,15 @@ impl Trial<'_> {
 
 impl Verdict {
     fn new(app: &AppName, interrupted: bool, early: Option<String>, reloads: Vec<Change>, load: load::Report) -> Self {
-        let mut verdict = Self { app: app.clone(), passed: false, interrupted, reasons: Vec::new(), reloads, load, remarks: Vec::new() };
+        let mut verdict =
+            Self { app: app.clone(), passed: false, interrupted, reasons: Vec::new(), reloads, load, remarks: Vec::new() };
         if !verdict.load.is_lossless() || verdict.load.requests == 0 {
             verdict.reasons.push(load::report::verdict(&verdict.load, false).trim_start_matches(['✗', '!', ' ']).to_owned());
         }
         verdict.reasons.extend(early);
         for change in verdict.reloads.iter().filter(|change| !change.as_expected) {
-            let kept = if change.old_workers_serve { "the old workers go on serving" } else { "not all of the old workers go on" };
+            let kept =
+                if change.old_workers_serve { "the old workers go on serving" } else { "not all of the old workers go on" };
             verdict.reasons.push(match (change.expected, &change.failure) {
                 (Expected::Done, Some(_)) => format!("the reload failed ({}); {kept}", change.label),
                 (_, None) => format!("a reload that should have been refused was done ({})", change.label),

@@ -72,7 +72,8 @@ impl Daemon {
         let readings = self.meter.meter.rss_tree(&pids);
         for ((worker, _, limit), bytes) in watched.into_iter().zip(readings) {
             let over = bytes > limit;
-            let was_over = if over { !self.meter.over.insert(worker.generation) } else { self.meter.over.remove(&worker.generation) };
+            let was_over =
+                if over { !self.meter.over.insert(worker.generation) } else { self.meter.over.remove(&worker.generation) };
             if over || was_over {
                 self.handle(Input::Memory { worker, bytes });
             }

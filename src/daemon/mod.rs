@@ -77,13 +77,24 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What tasks tell the loop.
 enum Event {
     Input(Input),
-    Call { call: Call, answer: mpsc::UnboundedSender<Answer> },
+    Call {
+        call: Call,
+        answer: mpsc::UnboundedSender<Answer>,
+    },
     /// A worker's `bind` waits for an answer.
-    Bind { worker: WorkerId, call: spawn::BindCall },
+    Bind {
+        worker: WorkerId,
+        call: spawn::BindCall,
+    },
     /// A worker ended the listening of a socket of ours.
-    ShutDown { app: AppName },
+    ShutDown {
+        app: AppName,
+    },
     /// The failure of an action, now with the log lines that explain it.
-    Explained { op: OpId, failure: Failure },
+    Explained {
+        op: OpId,
+        failure: Failure,
+    },
 }
 
 type Events = mpsc::UnboundedSender<Event>;
@@ -127,10 +138,8 @@ struct Daemon {
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
     log_to_stderr(options.json_log);
     let lock = lock(&paths)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("cannot start the event loop"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
     let result = runtime.block_on(serve(&paths, options));
     // Tasks that wait for processes which are gone have nothing left to do.
     runtime.shutdown_background();
@@ -357,7 +366,8 @@ impl Daemon {
     /// Where the lines of an app go.
     fn log_settings(&self, name: &AppName, log: &Log) -> logs::Settings {
         let folder = self.paths.logs();
-        let file = |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| folder.join(format!("{name}-{kind}.log")));
+        let file =
+            |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| folder.join(format!("{name}-{kind}.log")));
         logs::Settings {
             out: file(&log.out, "out"),
             err: file(&log.err, "err"),
@@ -375,7 +385,12 @@ impl Daemon {
     fn app(&mut self, name: &AppName) -> &mut AppResources {
         self.apps.entry(name.clone()).or_insert_with(|| {
             let (ready, watch) = watch::channel(false);
-            AppResources { sockets: Sockets::default(), relays: Relays::new(name.clone(), watch, self.events.clone()), relaying: HashMap::new(), ready }
+            AppResources {
+                sockets: Sockets::default(),
+                relays: Relays::new(name.clone(), watch, self.events.clone()),
+                relaying: HashMap::new(),
+                ready,
+            }
         })
     }
 
@@ -383,7 +398,10 @@ impl Daemon {
         let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
         let (answer, mut answers) = mpsc::unbounded_channel();
         self.calls.report_start();
-        self.on_call(Call { version: crate::control::VERSION, request: crate::control::Request::Start { apps, base_env }, wait: true }, answer);
+        self.on_call(
+            Call { version: crate::control::VERSION, request: crate::control::Request::Start { apps, base_env }, wait: true },
+            answer,
+        );
         // The log tells the rest; nobody reads the answers.
         tokio::spawn(async move { while answers.recv().await.is_some() {} });
     }

@@ -28,8 +28,14 @@ pub struct Try {
 
 enum Kind {
     Http(ProbeTarget),
-    Tcp { target: ProbeTarget, queue: OwnedFd },
-    Exec { env: BTreeMap<String, String>, cwd: PathBuf },
+    Tcp {
+        target: ProbeTarget,
+        queue: OwnedFd,
+    },
+    Exec {
+        env: BTreeMap<String, String>,
+        cwd: PathBuf,
+    },
     /// Not something to try.
     Nothing,
 }
@@ -59,7 +65,10 @@ impl Daemon {
         let sockets = &self.app(&id.app).sockets;
         let kind = match &probe.check {
             Check::Http { .. } => Kind::Http(sockets.probe_target(id.slot, &spec.listen)?),
-            Check::Tcp => Kind::Tcp { target: sockets.probe_target(id.slot, &spec.listen)?, queue: sockets.probe_queue(id.slot, &spec.listen)? },
+            Check::Tcp => Kind::Tcp {
+                target: sockets.probe_target(id.slot, &spec.listen)?,
+                queue: sockets.probe_queue(id.slot, &spec.listen)?,
+            },
             Check::Exec { .. } => {
                 let mut env = environment(id, instance, &revision);
                 env.insert("RSUP_PID".into(), pid.unwrap_or(0).to_string());
@@ -132,7 +141,8 @@ async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<()
 }
 
 async fn exec(command: &[String], env: &BTreeMap<String, String>, cwd: PathBuf, limit: Duration) -> Result<(), String> {
-    let null = || std::fs::File::options().write(true).open("/dev/null").map(OwnedFd::from).map_err(|why| format!("/dev/null: {why}"));
+    let null =
+        || std::fs::File::options().write(true).open("/dev/null").map(OwnedFd::from).map_err(|why| format!("/dev/null: {why}"));
     let mut plan = spawn::Plan::new(c_strings(command.iter().map(String::as_str))?, cwd, null()?, null()?);
     plan.env = c_environment(env)?;
     let child = spawn::spawn(plan).map_err(|why| why.to_string())?;

@@ -31,9 +31,15 @@ pub struct Sockets {
 }
 
 enum Bound {
-    Tcp { group: Group, table: Table },
+    Tcp {
+        group: Group,
+        table: Table,
+    },
     /// One descriptor for all workers.
-    Unix { fd: OwnedFd, path: PathBuf },
+    Unix {
+        fd: OwnedFd,
+        path: PathBuf,
+    },
 }
 
 /// An accept queue that rsup is to look after itself.
@@ -179,7 +185,10 @@ impl Sockets {
     /// Where a probe reaches the slot: through the first TCP address in the order of the configuration.
     pub fn probe_target(&self, slot: u16, order: &[Listen]) -> Option<ProbeTarget> {
         order.iter().find_map(|address| match self.bound.get(address)? {
-            Bound::Tcp { group, .. } => Some(ProbeTarget { address: steer::probe_target(group.addr(), group.family()), index: group.index_of(index(slot)) }),
+            Bound::Tcp { group, .. } => Some(ProbeTarget {
+                address: steer::probe_target(group.addr(), group.family()),
+                index: group.index_of(index(slot)),
+            }),
             Bound::Unix { .. } => None,
         })
     }
@@ -207,7 +216,8 @@ impl Sockets {
         if !bind.socket.is_stream {
             return None;
         }
-        let of_port = || order.iter().filter(|l| l.tcp().is_some_and(|a| a.port() == bind.addr.port()) && self.bound.contains_key(l));
+        let of_port =
+            || order.iter().filter(|l| l.tcp().is_some_and(|a| a.port() == bind.addr.port()) && self.bound.contains_key(l));
         let exact = of_port().find(|l| l.tcp().is_some_and(|a| a.ip() == bind.addr.ip()));
         let same_family = || of_port().find(|l| l.tcp().is_some_and(|a| a.is_ipv6() == bind.socket.is_v6));
         exact.or_else(same_family).or_else(|| of_port().next()).cloned()
@@ -246,7 +256,10 @@ fn mend(group: &mut Group) -> std::io::Result<bool> {
         Mended::Whole => Ok(false),
         Mended::Again => Ok(true),
         Mended::Unsure => {
-            warn!("several workers shut down their sockets of {} at once: it is not sure which ones are left in which order; `rsup stop` and `rsup start` put that right", group.addr());
+            warn!(
+                "several workers shut down their sockets of {} at once: it is not sure which ones are left in which order; `rsup stop` and `rsup start` put that right",
+                group.addr()
+            );
             Ok(true)
         }
     }

@@ -14,11 +14,11 @@ use super::{AbortOnDrop, Daemon, Event, Events, complain, notify, shared};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
+use crate::sys::process;
+use crate::sys::procfs::{PipeId, StartTime};
 use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover::{self, Answer, Bind};
-use crate::sys::process;
-use crate::sys::procfs::{PipeId, StartTime};
 
 /// A worker's process, or what is left of it.
 pub struct Running {
@@ -86,7 +86,9 @@ pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMa
 }
 
 pub fn c_strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<CString>, String> {
-    let convert = |text: &str| CString::new(text).map_err(|_| format!("{text:?} has a NUL byte in it, which no argument or variable can have"));
+    let convert = |text: &str| {
+        CString::new(text).map_err(|_| format!("{text:?} has a NUL byte in it, which no argument or variable can have"))
+    };
     texts.into_iter().map(convert).collect()
 }
 
@@ -105,8 +107,13 @@ impl Daemon {
         let known = |why| format!("its pipes cannot be looked at: {why}");
         let output = [PipeId::of(&out).map_err(known)?, PipeId::of(&err).map_err(known)?];
         let mut env = environment(id, instance, revision);
-        let mut plan = Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
-        plan.listen = self.app(&spec.name).sockets.inherit(id.slot, &spec.listen).map_err(|why| format!("cannot hand over its sockets: {why}"))?;
+        let mut plan =
+            Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
+        plan.listen = self
+            .app(&spec.name)
+            .sockets
+            .inherit(id.slot, &spec.listen)
+            .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
         if let (true, takeover::Support::Yes { needs_no_new_privs }) = (wants_takeover(spec), &self.takeover) {
             plan.takeover = true;
             plan.no_new_privs = *needs_no_new_privs;
@@ -114,7 +121,8 @@ impl Daemon {
         plan.nofile = self.nofile;
         let mut channel = None;
         if spec.readiness.check == Check::Notify {
-            let (ours, node) = notify::Channel::open(&self.paths, id, self.events.clone()).map_err(|why| format!("no channel for its notification: {why}"))?;
+            let (ours, node) = notify::Channel::open(&self.paths, id, self.events.clone())
+                .map_err(|why| format!("no channel for its notification: {why}"))?;
             env.insert("NOTIFY_SOCKET".into(), ours.path().display().to_string());
             plan.extra.push((node, "NODE_CHANNEL_FD".into()));
             channel = Some(ours);
@@ -220,7 +228,9 @@ impl Daemon {
         };
         // The relays still hold sockets of the old group.
         let slots: Vec<Option<u16>> = app.relaying.drain().map(|(slot, _)| slot).collect();
-        if let Some(target) = app.sockets.queues(None).ok().and_then(|q| q.into_iter().find(|q| q.address == changed.address)).map(|q| q.target) {
+        if let Some(target) =
+            app.sockets.queues(None).ok().and_then(|q| q.into_iter().find(|q| q.address == changed.address)).map(|q| q.target)
+        {
             for connection in changed.accepted {
                 app.relays.pass(connection, target);
             }

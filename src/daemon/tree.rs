@@ -27,7 +27,10 @@ pub struct Marks {
 impl Marks {
     fn are_on(&self, orphan: u32) -> bool {
         procfs::session_of(orphan).is_ok_and(|session| session == self.leader)
-            || procfs::environ_of(orphan, "RSUP_WORKER").ok().flatten().is_some_and(|value| value.to_str() == Some(&self.worker.to_string()))
+            || procfs::environ_of(orphan, "RSUP_WORKER")
+                .ok()
+                .flatten()
+                .is_some_and(|value| value.to_str() == Some(&self.worker.to_string()))
             || procfs::writes_to(orphan, &self.output)
     }
 }

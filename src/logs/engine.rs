@@ -95,11 +95,7 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub fn new(
-        commands: mpsc::Receiver<Command>,
-        wake: Arc<EventFd>,
-        events: UnboundedSender<Event>,
-    ) -> io::Result<Engine> {
+    pub fn new(commands: mpsc::Receiver<Command>, wake: Arc<EventFd>, events: UnboundedSender<Event>) -> io::Result<Engine> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         let names = Arc::new(Names::default());
@@ -112,17 +108,8 @@ impl Engine {
             next_flow: WAKE + 1,
             workers: HashMap::new(),
             files: HashMap::new(),
-            buffers: Buffers {
-                read: vec![0; TURN],
-                lines: Vec::with_capacity(BATCH),
-                prefix: Vec::new(),
-            },
-            common: Common {
-                stats: Stats::default(),
-                events,
-                names,
-                compressor,
-            },
+            buffers: Buffers { read: vec![0; TURN], lines: Vec::with_capacity(BATCH), prefix: Vec::new() },
+            common: Common { stats: Stats::default(), events, names, compressor },
             check: None,
         })
     }
@@ -192,11 +179,7 @@ impl Engine {
                 let read = std::mem::take(&mut self.buffers.read);
                 self.emit(id, now, Step::Feed(&read[..n]));
                 self.buffers.read = read;
-                if self
-                    .flows
-                    .get(&id)
-                    .is_some_and(|f| !f.unfinished.is_empty())
-                {
+                if self.flows.get(&id).is_some_and(|f| !f.unfinished.is_empty()) {
                     self.check_at(now + QUIET);
                 }
                 Got::Bytes(n)
@@ -300,10 +283,7 @@ impl Engine {
             Some((path, _)) => path.clone(),
             None => Arc::from(path),
         };
-        let file = self
-            .files
-            .entry(path.clone())
-            .or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
+        let file = self.files.entry(path.clone()).or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
         file.configure(settings);
         file.users += 1;
         path
@@ -326,30 +306,14 @@ impl Engine {
             Command::Detach { key, reply } => {
                 let mut given = Vec::new();
                 for id in self.ids(key) {
-                    if let Some(Flow {
-                        source,
-                        stream,
-                        pipe,
-                        unfinished,
-                        ..
-                    }) = self.remove(id)
-                    {
-                        given.push(Detached {
-                            source,
-                            stream,
-                            pipe: OwnedFd::from(pipe),
-                            unfinished,
-                        });
+                    if let Some(Flow { source, stream, pipe, unfinished, .. }) = self.remove(id) {
+                        given.push(Detached { source, stream, pipe: OwnedFd::from(pipe), unfinished });
                     }
                 }
                 let _ = reply.send(given);
             }
             Command::Configure { app, settings } => self.configure(&app, &settings),
-            Command::Note {
-                app,
-                settings,
-                text,
-            } => {
+            Command::Note { app, settings, text } => {
                 let path = self.acquire(&settings.out, &app, &settings);
                 if let Some(file) = self.files.get_mut(&path) {
                     file.note(&text, Instant::now(), &mut self.common);
@@ -358,9 +322,7 @@ impl Engine {
             }
             Command::Reopen => self.files.values_mut().for_each(LogFile::close),
             Command::Flush { reply } => {
-                self.ids(None)
-                    .into_iter()
-                    .for_each(|id| self.drain(id, PIPE));
+                self.ids(None).into_iter().for_each(|id| self.drain(id, PIPE));
                 let _ = reply.send(());
             }
             Command::Stats { reply } => {
@@ -375,19 +337,11 @@ impl Engine {
     }
 
     fn attach(&mut self, stream: Detached, settings: &Settings) {
-        let Detached {
-            source,
-            stream,
-            pipe,
-            unfinished,
-        } = stream;
+        let Detached { source, stream, pipe, unfinished } = stream;
         let id = self.next_flow;
         self.next_flow += 1;
-        let watched = set_nonblocking(&pipe).and_then(|()| {
-            Ok(self
-                .epoll
-                .add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, id))?)
-        });
+        let watched =
+            set_nonblocking(&pipe).and_then(|()| Ok(self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, id))?));
         if let Err(error) = watched {
             bad_pipe(&self.common, &source, stream, &error);
             return;
@@ -399,18 +353,7 @@ impl Engine {
             self.check_at(touched + QUIET);
         }
         let (pipe, style) = (File::from(pipe), settings.into());
-        self.flows.insert(
-            id,
-            Flow {
-                source,
-                stream,
-                pipe,
-                unfinished,
-                touched,
-                style,
-                path,
-            },
-        );
+        self.flows.insert(id, Flow { source, stream, pipe, unfinished, touched, style, path });
     }
 
     fn configure(&mut self, app: &Arc<str>, settings: &Settings) {
@@ -432,20 +375,9 @@ impl Engine {
     fn tail(&mut self, key: u64) -> Vec<TailLine> {
         let ids = self.ids(Some(key));
         ids.iter().for_each(|id| self.drain(*id, PIPE));
-        let mut lines = self
-            .workers
-            .get(&key)
-            .map(|w| w.tail.lines())
-            .unwrap_or_default();
-        for flow in ids
-            .iter()
-            .filter_map(|id| self.flows.get(id))
-            .filter(|f| !f.unfinished.is_empty())
-        {
-            lines.push(TailLine {
-                stream: flow.stream,
-                text: tail::text(&flow.unfinished.bytes),
-            });
+        let mut lines = self.workers.get(&key).map(|w| w.tail.lines()).unwrap_or_default();
+        for flow in ids.iter().filter_map(|id| self.flows.get(id)).filter(|f| !f.unfinished.is_empty()) {
+            lines.push(TailLine { stream: flow.stream, text: tail::text(&flow.unfinished.bytes) });
         }
         let surplus = lines.len().saturating_sub(tail::LINES);
         lines.split_off(surplus)
@@ -454,11 +386,7 @@ impl Engine {
     /// The flows of one worker, or all.
     fn ids(&self, key: Option<u64>) -> Vec<u64> {
         let wanted = |flow: &Flow| key.is_none_or(|key| flow.source.key == key);
-        self.flows
-            .iter()
-            .filter(|(_, flow)| wanted(flow))
-            .map(|(id, _)| *id)
-            .collect()
+        self.flows.iter().filter(|(_, flow)| wanted(flow)).map(|(id, _)| *id).collect()
     }
 
     /// Writes lines that have been quiet for long, and tries files in trouble.
@@ -506,9 +434,5 @@ impl Engine {
 
 fn bad_pipe(common: &Common, source: &Source, stream: Stream, error: &io::Error) {
     let (source, error) = (source.clone(), error.to_string());
-    let _ = common.events.send(Event::BadPipe {
-        source,
-        stream,
-        error,
-    });
+    let _ = common.events.send(Event::BadPipe { source, stream, error });
 }

@@ -90,8 +90,7 @@ impl LogFile {
     /// From now on the file is kept as these settings say.
     pub fn configure(&mut self, settings: &Settings) {
         self.style = settings.into();
-        (self.max_size, self.keep, self.compress) =
-            (settings.max_size, settings.keep, settings.compress);
+        (self.max_size, self.keep, self.compress) = (settings.max_size, settings.keep, settings.compress);
     }
 
     /// Opens the file anew with the next line.
@@ -132,18 +131,11 @@ impl LogFile {
             return;
         };
         let (bytes, lines) = (trouble.lost_bytes, trouble.lost_lines);
-        let text = format!(
-            "{bytes} bytes in {lines} lines were lost here: {}",
-            trouble.error
-        );
+        let text = format!("{bytes} bytes in {lines} lines were lost here: {}", trouble.error);
         match self.append(&own_line(self.style, &self.app, &text), now, common) {
             Ok(()) => {
                 let path = self.path.to_path_buf();
-                let _ = common.events.send(Event::Recovered {
-                    path,
-                    lost_bytes: bytes,
-                    lost_lines: lines,
-                });
+                let _ = common.events.send(Event::Recovered { path, lost_bytes: bytes, lost_lines: lines });
             }
             Err((_, error)) => {
                 self.close();
@@ -169,28 +161,15 @@ impl LogFile {
         self.close();
         common.stats.errors += 1;
         let error = error.to_string();
-        let _ = common.events.send(Event::Failed {
-            path: self.path.to_path_buf(),
-            error: error.clone(),
-        });
-        let mut trouble = Trouble {
-            lost_bytes: 0,
-            lost_lines: 0,
-            error,
-            retry: now + RETRY,
-        };
+        let _ = common.events.send(Event::Failed { path: self.path.to_path_buf(), error: error.clone() });
+        let mut trouble = Trouble { lost_bytes: 0, lost_lines: 0, error, retry: now + RETRY };
         trouble.lose(lost, &mut common.stats);
         self.trouble = Some(trouble);
     }
 
     /// Appends `lines`, rotating between two of them where the file gets full. On failure says how
     /// many bytes were written.
-    fn append(
-        &mut self,
-        lines: &[u8],
-        now: Instant,
-        common: &mut Common,
-    ) -> Result<(), (usize, io::Error)> {
+    fn append(&mut self, lines: &[u8], now: Instant, common: &mut Common) -> Result<(), (usize, io::Error)> {
         let mut done = 0;
         let mut rest = lines;
         if let Some(torn) = self.torn
@@ -201,8 +180,7 @@ impl LogFile {
         while !rest.is_empty() {
             let open = self.opened().map_err(|e| (done, e))?;
             let (regular, size) = (open.regular, open.size);
-            let fits = if regular && self.max_size > 0 && self.rotate_after.is_none_or(|t| t <= now)
-            {
+            let fits = if regular && self.max_size > 0 && self.rotate_after.is_none_or(|t| t <= now) {
                 match fitting(rest, size, self.max_size) {
                     0 => {
                         self.rotate(now, common);
@@ -283,10 +261,7 @@ impl LogFile {
                 self.rotate_after = Some(now + RETRY);
                 common.stats.errors += 1;
                 let error = format!("rotating: {error}");
-                let _ = common.events.send(Event::Failed {
-                    path: self.path.to_path_buf(),
-                    error,
-                });
+                let _ = common.events.send(Event::Failed { path: self.path.to_path_buf(), error });
             }
         }
     }
@@ -319,14 +294,7 @@ fn fitting(lines: &[u8], size: u64, max_size: u64) -> usize {
 fn open(path: &Path) -> io::Result<Open> {
     // Non-blocking for the sake of a FIFO, whose opening would wait for a reader.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let open = || {
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(MODE)
-            .custom_flags(flags.bits())
-            .open(path)
-    };
+    let open = || OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(flags.bits()).open(path);
     let file = match open() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             fs::create_dir_all(rotate::folder(path))?;
@@ -335,12 +303,7 @@ fn open(path: &Path) -> io::Result<Open> {
         other => other?,
     };
     let meta = file.metadata()?;
-    Ok(Open {
-        file,
-        identity: rotate::identity(&meta),
-        size: meta.len(),
-        regular: meta.is_file(),
-    })
+    Ok(Open { file, identity: rotate::identity(&meta), size: meta.len(), regular: meta.is_file() })
 }
 
 #[cfg(test)]

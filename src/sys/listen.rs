@@ -91,24 +91,12 @@ impl Group {
         };
         let limit = steer::max_slots_of(addr, family);
         if size == 0 || size > limit {
-            return Err(ListenError::TooMany {
-                addr,
-                slots: size,
-                limit,
-            });
+            return Err(ListenError::TooMany { addr, slots: size, limit });
         }
         let first = open_socket(addr, family, Sharing::AfterListen)?;
-        let actual = first
-            .local_addr()
-            .map_err(|error| ListenError::new(addr, "getsockname", error))?
-            .as_socket()
-            .unwrap_or(addr);
-        let mut group = Group {
-            addr: actual,
-            family,
-            sockets: vec![first],
-            indexes: vec![0],
-        };
+        let actual =
+            first.local_addr().map_err(|error| ListenError::new(addr, "getsockname", error))?.as_socket().unwrap_or(addr);
+        let mut group = Group { addr: actual, family, sockets: vec![first], indexes: vec![0] };
         group.grow(size)?;
         Ok(group)
     }
@@ -127,19 +115,11 @@ impl Group {
             }
             let this = identity(socket)?;
             if *seen.get_or_insert(this) != this {
-                return Err(invalid(format!(
-                    "socket {index} listens on {} instead",
-                    this.0
-                )));
+                return Err(invalid(format!("socket {index} listens on {} instead", this.0)));
             }
         }
         let (addr, family) = seen.ok_or_else(|| invalid("no sockets".to_owned()))?;
-        Ok(Group {
-            addr,
-            family,
-            indexes: (0..sockets.len()).collect(),
-            sockets,
-        })
+        Ok(Group { addr, family, indexes: (0..sockets.len()).collect(), sockets })
     }
 
     /// The address, with the port that was picked if 0 was asked for. For [`Family::V6Mapped`]
@@ -175,11 +155,7 @@ impl Group {
     pub fn grow(&mut self, size: usize) -> Result<(), ListenError> {
         let limit = steer::max_slots_of(self.addr, self.family);
         if size > limit {
-            return Err(ListenError::TooMany {
-                addr: self.addr,
-                slots: size,
-                limit,
-            });
+            return Err(ListenError::TooMany { addr: self.addr, slots: size, limit });
         }
         let before = self.sockets.len();
         while self.sockets.len() < size {
@@ -275,9 +251,7 @@ impl Group {
         if self.sockets.len() > MOST_TOLD_APART {
             return Err(unknown());
         }
-        let offer = |socket: &Socket, size: usize| {
-            raw::setsockopt_int(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, size as i32)
-        };
+        let offer = |socket: &Socket, size: usize| raw::setsockopt_int(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, size as i32);
         for (slot, socket) in self.sockets.iter().enumerate() {
             offer(socket, LEAST_SEGMENT + slot * SEGMENT_STEP)?;
         }
@@ -341,8 +315,7 @@ impl Group {
         for (weight, index) in table.weights.iter().zip(&self.indexes) {
             by_index.weights[*index] = *weight;
         }
-        let program =
-            steer::program(&by_index, self.family).map_err(|error| invalid(error.to_string()))?;
+        let program = steer::program(&by_index, self.family).map_err(|error| invalid(error.to_string()))?;
         queue::attach_program(self.get(0)?, &program)
     }
 
@@ -399,10 +372,7 @@ impl Group {
                 (Ipv4Addr::UNSPECIFIED, self.addr.port()).into()
             }
             _ => {
-                return Err(ListenError::Family {
-                    addr: self.addr,
-                    want,
-                });
+                return Err(ListenError::Family { addr: self.addr, want });
             }
         };
         let mut fresh: Vec<Socket> = Vec::with_capacity(self.sockets.len());
@@ -424,11 +394,7 @@ impl Group {
 
     fn get(&self, index: usize) -> io::Result<&Socket> {
         self.sockets.get(index).ok_or_else(|| {
-            let text = format!(
-                "slot {index} of {}: there are {}",
-                self.addr,
-                self.sockets.len()
-            );
+            let text = format!("slot {index} of {}: there are {}", self.addr, self.sockets.len());
             io::Error::new(io::ErrorKind::InvalidInput, text)
         })
     }
@@ -500,27 +466,18 @@ fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Soc
         let only = family == Family::V6 { only: true };
         socket.set_only_v6(only).map_err(fail("IPV6_V6ONLY"))?;
     }
-    socket
-        .set_reuse_address(true)
-        .map_err(fail("SO_REUSEADDR"))?;
+    socket.set_reuse_address(true).map_err(fail("SO_REUSEADDR"))?;
     socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
     if sharing == Sharing::AfterListen {
         // A socket that listens without SO_REUSEPORT would have no group, and as the only one no
         // program could be attached to it (reuseport_attach_prog: EINVAL). Attached before, it
         // brings the group to life; and all that comes before the first real program waits in
         // slot 0.
-        let hold = [libc::sock_filter {
-            code: (libc::BPF_RET | libc::BPF_K) as u16,
-            jt: 0,
-            jf: 0,
-            k: 0,
-        }];
+        let hold = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 }];
         queue::attach_program(&socket, &hold).map_err(fail("SO_ATTACH_REUSEPORT_CBPF"))?;
         socket.set_reuse_port(false).map_err(fail("SO_REUSEPORT"))?;
     }
-    socket
-        .bind(&SockAddr::from(bind_to))
-        .map_err(fail("bind"))?;
+    socket.bind(&SockAddr::from(bind_to)).map_err(fail("bind"))?;
     socket.listen(BACKLOG).map_err(fail("listen"))?;
     if sharing == Sharing::AfterListen {
         socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
@@ -543,12 +500,7 @@ fn identity(socket: &Socket) -> io::Result<(SocketAddr, Family)> {
         SocketAddr::V4(_) => (addr, Family::V4),
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
             Some(ip) => ((ip, addr.port()).into(), Family::V6Mapped),
-            None => (
-                addr,
-                Family::V6 {
-                    only: socket.only_v6()?,
-                },
-            ),
+            None => (addr, Family::V6 { only: socket.only_v6()? }),
         },
     })
 }

@@ -33,7 +33,19 @@ fn environ(pid: u32) -> BTreeMap<String, String> {
 #[test]
 fn without_a_daemon_every_verb_says_so() {
     let home = Home::new();
-    for args in [&["stop", "x"][..], &["reload", "x"], &["describe", "x"], &["logs"], &["scale", "x", "2"], &["ping"], &["kill"], &["env", "x"], &["signal", "HUP", "x"], &["delete", "x"], &["restart", "x"]] {
+    for args in [
+        &["stop", "x"][..],
+        &["reload", "x"],
+        &["describe", "x"],
+        &["logs"],
+        &["scale", "x", "2"],
+        &["ping"],
+        &["kill"],
+        &["env", "x"],
+        &["signal", "HUP", "x"],
+        &["delete", "x"],
+        &["restart", "x"],
+    ] {
         let run = home.run(args);
         assert_eq!(run.code, 1, "{args:?}: {run:?}");
         assert!(run.err.contains("no daemon") && run.err.contains("rsup start"), "{args:?}: {run:?}");
@@ -53,7 +65,17 @@ fn without_a_daemon_every_verb_says_so() {
 #[test]
 fn usage_errors_have_their_own_code() {
     let home = Home::new();
-    for args in [&["frobnicate"][..], &["scale", "x", "many"], &["scale", "x", "0"], &["signal", "NOSUCH", "x"], &["start", "missing.toml"], &["start", "-n", "x"], &["stop"], &["start", "a.toml", "b.toml"], &[]] {
+    for args in [
+        &["frobnicate"][..],
+        &["scale", "x", "many"],
+        &["scale", "x", "0"],
+        &["signal", "NOSUCH", "x"],
+        &["start", "missing.toml"],
+        &["start", "-n", "x"],
+        &["stop"],
+        &["start", "a.toml", "b.toml"],
+        &[],
+    ] {
         let run = home.run(args);
         assert_eq!(run.code, 2, "{args:?}: {run:?}");
     }
@@ -66,7 +88,16 @@ fn unknown_names_are_told_with_a_hint() {
     let home = Home::new();
     home.app("web-app", SLEEPER);
     home.ok(&["start"]);
-    for args in [&["stop", "web-ap"][..], &["reload", "web-ap"], &["describe", "web-ap"], &["restart", "web-ap"], &["delete", "web-ap"], &["env", "web-ap"], &["logs", "web-ap"], &["signal", "HUP", "web-ap"]] {
+    for args in [
+        &["stop", "web-ap"][..],
+        &["reload", "web-ap"],
+        &["describe", "web-ap"],
+        &["restart", "web-ap"],
+        &["delete", "web-ap"],
+        &["env", "web-ap"],
+        &["logs", "web-ap"],
+        &["signal", "HUP", "web-ap"],
+    ] {
         home.run(args).code(1).says(&["web-ap", "did you mean `web-app`"]);
     }
     home.run(&["scale", "web-ap", "2"]).code(1).says(&["web-ap"]);
@@ -183,7 +214,21 @@ process.on('SIGTERM', () => server.close(() => process.exit(0)));
 ",
     );
     let port = home.port();
-    home.ok(&["start", "server.js", "-i", "2", "-n", "api", "--listen", &port.to_string(), "--env", "COLOR=red", "--", "--deep", "x y"]);
+    home.ok(&[
+        "start",
+        "server.js",
+        "-i",
+        "2",
+        "-n",
+        "api",
+        "--listen",
+        &port.to_string(),
+        "--env",
+        "COLOR=red",
+        "--",
+        "--deep",
+        "x y",
+    ]);
     assert_eq!(home.pids("api").len(), 2);
     let answer = get(local(port), "/").unwrap().json();
     assert_eq!((&answer["color"], &answer["args"]), (&json!("red"), &json!(["--deep", "x y"])));
@@ -246,7 +291,9 @@ fn env_is_what_the_worker_really_has() {
     let real = environ(home.pid("web"));
     let shown: BTreeMap<String, String> = serde_json::from_value(shown[0]["env"].clone()).unwrap();
     // What concerns descriptors is added at the very start.
-    let rest = |env: &BTreeMap<String, String>| env.iter().filter(|(n, _)| !n.starts_with("LISTEN_")).map(|(n, v)| (n.clone(), v.clone())).collect::<BTreeMap<_, _>>();
+    let rest = |env: &BTreeMap<String, String>| {
+        env.iter().filter(|(n, _)| !n.starts_with("LISTEN_")).map(|(n, v)| (n.clone(), v.clone())).collect::<BTreeMap<_, _>>()
+    };
     assert_eq!(rest(&shown), rest(&real));
     assert_eq!((real["FOO"].as_str(), real["FROM_FILE"].as_str(), real["OWN"].as_str()), ("one", "1", "with ' and \" and $x"));
     assert_eq!(real["LISTEN_PID"], home.pid("web").to_string());
@@ -432,5 +479,7 @@ fn a_taken_port_fails_the_start_and_leaves_nothing() {
     drop(holder);
     home.ok(&["start"]);
     // Another app of this daemon has it.
-    home.run(&["start", "-n", "late", "-l", &format!("0.0.0.0:{port}"), "--", RSUP, "sample-app"]).code(1).says(&["app `web` has"]);
+    home.run(&["start", "-n", "late", "-l", &format!("0.0.0.0:{port}"), "--", RSUP, "sample-app"])
+        .code(1)
+        .says(&["app `web` has"]);
 }

@@ -59,7 +59,8 @@ fn no_notification_socket_is_left() {
     home.run(&["start"]).code(1).says(&["listen_timeout"]);
     home.wait_view("job", "it is given up", |v| v["phase"] == "errored");
     let sockets = || {
-        let names = fs::read_dir(home.rsup_home().join("run")).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+        let names =
+            fs::read_dir(home.rsup_home().join("run")).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
         names.filter(|n| n.starts_with("notify")).collect::<Vec<_>>()
     };
     assert_eq!(sockets(), Vec::<String>::new());

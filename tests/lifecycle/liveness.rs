@@ -22,7 +22,8 @@ fn a_wedged_worker_is_replaced_after_enough_failures() {
         let found = pids(v);
         found.len() == 2 && found.contains(&old)
     });
-    let view = home.wait_view("web", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
+    let view = home
+        .wait_view("web", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
     load.more(200);
     load.lossless();
     assert!(!is_alive(old));

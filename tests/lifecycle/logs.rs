@@ -50,7 +50,11 @@ fn json_lines() {
 #[test]
 fn paths_of_the_users_choice() {
     let home = Home::new();
-    job(&home, "echo one; echo two >&2; exec sleep 1000\n", "log = { out = \"logs/both.log\", err = \"logs/both.log\", timestamps = false }");
+    job(
+        &home,
+        "echo one; echo two >&2; exec sleep 1000\n",
+        "log = { out = \"logs/both.log\", err = \"logs/both.log\", timestamps = false }",
+    );
     let read = || fs::read_to_string(home.path("logs/both.log")).unwrap_or_default();
     wait_until("both lines", || read().lines().count() == 2);
     let mut lines: Vec<_> = read().lines().map(str::to_owned).collect();
@@ -88,7 +92,9 @@ fn rotation_in_a_burst_loses_nothing() {
     const LINES: usize = 60_000;
     job(
         &home,
-        &format!("seq 1 {LINES} | sed 's/$/ a line of the burst, long enough to fill some files/'\necho over >&2\nexec sleep 1000\n"),
+        &format!(
+            "seq 1 {LINES} | sed 's/$/ a line of the burst, long enough to fill some files/'\necho over >&2\nexec sleep 1000\n"
+        ),
         "log = { max_size = \"200K\", keep = 1000, timestamps = false }",
     );
     home.wait_log("job", "over");
@@ -99,17 +105,25 @@ fn rotation_in_a_burst_loses_nothing() {
         let (lines, compressed) = all_lines(&folder, "job-out");
         let mut numbers: Vec<usize> = lines.iter().filter_map(|l| l.split(' ').next()?.parse().ok()).collect();
         numbers.sort_unstable();
-        if compressed < 5 || numbers.len() != LINES { return Err(format!("{} lines, {compressed} compressed files", numbers.len())) }
+        if compressed < 5 || numbers.len() != LINES {
+            return Err(format!("{} lines, {compressed} compressed files", numbers.len()));
+        }
         Ok(numbers)
     };
-    let numbers = wait_for("every line, in compressed files", || std::panic::catch_unwind(complete).unwrap_or_else(|_| Err("a file went away".into())));
+    let numbers = wait_for("every line, in compressed files", || {
+        std::panic::catch_unwind(complete).unwrap_or_else(|_| Err("a file went away".into()))
+    });
     assert!(numbers.iter().copied().eq(1..=LINES));
 }
 
 #[test]
 fn bytes_that_are_no_text_and_a_line_without_end() {
     let home = Home::new();
-    job(&home, "printf 'bad \\377\\376 bytes\\n'; printf 'no end'; sleep 0.1; exit 5\n", "restart.policy = \"never\"\nlog.timestamps = false");
+    job(
+        &home,
+        "printf 'bad \\377\\376 bytes\\n'; printf 'no end'; sleep 0.1; exit 5\n",
+        "restart.policy = \"never\"\nlog.timestamps = false",
+    );
     home.wait_view("job", "its end", |v| v["workers"][0]["phase"] == "exited");
     let read = || fs::read(home.rsup_home().join("state/logs/job-out.log")).unwrap_or_default();
     wait_until("both lines", || read().ends_with(b"no end\n"));
@@ -132,7 +146,9 @@ fn logs_shows_the_last_lines() {
     job(&home, "seq 1 40 | sed 's/^/number /'\necho complaint >&2\nexec sleep 1000\n", "");
     home.wait_log("job", "complaint");
     home.wait_log("job", "number 40");
-    let lines = |args: &[&str]| home.ok(args).out.lines().map(|l| l.split_once(' ').map_or("", |(_, rest)| rest).to_owned()).collect::<Vec<_>>();
+    let lines = |args: &[&str]| {
+        home.ok(args).out.lines().map(|l| l.split_once(' ').map_or("", |(_, rest)| rest).to_owned()).collect::<Vec<_>>()
+    };
     let shown = lines(&["logs", "job"]);
     assert_eq!(shown.len(), 15, "{shown:?}");
     assert!(shown.contains(&"number 40".into()) && shown.contains(&"complaint".into()), "{shown:?}");
@@ -160,11 +176,9 @@ impl Follower {
 
     #[track_caller]
     fn sees(&self, words: &str) {
-        wait_for(&format!("`{words}` by the follower"), || {
-            match self.lines.try_iter().find(|line| line.contains(words)) {
-                Some(_) => Ok(()),
-                None => Err("not yet"),
-            }
+        wait_for(&format!("`{words}` by the follower"), || match self.lines.try_iter().find(|line| line.contains(words)) {
+            Some(_) => Ok(()),
+            None => Err("not yet"),
         });
     }
 }
@@ -179,7 +193,11 @@ impl Drop for Follower {
 #[test]
 fn a_follower_sees_each_new_line() {
     let home = Home::new();
-    job(&home, "echo before\nfor i in 1 2 3; do while [ ! -e say.$i ]; do sleep 0.02; done; cat say.$i; done\nexec sleep 1000\n", "");
+    job(
+        &home,
+        "echo before\nfor i in 1 2 3; do while [ ! -e say.$i ]; do sleep 0.02; done; cat say.$i; done\nexec sleep 1000\n",
+        "",
+    );
     home.wait_log("job", "before");
     let follower = Follower::start(&home);
     follower.sees("before");
@@ -193,11 +211,7 @@ fn a_follower_sees_each_new_line() {
 #[test]
 fn a_reader_that_stands_still_stops_nobody() {
     let home = Home::new();
-    job(
-        &home,
-        "echo before\nwhile [ ! -e go ]; do sleep 0.02; done\nseq 1 200000\necho over >&2\nexec sleep 1000\n",
-        "",
-    );
+    job(&home, "echo before\nwhile [ ! -e go ]; do sleep 0.02; done\nseq 1 200000\necho over >&2\nexec sleep 1000\n", "");
     let follower = Follower::start(&home);
     follower.sees("before");
     signal(follower.child.id(), Signal::SIGSTOP);

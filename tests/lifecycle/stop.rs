@@ -41,8 +41,14 @@ fn what_ignores_the_signal_is_killed_after_kill_timeout() {
 #[test]
 fn another_stop_signal() {
     let home = Home::new();
-    home.write("app", "trap 'echo got-int; exit 0' INT\ntrap 'echo got-term; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done\n");
-    home.app("job", "command = [\"sh\", \"app\"]\nkill_timeout = \"30s\"\nrestart.min_uptime = \"100ms\"\nstop.signal = \"SIGINT\"");
+    home.write(
+        "app",
+        "trap 'echo got-int; exit 0' INT\ntrap 'echo got-term; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done\n",
+    );
+    home.app(
+        "job",
+        "command = [\"sh\", \"app\"]\nkill_timeout = \"30s\"\nrestart.min_uptime = \"100ms\"\nstop.signal = \"SIGINT\"",
+    );
     home.ok(&["start"]);
     home.wait_log("job", "up");
     home.ok(&["stop", "job"]);
@@ -137,7 +143,10 @@ fn a_reload_leaves_nobody_of_the_old_tree() {
 fn a_worker_that_ends_well_leaves_nobody_either() {
     let home = Home::new();
     home.write("family", &format!("{FAMILY}\nexit 0"));
-    home.app("family", "command = [\"sh\", \"family\"]\nrestart = { policy = \"never\", min_uptime = \"1ms\" }\nkill_timeout = \"400ms\"");
+    home.app(
+        "family",
+        "command = [\"sh\", \"family\"]\nrestart = { policy = \"never\", min_uptime = \"1ms\" }\nkill_timeout = \"400ms\"",
+    );
     // It may be over before it counts as ready.
     home.run(&["start"]);
     let pids = members(&home);

@@ -165,7 +165,12 @@ fn shut_down_by_the_app() {
     for instances in [1, 3] {
         let home = Home::new();
         let port = home.port();
-        if !python_app(&home, &format!("listen = \"127.0.0.1:{port}\""), &format!("127.0.0.1:{port}"), &format!("instances = {instances}")) {
+        if !python_app(
+            &home,
+            &format!("listen = \"127.0.0.1:{port}\""),
+            &format!("127.0.0.1:{port}"),
+            &format!("instances = {instances}"),
+        ) {
             return;
         }
         let text = std::fs::read_to_string(home.path("supervisor.toml")).expect("the file") + "SHUTDOWN = \"0.3\"\n";

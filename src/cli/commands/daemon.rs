@@ -22,7 +22,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let paths = cx.paths()?;
     paths.create().map_err(Problem::usage)?;
     // Whoever started us may hold signals back; that passes from process to process.
-    SigSet::empty().thread_set_mask().map_err(|error| Problem::failed("local", format!("cannot let signals through: {error}")))?;
+    SigSet::empty()
+        .thread_set_mask()
+        .map_err(|error| Problem::failed("local", format!("cannot let signals through: {error}")))?;
     // Away from the terminal, whose end must not reach us. Started by hand from a shell, this
     // process may lead its group already: then it stays where it is.
     match nix::unistd::setsid() {

@@ -11,12 +11,12 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::cli::client::{CallError, Client, Interrupt};
-use crate::config::{self, Script};
 use crate::cli::problem::{INTERRUPTED, Problem};
 use crate::cli::trial::{self, Expected, Halt, Step, Trial};
 use crate::cli::values::duration;
 use crate::cli::{Context, daemonize, render, targets};
 use crate::config::AppSpec;
+use crate::config::{self, Script};
 use crate::control::{FailureCode, Outcome, Reply, Request, Target};
 use crate::load::{self, Plan};
 use crate::paths::Paths;
@@ -125,7 +125,9 @@ fn start(sandbox: &Sandbox, interrupt: &Interrupt, cx: &Context) -> Result<(AppS
                 return Ok((spec, addr));
             }
             // Somebody was quicker.
-            Some(failure) if failure.code == FailureCode::Listen && tries > 0 => drop(sandbox.client.ask(Request::Delete { target: Target::App(outcome.app) })),
+            Some(failure) if failure.code == FailureCode::Listen && tries > 0 => {
+                drop(sandbox.client.ask(Request::Delete { target: Target::App(outcome.app) }))
+            }
             Some(_) => return Err(sandbox.not_started(outcome)),
         }
     }
@@ -209,7 +211,9 @@ impl Drop for Sandbox {
         }
         // Told again, it kills what is left of the app.
         let Ok(pid) = i32::try_from(self.daemon.id()) else { return };
-        let send = |pid, signal| { let _ = kill(Pid::from_raw(pid), signal); };
+        let send = |pid, signal| {
+            let _ = kill(Pid::from_raw(pid), signal);
+        };
         send(pid, Signal::SIGTERM);
         if self.has_ended(KILL_TIMEOUT) {
             return;
@@ -225,15 +229,24 @@ impl Drop for Sandbox {
 
 /// A new folder that can be written to, and whose path a socket's fits into.
 fn home() -> Result<TempDir, Problem> {
-    let places = [Some(std::env::temp_dir()), std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some("/tmp".into()), Some("/dev/shm".into())];
+    let places = [
+        Some(std::env::temp_dir()),
+        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
+        Some("/tmp".into()),
+        Some("/dev/shm".into()),
+    ];
     let mut why = Vec::new();
     for place in places.into_iter().flatten().filter(|place| place.is_absolute()) {
-        let made = tempfile::Builder::new().prefix("rsup-demo-").tempdir_in(&place).map_err(|error| format!("{}: {error}", place.display()));
+        let made = tempfile::Builder::new()
+            .prefix("rsup-demo-")
+            .tempdir_in(&place)
+            .map_err(|error| format!("{}: {error}", place.display()));
         match made.and_then(|home| Paths::in_home(home.path()).map(|_| home)) {
             Ok(home) => return Ok(home),
             Err(error) => why.extend(error.lines().next().map(str::to_owned)),
         }
     }
     why.dedup();
-    Err(Problem::failed("local", format!("there is no place for a temporary folder\n{}", why.join("\n"))).hint("set TMPDIR to a folder that you can write to"))
+    Err(Problem::failed("local", format!("there is no place for a temporary folder\n{}", why.join("\n")))
+        .hint("set TMPDIR to a folder that you can write to"))
 }

@@ -78,8 +78,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let spec = respec::reread(&[old], &client, &cx.out)?.pop().ok_or_else(targets::unexpected)?;
     if !spec.listen.contains(listen) {
         let now = spec.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        return Err(Problem::failed("listen", format!("{} listens on {listen}, and its file says another address now: {now}", spec.name))
-            .hint(format!("rsup reload {}", spec.name)));
+        return Err(Problem::failed(
+            "listen",
+            format!("{} listens on {listen}, and its file says another address now: {now}", spec.name),
+        )
+        .hint(format!("rsup reload {}", spec.name)));
     }
     let plan = plan(&args, old, listen, spec.reload.deadline);
     try_once(&args, &plan, &spec, &interrupt)?;
@@ -119,7 +122,8 @@ fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, Problem> {
     let AppView { phase, instances, operation, reason, workers, .. } = view;
     if let Some(operation) = operation {
         let what = operation.kind.as_str();
-        return Err(Problem::failed("busy", format!("{app} is busy: {what} is under way")).hint("try again when `rsup list` shows it ready"));
+        return Err(Problem::failed("busy", format!("{app} is busy: {what} is under way"))
+            .hint("try again when `rsup list` shows it ready"));
     }
     if phase != AppPhase::Ready {
         let ready = workers.iter().filter(|worker| worker.phase == WorkerPhase::Ready).count();
@@ -131,8 +135,11 @@ fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, Problem> {
     }
     let tcp = spec.listen.iter().find(|listen| listen.tcp().is_some());
     tcp.or(spec.listen.first()).ok_or_else(|| {
-        Problem::failed("bad_request", format!("{app} has no address that rsup knows of, so there is nothing to send requests to"))
-            .hint("add `listen` to its table, or `--listen` to its start")
+        Problem::failed(
+            "bad_request",
+            format!("{app} has no address that rsup knows of, so there is nothing to send requests to"),
+        )
+        .hint("add `listen` to its table, or `--listen` to its start")
     })
 }
 
@@ -192,7 +199,8 @@ fn remarks(verdict: &Verdict, args: &Args, default_path: bool) -> Vec<String> {
         ));
     }
     let stats = &verdict.load;
-    let unready = [&stats.during, &stats.after].iter().filter_map(|phase| phase.failures.get(&FailureKind::Status(503))).sum::<u64>();
+    let unready =
+        [&stats.during, &stats.after].iter().filter_map(|phase| phase.failures.get(&FailureKind::Status(503))).sum::<u64>();
     if default_path && unready > 0 && unready == verdict.load.failed {
         remarks.push(
             "All of them are 503 on the path of the readiness check, which a stopping worker may\n\

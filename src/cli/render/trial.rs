@@ -39,7 +39,9 @@ fn reloaded(change: &Change, look: Look) -> String {
             let done = look.paint(Paint::Good, "✓ done");
             return format!("{done} in {took}: {} ready\n", count(change.ready, "new worker"));
         }
-        (None, Expected::Refused) => return format!("{} in {took}, and should have been refused\n", look.paint(Paint::Bad, "✗ done")),
+        (None, Expected::Refused) => {
+            return format!("{} in {took}, and should have been refused\n", look.paint(Paint::Bad, "✗ done"));
+        }
         (Some(_), Expected::Refused) => format!("{} after {took}, as it should be", look.paint(Paint::Good, "✓ refused")),
         (Some(_), Expected::Done) => format!("{} after {took}", look.paint(Paint::Bad, "✗ failed")),
     };

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::{Stat, StartTime, stat};
+use super::{StartTime, Stat, stat};
 
 /// Room for the ids of so many children that one `read(2)` gets them all: the list may skip some
 /// if it changes between two reads.

@@ -170,10 +170,5 @@ fn read_open<T>(open: &mut HashMap<u32, File>, pid: u32, name: &str, read: impl 
 fn read_resident(file: &File) -> Option<u64> {
     let mut buffer = [0; 128];
     let len = file.read_at(&mut buffer, 0).ok()?;
-    std::str::from_utf8(buffer.get(..len)?)
-        .ok()?
-        .split_ascii_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+    std::str::from_utf8(buffer.get(..len)?).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
