@@ -202,34 +202,76 @@ impl Group {
     /// sockets, as it did since they were shut down: [`Group::steer`] follows.
     ///
     /// With each that leaves, the kernel moves the last one into its hole
-    /// (`__reuseport_detach_sock`); one that listens again comes last. So a single one that left is
-    /// always known, and of several all those that end up in the same place in whatever order they left.
+    /// (`__reuseport_detach_sock`); one that listens again comes last. When several leave at the
+    /// same time, nobody says in which order, so the group is asked: see [`Group::identify`].
     ///
     /// # Errors
     /// When one cannot listen again: it is then in no place that a program could name.
     pub fn mend(&mut self) -> io::Result<Mended> {
-        let mut left = Vec::new();
-        for (slot, socket) in self.sockets.iter().enumerate() {
-            if !socket.is_listener()? {
-                left.push(slot);
+        let mut mended = Mended::Whole;
+        // Others may be shut down in the meantime.
+        for _ in 0..ROUNDS {
+            let mut left = Vec::new();
+            for (slot, socket) in self.sockets.iter().enumerate() {
+                if !socket.is_listener()? {
+                    left.push(slot);
+                }
             }
+            if left.is_empty() {
+                return Ok(mended);
+            }
+            let end = self.sockets.len() - left.len();
+            for (gone, slot) in left.iter().enumerate() {
+                let (hole, last) = (self.indexes[*slot], self.sockets.len() - gone - 1);
+                self.indexes.iter_mut().filter(|i| **i == last).for_each(|i| *i = hole);
+                self.indexes[*slot] = usize::MAX;
+            }
+            for (at, slot) in left.iter().enumerate() {
+                self.sockets[*slot].listen(BACKLOG)?;
+                self.indexes[*slot] = end + at;
+            }
+            mended = match self.identify() {
+                Ok(indexes) => {
+                    self.indexes = indexes;
+                    Mended::Again
+                }
+                Err(_) if left.len() == 1 => Mended::Again,
+                Err(_) => Mended::Unsure,
+            };
         }
-        if left.is_empty() {
-            return Ok(Mended::Whole);
+        Ok(Mended::Unsure)
+    }
+
+    /// The kernel's index of every slot, found out by probes: each socket offers a maximum segment
+    /// size of its own for the moment, and a connection by way of an index shows that of the socket
+    /// it found. Who else connects in that moment gets somewhat smaller segments, nothing worse;
+    /// workers see a connection that says nothing, as with probes.
+    fn identify(&self) -> io::Result<Vec<usize>> {
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, "probes did not tell the sockets of a group apart");
+        if self.sockets.len() > MOST_TOLD_APART {
+            return Err(unknown());
         }
-        // Only those beyond the new end move, and only into holes before it.
-        let end = self.sockets.len() - left.len();
-        let moved = (0..self.sockets.len()).filter(|slot| !left.contains(slot) && self.indexes[*slot] >= end).count();
-        for (gone, slot) in left.iter().enumerate() {
-            let (hole, last) = (self.indexes[*slot], self.sockets.len() - gone - 1);
-            self.indexes.iter_mut().filter(|i| **i == last).for_each(|i| *i = hole);
-            self.indexes[*slot] = usize::MAX;
+        let offer = |socket: &Socket, size: usize| raw::setsockopt_int(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, size as i32);
+        for (slot, socket) in self.sockets.iter().enumerate() {
+            offer(socket, LEAST_SEGMENT + slot * SEGMENT_STEP)?;
         }
-        for (at, slot) in left.iter().enumerate() {
-            self.sockets[*slot].listen(BACKLOG)?;
-            self.indexes[*slot] = end + at;
+        let target = steer::probe_target(self.addr, self.family);
+        let slot_at = |index: usize| {
+            let probe = steer::probe_socket(target, index)?;
+            probe.connect_timeout(&target.into(), PROBE)?;
+            let info: libc::tcp_info = raw::getsockopt(&probe, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+            // Without the 12 bytes of timestamps, where those are in use.
+            Ok((info.tcpi_snd_mss as usize + SEGMENT_STEP - 1).saturating_sub(LEAST_SEGMENT) / SEGMENT_STEP)
+        };
+        let found: io::Result<Vec<usize>> = (0..self.sockets.len()).map(slot_at).collect();
+        for socket in &self.sockets {
+            offer(socket, 0)?;
         }
-        Ok(if moved > 1 { Mended::Unsure } else { Mended::Again })
+        let mut indexes = vec![usize::MAX; self.sockets.len()];
+        for (index, slot) in found?.into_iter().enumerate() {
+            *indexes.get_mut(slot).ok_or_else(unknown)? = index;
+        }
+        if indexes.contains(&usize::MAX) { Err(unknown()) } else { Ok(indexes) }
     }
 
     /// The socket of a slot.
@@ -357,6 +399,16 @@ impl Group {
         })
     }
 }
+
+/// How often [`Group::mend`] looks again for sockets shut down meanwhile.
+const ROUNDS: usize = 8;
+
+/// For [`Group::identify`]: segment sizes that the kernel takes are 88 to 32767.
+const LEAST_SEGMENT: usize = 536;
+const SEGMENT_STEP: usize = 16;
+const MOST_TOLD_APART: usize = (32_767 - LEAST_SEGMENT) / SEGMENT_STEP;
+/// The probe stays on this machine. Only a full accept queue makes it wait.
+const PROBE: Duration = Duration::from_millis(50);
 
 /// How long [`Group::change_family`] waits for handshakes under way.
 const HANDSHAKES: Duration = Duration::from_millis(250);

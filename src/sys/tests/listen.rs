@@ -11,7 +11,7 @@ use socket2::{Domain, Socket, Type};
 use super::localhost;
 use crate::sys::holder;
 use crate::sys::listen::{
-    Backlog, Family, Group, ListenError, accept_nonblocking, backlog, is_nonblocking, open_unix, set_nonblocking,
+    Backlog, Family, Group, ListenError, Mended, accept_nonblocking, backlog, is_nonblocking, open_unix, set_nonblocking,
 };
 use crate::sys::sockdiag;
 use crate::sys::steer::{Balance, Table};
@@ -220,4 +220,32 @@ fn half_open_handshakes_are_seen() {
     assert_eq!(found.into_iter().collect::<Vec<_>>(), [(addr, client.local_addr().unwrap())]);
     client.write_all(b"x").unwrap();
     super::until("complete", || sockdiag::half_open(addr.port()).unwrap().is_empty().then_some(()));
+}
+
+/// The kernel moves sockets about when some leave the group; the group finds out where they are.
+#[test]
+fn sockets_that_were_shut_down_listen_again_where_they_are_found() {
+    for addr in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0", "[::1]:0"] {
+        let mut group = Group::open(addr.parse().unwrap(), false, 7).unwrap();
+        group.steer(&sole(7, 0)).unwrap();
+        assert_eq!(group.mend().unwrap(), Mended::Whole);
+        for shut in [&[3][..], &[6], &[1, 2], &[5, 2, 4], &[1, 6, 2, 3], &[6, 5, 4, 3, 2, 1], &[2]] {
+            for slot in shut {
+                let socket = Socket::from(group.dup(*slot).unwrap());
+                socket.shutdown(std::net::Shutdown::Both).unwrap();
+            }
+            assert_eq!(group.mend().unwrap(), Mended::Again, "{addr} {shut:?}");
+            for slot in 0..7 {
+                // Take away what the probes of mending left.
+                while accept_nonblocking(group.fd(slot)).unwrap().is_some() {}
+            }
+            for slot in 0..7 {
+                group.steer(&sole(7, slot)).unwrap();
+                let target = crate::sys::steer::probe_target(group.addr(), group.family());
+                let _client = TcpStream::connect(target).unwrap();
+                assert!(accept_nonblocking(group.fd(slot)).unwrap().is_some(), "{addr} {shut:?}: slot {slot}");
+            }
+            group.steer(&sole(7, 0)).unwrap();
+        }
+    }
 }
