@@ -14,11 +14,12 @@ use std::sync::Arc;
 /// is longer. (Kubernetes' default period.)
 const READY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// While a worker starts, its readiness is tried more often than `interval`, so that it is seen
-/// soon: after a failure the next try waits for this share of the time since its start, but no
-/// less than [`SHORTEST_PAUSE`] and no more than `interval`.
-const PAUSE_SHARE: u32 = 16;
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+/// How long a worker that starts, and was not ready `uptime` after its start, is left alone: a share
+/// of that time, so that it is seen soon after it is ready, fast or slow as it may be; but no less
+/// than 10 ms, and no more than `interval`.
+fn pause_while_starting(uptime: Duration, interval: Duration) -> Duration {
+    (uptime / 32).max(Duration::from_millis(10)).min(interval)
+}
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
@@ -199,8 +200,7 @@ impl Worker {
         let probe = &self.revision.spec.readiness;
         match &mut self.state {
             State::Starting { readiness, .. } => {
-                let soon = (now.since(self.started) / PAUSE_SHARE).max(SHORTEST_PAUSE).min(probe.interval);
-                let pause = if ok { probe.interval } else { soon };
+                let pause = if ok { probe.interval } else { pause_while_starting(now.since(self.started), probe.interval) };
                 let Some(streak) = readiness.count(ok, now + pause) else { return Verdict::Stale };
                 if ok && streak >= probe.success_threshold {
                     self.become_ready(now);
@@ -256,5 +256,27 @@ impl Worker {
             State::Stopping { kill_at } | State::Sweeping { kill_at, .. } => Some(*kill_at),
             State::Killing { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_starts_is_tried_often_at_first_and_at_its_interval_later() {
+        let ms = Duration::from_millis;
+        let interval = ms(250);
+        assert_eq!(pause_while_starting(ms(0), interval), ms(10));
+        assert_eq!(pause_while_starting(ms(640), interval), ms(20));
+        assert_eq!(pause_while_starting(ms(60_000), interval), interval);
+        assert_eq!(pause_while_starting(ms(60_000), ms(5)), ms(5));
+        // Seen within a thirtieth of its start, for less than 150 tries until the interval is reached.
+        let (mut uptime, mut tries) = (ms(0), 0);
+        while pause_while_starting(uptime, interval) < interval {
+            uptime += pause_while_starting(uptime, interval);
+            tries += 1;
+        }
+        assert!(uptime < ms(8_250) && tries < 150, "{uptime:?} {tries}");
     }
 }
