@@ -35,7 +35,9 @@ fn main() -> Result<()> {
 
 fn web_app(port: u16, instances: usize, more: &str) -> String {
     let program = common::rsup::program();
-    format!("[app.web]\ncommand = [{program:?}, \"sample-app\"]\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\n{more}\n")
+    format!(
+        "[app.web]\ncommand = [{program:?}, \"sample-app\"]\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\n{more}\n"
+    )
 }
 
 fn memory(options: Options, peers: Option<&Peers>, table: &mut Table) -> Result<()> {

@@ -20,7 +20,10 @@ fn main() -> Result<()> {
         let rsup = Rsup::new()?;
         let mut toml = String::new();
         for app in 0..apps {
-            writeln!(toml, "[app.app{app}]\ncommand = [\"sleep\", \"100000\"]\ninstances = {instances}\nrestart.min_uptime = \"50ms\"")?;
+            writeln!(
+                toml,
+                "[app.app{app}]\ncommand = [\"sleep\", \"100000\"]\ninstances = {instances}\nrestart.min_uptime = \"50ms\""
+            )?;
         }
         rsup.start(&toml)?;
         let times = run(options.pick(200, 30), || rsup.command(&["list"]))?;
@@ -29,7 +32,12 @@ fn main() -> Result<()> {
             echo.arg("x");
             echo
         })?;
-        let detail = format!("quarter {:.2}, worst {:.2} ms; /bin/echo {:.2} ms", quantile(&times, 0.25), quantile(&times, 1.0), median(&floor));
+        let detail = format!(
+            "quarter {:.2}, worst {:.2} ms; /bin/echo {:.2} ms",
+            quantile(&times, 0.25),
+            quantile(&times, 1.0),
+            median(&floor)
+        );
         table.row(&format!("rsup list, {} workers", apps * instances), median(&times), " ms", Bar::AtMost(3.0), detail);
         if let Some(ms) = hyperfine(&rsup) {
             table.row("  the same by hyperfine -N", ms, " ms", Bar::AtMost(3.0), "");

@@ -36,16 +36,8 @@ fn main() -> Result<()> {
     let mut numbers = arguments.iter().filter_map(|a| a.parse::<usize>().ok());
     let megabytes = numbers.next().unwrap_or_else(|| options.pick(300, 30));
     let rounds = numbers.next().unwrap_or_else(|| options.pick(7, 3));
-    let unit = if arguments.iter().any(|a| a == "lines") {
-        "lines"
-    } else {
-        "blocks"
-    };
-    let format = if arguments.iter().any(|a| a == "json") {
-        Format::Json
-    } else {
-        Format::Text
-    };
+    let unit = if arguments.iter().any(|a| a == "lines") { "lines" } else { "blocks" };
+    let format = if arguments.iter().any(|a| a == "json") { Format::Json } else { Format::Text };
     let spec = format!("{megabytes} {unit}");
     println!("{megabytes} MB written in {unit}, {format:?}, {rounds} rounds");
 
@@ -146,23 +138,11 @@ fn through_cat(spec: &str, dir: &Path, wide: bool) -> Result<Duration> {
 
 fn through_pump(spec: &str, dir: &Path, format: Format) -> Result<(Duration, Stats)> {
     let (events, mut troubles) = unbounded_channel::<Event>();
-    let settings = Settings {
-        format,
-        ..Settings::new(dir.join("out.log"), dir.join("err.log"))
-    };
+    let settings = Settings { format, ..Settings::new(dir.join("out.log"), dir.join("err.log")) };
     let pump = Pump::start(events)?;
     let start = Instant::now();
     let (read, write) = pipe()?;
-    pump.attach(
-        Source {
-            app: "bench".into(),
-            instance: 0,
-            key: 1,
-        },
-        Stream::Out,
-        read,
-        &settings,
-    );
+    pump.attach(Source { app: "bench".into(), instance: 0, key: 1 }, Stream::Out, read, &settings);
     let mut command = child(spec)?;
     let mut generator = command.stdout(write).spawn()?;
     drop(command); // and with it our copy of the write end
@@ -186,9 +166,6 @@ fn through_pump(spec: &str, dir: &Path, format: Format) -> Result<(Duration, Sta
 /// Resident memory of this process, which the pump is part of, in KiB.
 fn resident() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find(|l| l.starts_with("VmRSS:"))
-        .ok_or("no VmRSS")?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).ok_or("no VmRSS")?;
     Ok(line.split_whitespace().nth(1).ok_or("no size")?.parse()?)
 }

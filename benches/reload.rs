@@ -42,7 +42,13 @@ fn main() -> Result<()> {
             times.push(process::run_time(&mut pm2.command(&["reload", "app"]))?);
         }
         let own = port.1;
-        table.row("Express: pm2 reload / own times", median(&times) / own, "x", Bar::None, format!("{:.0} ms / {own:.0} ms", median(&times)));
+        table.row(
+            "Express: pm2 reload / own times",
+            median(&times) / own,
+            "x",
+            Bar::None,
+            format!("{:.0} ms / {own:.0} ms", median(&times)),
+        );
         failures(options, &port.0, &pm2, pm2_port, &mut table)?;
     }
     table.print();
@@ -122,7 +128,9 @@ fn under_load(port: u16, keep_alive: bool, reloads: usize, reload: impl Fn() -> 
         let load = load::start(web::plan(port, keep_alive, Duration::from_secs(120)));
         tokio::time::sleep(Duration::from_millis(500)).await;
         let done = tokio::task::spawn_blocking(move || {
-            commands.into_iter().try_for_each(|mut command| process::run_time(&mut command).map(drop).map_err(|why| why.to_string()))
+            commands
+                .into_iter()
+                .try_for_each(|mut command| process::run_time(&mut command).map(drop).map_err(|why| why.to_string()))
         });
         let done = done.await;
         tokio::time::sleep(Duration::from_millis(500)).await;

@@ -53,8 +53,20 @@ fn main() -> Result<()> {
             let [rsup, pm2, bare] = [0, 1, 2].map(|at| median(&rates[at]));
             let ratio = |other: usize| -> Vec<f64> { rates[0].iter().zip(&rates[other]).map(|(a, b)| a / b).collect() };
             let (bar_pm2, bar_bare) = if keep_alive { (Bar::None, Bar::None) } else { (Bar::AtLeast(1.8), Bar::AtLeast(0.97)) };
-            table.row(&format!("{way}: rsup / PM2"), median(&ratio(1)), "x", bar_pm2, format!("{rsup:.0} / {pm2:.0} req/s, {who}"));
-            table.row(&format!("{way}: rsup / bare"), median(&ratio(2)), "x", bar_bare, format!("{rsup:.0} / {bare:.0} req/s, {who}"));
+            table.row(
+                &format!("{way}: rsup / PM2"),
+                median(&ratio(1)),
+                "x",
+                bar_pm2,
+                format!("{rsup:.0} / {pm2:.0} req/s, {who}"),
+            );
+            table.row(
+                &format!("{way}: rsup / bare"),
+                median(&ratio(2)),
+                "x",
+                bar_bare,
+                format!("{rsup:.0} / {bare:.0} req/s, {who}"),
+            );
             if ours {
                 let [rsup, pm2, bare] = [0, 1, 2].map(|at| median(&costs[at]));
                 let detail = format!("{rsup:.0} / {bare:.0} µs; PM2 {pm2:.0} µs; daemons included");
@@ -80,7 +92,13 @@ type Figures = [Vec<f64>; 3];
 
 /// Requests per second, and processor time per request in microseconds, which other processes on
 /// the machine disturb less. `None` without a tool.
-fn rounds(options: Options, contestants: &Contestants, keep_alive: bool, ours: bool, failed: &mut [u64; 3]) -> Result<Option<(Figures, Figures)>> {
+fn rounds(
+    options: Options,
+    contestants: &Contestants,
+    keep_alive: bool,
+    ours: bool,
+    failed: &mut [u64; 3],
+) -> Result<Option<(Figures, Figures)>> {
     let time = options.pick(Duration::from_secs(4), Duration::from_secs(1));
     let (mut rates, mut costs) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
     // The first round warms up.

@@ -86,7 +86,13 @@ impl Pm2 {
         let output = self.command(arguments).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
-            return Err(format!("pm2 {}: {}\n{text}{}", arguments.join(" "), output.status, String::from_utf8_lossy(&output.stderr)).into());
+            return Err(format!(
+                "pm2 {}: {}\n{text}{}",
+                arguments.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            )
+            .into());
         }
         Ok(text)
     }

@@ -115,7 +115,11 @@ pub fn bare_pair(app: &Path, port: u16) -> Result<[Bare; 2]> {
         socket.set_reuse_port(true)?;
         socket.bind(&local(port).into())?;
         let mut node = Command::new("setsid");
-        node.args(["node", "server.js"]).current_dir(app).env("LISTEN_FD", "0").stdin(OwnedFd::from(socket)).stdout(Stdio::null());
+        node.args(["node", "server.js"])
+            .current_dir(app)
+            .env("LISTEN_FD", "0")
+            .stdin(OwnedFd::from(socket))
+            .stdout(Stdio::null());
         Ok(Bare(node.spawn()?))
     };
     let pair = [start()?, start()?];

@@ -6,8 +6,9 @@ use std::ffi::OsString;
 /// Variables that concern the process they were set for and nobody else: an app that finds its
 /// caller's `NOTIFY_SOCKET` or `LISTEN_FDS` would take them for its own.
 fn private(name: &str) -> bool {
-    const PREFIXES: [&str; 5] = ["RSUP_", "LISTEN_", "NODE_CHANNEL_", "WATCHDOG_", "MEMORY_PRESSURE_"];
-    const NAMES: [&str; 8] = [
+    const PREFIXES: [&str; 5] = ["RSUP_", "LISTEN_FD", "NODE_CHANNEL_", "WATCHDOG_", "MEMORY_PRESSURE_"];
+    const NAMES: [&str; 9] = [
+        "LISTEN_PID",
         "NOTIFY_SOCKET",
         "NODE_UNIQUE_ID",
         "MAINPID",
@@ -20,9 +21,15 @@ fn private(name: &str) -> bool {
     PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
 }
 
+/// What the daemon itself reads.
+const FOR_THE_DAEMON: [&str; 2] = ["RSUP_HOME", "RSUP_TAKEOVER"];
+
 /// What a daemon in the background must not inherit from whoever started it.
 pub fn private_names() -> Vec<OsString> {
-    std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_str().is_some_and(|name| private(name) && name != "RSUP_HOME")).collect()
+    std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| name.to_str().is_some_and(|name| private(name) && !FOR_THE_DAEMON.contains(&name)))
+        .collect()
 }
 
 /// The environment of this process for apps; beside it the names of variables that are not UTF-8,

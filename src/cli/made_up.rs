@@ -22,7 +22,12 @@ pub fn spec(app: &str) -> AppSpec {
         listen: vec![Listen::Tcp { addr: ([0, 0, 0, 0], 3001).into(), v6only: false }],
         env: BTreeMap::from([("NODE_ENV".into(), "production".into())]),
         readiness: Probe {
-            check: Check::Http { path: "/readiness".into(), host: None, headers: BTreeMap::new(), expect_status: vec![200..=299] },
+            check: Check::Http {
+                path: "/readiness".into(),
+                host: None,
+                headers: BTreeMap::new(),
+                expect_status: vec![200..=299],
+            },
             interval: Duration::from_millis(250),
             timeout: seconds(1),
             initial_delay: Duration::ZERO,
@@ -45,7 +50,15 @@ pub fn spec(app: &str) -> AppSpec {
             reset_after: seconds(30),
         },
         reload: Reload { max_surge: 1, min_ready: Duration::ZERO, deadline: seconds(600), auto_rollback: true },
-        log: Log { out: None, err: None, format: LogFormat::Text, timestamps: true, max_size: 50 << 20, keep: 10, compress: true },
+        log: Log {
+            out: None,
+            err: None,
+            format: LogFormat::Text,
+            timestamps: true,
+            max_size: 50 << 20,
+            keep: 10,
+            compress: true,
+        },
     }
 }
 

@@ -6,18 +6,18 @@
 mod action;
 mod client;
 mod commands;
-mod config_api;
-mod daemon_api;
 mod daemonize;
 mod environment;
-mod logs_api;
 mod problem;
 mod progress;
 mod render;
 mod respec;
 mod targets;
+mod trial;
 mod values;
 
+#[cfg(test)]
+mod client_tests;
 #[cfg(test)]
 mod made_up;
 #[cfg(test)]
@@ -56,7 +56,7 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    Start(commands::start::Args),
+    Start(Box<commands::start::Args>),
     Stop(commands::stop::Args),
     Restart(commands::restart::Args),
     Reload(commands::reload::Args),
@@ -133,7 +133,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 
 fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
     match verb {
-        Verb::Start(args) => commands::start::run(args, cx),
+        Verb::Start(args) => commands::start::run(*args, cx),
         Verb::Stop(args) => commands::stop::run(args, cx),
         Verb::Restart(args) => commands::restart::run(args, cx),
         Verb::Reload(args) => commands::reload::run(args, cx),

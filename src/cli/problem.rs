@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::config_api::ConfigErrors;
+use crate::config::ConfigErrors;
 use crate::control::Failure;
 
 /// Done.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::render::{self, Output};
 use crate::config::AppName;
-use crate::supervisor::{Progress as Event, Step};
+use crate::supervisor::Progress as Event;
 
 /// Shows steps on stderr, so that stdout has the result alone.
 pub struct Progress(Kind);
@@ -37,20 +37,24 @@ impl Progress {
             Kind::Silent => {}
             Kind::Lines => render::error_text(&format!("{}\n", render::step(event))),
             Kind::Terminal { all, apps, style } => {
-                if matches!(event.step, Step::Failed { .. }) {
-                    // Worth keeping on the screen.
-                    drop(all.println(render::step(event)));
-                }
                 let mut apps = apps.lock().unwrap_or_else(PoisonError::into_inner);
-                let bar = apps.entry(event.app.clone()).or_insert_with(|| {
-                    let bar = all.add(ProgressBar::new(event.total.into()).with_style(style.clone()));
-                    bar.set_prefix(event.app.to_string());
-                    bar.enable_steady_tick(Duration::from_millis(100));
-                    bar
-                });
-                bar.set_length(event.total.into());
-                bar.set_position(event.done.into());
-                bar.set_message(render::activity(event));
+                let say = |bar: &ProgressBar| {
+                    bar.set_length(event.total.into());
+                    bar.set_position(event.done.into());
+                    bar.set_message(render::activity(event));
+                };
+                match apps.get(&event.app) {
+                    Some(bar) => say(bar),
+                    None => {
+                        // Drawn once it has something to say.
+                        let hidden = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+                        let bar = hidden.with_style(style.clone()).with_prefix(event.app.to_string());
+                        say(&bar);
+                        let bar = all.add(bar);
+                        bar.enable_steady_tick(Duration::from_millis(100));
+                        apps.insert(event.app.clone(), bar);
+                    }
+                }
             }
         }
     }

@@ -6,6 +6,7 @@ use super::client::Client;
 use super::problem::Problem;
 use crate::config::{AppName, AppSpec};
 use crate::control::{Reply, Request, Target};
+use crate::supervisor::AppView;
 
 /// What was asked for, and the apps that the daemon knows.
 #[derive(Debug)]
@@ -30,9 +31,12 @@ impl Selection {
 
     /// For verbs that take whole apps only.
     pub fn whole_apps(self, verb: &str) -> Result<Self, Problem> {
-        match self.targets.iter().find_map(|target| if let Target::Worker(app, _) = target { Some(app) } else { None }) {
-            Some(app) => Err(Problem::usage(format!("{verb} takes a whole app")).hint(format!("rsup {verb} {app}"))),
-            None => Ok(self),
+        match self.targets.iter().find(|target| matches!(target, Target::Worker(..))) {
+            Some(Target::Worker(app, instance)) => {
+                let problem = Problem::usage(format!("`{app}:{instance}` is one worker; {verb} is for whole apps"));
+                Err(problem.hint(format!("rsup {verb} {app}, or rsup signal TERM {app}:{instance}")))
+            }
+            _ => Ok(self),
         }
     }
 }
@@ -41,6 +45,14 @@ impl Selection {
 pub fn known(client: &Client) -> Result<Vec<AppSpec>, Problem> {
     match client.ask(Request::Specs { target: Target::All })? {
         Reply::Specs(specs) => Ok(specs),
+        _ => Err(unexpected()),
+    }
+}
+
+/// How they all do.
+pub fn views(client: &Client) -> Result<Vec<AppView>, Problem> {
+    match client.ask(Request::List)? {
+        Reply::List(views) => Ok(views),
         _ => Err(unexpected()),
     }
 }
@@ -59,14 +71,19 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> 
     let mut targets = Vec::new();
     for word in words {
         if is_file(word) {
-            let of_file: Vec<_> = known.iter().filter(|spec| spec.source.as_deref().is_some_and(|source| same_file(source, word.as_ref()))).collect();
+            let of_file: Vec<_> = known
+                .iter()
+                .filter(|spec| spec.source.as_deref().is_some_and(|source| same_file(source, word.as_ref())))
+                .collect();
             if of_file.is_empty() {
-                return Err(Problem::failed("unknown_app", format!("no app of {word} has been started")).hint(format!("rsup start {word}")));
+                return Err(Problem::failed("unknown_app", format!("no app of {word} has been started"))
+                    .hint(format!("rsup start {word}")));
             }
             targets.extend(of_file.into_iter().map(|spec| Target::App(spec.name.clone())));
             continue;
         }
-        let target: Target = word.parse().map_err(|error| Problem::usage(format!("`{word}` is not the name of an app\n{error}")))?;
+        let target: Target =
+            word.parse().map_err(|error| Problem::usage(format!("`{word}` is not the name of an app\n{error}")))?;
         if let Target::App(app) | Target::Worker(app, _) = &target
             && !known.iter().any(|spec| spec.name == *app)
         {
@@ -77,7 +94,8 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> 
     if targets.contains(&Target::All) {
         targets = vec![Target::All];
     }
-    let whole: Vec<AppName> = targets.iter().filter_map(|target| if let Target::App(app) = target { Some(app.clone()) } else { None }).collect();
+    let whole: Vec<AppName> =
+        targets.iter().filter_map(|target| if let Target::App(app) = target { Some(app.clone()) } else { None }).collect();
     let mut kept = Vec::new();
     for target in targets {
         let within_app = matches!(&target, Target::Worker(app, _) if whole.contains(app));

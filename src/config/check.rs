@@ -49,7 +49,6 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
         let problem = super::error::Problem::error(&cx.source, message).hint(hint);
         cx.push(problem);
     }
-    let mut apps = apps;
     if let Some(folder) = &supervisor.log_dir {
         for app in &mut apps {
             app.log.out.get_or_insert_with(|| folder.join(format!("{}-out.log", app.name)));

@@ -9,6 +9,9 @@ use crate::sys::listen::{is_nonblocking, set_nonblocking};
 use crate::sys::process;
 use std::os::fd::AsFd;
 
+/// Ended workers whose last log lines are kept, 8 KB each at the most.
+const REMEMBERED: usize = 16;
+
 impl Daemon {
     pub(super) fn carry_out(&mut self, effect: Effect) {
         match effect {
@@ -42,7 +45,7 @@ impl Daemon {
             Effect::Signal { worker, signal, reach } => self.signal(&worker, signal, reach),
             Effect::Forget { worker } => {
                 self.running.remove(&worker.generation);
-                self.pump.forget(worker.generation);
+                self.forget_later(worker.generation);
                 self.meter.forget(worker.generation);
             }
             Effect::Progress(progress) => self.calls.progress(&progress),
@@ -60,11 +63,26 @@ impl Daemon {
         }
     }
 
+    /// The last words of a worker are asked for after its end: those of the latest few are kept.
+    fn forget_later(&mut self, generation: u64) {
+        self.remembered.push_back(generation);
+        if self.remembered.len() > REMEMBERED
+            && let Some(oldest) = self.remembered.pop_front()
+        {
+            self.pump.forget(oldest);
+        }
+    }
+
     fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16) -> Result<(), String> {
         let resources = self.app(app);
         resources.sockets.hold(addresses, slots).map_err(|why| why.to_string())?;
+        // The relays that run hold sockets of addresses that may have been given up, and know
+        // nothing of new ones.
+        let looked_after: Vec<Option<u16>> = resources.relaying.drain().map(|(slot, _)| slot).collect();
+        for slot in looked_after.into_iter().flatten() {
+            self.start_relays(app, Some(slot));
+        }
         // The lobby is nobody's; every slot that has no worker yet is looked after as well.
-        resources.relaying.remove(&None);
         self.start_relays(app, None);
         let busy: Vec<u16> = self.supervisor.workers(app).map(|w| w.id.slot).collect();
         for slot in 0..slots {
@@ -87,6 +105,7 @@ impl Daemon {
 
     /// Off: the slot gets a worker. On: it has none, or one that is told to stop.
     fn relay(&mut self, app: &AppName, slot: u16, on: bool) {
+        self.mend(app);
         if on {
             let worker_lives = self.supervisor.workers(app).any(|w| w.id.slot == slot);
             let resources = self.app(app);
@@ -113,6 +132,13 @@ impl Daemon {
             for queue in resources.sockets.queues(Some(slot)).into_iter().flatten() {
                 let _ = set_nonblocking(queue.fd.as_fd(), false);
             }
+        }
+    }
+
+    /// Looks whether a worker shut its socket down, and makes up for it.
+    pub(super) fn mend(&mut self, app: &AppName) {
+        if let Some(Err(why)) = self.apps.get_mut(app).map(|resources| resources.sockets.mend()) {
+            complain(&format!("{app}: a socket that a worker shut down cannot listen again"), why);
         }
     }
 

@@ -80,6 +80,8 @@ enum Event {
     Call { call: Call, answer: mpsc::UnboundedSender<Answer> },
     /// A worker's `bind` waits for an answer.
     Bind { worker: WorkerId, call: spawn::BindCall },
+    /// A worker ended the listening of a socket of ours.
+    ShutDown { app: AppName },
     /// The failure of an action, now with the log lines that explain it.
     Explained { op: OpId, failure: Failure },
 }
@@ -109,8 +111,10 @@ struct Daemon {
     running: HashMap<u64, Running>,
     meter: memory::Memory,
     calls: Calls,
-    /// Results of effects that were known at once.
+    /// Ended workers whose last log lines are still there.
+    remembered: std::collections::VecDeque<u64>,
     strangers: strangers::Strangers,
+    /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
     started: Time,
@@ -184,6 +188,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         running: HashMap::new(),
         meter: memory::Memory::default(),
         calls: Calls::default(),
+        remembered: Default::default(),
         strangers: Default::default(),
         inbox: Default::default(),
         ending: false,
@@ -216,6 +221,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             daemon.on_event(event);
         }
     }
+    tree::sweep_all().await;
     let _ = std::fs::remove_file(paths.socket());
     server.abort();
     daemon.pump.shutdown();
@@ -321,6 +327,7 @@ impl Daemon {
                 self.handle(input);
             }
             Event::Call { call, answer } => self.on_call(call, answer),
+            Event::ShutDown { app } => self.mend(&app),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
             Event::Explained { op, failure } => self.on_explained(op, failure),
         }
@@ -368,7 +375,7 @@ impl Daemon {
     fn app(&mut self, name: &AppName) -> &mut AppResources {
         self.apps.entry(name.clone()).or_insert_with(|| {
             let (ready, watch) = watch::channel(false);
-            AppResources { sockets: Sockets::default(), relays: Relays::new(watch), relaying: HashMap::new(), ready }
+            AppResources { sockets: Sockets::default(), relays: Relays::new(name.clone(), watch, self.events.clone()), relaying: HashMap::new(), ready }
         })
     }
 

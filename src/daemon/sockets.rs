@@ -8,10 +8,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use tracing::warn;
+
 use crate::config::{self, Listen};
 use crate::supervisor::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Group, ListenError};
+use crate::sys::listen::{self, Family, Group, ListenError, Mended};
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
@@ -136,10 +138,24 @@ impl Sockets {
                 config::Balance::Random => Balance::Random,
                 config::Balance::SourceIp => Balance::SourceIp,
             };
+            mend(group)?;
             group.steer(table)?;
         }
         self.served |= anybody;
         Ok(anybody)
+    }
+
+    /// Makes sockets listen again that a worker shut down, and puts the weights in force for the
+    /// order that the group then has.
+    pub fn mend(&mut self) -> std::io::Result<()> {
+        for bound in self.bound.values_mut() {
+            if let Bound::Tcp { group, table } = bound
+                && mend(group)?
+            {
+                group.steer(table)?;
+            }
+        }
+        Ok(())
     }
 
     /// The accept queues of a slot, or of the lobby.
@@ -163,7 +179,7 @@ impl Sockets {
     /// Where a probe reaches the slot: through the first TCP address in the order of the configuration.
     pub fn probe_target(&self, slot: u16, order: &[Listen]) -> Option<ProbeTarget> {
         order.iter().find_map(|address| match self.bound.get(address)? {
-            Bound::Tcp { group, .. } => Some(ProbeTarget { address: steer::probe_target(group.addr(), group.family()), index: index(slot) }),
+            Bound::Tcp { group, .. } => Some(ProbeTarget { address: steer::probe_target(group.addr(), group.family()), index: group.index_of(index(slot)) }),
             Bound::Unix { .. } => None,
         })
     }
@@ -220,6 +236,18 @@ impl Sockets {
         match self.bound.get(address)? {
             Bound::Tcp { group, .. } => Some(group.fd(index(slot))),
             Bound::Unix { .. } => None,
+        }
+    }
+}
+
+/// True if indexes have changed.
+fn mend(group: &mut Group) -> std::io::Result<bool> {
+    match group.mend()? {
+        Mended::Whole => Ok(false),
+        Mended::Again => Ok(true),
+        Mended::Unsure => {
+            warn!("several workers shut down their sockets of {} at once: it is not sure which ones are left in which order; `rsup stop` and `rsup start` put that right", group.addr());
+            Ok(true)
         }
     }
 }

@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
-use super::{AbortOnDrop, Daemon, Event, Events, complain, notify, shared, tree};
+use super::tree::{self, Marks};
+use super::{AbortOnDrop, Daemon, Event, Events, complain, notify, shared};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
 use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover::{self, Answer, Bind};
-use crate::sys::{procfs::StartTime, process};
+use crate::sys::process;
+use crate::sys::procfs::{PipeId, StartTime};
 
 /// A worker's process, or what is left of it.
 pub struct Running {
@@ -25,8 +27,8 @@ pub struct Running {
     pub pidfd: Arc<OwnedFd>,
     /// The process itself is gone; descendants may live on.
     pub exited: bool,
-    /// Descendants as last seen alive: those that leave the process group and clear their
-    /// environment are known by this alone.
+    marks: Marks,
+    /// Descendants as last seen alive: those that have shed every mark are known by this alone.
     tree: Vec<(u32, StartTime)>,
     /// What is left of the tree is to be killed.
     kill: Arc<AtomicBool>,
@@ -57,8 +59,8 @@ impl Running {
     }
 
     /// What is left of the worker's tree.
-    fn remains(&self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
-        tree::remains(&self.id, self.pid, &self.tree, known)
+    pub fn remains(&self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+        tree::remains(&self.marks, &self.tree, known)
     }
 }
 
@@ -100,6 +102,8 @@ impl Daemon {
         let settings = self.log_settings(&spec.name, &spec.log);
         let (out, out_write) = logs::pipe().map_err(|why| format!("no pipe for its output: {why}"))?;
         let (err, err_write) = logs::pipe().map_err(|why| format!("no pipe for its errors: {why}"))?;
+        let known = |why| format!("its pipes cannot be looked at: {why}");
+        let output = [PipeId::of(&out).map_err(known)?, PipeId::of(&err).map_err(known)?];
         let mut env = environment(id, instance, revision);
         let mut plan = Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
         plan.listen = self.app(&spec.name).sockets.inherit(id.slot, &spec.listen).map_err(|why| format!("cannot hand over its sockets: {why}"))?;
@@ -123,11 +127,11 @@ impl Daemon {
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
         }
-        self.watch(id, child, channel);
+        self.watch(id, child, output, channel);
         Ok(())
     }
 
-    fn watch(&mut self, id: &WorkerId, child: Child, channel: Option<notify::Channel>) {
+    fn watch(&mut self, id: &WorkerId, child: Child, output: [PipeId; 2], channel: Option<notify::Channel>) {
         let Child { pid, pidfd, exec, .. } = child;
         let pidfd = shared(pidfd);
         let running = Running {
@@ -135,6 +139,7 @@ impl Daemon {
             pid,
             pidfd: pidfd.clone(),
             exited: false,
+            marks: Marks { worker: id.clone(), leader: pid, output },
             tree: Vec::new(),
             kill: Arc::default(),
             _notify: channel,
@@ -154,10 +159,10 @@ impl Daemon {
         running.exited = true;
         let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
         if descendants {
-            let (id, pid, tree, kill) = (worker.clone(), running.pid, running.tree.clone(), running.kill.clone());
+            let (id, marks, tree, kill) = (worker.clone(), running.marks.clone(), running.tree.clone(), running.kill.clone());
             let events = self.events.clone();
             tokio::spawn(async move {
-                tree::until_gone(&id, pid, &tree, &kill).await;
+                tree::until_gone(&marks, &tree, &kill).await;
                 let _ = events.send(Event::Input(Input::TreeGone { worker: id }));
             });
         }

@@ -1,6 +1,6 @@
 //! Columns over time in a terminal: eight heights to a character, marks and failures below.
 
-use super::stats::{Bucket, Report};
+use super::stats::{Bucket, MARKER_END, Report};
 
 const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// Columns left of the plot: the labels of its axis.
@@ -20,7 +20,7 @@ pub(super) struct Chart {
     columns: Vec<Column>,
     /// Milliseconds to a column.
     step: f64,
-    /// The column of each mark, its number and label.
+    /// The column of each mark, and its label.
     marks: Vec<(usize, String)>,
 }
 
@@ -107,28 +107,33 @@ impl Chart {
         })
     }
 
-    /// `▲` under the marked moments, and two lines with as many of their labels as fit.
-    pub(super) fn marks(&self) -> Option<(String, [String; 2])> {
+    /// `▲` under the marked moments, `├──┤` under what has an end, and their labels, as many as fit.
+    pub(super) fn marks(&self) -> Option<(String, String)> {
         if self.marks.is_empty() {
             return None;
         }
         let mut arrows = vec![' '; self.columns.len()];
-        let mut lines = [Vec::new(), Vec::new()];
-        for (at, label) in &self.marks {
+        let mut labels: Vec<char> = Vec::new();
+        for (index, (at, label)) in self.marks.iter().enumerate() {
+            let begin = label.strip_suffix(MARKER_END).and_then(|label| self.marks[..index].iter().rfind(|(_, of)| of == label));
+            if let Some((begin, _)) = begin {
+                if begin < at {
+                    arrows[*begin..*at].fill('─');
+                    arrows[*begin] = '├';
+                    arrows[*at] = '┤';
+                }
+                continue;
+            }
             arrows[*at] = '▲';
             let length = label.chars().count();
             let from = (*at).min(self.columns.len().saturating_sub(length));
-            // Where neither line has room, with one blank between, the arrow stands alone.
-            let room = |line: &&mut Vec<char>| line.is_empty() || from > line.len();
-            if let Some(line) = lines.iter_mut().find(room) {
-                line.resize(from, ' ');
-                line.extend(label.chars());
+            // One blank between labels, or the label is left out: its arrow stays.
+            if labels.is_empty() || from > labels.len() {
+                labels.resize(from, ' ');
+                labels.extend(label.chars());
             }
         }
-        Some((
-            arrows.iter().collect(),
-            lines.map(|line| line.iter().collect()),
-        ))
+        Some((arrows.into_iter().collect(), labels.into_iter().collect()))
     }
 }
 

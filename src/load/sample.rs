@@ -9,6 +9,7 @@
 //! | `NEVER_READY=1` | `/readiness` answers 503 for ever |
 //! | `CRASH_AT_START=1` | says why on stderr and exits with 3 |
 //! | `IGNORE_SIGTERM=1` | goes on as if nothing had come |
+//! | `DROP_AT_STOP=1` | on SIGTERM resets its connections, answered or not |
 //! | `IDLE_MS` | after SIGTERM an idle keep-alive connection lives so long for one more request, which is answered with `Connection: close`; 1000 by default, 0: it is closed at once, as most servers do |
 //!
 //! | path | |
@@ -25,6 +26,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +39,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -66,6 +69,7 @@ struct App {
     version: String,
     ready_at: Instant,
     never_ready: bool,
+    drop_at_stop: bool,
     idle: Duration,
     stopping: AtomicBool,
     wedged: AtomicBool,
@@ -79,6 +83,7 @@ async fn serve() -> io::Result<()> {
         version: variable("APP_VERSION").unwrap_or_else(|| "v1".into()),
         ready_at: Instant::now() + warm,
         never_ready: flag("NEVER_READY"),
+        drop_at_stop: flag("DROP_AT_STOP"),
         idle: Duration::from_millis(variable("IDLE_MS").unwrap_or(1000)),
         stopping: AtomicBool::new(false),
         wedged: AtomicBool::new(false),
@@ -130,6 +135,7 @@ async fn serve() -> io::Result<()> {
 /// may be in flight. So once the app is told to stop, the connection first gets the time for a
 /// request; whichever comes is answered with `Connection: close`, and ends it.
 async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiver<bool>) {
+    let socket = if app.drop_at_stop { stream.as_fd().try_clone_to_owned().ok() } else { None };
     let requests = AtomicU64::new(0);
     let service = service_fn(|request| {
         requests.fetch_add(1, Ordering::Relaxed);
@@ -145,6 +151,10 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiv
         biased;
         _ = served.as_mut() => return,
         _ = stopped.wait_for(|stopped| *stopped) => {}
+    }
+    if let Some(socket) = socket {
+        drop(SockRef::from(&socket).set_linger(Some(Duration::ZERO)));
+        return;
     }
     let patience = match requests.load(Ordering::Relaxed) {
         0 => FIRST_REQUEST,

@@ -94,13 +94,16 @@ pub struct Failure {
     pub reused: bool,
 }
 
+/// Makes the label of a beginning that of its end.
+pub const MARKER_END: &str = " end";
+
 /// A moment to show on the chart: a reload's start or end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Marker {
     /// Since the load began; in JSON `at_ms`, milliseconds.
     #[serde(rename = "at_ms", serialize_with = "as_millis")]
     pub at: Duration,
-    /// A word or two: `reload 1`, `reload 1 done`.
+    /// A word or two: `v2`; and `v2 end` ([`MARKER_END`]) for the end of what began at `v2`.
     pub label: String,
 }
 

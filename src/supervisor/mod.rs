@@ -8,6 +8,8 @@ mod plan;
 mod requests;
 mod seat;
 mod show;
+#[cfg(test)]
+mod sim;
 mod types;
 mod view;
 mod words;

@@ -24,21 +24,9 @@ pub fn handle(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, reque
 fn begin(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Result<(), OpError> {
     let kind = request.kind();
     let Some(app) = apps.get_mut(name) else {
-        return match request {
-            Request::Start { spec, base_env } => {
-                let mut app = App::new(Arc::new(Revision { number: 1, spec: *spec, base_env }));
-                app.operation = Some(forward(&app, kind, op, None, cx));
-                app.note("started".into(), false, cx);
-                apps.insert(name.clone(), app);
-                Ok(())
-            }
-            Request::Resume
-            | Request::Stop
-            | Request::Delete
-            | Request::Restart { .. }
-            | Request::Reload { .. }
-            | Request::Scale { .. } => Err(refused(FailureCode::UnknownApp, format!("there is no app `{name}`"), "rsup list")),
-        };
+        let app = first(name, op, request, cx)?;
+        apps.insert(name.clone(), app);
+        return Ok(());
     };
     match request {
         Request::Stop | Request::Delete => {
@@ -89,23 +77,41 @@ fn begin(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: R
             app.note(format!("reload to revision {}", app.target.number), false, cx);
             Ok(())
         }
-        Request::Scale { instances } => {
-            not_busy(app, cx)?;
-            if instances == 0 {
-                return Err(refused(FailureCode::BadRequest, "an app has at least one worker".into(), &format!("rsup stop {name}")));
-            }
-            let before = before(app);
-            app.instances = instances;
-            app.note(format!("scaled to {instances}"), false, cx);
-            if app.wanted == Wanted::Up {
-                // So many are to run: those that were given up are tried again.
-                app.listening.again = None;
-                app.seats.iter_mut().filter(|s| s.hold != Hold::Exited).for_each(Seat::reopen);
-                app.operation = Some(forward(app, kind, op, Some(before), cx));
-            } else {
-                cx.out.push_back(Effect::Finished { op, result: Ok(()) });
-            }
-            Ok(())
+        Request::Scale { instances } => scale(app, instances, op, cx),
+    }
+}
+
+fn scale(app: &mut App, instances: u16, op: OpId, cx: &mut Context<'_>) -> Result<(), OpError> {
+    not_busy(app, cx)?;
+    if instances == 0 {
+        let hint = format!("rsup stop {}", app.name);
+        return Err(refused(FailureCode::BadRequest, "an app has at least one worker".into(), &hint));
+    }
+    let before = before(app);
+    app.instances = instances;
+    app.note(format!("scaled to {instances}"), false, cx);
+    if app.wanted == Wanted::Up {
+        // So many are to run: those that were given up are tried again.
+        app.listening.again = None;
+        app.seats.iter_mut().filter(|s| s.hold != Hold::Exited).for_each(Seat::reopen);
+        app.operation = Some(forward(app, OperationKind::Scale, op, Some(before), cx));
+    } else {
+        cx.out.push_back(Effect::Finished { op, result: Ok(()) });
+    }
+    Ok(())
+}
+
+/// A new app.
+fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Result<App, OpError> {
+    match request {
+        Request::Start { spec, base_env } => {
+            let mut app = App::new(Arc::new(Revision { number: 1, spec: *spec, base_env }));
+            app.operation = Some(forward(&app, OperationKind::Start, op, None, cx));
+            app.note("started".into(), false, cx);
+            Ok(app)
+        }
+        Request::Resume | Request::Stop | Request::Delete | Request::Restart { .. } | Request::Reload { .. } | Request::Scale { .. } => {
+            Err(refused(FailureCode::UnknownApp, format!("there is no app `{name}`"), "rsup list"))
         }
     }
 }

@@ -106,3 +106,83 @@ fn delay(policy: &Restart, streak: u32, random: &mut fastrand::Rng) -> Duration 
     let doubled = policy.backoff.saturating_mul(1u32.checked_shl(streak - 1).unwrap_or(u32::MAX));
     doubled.min(policy.backoff_max).mul_f64(1.0 - random.f64() / 4.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sim::{ms, web};
+    use super::*;
+
+    /// A worker that was ready ends after `uptime`; the delay before the next, if there is one.
+    fn crash(seat: &mut Seat, spec: &AppSpec, uptime: u64) -> Option<Duration> {
+        end(seat, spec, uptime, Some(Exit::Code(1)))
+    }
+
+    fn end(seat: &mut Seat, spec: &AppSpec, uptime: u64, exit: Option<Exit>) -> Option<Duration> {
+        let now = Time(ms(1000));
+        let ending = Ending { now, uptime: ms(uptime), was_ready: true, exit, reason: "it ended" };
+        seat.ended(spec, ending, &mut fastrand::Rng::with_seed(1));
+        match seat.hold {
+            Hold::Open => Some(Duration::ZERO),
+            Hold::Backoff { until } => Some(until.since(now)),
+            Hold::Errored | Hold::Exited => None,
+        }
+    }
+
+    fn within(delay: Option<Duration>, doubled: u64) -> bool {
+        delay.is_some_and(|d| d >= ms(doubled * 3 / 4) && d <= ms(doubled))
+    }
+
+    #[test]
+    fn the_first_crash_after_quiet_restarts_at_once_and_then_the_delay_doubles() {
+        let (mut seat, spec) = (Seat::default(), web(1));
+        assert_eq!(crash(&mut seat, &spec, 5000), Some(Duration::ZERO));
+        for doubled in [100, 200, 400, 800, 1600, 2000, 2000] {
+            let delay = crash(&mut seat, &spec, 5000);
+            assert!(within(delay, doubled), "{delay:?} for {doubled}");
+        }
+        assert_eq!(crash(&mut seat, &spec, 10_000), Some(Duration::ZERO), "reset_after has passed");
+        assert_eq!(seat.restarts, 9);
+    }
+
+    #[test]
+    fn too_many_early_exits_in_a_row_are_an_error_with_its_reason() {
+        let (mut seat, spec) = (Seat::default(), web(1));
+        for _ in 0..3 {
+            assert!(crash(&mut seat, &spec, 10).is_some());
+        }
+        assert_eq!(crash(&mut seat, &spec, 10), None);
+        assert_eq!((seat.hold.clone(), seat.reason.as_deref()), (Hold::Errored, Some("it ended; given up after 3 restarts")));
+        seat.reopen();
+        assert!(crash(&mut seat, &spec, 10).is_some());
+    }
+
+    #[test]
+    fn a_steady_run_between_early_exits_starts_the_count_again() {
+        let (mut seat, spec) = (Seat::default(), web(1));
+        for _ in 0..5 {
+            assert!(crash(&mut seat, &spec, 10).is_some());
+            assert!(crash(&mut seat, &spec, 10).is_some());
+            assert!(crash(&mut seat, &spec, 1000).is_some());
+        }
+    }
+
+    #[test]
+    fn the_policy_and_the_exit_code_decide_whether_it_comes_back() {
+        let mut spec = web(1);
+        spec.stop.exit_codes.insert(42);
+        let mut holds = |policy, exit| {
+            spec.restart.policy = policy;
+            let mut seat = Seat::default();
+            end(&mut seat, &spec, 5000, exit);
+            seat.hold
+        };
+        let code = |code| Some(Exit::Code(code));
+        assert_eq!(holds(RestartPolicy::Always, code(0)), Hold::Open);
+        assert_eq!(holds(RestartPolicy::Always, code(42)), Hold::Exited);
+        assert_eq!(holds(RestartPolicy::OnFailure, code(0)), Hold::Exited);
+        assert_eq!(holds(RestartPolicy::OnFailure, code(1)), Hold::Open);
+        assert_eq!(holds(RestartPolicy::OnFailure, Some(Exit::Signal { signal: 11, core_dumped: true })), Hold::Open);
+        assert_eq!(holds(RestartPolicy::Never, code(1)), Hold::Exited);
+        assert_eq!(holds(RestartPolicy::Never, None), Hold::Errored, "it was given up, it did not end");
+    }
+}

@@ -5,6 +5,9 @@
 //!
 //! * A socket's index in the group is the order of `listen(2)`. When a member leaves, the last one
 //!   moves into its hole; so sockets are only ever closed from the tail.
+//! * A worker can take its socket out of the group: `shutdown(2)` on a listening socket ends it for
+//!   all who hold it, and some servers (.NET, WEBrick) do so before they close it. So the order of
+//!   the sockets here and their indexes in the kernel are two things: see [`Group::mend`].
 //! * Closing a listening socket resets every connection in its accept queue. Workers hold
 //!   inherited copies, so the queue lives as long as this process keeps its own copy.
 //! * Blocking mode (`O_NONBLOCK`) belongs to the open file description, which the workers share:
@@ -47,13 +50,27 @@ pub enum Family {
     V6Mapped,
 }
 
-/// All listening sockets of one TCP address, in index order.
+/// All listening sockets of one TCP address.
 #[derive(Debug)]
 pub struct Group {
     /// As configured, with the actual port; IPv4 for [`Family::V6Mapped`] too.
     addr: SocketAddr,
     family: Family,
+    /// By slot.
     sockets: Vec<Socket>,
+    /// The kernel's index of each.
+    indexes: Vec<usize>,
+}
+
+/// What [`Group::mend`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mended {
+    /// All sockets listen.
+    Whole,
+    /// Some had been shut down and listen again; indexes have changed.
+    Again,
+    /// The same, but so many at once that the order of the others is not known for sure.
+    Unsure,
 }
 
 impl Group {
@@ -90,6 +107,7 @@ impl Group {
             addr: actual,
             family,
             sockets: vec![first],
+            indexes: vec![0],
         };
         group.grow(size)?;
         Ok(group)
@@ -119,6 +137,7 @@ impl Group {
         Ok(Group {
             addr,
             family,
+            indexes: (0..sockets.len()).collect(),
             sockets,
         })
     }
@@ -165,7 +184,10 @@ impl Group {
         let before = self.sockets.len();
         while self.sockets.len() < size {
             match open_socket(self.addr, self.family, Sharing::FromTheStart) {
-                Ok(socket) => self.sockets.push(socket),
+                Ok(socket) => {
+                    self.indexes.push(self.sockets.len());
+                    self.sockets.push(socket);
+                }
                 Err(error) => {
                     self.shrink(before);
                     return Err(error);
@@ -183,10 +205,55 @@ impl Group {
     /// leaves the kernel's group too.
     pub fn shrink(&mut self, size: usize) {
         while self.sockets.len() > size.max(1) {
-            if let Some(socket) = self.sockets.pop() {
+            if let (Some(socket), Some(index)) = (self.sockets.pop(), self.indexes.pop()) {
                 retire(&socket);
+                let last = self.sockets.len();
+                self.indexes.iter_mut().filter(|i| **i == last).for_each(|i| *i = index);
             }
         }
+    }
+
+    /// The kernel's index of a slot's socket, which is what a steering program returns.
+    ///
+    /// # Panics
+    /// When `slot` is not below [`Group::len`].
+    #[must_use]
+    pub fn index_of(&self, slot: usize) -> usize {
+        self.indexes[slot]
+    }
+
+    /// Makes sockets listen again that somebody shut down. The program in force then names wrong
+    /// sockets, as it did since they were shut down: [`Group::steer`] follows.
+    ///
+    /// With each that leaves, the kernel moves the last one into its hole
+    /// (`__reuseport_detach_sock`); one that listens again comes last. So a single one that left is
+    /// always known, and of several all those that end up in the same place in whatever order they left.
+    ///
+    /// # Errors
+    /// When one cannot listen again: it is then in no place that a program could name.
+    pub fn mend(&mut self) -> io::Result<Mended> {
+        let mut left = Vec::new();
+        for (slot, socket) in self.sockets.iter().enumerate() {
+            if !socket.is_listener()? {
+                left.push(slot);
+            }
+        }
+        if left.is_empty() {
+            return Ok(Mended::Whole);
+        }
+        // Only those beyond the new end move, and only into holes before it.
+        let end = self.sockets.len() - left.len();
+        let moved = (0..self.sockets.len()).filter(|slot| !left.contains(slot) && self.indexes[*slot] >= end).count();
+        for (gone, slot) in left.iter().enumerate() {
+            let (hole, last) = (self.indexes[*slot], self.sockets.len() - gone - 1);
+            self.indexes.iter_mut().filter(|i| **i == last).for_each(|i| *i = hole);
+            self.indexes[*slot] = usize::MAX;
+        }
+        for (at, slot) in left.iter().enumerate() {
+            self.sockets[*slot].listen(BACKLOG)?;
+            self.indexes[*slot] = end + at;
+        }
+        Ok(if moved > 1 { Mended::Unsure } else { Mended::Again })
     }
 
     /// The socket of a slot.
@@ -222,8 +289,16 @@ impl Group {
                 self.addr
             )));
         }
+        let mut by_index = steer::Table {
+            weights: vec![0; self.sockets.len()],
+            hold: self.indexes[table.hold.min(self.sockets.len() - 1)],
+            balance: table.balance,
+        };
+        for (weight, index) in table.weights.iter().zip(&self.indexes) {
+            by_index.weights[*index] = *weight;
+        }
         let program =
-            steer::program(table, self.family).map_err(|error| invalid(error.to_string()))?;
+            steer::program(&by_index, self.family).map_err(|error| invalid(error.to_string()))?;
         queue::attach_program(self.get(0)?, &program)
     }
 
@@ -297,6 +372,7 @@ impl Group {
             }
         }
         let old = std::mem::replace(&mut self.sockets, fresh);
+        self.indexes = (0..self.sockets.len()).collect();
         self.addr = addr;
         self.family = want;
         Ok(empty(old, addr.port()))

@@ -37,7 +37,7 @@ pub enum Balance {
 /// Where connections go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// One weight per socket of the group, in index order. 0 takes no traffic, only probes.
+    /// One weight per slot of a group ([`super::listen::Group::steer`] puts them in index order). 0 takes no traffic, only probes.
     pub weights: Vec<u32>,
     /// How the choice is made among those with a weight.
     pub balance: Balance,

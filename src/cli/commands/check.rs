@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use crate::cli::problem::Problem;
-use crate::cli::{Context, config_api, render};
+use crate::cli::{Context, render};
+use crate::config;
 
 /// Check a configuration file without starting anything; exit code 2 if it has errors
 #[derive(Debug, clap::Args)]
@@ -15,9 +16,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
-    let loaded = config_api::load(&args.file)?;
+    let loaded = config::load(&args.file)?;
     for warning in &loaded.warnings {
         cx.out.warning(&warning.render(cx.out.error_look.color));
     }
-    if cx.out.json { cx.out.document(&loaded.config) } else { cx.out.text(&render::checked(&args.file, &loaded.config, cx.out.look)) }
+    if cx.out.json {
+        cx.out.document(&loaded.config)
+    } else {
+        cx.out.text(&render::checked(&args.file, &loaded.config, cx.out.look))
+    }
 }

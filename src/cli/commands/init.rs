@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::cli::problem::Problem;
-use crate::cli::{Context, config_api, render};
+use crate::cli::{Context, render};
+use crate::config;
 
 /// Write a supervisor.toml to begin with
 ///
@@ -24,10 +25,14 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let shown = args.file.display();
     let folder = args.file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let text = config_api::sample(folder);
+    let text = config::sample(folder);
     let mut options = OpenOptions::new();
     options.write(true);
-    if args.force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if args.force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     let written = options.open(&args.file).and_then(|mut file| file.write_all(text.as_bytes()));
     match written {
         Ok(()) if cx.out.json => cx.out.document(&render::Written { file: args.file }),

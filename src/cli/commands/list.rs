@@ -14,7 +14,12 @@ pub struct Args {}
 pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
     let apps = match client.try_ask(Request::List) {
-        Ok(Reply::List(apps)) => apps,
+        Ok(Reply::List(apps)) => {
+            if apps.is_empty() {
+                cx.out.note("there are no apps; `rsup start` starts some");
+            }
+            apps
+        }
         Ok(_) => return Err(targets::unexpected()),
         Err(CallError::NoDaemon) => {
             cx.out.note(&format!("{NO_DAEMON}; {START_HINT}"));

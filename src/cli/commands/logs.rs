@@ -4,12 +4,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc;
 
-use crate::cli::logs_api::{Follower, Stream, last_lines};
 use crate::cli::problem::Problem;
 use crate::cli::render::LogLines;
 use crate::cli::{Context, targets};
 use crate::config::AppName;
 use crate::control::{LogFiles, Reply, Request, Target};
+use crate::logs::{Follower, Stream, last_lines};
 
 /// Show the last lines of apps' logs, and follow them with -f
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(short, long)]
     follow: bool,
     /// How many of the last lines of each app
-    #[arg(short, long, value_name = "N", default_value_t = 15)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 15)]
     lines: usize,
     /// Only what was written to stderr
     #[arg(long, conflicts_with = "out")]

@@ -30,7 +30,7 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
-    let apps = respec::reread(&selection.apps(), &cx.out)?;
+    let apps = respec::reread(&selection.apps(), &client, &cx.out)?;
     let base_env = args.update_env.then(|| cx.base_env());
     let request = Request::Reload { apps, base_env, queue: args.wait };
     let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;

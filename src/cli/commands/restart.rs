@@ -25,7 +25,7 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("restart")?;
-    let apps = respec::reread(&selection.apps(), &cx.out)?;
+    let apps = respec::reread(&selection.apps(), &client, &cx.out)?;
     let base_env = args.update_env.then(|| cx.base_env());
     let outcomes = action::one(&cx.out, &client, Request::Restart { apps, base_env }, !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::cli::client::{CallError, Client};
-use crate::cli::config_api::{self, Script};
-use crate::cli::daemon_api::{self, DaemonOptions, StartRequest};
 use crate::cli::problem::Problem;
 use crate::cli::targets::{self, Selection};
 use crate::cli::{Context, action, daemonize};
 use crate::config::AppSpec;
+use crate::config::{self, Script};
 use crate::control::{Failure, FailureCode, Outcome, Reply, Request, Target};
+use crate::daemon::{self, StartRequest};
 use crate::supervisor::{AppPhase, AppView, OperationKind, WorkerPhase};
 
 /// Start the apps of a file, a script, a command, or stopped apps by name
@@ -113,7 +113,9 @@ impl ScriptArgs {
     fn into_script(self, command: Vec<String>) -> Result<Script, Problem> {
         let here = || std::env::current_dir().map_err(|error| Problem::usage(format!("cannot tell the current folder: {error}")));
         let cwd = match self.cwd {
-            Some(cwd) => std::path::absolute(&cwd).map_err(|error| Problem::usage(format!("--cwd {}: {error}", cwd.display())))?,
+            Some(cwd) => {
+                std::path::absolute(&cwd).map_err(|error| Problem::usage(format!("--cwd {}: {error}", cwd.display())))?
+            }
             None => here()?,
         };
         Ok(Script {
@@ -184,7 +186,7 @@ fn is_config(word: &str) -> bool {
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let apps = match plan(&args)? {
         Plan::File(file) => from_file(&file, &args.only, cx)?,
-        Plan::Command(command) => vec![config_api::from_script(&args.script.into_script(command)?)?],
+        Plan::Command(command) => vec![config::from_script(&args.script.into_script(command)?)?],
         Plan::Names(names) if args.foreground => {
             return Err(Problem::usage(format!("--foreground needs a file, a script or a command, not `{}`", names.join(" "))));
         }
@@ -193,7 +195,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             if !args.foreground && known_to_daemon(&word, cx)? {
                 return resume(&[word], !args.no_wait, cx);
             }
-            vec![config_api::from_script(&args.script.into_script(vec![word])?)?]
+            vec![config::from_script(&args.script.into_script(vec![word])?)?]
         }
     };
     if args.foreground { foreground(apps, cx) } else { background(&apps, !args.no_wait, cx) }
@@ -204,8 +206,11 @@ fn without_daemon(problem: Problem, names: &[String]) -> Problem {
     match problem {
         Problem::Report { report, .. } if report.code == "no_daemon" => {
             let words = names.join(" ");
-            Problem::failed("no_daemon", format!("there is no file `{words}`, and no daemon runs that would know an app of that name"))
-                .hint("rsup start FILE.toml, or rsup start -n NAME -- COMMAND")
+            Problem::failed(
+                "no_daemon",
+                format!("there is no file `{words}`, and no daemon runs that would know an app of that name"),
+            )
+            .hint("rsup start FILE.toml, or rsup start -n NAME -- COMMAND")
         }
         other => other,
     }
@@ -213,10 +218,13 @@ fn without_daemon(problem: Problem, names: &[String]) -> Problem {
 
 fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<Vec<AppSpec>, Problem> {
     if file.extension().is_none_or(|extension| extension != "toml") {
-        return Err(Problem::usage(format!("{} is not a supervisor.toml\nPM2's files cannot be started as they are", file.display()))
-            .hint("`rsup init` writes a supervisor.toml to begin with"));
+        return Err(Problem::usage(format!(
+            "{} is not a supervisor.toml\nPM2's files cannot be started as they are",
+            file.display()
+        ))
+        .hint("`rsup init` writes a supervisor.toml to begin with"));
     }
-    let loaded = config_api::load(file)?;
+    let loaded = config::load(file)?;
     for warning in &loaded.warnings {
         cx.out.warning(&warning.render(cx.out.error_look.color));
     }
@@ -242,18 +250,11 @@ fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, Problem> {
     }
 }
 
-fn views(client: &Client) -> Result<Vec<AppView>, Problem> {
-    match client.ask(Request::List)? {
-        Reply::List(views) => Ok(views),
-        _ => Err(targets::unexpected()),
-    }
-}
-
 /// Starts apps as they were last configured.
 fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
     let selection = targets::select(&client, names)?;
-    let views = views(&client)?;
+    let views = targets::views(&client)?;
     let (idle, well): (Vec<_>, Vec<_>) = expand(selection).into_iter().partition(|target| {
         let Target::App(app) = target else { return true };
         views.iter().find(|view| view.name == *app).is_none_or(needs_start)
@@ -275,10 +276,10 @@ fn expand(selection: Selection) -> Vec<Target> {
     }
 }
 
-/// Stopped, or with workers that were given up.
+/// Stopped, or with workers that were given up or wait for their next try.
 fn needs_start(view: &AppView) -> bool {
     matches!(view.phase, AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored)
-        || view.workers.iter().any(|worker| matches!(worker.phase, WorkerPhase::Errored | WorkerPhase::Exited))
+        || view.workers.iter().any(|worker| matches!(worker.phase, WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff))
 }
 
 fn foreground(apps: Vec<AppSpec>, cx: &Context) -> Result<(), Problem> {
@@ -295,20 +296,24 @@ fn foreground(apps: Vec<AppSpec>, cx: &Context) -> Result<(), Problem> {
         Err(error) => return Err(client.explain(error)),
     }
     let start = Some(StartRequest { apps, base_env: cx.base_env() });
-    daemon_api::run(paths, DaemonOptions { foreground: true, start, json_log: cx.out.json })?;
+    daemon::run(paths, daemon::Options { foreground: true, start, json_log: cx.out.json })?;
     Ok(())
 }
 
 fn background(apps: &[AppSpec], wait: bool, cx: &Context) -> Result<(), Problem> {
     let client = daemonize::ensure(&cx.paths()?)?;
-    let (known, views) = (targets::known(&client)?, views(&client)?);
+    let (known, views) = (targets::known(&client)?, targets::views(&client)?);
     let (mut fresh, mut running, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
     for app in apps {
         let view = views.iter().find(|view| view.name == app.name);
         let old = known.iter().find(|spec| spec.name == app.name);
         match (view, old) {
             (Some(view), Some(old)) if !matches!(view.phase, AppPhase::Stopped | AppPhase::Errored) => {
-                if is_same(old, app) { running.push(already(view, cx)) } else { outcomes.push(clash(old)) }
+                if is_same(old, app) {
+                    running.push(already(view, cx))
+                } else {
+                    outcomes.push(clash(old))
+                }
             }
             _ => fresh.push(app.clone()),
         }
@@ -330,7 +335,8 @@ fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
 }
 
 fn already(view: &AppView, cx: &Context) -> Outcome {
-    cx.out.note(&format!("{0} runs already; `rsup reload {0}` replaces it", view.name));
+    let phase = if view.phase == AppPhase::Ready { String::new() } else { format!(" ({})", view.phase.as_str()) };
+    cx.out.note(&format!("{0} runs already{phase}; `rsup reload {0}` replaces it", view.name));
     Outcome { app: view.name.clone(), kind: OperationKind::Start, took_ms: 0, view: Some(view.clone()), failure: None }
 }
 
@@ -388,7 +394,16 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_a_usage_error() {
-        for line in ["-n api", "a.toml -n api", "a.toml b.toml", "a b -i 2", "a b -- c", "a.toml -- c", "api --only web", "server.js -i 2 --only x"] {
+        for line in [
+            "-n api",
+            "a.toml -n api",
+            "a.toml b.toml",
+            "a b -i 2",
+            "a b -- c",
+            "a.toml -- c",
+            "api --only web",
+            "server.js -i 2 --only x",
+        ] {
             assert_eq!(planned(line), Err(2), "{line}");
         }
     }

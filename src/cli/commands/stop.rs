@@ -12,7 +12,7 @@ use crate::supervisor::OperationKind;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:\n  rsup stop api web")]
 pub struct Args {
-    /// A name, `name:worker`, `all`, or a file whose apps are meant
+    /// A name, `all`, or a file whose apps are meant
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<String>,
     /// Return as soon as the daemon has accepted it
@@ -22,7 +22,7 @@ pub struct Args {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
-    let selection = targets::select(&client, &args.targets)?;
+    let selection = targets::select(&client, &args.targets)?.whole_apps("stop")?;
     let request = |target| Request::Stop { target };
     let outcomes = action::each(&cx.out, &client, &selection.targets, OperationKind::Stop, request, !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::style::{Look, Paint, Phase};
-use super::units::{bytes, count, duration, harmless};
+use super::units::{bytes, count, duration, harmless, round};
 use crate::config::{AppSpec, Balance, Check, Probe, RestartPolicy};
 use crate::supervisor::{Description, WorkerPhase, WorkerView};
 
@@ -78,7 +78,11 @@ fn description(it: &Description, look: Look) -> String {
 }
 
 fn folder(spec: &AppSpec) -> String {
-    if spec.cwd == spec.cwd_resolved { shown(&spec.cwd) } else { format!("{} → {}", shown(&spec.cwd), shown(&spec.cwd_resolved)) }
+    if spec.cwd == spec.cwd_resolved {
+        shown(&spec.cwd)
+    } else {
+        format!("{} → {}", shown(&spec.cwd), shown(&spec.cwd_resolved))
+    }
 }
 
 fn shown(path: &Path) -> String {
@@ -135,9 +139,17 @@ impl Page {
         if let Some(liveness) = &spec.liveness {
             self.field("liveness", &probe(liveness));
         }
-        self.field("timeouts", &format!("listen {}, drain {}, kill {}", time(spec.listen_timeout), time(spec.drain_timeout), time(spec.kill_timeout)));
+        self.field(
+            "timeouts",
+            &format!(
+                "listen {}, drain {}, kill {}",
+                time(spec.listen_timeout),
+                time(spec.drain_timeout),
+                time(spec.kill_timeout)
+            ),
+        );
         if let Some(max) = spec.max_memory {
-            self.field("max memory", &format!("{} for each worker", bytes(max)));
+            self.field("max memory", &format!("{} for each worker", round(&bytes(max))));
         }
         let signal = match nix::sys::signal::Signal::try_from(spec.stop.signal) {
             Ok(signal) => signal.as_str().to_owned(),
@@ -150,18 +162,26 @@ impl Page {
             RestartPolicy::OnFailure => "on failure",
             RestartPolicy::Never => "never",
         };
-        let limit = format!("{policy}, given up after {} within {} each", count(restart.max_restarts.into(), "exit"), time(restart.min_uptime));
+        let limit = format!(
+            "{policy}, given up after {} within {} each",
+            count(restart.max_restarts.into(), "exit"),
+            time(restart.min_uptime)
+        );
         self.field("restart", if restart.policy == RestartPolicy::Never { policy } else { &limit });
         let reload = &spec.reload;
         let rollback = if reload.auto_rollback { "" } else { ", no rollback on failure" };
-        let settle = if reload.min_ready.is_zero() { String::new() } else { format!(", each ready for {}", time(reload.min_ready)) };
+        let settle =
+            if reload.min_ready.is_zero() { String::new() } else { format!(", each ready for {}", time(reload.min_ready)) };
         self.field("reload", &format!("{} at a time, within {}{settle}{rollback}", reload.max_surge, time(reload.deadline)));
-        self.field("environment", &format!("{} of its own; `rsup env {}` shows all", count(spec.env.len() as u64, "variable"), spec.name));
+        self.field(
+            "environment",
+            &format!("{} of its own; `rsup env {}` shows all", count(spec.env.len() as u64, "variable"), spec.name),
+        );
     }
 }
 
 fn time(time: Duration) -> String {
-    duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    round(&duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
 }
 
 fn probe(probe: &Probe) -> String {

@@ -6,6 +6,9 @@ use super::style::{Look, Paint, Phase};
 use super::units::{bytes, duration, harmless};
 use crate::supervisor::{AppPhase, AppView, WorkerPhase, WorkerView};
 
+/// Blanks between columns.
+const GAP: usize = 2;
+
 /// A column, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Column {
@@ -73,12 +76,7 @@ impl Line<'_> {
                 None => self.app.name.to_string(),
             },
             Column::Pid => of_worker(&|worker| worker.pid.map(|pid| pid.to_string())),
-            Column::Status => match self.worker {
-                Some(WorkerView { phase: WorkerPhase::Backoff, next_start_ms: Some(ms), .. }) => {
-                    format!("{}, next in {}", look.phase(self.phase()), duration(*ms))
-                }
-                _ => look.phase(self.phase()),
-            },
+            Column::Status => look.phase(self.phase()),
             Column::Uptime => of_worker(&|worker| worker.uptime_ms.map(duration)),
             Column::Restarts => of_worker(&|worker| Some(worker.restarts.to_string())),
             Column::Cpu => of_worker(&|worker| worker.cpu.map(|cpu| format!("{cpu:.1}%"))),
@@ -94,6 +92,7 @@ impl Line<'_> {
             Column::Status => self.phase().paint,
             Column::Restarts if text != "0" && text != "-" => Paint::Busy,
             Column::Name | Column::Memory | Column::Cpu | Column::Uptime if text != "-" => Paint::Plain,
+            _ if text.is_empty() => Paint::Plain,
             _ => Paint::Dim,
         }
     }
@@ -101,6 +100,9 @@ impl Line<'_> {
 
 /// All apps as a table, with what is worth knowing of each below it.
 pub fn list(apps: &[AppView], look: Look) -> String {
+    if apps.is_empty() {
+        return String::new();
+    }
     let lines: Vec<Line> = apps.iter().flat_map(lines_of).collect();
     let mut sheets: Vec<Sheet> = Column::ALL.iter().map(|column| Sheet::new(*column, &lines, look)).collect();
     if apps.iter().all(|app| app.listen.is_empty()) {
@@ -136,9 +138,6 @@ struct Sheet {
     cells: Vec<(String, Paint)>,
     width: usize,
 }
-
-/// Blanks between columns.
-const GAP: usize = 2;
 
 impl Sheet {
     fn new(column: Column, lines: &[Line], look: Look) -> Self {
@@ -208,8 +207,11 @@ fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
         matches!(worker.phase, WorkerPhase::Unready | WorkerPhase::Backoff | WorkerPhase::Errored | WorkerPhase::Exited)
     };
     for worker in app.workers.iter().filter(unwell) {
-        if let Some(reason) = worker.reason.as_ref().filter(|reason| app.reason.as_ref() != Some(reason)) {
-            remark(paint, &format!("worker {}: {}", worker.instance, harmless(reason)));
+        let reason = worker.reason.as_ref().filter(|reason| app.reason.as_ref() != Some(reason)).map(|reason| harmless(reason));
+        let next = worker.next_start_ms.map(|ms| format!("next start in {}", duration(ms)));
+        let words: Vec<_> = reason.into_iter().chain(next).collect();
+        if !words.is_empty() {
+            remark(paint, &format!("worker {}: {}", worker.instance, words.join("; ")));
         }
     }
     text

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::{Output, Paint};
-use crate::cli::logs_api::Stream;
 use crate::cli::problem::Problem;
 use crate::config::AppName;
+use crate::logs::Stream;
 
 /// Writes lines of logs to stdout.
 #[derive(Debug)]

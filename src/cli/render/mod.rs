@@ -11,6 +11,7 @@ mod report;
 mod small;
 mod step;
 mod style;
+mod trial;
 mod units;
 
 #[cfg(test)]
@@ -28,9 +29,11 @@ pub use report::report;
 pub use small::{Killed, Pong, Written, checked, environments, signalled};
 pub use step::{activity, step};
 pub use style::{Look, Paint};
+pub use trial::{Moment, activity_line, moment, took, verdict};
+pub use units::count;
 
-use super::config_api::ConfigErrors;
 use super::problem::{Problem, Report};
+use crate::config::ConfigErrors;
 
 /// Said when Ctrl-C ends a wait.
 const DETACHED: &str = "still going on in the background; `rsup list` shows it";

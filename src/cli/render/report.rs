@@ -12,7 +12,11 @@ pub fn report(report: &Report, look: Look) -> String {
         text.push_str(&format!("  {}\n", harmless(line)));
     }
     for line in &report.log {
-        text.push_str(&format!("    {}\n", look.paint(Paint::Dim, &harmless(line))));
+        let line = harmless(line);
+        match line.trim_end() {
+            "" => text.push('\n'),
+            line => text.push_str(&format!("    {}\n", look.paint(Paint::Dim, line))),
+        }
     }
     if let Some(hint) = &report.hint {
         for (index, line) in hint.lines().enumerate() {

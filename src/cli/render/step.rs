@@ -22,7 +22,7 @@ fn words(step: &Step) -> String {
     match step {
         Step::Started => "started".into(),
         Step::Ready { after_ms } => format!("ready after {}", duration(*after_ms)),
-        Step::Draining => "takes no new connections, finishes the waiting ones".into(),
+        Step::Draining => "draining".into(),
         Step::Stopping => "stopping".into(),
         Step::Killed => "killed, as it did not stop in time".into(),
         Step::Gone { exit } => format!("gone: {exit}"),

@@ -39,9 +39,27 @@ pub fn count(number: u64, one: &str) -> String {
     format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Text of an app on one line, without what could steer a terminal.
+/// A setting: as above, but `5 s` and `500 MB` rather than `5.0 s` and `500.0 MB`.
+pub fn round(text: &str) -> String {
+    text.replace(".0 ", " ")
+}
+
+/// Text of an app on one line, without colours and whatever else could steer a terminal.
 pub fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            '\t' => plain.push(' '),
+            '\x1b' if rest.next_if_eq(&'[').is_some() => {
+                // A control sequence goes up to its first letter.
+                let _ = rest.by_ref().find(|c| ('@'..='~').contains(c));
+            }
+            c if c.is_control() => {}
+            c => plain.push(c),
+        }
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -86,6 +104,7 @@ mod tests {
 
     #[test]
     fn control_characters_are_left_out() {
-        assert_eq!(harmless("a\x1b[31mb\tc\r\n"), "a[31mb c");
+        assert_eq!(harmless("a\x1b[1;31mb\x1b[0m\tc\r\n"), "ab c");
+        assert_eq!(harmless("a\x1b]0;b\x07\x1b[3"), "a]0;b");
     }
 }

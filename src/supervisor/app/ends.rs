@@ -2,23 +2,26 @@
 
 use super::super::io::{Effect, OpError};
 use super::super::operation::{Before, Course, Operation};
+use super::super::plan::Stage;
 use super::super::seat::{Ending, Hold, Seat};
 use super::super::types::OpId;
 use super::super::view::{Exit, FailureCode, OperationKind, Step};
-use super::super::plan::Stage;
 use super::super::words::humane;
 use super::super::worker::Worker;
 use super::{App, Context, RESTARTED, Wanted, stage};
 
 impl App {
-    /// Ends what is finished: a stop, a delete, a start, a reload, a rollback.
-    pub(super) fn settle(&mut self, cx: &mut Context<'_>) {
-        let Some(mut operation) = self.operation.take() else { return };
+    /// Ends what is finished: a stop, a delete, a start, a reload, a rollback. True if that changes
+    /// what is to be done.
+    pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(mut operation) = self.operation.take() else { return false };
+        let mut news = false;
         if self.wanted == Wanted::Up
             && let Course::Forward { .. } = operation.course
             && self.available(cx)
         {
             operation.course = Course::Ending { generation: *cx.next_generation };
+            news = true;
         }
         let idle = self.listening.pending.is_none();
         let done = match (self.wanted, &operation.course) {
@@ -29,7 +32,7 @@ impl App {
         };
         if !done {
             self.operation = Some(operation);
-            return;
+            return news;
         }
         let result = match operation.course {
             Course::Back { error, .. } => Err(error),
@@ -42,6 +45,7 @@ impl App {
             }
         };
         cx.out.push_back(Effect::Finished { op: operation.op, result });
+        true
     }
 
     /// Whether every wanted worker is available (or has ended, as its policy has it), with the
@@ -61,7 +65,8 @@ impl App {
             }
             (Course::Forward { .. }, Some(before)) if kind == OperationKind::Reload || error.code == FailureCode::Listen => {
                 self.go_back(kind, &before, &error, cx);
-                let whole = (0..self.instances).all(|i| self.workers().any(|w| w.instance == i && w.fresh() && w.active()));
+                let stays = |w: &Worker| w.active() && (w.fresh() || w.revision.number == self.target.number);
+                let whole = (0..self.instances).all(|i| self.workers().any(|w| w.instance == i && stays(w)));
                 if !whole {
                     let course = Course::Back { deadline: cx.now + self.spec().reload.deadline, error };
                     self.operation = Some(Operation { kind, since, op, before: Some(before), course });
@@ -125,6 +130,9 @@ impl App {
         let on_trial = worker.revision.number == self.target.number && self.operation.as_ref().is_some_and(Operation::may_go_back);
         if let Some(seat) = self.seats.get_mut(usize::from(worker.instance)).filter(|_| !on_trial) {
             seat.ended(&worker.revision.spec, ending, cx.random);
+            if let (Hold::Errored, Some(why)) = (&seat.hold, seat.reason.clone()) {
+                self.note(format!("{} is errored: {why}", worker.instance), true, cx);
+            }
         }
         self.reason = Some(format!("{}: {reason}", worker.instance));
         let Some(Operation { kind, course: Course::Forward { .. } | Course::Back { .. }, .. }) = self.operation else { return };
@@ -144,7 +152,8 @@ impl App {
             | OperationKind::Scale
             | OperationKind::Delete => format!("see its log: rsup logs {name}"),
         };
-        let message = format!("worker {name}:{} {reason}", worker.instance);
+        let colon = if code == FailureCode::Spawn { ":" } else { "" };
+        let message = format!("worker {name}:{}{colon} {reason}", worker.instance);
         self.fail_operation(OpError { code, message, hint: Some(hint), worker: Some(worker.id.clone()) }, cx);
     }
 

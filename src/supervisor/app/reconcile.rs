@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::super::io::{Effect, Reach, Steering};
+use super::super::operation::Operation;
 use super::super::plan::{Move, Policy, SeatView, SlotView, plan};
 use super::super::seat::{Hold, Seat};
 use super::super::types::{Revision, Time, WorkerId};
@@ -16,11 +17,15 @@ impl App {
     /// Called after every input; does nothing when
     /// there is nothing to do.
     pub fn reconcile(&mut self, cx: &mut Context<'_>) {
-        match self.wanted {
-            Wanted::Up => self.reconcile_up(cx),
-            Wanted::Down | Wanted::Deleted => self.reconcile_down(cx),
+        loop {
+            match self.wanted {
+                Wanted::Up => self.reconcile_up(cx),
+                Wanted::Down | Wanted::Deleted => self.reconcile_down(cx),
+            }
+            if !self.settle(cx) {
+                return;
+            }
         }
-        self.settle(cx);
     }
 
     fn reconcile_down(&mut self, cx: &mut Context<'_>) {
@@ -95,14 +100,15 @@ impl App {
         let view = |seat: &Seat| SeatView {
             open: seat.hold == Hold::Open,
             ended: seat.hold == Hold::Exited,
+            given_up: seat.hold == Hold::Errored,
             bereft: trying && seat.bereft_of.is_some(),
             last_slot: seat.last_slot,
         };
         self.seats.iter().map(view).collect()
     }
 
-    /// The addresses of the target and of every live worker, and room for the surge. True once what
-    /// is needed is held.
+    /// The addresses of the target, of every live worker and of what may come back, and room for the
+    /// surge. True once what is needed is held.
     fn listen(&mut self, cx: &mut Context<'_>) -> bool {
         if self.listening.pending.is_some() {
             return false;
@@ -110,6 +116,10 @@ impl App {
         let needed: BTreeSet<Listen> = self.spec().listen.iter().cloned().collect();
         let mut addresses = needed.clone();
         addresses.extend(self.workers().flat_map(|w| w.spec().listen.iter().cloned()));
+        if let Some(Operation { before: Some(before), .. }) = self.operation.as_ref().filter(|o| o.may_go_back()) {
+            let bereft = self.seats.iter().filter_map(|s| s.bereft_of.as_ref());
+            addresses.extend(bereft.chain([&before.target]).flat_map(|r| r.spec.listen.iter().cloned()));
+        }
         let slots = self.policy().ceiling.max(self.slots.len() as u16);
         let want = Held { addresses, slots };
         if self.listening.held.as_ref() == Some(&want) {

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
 
 use super::{Stat, StartTime, stat};
 
@@ -51,13 +53,36 @@ pub fn is_alive(pid: u32, started: StartTime) -> bool {
     stat(pid).is_ok_and(|stat| stat.started == started && stat.state != b'Z')
 }
 
-/// The process group.
+/// The session. It cannot be left but for a new one, unlike a process group.
 ///
 /// # Errors
 /// `ESRCH` when there is no such process.
-pub fn group_of(pid: u32) -> io::Result<u32> {
+pub fn session_of(pid: u32) -> io::Result<u32> {
     let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
-    Ok(nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid)))?.as_raw() as u32)
+    Ok(nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid)))?.as_raw() as u32)
+}
+
+/// The name of a pipe, the same for both of its ends (pipe(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PipeId(u64);
+
+impl PipeId {
+    /// # Errors
+    /// As `fstat(2)`.
+    pub fn of(end: impl AsFd) -> io::Result<Self> {
+        Ok(Self(nix::sys::stat::fstat(end)?.st_ino))
+    }
+}
+
+/// Whether the standard output or error of the process is one of these pipes. Others of its
+/// descriptors do not count: between fork and exec a child has all of ours.
+#[must_use]
+pub fn writes_to(pid: u32, pipes: &[PipeId]) -> bool {
+    let is_one = |fd| {
+        let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
+        pipes.iter().any(|pipe| link == Path::new(&format!("pipe:[{}]", pipe.0)))
+    };
+    is_one(1) || is_one(2)
 }
 
 /// Resident bytes of one process.

@@ -1,0 +1,170 @@
+//! The client against daemons that behave, and daemons that don't.
+
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+
+use super::client::*;
+use super::made_up::{app, name};
+use super::problem::Problem;
+use crate::control::{self, Answer, Call, Failure, FailureCode, Outcome, Reply, Request};
+use crate::paths::Paths;
+use crate::supervisor::{AppPhase, OperationKind, Progress, Step};
+
+/// Answers the first connection with `first`, all others as a ping of protocol `protocol`.
+fn daemon(first: impl FnOnce(UnixStream) + Send + 'static, protocol: u32) -> (tempfile::TempDir, Client, JoinHandle<()>) {
+    let home = tempfile::tempdir().unwrap();
+    let paths = Paths { runtime: home.path().join("run"), state: home.path().join("state") };
+    paths.create().unwrap();
+    let listener = UnixListener::bind(paths.socket()).unwrap();
+    let thread = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        first(stream);
+        listener.set_nonblocking(true).unwrap();
+        for _ in 0..20 {
+            if let Ok((stream, _)) = listener.accept() {
+                stream.set_nonblocking(false).unwrap();
+                let _: Option<Call> = control::read(&stream).unwrap();
+                let _ = control::write(&stream, &Answer::Done(pong(protocol)));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    });
+    (home, Client::new(&paths).unwrap(), thread)
+}
+
+fn pong(protocol: u32) -> Reply {
+    Reply::Pong { pid: 7, version: "9.9.9".into(), protocol, uptime_ms: 1, memory: None }
+}
+
+fn ask(first: impl FnOnce(UnixStream) + Send + 'static) -> Result<Reply, CallError> {
+    let (_home, client, thread) = daemon(first, control::VERSION);
+    let reply = client.try_ask(Request::List);
+    thread.join().unwrap();
+    reply
+}
+
+fn hear(stream: &UnixStream) -> Call {
+    control::read(stream).unwrap().unwrap()
+}
+
+#[test]
+fn a_call_is_answered() {
+    let reply = ask(|stream| {
+        let call = hear(&stream);
+        assert_eq!((call.version, call.request, call.wait), (control::VERSION, Request::List, true));
+        control::write(&stream, &Answer::Done(Reply::List(vec![]))).unwrap();
+    });
+    assert_eq!(reply.unwrap(), Reply::List(vec![]));
+}
+
+#[test]
+fn progress_comes_before_the_end_however_the_bytes_are_cut() {
+    let step = Progress {
+        app: name("api"),
+        instance: 1,
+        revision: 2,
+        pid: Some(5),
+        step: Step::Ready { after_ms: 512 },
+        done: 1,
+        total: 2,
+    };
+    let outcome = Outcome {
+        app: name("api"),
+        kind: OperationKind::Stop,
+        took_ms: 3,
+        view: Some(app("api", AppPhase::Stopped, vec![])),
+        failure: None,
+    };
+    let frames: Vec<u8> =
+        [Answer::Progress(step.clone()), Answer::Progress(step.clone()), Answer::Done(Reply::Finished(vec![outcome.clone()]))]
+            .iter()
+            .flat_map(|answer| control::encode(answer).unwrap())
+            .collect();
+    for size in [1, 7, frames.len()] {
+        let frames = frames.clone();
+        let first = move |mut stream: UnixStream| {
+            hear(&stream);
+            for piece in frames.chunks(size) {
+                stream.write_all(piece).unwrap();
+            }
+        };
+        let (_home, client, thread) = daemon(first, control::VERSION);
+        let seen = Mutex::new(Vec::new());
+        let reply = client.act(Request::Kill, true, &Interrupt::hold(), &|step| seen.lock().unwrap().push(step.clone()));
+        assert_eq!(reply.unwrap(), Reply::Finished(vec![outcome.clone()]));
+        assert_eq!(*seen.lock().unwrap(), [step.clone(), step.clone()]);
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_refusal_is_passed_on() {
+    let reply = ask(|stream| {
+        let refusal = Failure::new(FailureCode::BadRequest, "this daemon speaks version 7");
+        control::write(&stream, &Answer::Failed(refusal)).unwrap();
+    });
+    assert!(matches!(reply, Err(CallError::Failed(failure)) if failure.message.contains("version 7")));
+}
+
+#[test]
+fn broken_answers_are_told_apart_from_none() {
+    let cases: [(&[u8], &str); 4] = [
+        (b"", "without one"),
+        (b"\0\0", "after 2 bytes"),
+        (b"\0\0\0\x20{\"done\":", "after 12 bytes"),
+        (b"\0\0\0\x04oops", "makes no sense"),
+    ];
+    for (bytes, words) in cases {
+        let reply = ask(move |mut stream| {
+            hear(&stream);
+            stream.write_all(bytes).unwrap();
+        });
+        assert!(matches!(&reply, Err(CallError::Broken(what)) if what.contains(words)), "{bytes:?}: {reply:?}");
+    }
+    let reply = ask(|mut stream| {
+        hear(&stream);
+        stream.write_all(&[255; 64]).unwrap();
+    });
+    assert!(matches!(&reply, Err(CallError::Broken(what)) if what.contains("larger than")), "{reply:?}");
+}
+
+#[test]
+fn another_version_is_named() {
+    let first = |mut stream: UnixStream| {
+        hear(&stream);
+        stream.write_all(b"\0\0\0\x0a{\"new\": 1}").unwrap();
+    };
+    let (_home, client, thread) = daemon(first, 99);
+    let error = client.try_ask(Request::List).unwrap_err();
+    thread.join().unwrap();
+    assert!(matches!(&error, CallError::Version { daemon, protocol: 99 } if daemon == "9.9.9"), "{error:?}");
+    let Problem::Report { exit: 1, report } = client.explain(error) else { panic!() };
+    assert!(report.message.contains("rsup 9.9.9 (protocol 99)"), "{report:?}");
+}
+
+#[test]
+fn silence_has_an_end() {
+    let (_home, client, thread) = daemon(
+        |mut stream| {
+            // Until the client gives up.
+            let _ = stream.read_to_end(&mut Vec::new());
+        },
+        control::VERSION,
+    );
+    let client = client.patience(std::time::Duration::from_millis(50));
+    assert!(matches!(client.try_ask(Request::Ping), Err(CallError::Silent)));
+    thread.join().unwrap();
+}
+
+#[test]
+fn no_socket_and_a_dead_socket_mean_no_daemon() {
+    let home = tempfile::tempdir().unwrap();
+    let paths = Paths { runtime: home.path().join("run"), state: home.path().join("state") };
+    let client = Client::new(&paths).unwrap();
+    assert!(matches!(client.try_ask(Request::Ping), Err(CallError::NoDaemon)));
+    paths.create().unwrap();
+    drop(UnixListener::bind(paths.socket()).unwrap());
+    assert!(matches!(client.try_ask(Request::Ping), Err(CallError::NoDaemon)));
+}

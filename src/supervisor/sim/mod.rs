@@ -1,0 +1,501 @@
+//! A simulated world: it carries out effects under virtual time, with faults by script or by
+//! chance, and checks after every step what must always hold.
+
+mod checks;
+mod random;
+mod scenarios;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::app::App;
+use super::worker::State;
+use super::*;
+use crate::config::*;
+
+pub const SIGKILL: i32 = 9;
+pub const SIGTERM: i32 = 15;
+
+pub fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// What one process will do.
+#[derive(Clone, Debug)]
+pub struct Behaviour {
+    pub spawns: bool,
+    /// From its start; `None`: never.
+    pub ready_after: Option<Duration>,
+    /// It ends by itself after this long.
+    pub ends_after: Option<(Duration, i32)>,
+    /// `None`: the stop signal is ignored.
+    pub stops_after: Option<Duration>,
+    pub drains_after: Option<Duration>,
+    pub descendants: bool,
+    pub bytes: u64,
+    /// Its readiness and liveness fail from this age on.
+    pub unready_after: Option<Duration>,
+    pub hangs_after: Option<Duration>,
+}
+
+impl Behaviour {
+    pub fn good() -> Self {
+        Self {
+            spawns: true,
+            ready_after: Some(ms(300)),
+            ends_after: None,
+            stops_after: Some(ms(200)),
+            drains_after: Some(ms(50)),
+            descendants: false,
+            bytes: 50,
+            unready_after: None,
+            hangs_after: None,
+        }
+    }
+
+    pub fn never_ready() -> Self {
+        Self { ready_after: None, ..Self::good() }
+    }
+
+    pub fn crashing() -> Self {
+        Self { ready_after: None, ends_after: Some((ms(100), 1)), ..Self::good() }
+    }
+}
+
+/// One simulated process.
+#[derive(Clone, Debug)]
+pub struct Process {
+    pub revision: Arc<Revision>,
+    pub behaviour: Behaviour,
+    pub started: Time,
+    /// False once it has ended; descendants of it may live on.
+    pub alive: bool,
+    pub stop_sent: Option<Time>,
+}
+
+type Script = Box<dyn FnMut(&mut fastrand::Rng, u16, &Revision) -> Behaviour>;
+type Refuses = Box<dyn FnMut(&mut fastrand::Rng, &[Listen], u16) -> bool>;
+
+pub struct World {
+    pub core: Supervisor,
+    pub now: Time,
+    pub random: fastrand::Rng,
+    pub script: Script,
+    /// Decides which `Listen` is refused.
+    pub refuses: Refuses,
+    pub processes: BTreeMap<WorkerId, Process>,
+    pub gone: Vec<WorkerId>,
+    pub listening: BTreeMap<AppName, Vec<Listen>>,
+    pub tables: BTreeMap<AppName, Vec<Steering>>,
+    pub relays: BTreeMap<(AppName, u16), bool>,
+    pub asked: BTreeMap<OpId, OperationWish>,
+    pub finished: BTreeMap<OpId, Result<(), OpError>>,
+    pub removed: Vec<AppName>,
+    pub spawned: u64,
+    pub hurried: bool,
+    /// Restores the state from what was written down, and injects late inputs, now and then.
+    pub mischief: bool,
+    coming: BTreeMap<(Time, u64), Input>,
+    sequence: u64,
+    next_op: u64,
+}
+
+pub struct OperationWish {
+    pub app: AppName,
+    pub reload_from: Option<u64>,
+}
+
+impl World {
+    pub fn new(seed: u64) -> Self {
+        Self {
+            core: Supervisor::new(seed),
+            now: Time(ms(1_000_000)),
+            random: fastrand::Rng::with_seed(seed),
+            script: Box::new(|_, _, _| Behaviour::good()),
+            refuses: Box::new(|_, _, _| false),
+            processes: BTreeMap::new(),
+            gone: Vec::new(),
+            listening: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            finished: BTreeMap::new(),
+            removed: Vec::new(),
+            spawned: 0,
+            hurried: false,
+            mischief: false,
+            coming: BTreeMap::new(),
+            sequence: 0,
+            next_op: 0,
+        }
+    }
+
+    /// Asks for something now; the answer is in `finished` once it is there.
+    pub fn ask(&mut self, app: &AppName, request: Request) -> OpId {
+        self.next_op += 1;
+        let op = OpId(self.next_op);
+        let reload = matches!(request, Request::Reload { .. });
+        let from = self.core.apps.get(app).filter(|a| reload && a.operation.is_none() && a.wanted == Wanted::Up).map(|a| a.target.number);
+        self.asked.insert(op, OperationWish { app: app.clone(), reload_from: from });
+        self.handle(Input::Request { op, app: app.clone(), request });
+        op
+    }
+
+    /// Asks and runs until it is answered.
+    pub fn done(&mut self, app: &AppName, request: Request) -> Result<(), OpError> {
+        let op = self.ask(app, request);
+        self.answer(op)
+    }
+
+    pub fn answer(&mut self, op: OpId) -> Result<(), OpError> {
+        let until = self.now + Duration::from_secs(1800);
+        while !self.finished.contains_key(&op) {
+            assert!(self.now < until, "{op:?} is never answered: {:#?}", self.core.apps);
+            assert!(self.step(until), "{op:?}: nothing is awaited any more: {:#?}", self.core.apps);
+        }
+        self.finished[&op].clone()
+    }
+
+    pub fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.step(until) {}
+        self.now = until;
+    }
+
+    /// The next thing that happens, if anything does before `until`.
+    fn step(&mut self, until: Time) -> bool {
+        let event = self.coming.keys().next().copied();
+        let tick = self.core.poll_timeout(self.now);
+        match (event, tick) {
+            (Some(key), tick) if tick.is_none_or(|t| key.0 <= t) => {
+                if key.0 > until {
+                    return false;
+                }
+                self.now = self.now.max(key.0);
+                let input = self.coming.remove(&key).unwrap();
+                self.happen(input);
+                true
+            }
+            (_, Some(tick)) => {
+                if tick > until {
+                    return false;
+                }
+                assert!(tick >= self.now, "a deadline in the past: {tick:?} at {:?}: {:#?}", self.now, self.core.apps);
+                self.now = self.now.max(tick);
+                let effects = self.handle(Input::Tick);
+                let next = self.core.poll_timeout(self.now);
+                assert!(effects > 0 || next.is_none_or(|t| t > self.now), "busy loop at {tick:?}: {:#?}", self.core.apps);
+                true
+            }
+            (_, None) => false,
+        }
+    }
+
+    pub fn later(&mut self, after: Duration, input: Input) {
+        self.sequence += 1;
+        self.coming.insert((self.now + after, self.sequence), input);
+    }
+
+    /// An event of the world: some are void by now, some have to be made up at the last moment.
+    fn happen(&mut self, input: Input) {
+        match &input {
+            Input::Exited { worker, .. } => {
+                let Some(process) = self.processes.get_mut(worker) else { return };
+                if !process.alive {
+                    return;
+                }
+                process.alive = false;
+            }
+            Input::Spawned { worker, .. } | Input::Notified { worker } => {
+                if self.processes.get(worker).is_none_or(|p| !p.alive) {
+                    return;
+                }
+            }
+            Input::Probed { worker, purpose, .. } => {
+                let result = self.probe(worker, *purpose);
+                self.handle(Input::Probed { worker: worker.clone(), purpose: *purpose, result });
+                return;
+            }
+            Input::Memory { worker, .. } => {
+                let Some(bytes) = self.processes.get(worker).filter(|p| p.alive).map(|p| p.behaviour.bytes) else { return };
+                self.later(ms(5000), input.clone());
+                self.handle(Input::Memory { worker: worker.clone(), bytes });
+                return;
+            }
+            Input::Request { .. }
+            | Input::Listening { .. }
+            | Input::SpawnFailed { .. }
+            | Input::TreeGone { .. }
+            | Input::Drained { .. }
+            | Input::Hurry
+            | Input::Tick => {}
+        }
+        self.handle(input);
+    }
+
+    fn probe(&self, worker: &WorkerId, purpose: Purpose) -> Result<(), String> {
+        let process = self.processes.get(worker).filter(|p| p.alive).ok_or("connection refused")?;
+        let age = self.now.since(process.started);
+        let before = |limit: Option<Duration>| limit.is_none_or(|l| age < l);
+        let b = &process.behaviour;
+        let ready = b.ready_after.is_some_and(|r| age >= r) && before(b.hangs_after);
+        match purpose {
+            Purpose::Readiness if ready && before(b.unready_after) => Ok(()),
+            Purpose::Liveness if ready => Ok(()),
+            Purpose::Readiness => Err("503".into()),
+            Purpose::Liveness => Err("timeout".into()),
+        }
+    }
+
+    /// Gives an input to the core, carries out what comes of it, and checks; returns the number of effects.
+    pub fn handle(&mut self, input: Input) -> usize {
+        self.hurried |= input == Input::Hurry;
+        let serving = |app: &App| app.workers().filter(|w| checks::serves(w)).map(|w| w.id.clone()).collect();
+        let before = self.core.apps.iter().map(|(name, app)| (name.clone(), serving(app))).collect();
+        self.core.handle(self.now, input.clone());
+        let mut effects = Vec::new();
+        while let Some(effect) = self.core.poll_effect() {
+            effects.push(effect);
+        }
+        for effect in &effects {
+            self.carry_out(effect);
+        }
+        checks::step(self, &before, &input, &effects);
+        if self.mischief && self.random.u8(..) < 6 {
+            self.restore();
+            self.inject();
+        }
+        effects.len()
+    }
+
+    /// Everything goes on from what was written down.
+    fn restore(&mut self) {
+        let written = serde_json::to_string(&self.core).unwrap();
+        let read: Supervisor = serde_json::from_str(&written).unwrap();
+        assert!(read.apps == self.core.apps, "the state does not survive being written down");
+        assert_eq!((read.seed, read.next_generation), (self.core.seed, self.core.next_generation));
+        self.core = read;
+    }
+
+    /// Late inputs about former workers, and doubled ones about live workers, change nothing.
+    fn inject(&mut self) {
+        let live: Vec<Worker> = self.core.apps.values().flat_map(App::workers).cloned().collect();
+        let input = if let Some(worker) = self.random.choice(&live)
+            && self.random.bool()
+        {
+            doubled(worker)
+        } else if let Some(id) = self.random.choice(&self.gone).cloned() {
+            let late = late(&id);
+            self.random.choice(late)
+        } else {
+            return;
+        };
+        let Some(input) = input else { return };
+        let before = self.core.apps.clone();
+        self.core.handle(self.now, input.clone());
+        assert!(self.core.apps == before && self.core.poll_effect().is_none(), "a late input had an effect: {input:?}");
+    }
+
+    fn carry_out(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Listen { app, addresses, slots } => {
+                let refused = (self.refuses)(&mut self.random, addresses, *slots);
+                let result = if refused { Err("port 80 is taken".to_owned()) } else { Ok(()) };
+                if result.is_ok() {
+                    self.listening.insert(app.clone(), addresses.clone());
+                    self.tables.remove(app);
+                }
+                let after = ms(self.random.u64(..5));
+                self.later(after, Input::Listening { app: app.clone(), result });
+            }
+            Effect::Unlisten { app } => {
+                assert!(self.listening.remove(app).is_some(), "{app} did not listen");
+                self.tables.remove(app);
+                self.relays.retain(|(name, _), _| name != app);
+                assert!(self.processes.keys().all(|id| id.app != *app), "{app} stops listening under its workers");
+            }
+            Effect::Steer { app, tables, .. } => {
+                self.tables.insert(app.clone(), tables.clone());
+            }
+            Effect::Relay { app, slot, on } => {
+                self.relays.insert((app.clone(), *slot), *on);
+            }
+            Effect::Spawn { worker, instance, revision } => self.spawn(worker, *instance, revision),
+            Effect::Probe { worker, purpose } => {
+                let after = ms(self.random.u64(1..40));
+                self.later(after, Input::Probed { worker: worker.clone(), purpose: *purpose, result: Ok(()) });
+            }
+            Effect::Drain { worker } => {
+                if let Some(after) = self.processes[worker].behaviour.drains_after {
+                    self.later(after, Input::Drained { worker: worker.clone() });
+                }
+            }
+            Effect::Signal { worker, signal, reach } => self.signal(worker, *signal, *reach),
+            Effect::Forget { worker } => {
+                let process = self.processes.remove(worker).expect("forgotten once");
+                assert!(!process.alive, "{worker} is forgotten alive");
+                self.gone.push(worker.clone());
+            }
+            Effect::Finished { op, result } => {
+                assert!(self.asked.contains_key(op), "nobody asked for {op:?}");
+                let before = self.finished.insert(*op, result.clone());
+                assert!(before.is_none(), "{op:?} is answered twice");
+            }
+            Effect::Removed { app } => self.removed.push(app.clone()),
+            Effect::Progress(_) | Effect::Log { .. } => {}
+        }
+    }
+
+    fn spawn(&mut self, worker: &WorkerId, instance: u16, revision: &Arc<Revision>) {
+        let behaviour = (self.script)(&mut self.random, instance, revision);
+        checks::spawn(self, worker);
+        self.spawned += 1;
+        let exec = ms(self.random.u64(1..20));
+        let mut process =
+            Process { revision: revision.clone(), behaviour: behaviour.clone(), started: self.now, alive: true, stop_sent: None };
+        if behaviour.spawns {
+            self.later(exec, Input::Spawned { worker: worker.clone(), pid: 1000 + self.spawned as u32 });
+            self.later(ms(5000), Input::Memory { worker: worker.clone(), bytes: 0 });
+            if let Some(after) = behaviour.ready_after
+                && revision.spec.readiness.check == Check::Notify
+            {
+                self.later(after, Input::Notified { worker: worker.clone() });
+            }
+            if let Some((after, code)) = behaviour.ends_after {
+                let exited = Input::Exited { worker: worker.clone(), exit: Exit::Code(code), descendants: behaviour.descendants };
+                self.later(after.max(exec), exited);
+            }
+        } else {
+            process.alive = false;
+            self.later(exec, Input::SpawnFailed { worker: worker.clone(), reason: "no such file".into() });
+        }
+        self.processes.insert(worker.clone(), process);
+    }
+
+    fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {
+        checks::signal(self, worker, signal, reach);
+        let delay = ms(self.random.u64(1..20));
+        let process = self.processes.get_mut(worker).unwrap();
+        if !process.alive {
+            // Its descendants end at SIGKILL, or by their own will.
+            if signal == SIGKILL || process.behaviour.stops_after.is_some() {
+                let after = if signal == SIGKILL { delay } else { process.behaviour.stops_after.unwrap_or_default() };
+                self.later(after, Input::TreeGone { worker: worker.clone() });
+            }
+            return;
+        }
+        let (after, exit) = match (signal, process.behaviour.stops_after) {
+            (SIGKILL, _) => (delay, Exit::Signal { signal, core_dumped: false }),
+            (_, Some(after)) => (after, Exit::Code(0)),
+            (_, None) => return,
+        };
+        let descendants = process.behaviour.descendants && process.behaviour.spawns;
+        self.later(after, Input::Exited { worker: worker.clone(), exit, descendants });
+    }
+
+    /// A worker is killed from outside.
+    pub fn crash(&mut self, worker: &WorkerId) {
+        self.happen(Input::Exited { worker: worker.clone(), exit: Exit::Signal { signal: SIGKILL, core_dumped: false }, descendants: false });
+    }
+
+    // ---- what a test looks at ----
+
+    pub fn app(&self, name: &AppName) -> &App {
+        &self.core.apps[name]
+    }
+
+    pub fn ready(&self, name: &AppName) -> Vec<WorkerId> {
+        self.core.workers(name).filter(|w| matches!(w.state, State::Ready { .. })).map(|w| w.id.clone()).collect()
+    }
+
+    /// Slots that take traffic at every address.
+    pub fn steered(&self, name: &AppName) -> BTreeSet<u16> {
+        let takes = |t: &Steering| (0u16..).zip(&t.weights).filter(|(_, w)| **w > 0).map(|(s, _)| s).collect::<BTreeSet<u16>>();
+        self.tables.get(name).into_iter().flatten().map(takes).reduce(|a, b| &a & &b).unwrap_or_default()
+    }
+
+    pub fn view(&self, name: &AppName) -> AppView {
+        self.core.view(name, self.now).unwrap()
+    }
+}
+
+fn late(worker: &WorkerId) -> Vec<Input> {
+    let worker = worker.clone();
+    vec![
+        Input::Spawned { worker: worker.clone(), pid: 7 },
+        Input::SpawnFailed { worker: worker.clone(), reason: "late".into() },
+        Input::Exited { worker: worker.clone(), exit: Exit::Code(1), descendants: true },
+        Input::Exited { worker: worker.clone(), exit: Exit::Code(1), descendants: false },
+        Input::TreeGone { worker: worker.clone() },
+        Input::Probed { worker: worker.clone(), purpose: Purpose::Readiness, result: Ok(()) },
+        Input::Probed { worker: worker.clone(), purpose: Purpose::Liveness, result: Err("late".into()) },
+        Input::Notified { worker: worker.clone() },
+        Input::Drained { worker: worker.clone() },
+        Input::Memory { worker, bytes: u64::MAX },
+    ]
+}
+
+/// What has been said of the worker once already.
+fn doubled(worker: &Worker) -> Option<Input> {
+    let id = worker.id.clone();
+    match &worker.state {
+        State::Spawning { .. } => Some(Input::TreeGone { worker: id }),
+        State::Starting { .. } => Some(Input::Spawned { worker: id, pid: worker.pid? }),
+        State::Ready { liveness, .. } if liveness.wakes().is_some() => {
+            Some(Input::Probed { worker: id, purpose: Purpose::Liveness, result: Err("late".into()) })
+        }
+        State::Ready { .. } => Some(Input::Notified { worker: id }),
+        State::Draining { .. } => Some(Input::Probed { worker: id, purpose: Purpose::Readiness, result: Ok(()) }),
+        State::Stopping { .. } | State::Killing { .. } => Some(Input::Drained { worker: id }),
+        State::Sweeping { .. } => Some(Input::Exited { worker: id, exit: Exit::Code(1), descendants: true }),
+    }
+}
+
+/// A web app with quick timeouts.
+pub fn web(instances: u16) -> AppSpec {
+    AppSpec {
+        name: AppName::new("web"),
+        source: None,
+        command: vec!["web".into()],
+        cwd: "/".into(),
+        cwd_resolved: "/".into(),
+        instances,
+        listen: vec![port(80)],
+        env: BTreeMap::new(),
+        readiness: probe(Check::Http { path: "/".into(), host: None, headers: BTreeMap::new(), expect_status: vec![200..=399] }),
+        liveness: None,
+        listen_timeout: ms(3000),
+        drain_timeout: ms(1000),
+        kill_timeout: ms(2000),
+        max_memory: None,
+        balance: Balance::Random,
+        stop: Stop { signal: SIGTERM, exit_codes: BTreeSet::new() },
+        restart: Restart {
+            policy: RestartPolicy::Always,
+            max_restarts: 3,
+            min_uptime: ms(1000),
+            backoff: ms(100),
+            backoff_max: ms(2000),
+            reset_after: ms(10_000),
+        },
+        reload: Reload { max_surge: 1, min_ready: ms(0), deadline: ms(60_000), auto_rollback: true },
+        log: Log { out: None, err: None, format: LogFormat::Text, timestamps: false, max_size: 0, keep: 0, compress: false },
+    }
+}
+
+pub fn port(port: u16) -> Listen {
+    Listen::Tcp { addr: ([127, 0, 0, 1], port).into(), v6only: false }
+}
+
+pub fn probe(check: Check) -> Probe {
+    Probe { check, interval: ms(200), timeout: ms(100), initial_delay: ms(0), success_threshold: 1, failure_threshold: 3 }
+}
+
+pub fn start(spec: &AppSpec) -> Request {
+    Request::Start { spec: Box::new(spec.clone()), base_env: Env::default() }
+}
+
+pub fn reload(spec: &AppSpec) -> Request {
+    Request::Reload { spec: Box::new(spec.clone()), base_env: None, queue: false }
+}

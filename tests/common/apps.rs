@@ -1,0 +1,118 @@
+//! Real apps in other languages, from `tests/apps`.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// True if a test should go on without what is missing here.
+///
+/// # Panics
+/// With `RSUP_TEST_REQUIRE_ALL=1` nothing may be missing.
+fn missing(what: &str, why: &str) {
+    assert!(std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "{what} is needed: {why}");
+    eprintln!("SKIPPED: {what} is not there: {why}");
+}
+
+fn output(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|why| format!("{command:?}: {why}"))?;
+    if !output.status.success() {
+        return Err(format!("{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+pub fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps")
+}
+
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("apps")
+}
+
+/// One at a time, in other test programs too.
+fn locked<T>(name: &str, act: impl FnOnce() -> T) -> T {
+    fs::create_dir_all(cache()).expect("a folder below target");
+    let file = fs::File::options().create(true).truncate(false).write(true).open(cache().join(format!("{name}.lock")));
+    let lock = Flock::lock(file.expect("a lock file"), FlockArg::LockExclusive).expect("the lock");
+    let result = act();
+    drop(lock);
+    result
+}
+
+fn hash(text: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// The interpreter itself, past version managers' wrappers; or says why the test is skipped.
+pub fn python() -> Option<&'static str> {
+    static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| output(Command::new("python3").args(["-c", "import sys; print(sys.executable)"])));
+    found.as_deref().inspect_err(|why| missing("python3", why)).ok()
+}
+
+pub fn node() -> Option<&'static str> {
+    static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| output(Command::new("node").args(["-p", "process.execPath"])));
+    found.as_deref().inspect_err(|why| missing("node", why)).ok()
+}
+
+/// A folder with the Express app, installed.
+pub fn express() -> Option<PathBuf> {
+    node()?;
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let install = || {
+        let from = sources().join("express-api");
+        let read = |name: &str| fs::read(from.join(name)).map_err(|why| format!("{name}: {why}"));
+        let (package, server) = (read("package.json")?, read("server.js")?);
+        let folder = cache().join(format!("express-{}", hash(&[package.as_slice(), &server].concat())));
+        if folder.join("installed").exists() {
+            return Ok(folder);
+        }
+        let write = |name: &str, bytes: &[u8]| fs::write(folder.join(name), bytes).map_err(|why| format!("{name}: {why}"));
+        fs::create_dir_all(&folder).map_err(|why| why.to_string())?;
+        write("package.json", &package)?;
+        write("server.js", &server)?;
+        output(Command::new("npm").args(["install", "--no-audit", "--no-fund", "--no-update-notifier"]).current_dir(&folder))?;
+        write("installed", b"")?;
+        Ok(folder)
+    };
+    let found = FOUND.get_or_init(|| locked("express", install));
+    found.clone().inspect_err(|why| missing("express", why)).ok()
+}
+
+/// The Go server, built.
+pub fn go_server() -> Option<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let build = || {
+        let source = sources().join("server.go");
+        let text = fs::read(&source).map_err(|why| format!("{}: {why}", source.display()))?;
+        let program = cache().join(format!("server-go-{}", hash(&text)));
+        if !program.exists() {
+            let fresh = program.with_extension("new");
+            output(
+                Command::new("go").env("GO111MODULE", "off").env("GOFLAGS", "").arg("build").arg("-o").arg(&fresh).arg(&source),
+            )?;
+            fs::rename(&fresh, &program).map_err(|why| why.to_string())?;
+        }
+        Ok(program)
+    };
+    let found = FOUND.get_or_init(|| locked("go", build));
+    found.clone().inspect_err(|why| missing("go", why)).ok()
+}
+
+/// `command = [...]` of a configuration.
+pub fn toml_command(words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|w| toml::Value::from(*w).to_string()).collect();
+    format!("command = [{}]", words.join(", "))
+}
+
+/// The built-in sample app.
+pub fn sample() -> String {
+    toml_command(&[super::RSUP, "sample-app"])
+}

@@ -1,0 +1,15 @@
+//! The life of processes, with the real program: each test has a daemon of its own.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod support;
+
+mod cli;
+mod foreground;
+mod idle;
+mod liveness;
+mod logs;
+mod memory;
+mod readiness;
+mod restart;
+mod stop;

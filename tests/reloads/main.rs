@@ -1,0 +1,10 @@
+//! Reloads of real apps: what clients notice of them, which is to be nothing.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod broken;
+mod queue;
+mod reread;
+mod restart;
+mod zero_loss;
