@@ -77,14 +77,15 @@ fn prepare(command: &mut Command) -> Result<(), Box<dyn Error>> {
 
 /// The lines of the app's table.
 fn table(app: App, rsup: &Path, home: &Path) -> Result<String, Box<dyn Error>> {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps");
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = project.join("tests/apps");
     Ok(match app {
         App::Sample => format!("command = [{}, \"sample-app\"]\nreadiness = \"/readiness\"", quoted(rsup)),
         App::Express => {
             let folder = home.join("express-api");
             std::fs::create_dir(&folder)?;
             for file in ["package.json", "server.js"] {
-                std::fs::copy(sources.join("express-api").join(file), folder.join(file))?;
+                std::fs::copy(project.join("examples/express-api").join(file), folder.join(file))?;
             }
             prepare(Command::new("npm").args(["install", "--no-audit", "--no-fund", "--silent"]).current_dir(&folder))?;
             format!("command = [\"node\", \"server.js\"]\ncwd = {}\nreadiness = \"/readiness\"", quoted(folder))

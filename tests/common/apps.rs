@@ -67,7 +67,7 @@ pub fn express() -> Option<PathBuf> {
     node()?;
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let install = || {
-        let from = sources().join("express-api");
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/express-api");
         let read = |name: &str| fs::read(from.join(name)).map_err(|why| format!("{name}: {why}"));
         let (package, server) = (read("package.json")?, read("server.js")?);
         let folder = cache().join(format!("express-{}", hash(&[package.as_slice(), &server].concat())));
