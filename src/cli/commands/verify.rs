@@ -52,7 +52,7 @@ pub struct Args {
     /// How long to go on, at least: a third before the reload, a third or more after it
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = duration)]
     pub duration: Duration,
-    /// The path that is asked for; by default that of the readiness check, or /
+    /// The path that is asked for; by default /, or that of the readiness check if / is no page
     #[arg(long, value_name = "PATH", value_parser = http_path)]
     pub path: Option<String>,
     /// Clients at the same time, each with one connection
@@ -84,7 +84,8 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         )
         .hint(format!("rsup reload {}", spec.name)));
     }
-    let plan = plan(&args, old, listen, spec.reload.deadline);
+    let mut plan = plan(&args, old, listen, spec.reload.deadline);
+    let default_path = choose_path(&args, &mut plan, old, &interrupt)?;
     try_once(&args, &plan, &spec, &interrupt)?;
 
     if !cx.out.json {
@@ -93,7 +94,6 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         cx.out.text(&format!("{}: GET {} on {}, {rps} requests a second, {how}\n\n", spec.name, plan.path, plan.target))?;
     }
     let name = spec.name.clone();
-    let default_path = args.path.is_none() && plan.path != "/";
     let script = |trial: &mut Trial<'_>| reload(trial, spec, args.duration);
     let mut verdict = trial::run(&cx.out, &client, &interrupt, &name, plan, script)?;
     if args.allow_keep_alive_races && verdict.only_races() {
@@ -144,8 +144,8 @@ fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, Problem> {
 }
 
 fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Plan {
-    let check = match &spec.readiness.check {
-        Check::Http { path, host, .. } => Some((path, host)),
+    let host = match &spec.readiness.check {
+        Check::Http { host, .. } => host.clone(),
         Check::Tcp | Check::Exec { .. } | Check::Notify | Check::Alive => None,
     };
     let target = match listen {
@@ -156,10 +156,9 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
         Listen::Tcp { addr, .. } => load::Target::Tcp(*addr),
         Listen::Unix(path) => load::Target::Unix(path.clone()),
     };
-    let path = args.path.clone().or_else(|| check.map(|(path, _)| path.clone())).unwrap_or_else(|| "/".into());
-    let plan = Plan::new(target, path);
+    let plan = Plan::new(target, args.path.clone().unwrap_or_else(|| "/".into()));
     Plan {
-        host: check.and_then(|(_, host)| host.clone()).unwrap_or(plan.host),
+        host: host.unwrap_or(plan.host),
         connections: args.connections.into(),
         keep_alive: args.keep_alive,
         rate: Some(args.rps.into()),
@@ -168,6 +167,17 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
         timeout: args.timeout,
         ..plan
     }
+}
+
+/// Without `--path`: what users ask for, if it answers. The readiness check's path, which a stopping
+/// worker may answer with 503 on purpose, is the second choice; true if it was taken.
+fn choose_path(args: &Args, plan: &mut Plan, spec: &AppSpec, interrupt: &Interrupt) -> Result<bool, Problem> {
+    let Check::Http { path, .. } = &spec.readiness.check else { return Ok(false) };
+    if args.path.is_some() || *path == plan.path || trial::one_request(plan, interrupt)?.failures.is_empty() {
+        return Ok(false);
+    }
+    plan.path.clone_from(path);
+    Ok(true)
 }
 
 /// A wrong path is told before anything happens.

@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+
 use super::style::{Look, Paint, Phase};
 use super::units::{bytes, duration, harmless};
 use crate::supervisor::{AppPhase, AppView, WorkerPhase, WorkerView};
 
 /// Blanks between columns.
-const GAP: usize = 2;
+const GAP: u16 = 2;
 
 /// A column, in the order of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +47,10 @@ impl Column {
         }
     }
 
-    /// Numbers.
-    fn to_the_right(self) -> bool {
+    fn alignment(self) -> CellAlignment {
         match self {
-            Self::Name | Self::Status | Self::Notes => false,
-            Self::Pid | Self::Uptime | Self::Restarts | Self::Cpu | Self::Memory | Self::Revision => true,
+            Self::Name | Self::Status | Self::Notes => CellAlignment::Left,
+            _ => CellAlignment::Right,
         }
     }
 }
@@ -104,73 +105,31 @@ pub fn list(apps: &[AppView], look: Look) -> String {
         return String::new();
     }
     let lines: Vec<Line> = apps.iter().flat_map(lines_of).collect();
-    let mut sheets: Vec<Sheet> = Column::ALL.iter().map(|column| Sheet::new(*column, &lines, look)).collect();
+    let mut columns = Column::ALL.to_vec();
     if apps.iter().all(|app| app.listen.is_empty()) {
-        sheets.retain(|sheet| sheet.column != Column::Notes);
+        columns.retain(|column| *column != Column::Notes);
     }
-    for unwanted in Column::LEAST_WANTED {
-        if look.width.is_none_or(|width| width_of(&sheets) <= usize::from(width)) {
-            break;
+    let mut table = table(&lines, &columns, look);
+    if let Some(width) = look.width {
+        for unwanted in Column::LEAST_WANTED {
+            if width_of(&table) <= usize::from(width) {
+                break;
+            }
+            columns.retain(|column| *column != unwanted);
+            table = self::table(&lines, &columns, look);
         }
-        sheets.retain(|sheet| sheet.column != unwanted);
     }
     let mut text = String::new();
-    for line in 0..=lines.len() {
-        for (at, sheet) in sheets.iter().enumerate() {
-            sheet.write(line, at + 1 == sheets.len(), look, &mut text);
-        }
-        text.truncate(text.trim_end_matches(' ').len());
+    for line in table.lines() {
+        text.push_str(line.trim_end());
         text.push('\n');
     }
-    let listens_shown = sheets.iter().any(|sheet| sheet.column == Column::Notes);
-    let remarks: String = apps.iter().map(|app| remarks(app, listens_shown, look)).collect();
+    let remarks: String = apps.iter().map(|app| remarks(app, columns.contains(&Column::Notes), look)).collect();
     if !remarks.is_empty() {
         text.push('\n');
         text.push_str(&remarks);
     }
     text
-}
-
-/// One column with its texts, the title first. (Laid out by hand: a general table costs more than
-/// all the rest of `rsup list`.)
-struct Sheet {
-    column: Column,
-    cells: Vec<(String, Paint)>,
-    width: usize,
-}
-
-impl Sheet {
-    fn new(column: Column, lines: &[Line], look: Look) -> Self {
-        let title = (column.title().to_owned(), Paint::Dim);
-        let cell = |line: &Line| {
-            let text = line.text(column, look);
-            let paint = line.paint(column, &text);
-            (text, paint)
-        };
-        let cells: Vec<_> = std::iter::once(title).chain(lines.iter().map(cell)).collect();
-        let width = cells.iter().map(|(text, _)| text.chars().count()).max().unwrap_or(0);
-        Self { column, cells, width }
-    }
-
-    fn write(&self, line: usize, last: bool, look: Look, out: &mut String) {
-        let Some((text, paint)) = self.cells.get(line) else { return };
-        let blanks = self.width - text.chars().count();
-        let (before, after) = if self.column.to_the_right() { (blanks, 0) } else { (0, blanks) };
-        out.extend(std::iter::repeat_n(' ', before));
-        if text.is_empty() || !look.color {
-            out.push_str(text);
-        } else {
-            out.push_str(&look.paint(*paint, text));
-        }
-        if !last {
-            out.extend(std::iter::repeat_n(' ', after + GAP));
-        }
-    }
-}
-
-fn width_of(sheets: &[Sheet]) -> usize {
-    let texts: usize = sheets.iter().map(|sheet| sheet.width).sum();
-    texts + GAP * sheets.len().saturating_sub(1)
 }
 
 fn lines_of(app: &AppView) -> Vec<Line<'_>> {
@@ -180,6 +139,42 @@ fn lines_of(app: &AppView) -> Vec<Line<'_>> {
         return vec![Line { app, worker: None, first: true }];
     }
     workers.into_iter().enumerate().map(|(index, worker)| Line { app, worker: Some(worker), first: index == 0 }).collect()
+}
+
+fn table(lines: &[Line], columns: &[Column], look: Look) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if look.color {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table.set_header(columns.iter().map(|column| {
+        let cell = Cell::new(column.title()).set_alignment(column.alignment());
+        if look.color { cell.add_attribute(Attribute::Dim) } else { cell }
+    }));
+    for line in lines {
+        table.add_row(columns.iter().map(|column| {
+            let text = line.text(*column, look);
+            let paint = line.paint(*column, &text);
+            let cell = Cell::new(text).set_alignment(column.alignment());
+            match paint.cell() {
+                Some(color) if look.color => cell.fg(color),
+                _ => cell,
+            }
+        }));
+    }
+    let last = columns.len().saturating_sub(1);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if index == last { 0 } else { GAP }));
+    }
+    table
+}
+
+fn width_of(table: &Table) -> usize {
+    let widths = table.column_max_content_widths();
+    let gaps = widths.len().saturating_sub(1) * usize::from(GAP);
+    widths.into_iter().map(usize::from).sum::<usize>() + gaps
 }
 
 /// What the table cannot say of an app.

@@ -1,5 +1,7 @@
 //! Colours and signs, where there is a terminal to show them.
 
+use comfy_table::Color;
+
 use crate::supervisor::{AppPhase, WorkerPhase};
 
 /// What the place that we write to can show.
@@ -52,6 +54,17 @@ impl Paint {
             Self::Bad => Some("31"),
             Self::Dim => Some("2"),
             Self::Bold => Some("1"),
+        }
+    }
+
+    /// The same for a cell of a table.
+    pub fn cell(self) -> Option<Color> {
+        match self {
+            Self::Plain | Self::Bold => None,
+            Self::Good => Some(Color::DarkGreen),
+            Self::Busy => Some(Color::DarkYellow),
+            Self::Bad => Some(Color::DarkRed),
+            Self::Dim => Some(Color::DarkGrey),
         }
     }
 }
