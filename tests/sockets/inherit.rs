@@ -120,6 +120,8 @@ fn no_listener() {
         return;
     }
     home.ok(&["start"]);
+    // That it lives is all that rsup can say of it: it counts as ready before it binds.
+    home.wait_log("web", "sockets.py:");
     let facts = facts(port);
     assert!(home.pids("web").contains(&(facts["pid"].as_u64().expect("a pid") as u32)));
     assert!(facts["env"].get("LISTEN_FDS").is_none() && facts["env"].get("PORT").is_none(), "{facts:#}");
