@@ -76,7 +76,7 @@ fn not_executable() {
 #[test]
 fn deadline_passed() {
     let lines = "env = { NEVER_READY = \"1\" }\n[app.web.reload]\ndeadline = \"3s\"";
-    Site::start().refuses(&apps::sample(), lines, &["deadline of 3 s", "listening on"]);
+    Site::start().refuses(&apps::sample(), lines, &["deadline 3 s", "listening on"]);
 }
 
 #[test]
