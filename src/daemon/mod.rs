@@ -9,6 +9,7 @@ mod notify;
 mod probe;
 mod relay;
 mod server;
+mod signals;
 mod sockets;
 mod spawn;
 mod strangers;
@@ -22,7 +23,6 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -34,6 +34,7 @@ use crate::supervisor::{Input, OpId, Supervisor, Time, WorkerId};
 use crate::sys::{process, takeover};
 use calls::Calls;
 use relay::{Relay, Relays};
+use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
 
@@ -269,47 +270,6 @@ fn bind(paths: &Paths) -> Result<UnixListener, Error> {
     let listener = UnixListener::bind(&path).map_err(system(what()))?;
     std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(system(what()))?;
     Ok(listener)
-}
-
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    child: tokio::signal::unix::Signal,
-    hangup: tokio::signal::unix::Signal,
-    reopen: tokio::signal::unix::Signal,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Caught {
-    Stop,
-    /// Some child ended; workers are noticed by their pidfd, others are to be taken away.
-    Child,
-    /// The terminal is gone.
-    Hangup,
-    /// Log files were moved away by another tool.
-    Reopen,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            child: signal(SignalKind::child())?,
-            hangup: signal(SignalKind::hangup())?,
-            reopen: signal(SignalKind::user_defined1())?,
-        })
-    }
-
-    async fn next(&mut self) -> Caught {
-        tokio::select! {
-            _ = self.terminate.recv() => Caught::Stop,
-            _ = self.interrupt.recv() => Caught::Stop,
-            _ = self.hangup.recv() => Caught::Hangup,
-            _ = self.reopen.recv() => Caught::Reopen,
-            _ = self.child.recv() => Caught::Child,
-        }
-    }
 }
 
 impl Daemon {
