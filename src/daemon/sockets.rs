@@ -102,22 +102,17 @@ impl Sockets {
             };
             opened.push((address.clone(), bound));
         }
-        self.bound.retain(|address, bound| {
-            let keep = addresses.contains(address);
-            if !keep {
-                bound.forget();
-            }
-            keep
-        });
+        for (_, bound) in self.bound.extract_if(.., |address, _| !addresses.contains(address)) {
+            bound.end();
+        }
         self.bound.extend(opened);
         Ok(())
     }
 
     pub fn close(&mut self) {
-        for bound in self.bound.values_mut() {
-            bound.forget();
+        for bound in std::mem::take(&mut self.bound).into_values() {
+            bound.end();
         }
-        self.bound.clear();
         self.served = false;
     }
 
@@ -266,10 +261,12 @@ fn mend(group: &mut Group) -> std::io::Result<bool> {
 }
 
 impl Bound {
-    /// A unix socket leaves its file behind.
-    fn forget(&mut self) {
-        if let Self::Unix { path, .. } = self {
-            let _ = std::fs::remove_file(path);
+    /// From now on nobody listens there.
+    fn end(self) {
+        match self {
+            Self::Tcp { group, .. } => group.end(),
+            // A unix socket leaves its file behind.
+            Self::Unix { path, .. } => drop(std::fs::remove_file(path)),
         }
     }
 }

@@ -327,6 +327,15 @@ impl Group {
         backlog(self.get(index)?)
     }
 
+    /// Ends the listening for good, at once and for all who hold copies: closing alone would take
+    /// effect only with the last copy. What is still queued is reset.
+    pub fn end(self) {
+        for socket in &self.sockets {
+            // One that a worker has shut down already has nothing left to end.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     /// Processes other than this one's sockets that listen on the very same address: they have
     /// joined the group and shifted its indexes. Only processes of the same user can.
     ///
