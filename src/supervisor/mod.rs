@@ -6,6 +6,8 @@ mod io;
 mod operation;
 mod plan;
 mod requests;
+mod revive;
+mod saved;
 mod seat;
 mod show;
 #[cfg(test)]
@@ -20,6 +22,8 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 pub use io::*;
+pub use revive::Found;
+pub use saved::STATE_VERSION;
 pub use types::*;
 pub use view::*;
 pub use words::{humane, size};
@@ -28,7 +32,7 @@ pub use worker::Worker;
 use crate::config::AppName;
 use app::{App, Context, Wanted};
 
-/// All apps of one daemon. Its whole state can be written down and read back.
+/// All apps of one daemon. Its whole state can be written down and read back (see [`STATE_VERSION`]).
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Supervisor {
     apps: BTreeMap<AppName, App>,
@@ -46,35 +50,44 @@ impl Supervisor {
 
     /// Takes in one thing that happened. `now` never goes back.
     pub fn handle(&mut self, now: Time, input: Input) {
-        let mut random = fastrand::Rng::with_seed(self.seed);
-        let Self { apps, next_generation, out, .. } = self;
-        let mut cx = Context { now, out, next_generation, random: &mut random };
-        match input {
-            Input::Request { op, app, request } => requests::handle(apps, &app, op, request, &mut cx),
-            Input::Listening { app, result } => with(apps, &app, &mut cx, |app, cx| app.on_listening(&result, cx)),
-            Input::Spawned { worker, pid } => with(apps, &worker.app, &mut cx, |app, cx| app.on_spawned(&worker, pid, cx)),
+        self.act(now, |apps, cx| match input {
+            Input::Request { op, app, request } => requests::handle(apps, &app, op, request, cx),
+            Input::Listening { app, result } => with(apps, &app, cx, |app, cx| app.on_listening(&result, cx)),
+            Input::Spawned { worker, pid } => with(apps, &worker.app, cx, |app, cx| app.on_spawned(&worker, pid, cx)),
             Input::SpawnFailed { worker, reason } => {
-                with(apps, &worker.app, &mut cx, |app, cx| app.on_spawn_failed(&worker, &reason, cx))
+                with(apps, &worker.app, cx, |app, cx| app.on_spawn_failed(&worker, &reason, cx))
             }
             Input::Exited { worker, exit, descendants } => {
-                with(apps, &worker.app, &mut cx, |app, cx| app.on_exited(&worker, exit, descendants, cx));
+                with(apps, &worker.app, cx, |app, cx| app.on_exited(&worker, exit, descendants, cx));
             }
-            Input::TreeGone { worker } => with(apps, &worker.app, &mut cx, |app, cx| app.on_tree_gone(&worker, cx)),
+            Input::TreeGone { worker } => with(apps, &worker.app, cx, |app, cx| app.on_tree_gone(&worker, cx)),
             Input::Probed { worker, purpose, result } => {
-                with(apps, &worker.app, &mut cx, |app, cx| app.on_probed(&worker, purpose, &result, cx));
+                with(apps, &worker.app, cx, |app, cx| app.on_probed(&worker, purpose, &result, cx));
             }
-            Input::Notified { worker } => with(apps, &worker.app, &mut cx, |app, cx| app.on_notified(&worker, cx)),
-            Input::Drained { worker } => with(apps, &worker.app, &mut cx, |app, cx| app.on_drained(&worker, cx)),
-            Input::Memory { worker, bytes } => with(apps, &worker.app, &mut cx, |app, cx| app.on_memory(&worker, bytes, cx)),
-            Input::Hurry => each(apps, &mut cx, App::hurry),
-            Input::Tick => each(apps, &mut cx, App::tick),
-        }
+            Input::Notified { worker } => with(apps, &worker.app, cx, |app, cx| app.on_notified(&worker, cx)),
+            Input::Drained { worker } => with(apps, &worker.app, cx, |app, cx| app.on_drained(&worker, cx)),
+            Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| app.on_memory(&worker, bytes, cx)),
+            Input::Hurry => each(apps, cx, App::hurry),
+            Input::Tick => each(apps, cx, App::tick),
+        });
+    }
+
+    fn act(&mut self, now: Time, act: impl FnOnce(&mut BTreeMap<AppName, App>, &mut Context<'_>)) {
+        let mut random = fastrand::Rng::with_seed(self.seed);
+        let Self { apps, next_generation, out, .. } = self;
+        act(apps, &mut Context { now, out, next_generation, random: &mut random });
         self.seed = random.get_seed();
     }
 
     /// The next thing to do, in order.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.out.pop_front()
+        let effect = self.out.pop_front()?;
+        if let Effect::Signal { worker, reach: Reach::Worker, .. } = &effect
+            && let Some(app) = self.apps.get_mut(&worker.app)
+        {
+            app.told(worker);
+        }
+        Some(effect)
     }
 
     /// When [`Input::Tick`] is due.

@@ -10,14 +10,14 @@ use super::types::{OpId, Revision, Time};
 use super::view::OperationKind;
 use crate::config::AppSpec;
 
-/// The action under way. There is one per app at a time.
+/// The action under way. There is one per app at a time. `R` is a revision; written down, its number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Operation {
+pub struct Operation<R = Arc<Revision>> {
     pub kind: OperationKind,
     pub since: Time,
     pub op: OpId,
     /// What was wanted before, where there is a way back to it.
-    pub before: Option<Before>,
+    pub before: Option<Before<R>>,
     pub course: Course,
 }
 
@@ -34,8 +34,8 @@ pub enum Course {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Before {
-    pub target: Arc<Revision>,
+pub struct Before<R = Arc<Revision>> {
+    pub target: R,
     pub instances: u16,
 }
 

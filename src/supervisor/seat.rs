@@ -9,18 +9,19 @@ use super::types::{Revision, Time};
 use super::view::Exit;
 use crate::config::{AppSpec, Restart, RestartPolicy};
 
-/// The place of one wanted worker, by instance number. It outlives the workers that fill it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Seat {
+/// The place of one wanted worker, by instance number. It outlives the workers that fill it. `R` is a
+/// revision; written down, its number.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Seat<R = Arc<Revision>> {
     pub restarts: u32,
     /// Consecutive exits before `min_uptime`.
-    unstable: u32,
+    pub(super) unstable: u32,
     /// Restarts since the last quiet period: the exponent of the backoff.
-    streak: u32,
+    pub(super) streak: u32,
     pub hold: Hold,
     pub last_slot: Option<u16>,
     /// What its old worker ran, which ended by itself while a reload tries its replacement.
-    pub bereft_of: Option<Arc<Revision>>,
+    pub bereft_of: Option<R>,
     /// Why its last worker ended or was replaced.
     pub reason: Option<String>,
 }
@@ -48,6 +49,12 @@ pub struct Ending<'a> {
     /// `None`: it did not exit, but was given up (not ready in time, not started).
     pub exit: Option<Exit>,
     pub reason: &'a str,
+}
+
+impl<R> Default for Seat<R> {
+    fn default() -> Self {
+        Self { restarts: 0, unstable: 0, streak: 0, hold: Hold::Open, last_slot: None, bereft_of: None, reason: None }
+    }
 }
 
 impl Seat {

@@ -21,12 +21,13 @@ fn pause_while_starting(uptime: Duration, interval: Duration) -> Duration {
     (uptime / 32).max(Duration::from_millis(10)).min(interval)
 }
 
+/// `R` is the revision; written down, its number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Worker {
+pub struct Worker<R = Arc<Revision>> {
     pub id: WorkerId,
     /// The number users see.
     pub instance: u16,
-    pub revision: Arc<Revision>,
+    pub revision: R,
     pub pid: Option<u32>,
     pub started: Time,
     pub state: State,
@@ -57,8 +58,10 @@ pub enum State {
     Draining {
         until: Time,
     },
+    /// `told`: the stop signal was given to the daemon to be sent. Nobody is told to stop twice.
     Stopping {
         kill_at: Time,
+        told: bool,
     },
     Killing {
         since: Time,
@@ -93,6 +96,13 @@ impl Clock {
 
     pub fn at(time: Time) -> Self {
         Self { next: Next::At(time), successes: 0, failures: 0 }
+    }
+
+    /// Whoever had a probe under way is no more: it is due now.
+    pub fn again(&mut self, now: Time) {
+        if self.next == Next::UnderWay {
+            self.next = Next::At(now);
+        }
     }
 
     /// True once when the time has come; the probe is then under way.
@@ -273,7 +283,7 @@ impl Worker {
                 [readiness.wakes(), liveness.wakes(), available].into_iter().flatten().min()
             }
             State::Draining { until } => Some(*until),
-            State::Stopping { kill_at } | State::Sweeping { kill_at, .. } => Some(*kill_at),
+            State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => Some(*kill_at),
             State::Killing { .. } => None,
         }
     }

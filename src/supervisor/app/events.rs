@@ -37,7 +37,7 @@ impl App {
     pub fn on_exited(&mut self, id: &WorkerId, exit: Exit, descendants: bool, cx: &mut Context<'_>) {
         let Some(before) = self.worker(id).map(|w| w.clone()) else { return };
         let (asked_for, kill_at) = match before.state {
-            State::Stopping { kill_at } => (true, kill_at),
+            State::Stopping { kill_at, .. } => (true, kill_at),
             State::Killing { .. } => (true, cx.now),
             State::Draining { .. } => (true, cx.now + before.sweep_time()),
             State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } => (false, cx.now + before.sweep_time()),
@@ -196,6 +196,11 @@ impl App {
             Wanted::Down | Wanted::Deleted => return,
         }
         self.reason = Some(why.to_owned());
+        if self.listening.proven && self.operation.is_none() {
+            // Nobody waits for it (after a reboot): its address may come up later than rsup.
+            self.listening.again = Some(cx.now + LISTEN_AGAIN);
+            return;
+        }
         let error = OpError { code: FailureCode::Listen, message: why.to_owned(), hint: None, worker: None };
         if self.listening.held.is_some() {
             self.fail_operation(error, cx);
@@ -203,6 +208,8 @@ impl App {
             // Without its sockets an app cannot run, and one that never ran is none.
             self.wanted = if self.listening.proven { Wanted::Down } else { Wanted::Deleted };
             self.answer_all(&error, cx);
+            // A daemon that was killed may have got them before.
+            cx.out.push_back(Effect::Unlisten { app: self.name.clone() });
         }
     }
 }

@@ -3,6 +3,7 @@
 mod ends;
 mod events;
 mod reconcile;
+mod revive;
 mod time;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::io::{Effect, Steering};
 use super::operation::{Operation, Queue};
 use super::plan::Stage;
+use super::saved::SavedApp;
 use super::seat::Seat;
 use super::types::{Revision, Time, WorkerId};
 use super::view::{Progress, Step};
@@ -37,6 +39,7 @@ pub enum Wanted {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(into = "SavedApp", try_from = "SavedApp")]
 pub struct App {
     pub name: AppName,
     pub wanted: Wanted,

@@ -203,7 +203,7 @@ impl App {
     pub(super) fn signal_stop(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let app = self.name.clone();
         let Some(worker) = self.worker(id) else { return };
-        worker.state = State::Stopping { kill_at: cx.now + worker.spec().kill_timeout };
+        worker.state = State::Stopping { kill_at: cx.now + worker.spec().kill_timeout, told: false };
         let signal = worker.spec().stop.signal;
         // From here on the worker may close its copy of the socket: what still arrives is ours.
         cx.out.push_back(Effect::Relay { app, slot: id.slot, on: true });
@@ -220,7 +220,7 @@ impl App {
     }
 
     /// Puts the weights in force, if they are not yet.
-    fn steer(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn steer(&mut self, cx: &mut Context<'_>) {
         let Some(held) = &self.listening.held else { return };
         let tables: Vec<Steering> = held
             .addresses

@@ -81,7 +81,7 @@ impl App {
                 }
             }
             State::Draining { until } if *until <= now => self.signal_stop(id, cx),
-            State::Stopping { kill_at } if *kill_at <= now => {
+            State::Stopping { kill_at, .. } if *kill_at <= now => {
                 let why = format!("it had not ended within kill_timeout {}", humane(worker.spec().kill_timeout));
                 self.kill(id, &why, cx);
             }

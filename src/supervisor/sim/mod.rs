@@ -2,6 +2,7 @@
 //! chance, and checks after every step what must always hold.
 
 mod checks;
+mod deaths;
 mod random;
 mod scenarios;
 
@@ -69,9 +70,21 @@ pub struct Process {
     pub revision: Arc<Revision>,
     pub behaviour: Behaviour,
     pub started: Time,
+    pub pid: u32,
     /// False once it has ended; descendants of it may live on.
     pub alive: bool,
+    /// How it has ended, and whether descendants of it are left.
+    pub exit: Option<Exit>,
+    pub left: bool,
     pub stop_sent: Option<Time>,
+}
+
+impl Process {
+    fn ended(&mut self, exit: Exit, descendants: bool) {
+        self.alive = false;
+        self.exit = Some(exit);
+        self.left = descendants;
+    }
 }
 
 type Script = Box<dyn FnMut(&mut fastrand::Rng, u16, &Revision) -> Behaviour>;
@@ -96,6 +109,10 @@ pub struct World {
     pub hurried: bool,
     /// Restores the state from what was written down, and injects late inputs, now and then.
     pub mischief: bool,
+    /// When the daemon is killed.
+    pub death: deaths::Death,
+    /// A daemon takes up what its predecessor left.
+    reviving: bool,
     coming: BTreeMap<(Time, u64), Input>,
     sequence: u64,
     next_op: u64,
@@ -125,6 +142,8 @@ impl World {
             spawned: 0,
             hurried: false,
             mischief: false,
+            death: deaths::Death::Never,
+            reviving: false,
             coming: BTreeMap::new(),
             sequence: 0,
             next_op: 0,
@@ -165,7 +184,8 @@ impl World {
     pub fn run(&mut self, time: Duration) {
         let until = self.now + time;
         while self.step(until) {}
-        self.now = until;
+        // The daemon may have been away for longer.
+        self.now = self.now.max(until);
     }
 
     /// The next thing that happens, if anything does before `until`.
@@ -205,12 +225,17 @@ impl World {
     /// An event of the world: some are void by now, some have to be made up at the last moment.
     fn happen(&mut self, input: Input) {
         match &input {
-            Input::Exited { worker, .. } => {
+            Input::Exited { worker, exit, descendants } => {
                 let Some(process) = self.processes.get_mut(worker) else { return };
                 if !process.alive {
                     return;
                 }
-                process.alive = false;
+                process.ended(*exit, *descendants);
+            }
+            Input::TreeGone { worker } => {
+                if let Some(process) = self.processes.get_mut(worker) {
+                    process.left = false;
+                }
             }
             Input::Spawned { worker, .. } | Input::Notified { worker } => {
                 if self.processes.get(worker).is_none_or(|p| !p.alive) {
@@ -231,7 +256,6 @@ impl World {
             Input::Request { .. }
             | Input::Listening { .. }
             | Input::SpawnFailed { .. }
-            | Input::TreeGone { .. }
             | Input::Drained { .. }
             | Input::Hurry
             | Input::Tick => {}
@@ -259,10 +283,11 @@ impl World {
         let serving = |app: &App| app.workers().filter(|w| checks::serves(w)).map(|w| w.id.clone()).collect();
         let before = self.core.apps.iter().map(|(name, app)| (name.clone(), serving(app))).collect();
         self.core.handle(self.now, input.clone());
-        let mut effects = Vec::new();
-        while let Some(effect) = self.core.poll_effect() {
-            effects.push(effect);
+        if self.death.comes(&mut self.random) {
+            self.die();
+            return 1;
         }
+        let effects = self.effects();
         for effect in &effects {
             self.carry_out(effect);
         }
@@ -272,6 +297,10 @@ impl World {
             self.inject();
         }
         effects.len()
+    }
+
+    fn effects(&mut self) -> Vec<Effect> {
+        std::iter::from_fn(|| self.core.poll_effect()).collect()
     }
 
     /// Everything goes on from what was written down.
@@ -315,7 +344,7 @@ impl World {
                 self.later(after, Input::Listening { app: app.clone(), result });
             }
             Effect::Unlisten { app } => {
-                assert!(self.listening.remove(app).is_some(), "{app} did not listen");
+                self.listening.remove(app);
                 self.tables.remove(app);
                 self.relays.retain(|(name, _), _| name != app);
                 assert!(self.processes.keys().all(|id| id.app != *app), "{app} stops listening under its workers");
@@ -338,8 +367,10 @@ impl World {
             }
             Effect::Signal { worker, signal, reach } => self.signal(worker, *signal, *reach),
             Effect::Forget { worker } => {
-                let process = self.processes.remove(worker).expect("forgotten once");
-                assert!(!process.alive, "{worker} is forgotten alive");
+                match self.processes.remove(worker) {
+                    Some(process) => assert!(!process.alive, "{worker} is forgotten alive"),
+                    None => assert!(self.reviving, "{worker} is forgotten twice"),
+                }
                 self.gone.push(worker.clone());
             }
             Effect::Finished { op, result } => {
@@ -357,10 +388,19 @@ impl World {
         checks::spawn(self, worker);
         self.spawned += 1;
         let exec = ms(self.random.u64(1..20));
-        let mut process =
-            Process { revision: revision.clone(), behaviour: behaviour.clone(), started: self.now, alive: true, stop_sent: None };
+        let pid = 1000 + self.spawned as u32;
+        let mut process = Process {
+            revision: revision.clone(),
+            behaviour: behaviour.clone(),
+            started: self.now,
+            pid,
+            alive: true,
+            exit: None,
+            left: false,
+            stop_sent: None,
+        };
         if behaviour.spawns {
-            self.later(exec, Input::Spawned { worker: worker.clone(), pid: 1000 + self.spawned as u32 });
+            self.later(exec, Input::Spawned { worker: worker.clone(), pid });
             self.later(ms(5000), Input::Memory { worker: worker.clone(), bytes: 0 });
             if let Some(after) = behaviour.ready_after
                 && revision.spec.readiness.check == Check::Notify

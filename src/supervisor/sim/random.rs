@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::deaths::Death;
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -113,8 +114,9 @@ fn spec() -> impl Strategy<Value = AppSpec> {
     )
 }
 
-fn play(seed: u64, specs: &[AppSpec], faults: [Faults; 2], acts: Vec<(u64, Act)>) {
+fn play(seed: u64, specs: &[AppSpec], faults: [Faults; 2], acts: Vec<(u64, Act)>, death: Death) -> World {
     let mut world = World::new(seed);
+    world.death = death;
     world.mischief = true;
     let refused = faults[0].listen;
     world.script = Box::new(move |random, _, revision| faults[revision.number as usize % 2].behaviour(random));
@@ -145,16 +147,21 @@ fn play(seed: u64, specs: &[AppSpec], faults: [Faults; 2], acts: Vec<(u64, Act)>
         };
         world.ask(&name, request);
     }
+    world
+}
+
+fn settles(mut world: World) {
     // From now on no fresh process fails, and those that do are replaced.
     world.script = Box::new(|_, _, _| Behaviour::good());
     world.refuses = Box::new(|_, _, _| false);
+    world.death = Death::Never;
     for process in world.processes.values_mut() {
         process.behaviour.bytes = 50;
         process.behaviour.unready_after = None;
         process.behaviour.hangs_after = None;
     }
     world.run(ms(90_000));
-    checks::quiet(&world, &name);
+    checks::quiet(&world, &AppName::new("web"));
 }
 
 proptest! {
@@ -168,6 +175,32 @@ proptest! {
         acts in prop::collection::vec((0u64..9000, act()), 1..14),
     ) {
         let acts = std::iter::once((0, Act::Start)).chain(acts).collect();
-        play(seed, &specs, faults, acts);
+        settles(play(seed, &specs, faults, acts, Death::Never));
+    }
+
+    #[test]
+    fn whatever_happens_and_however_often_rsup_is_killed(
+        seed in any::<u64>(),
+        often in 2u32..100,
+        specs in prop::collection::vec(spec(), 1..4),
+        faults in [faults(), faults()],
+        acts in prop::collection::vec((0u64..9000, act()), 1..14),
+    ) {
+        let acts = std::iter::once((0, Act::Start)).chain(acts).collect();
+        settles(play(seed, &specs, faults, acts, Death::Often(often)));
+    }
+
+    #[test]
+    fn whatever_happened_before_a_reboot(
+        seed in any::<u64>(),
+        specs in prop::collection::vec(spec(), 1..4),
+        faults in [faults(), faults()],
+        acts in prop::collection::vec((0u64..9000, act()), 1..6),
+    ) {
+        let acts = std::iter::once((0, Act::Start)).chain(acts).collect();
+        let mut world = play(seed, &specs, faults, acts, Death::Never);
+        world.script = Box::new(|_, _, _| Behaviour::good());
+        world.refuses = Box::new(|_, _, _| false);
+        world.reboots();
     }
 }

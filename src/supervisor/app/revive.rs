@@ -1,0 +1,163 @@
+//! How an app goes on after the daemon's death.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::super::io::{Effect, Reach};
+use super::super::operation::Course;
+use super::super::revive::Found;
+use super::super::types::{OpId, WorkerId};
+use super::super::view::{Exit, Step};
+use super::super::worker::State;
+use super::{App, Context, Listening, SIGKILL};
+
+/// What was on its way up had nobody to see it ready: it gets at least this much time.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl App {
+    pub fn revive(&mut self, found: &BTreeMap<WorkerId, Found>, cx: &mut Context<'_>) {
+        self.sockets_again(cx);
+        // Those that were to go come first: the failure of a replacement asks who is left.
+        let mut ids: Vec<(bool, WorkerId)> = self.workers().map(|w| (w.fresh(), w.id.clone())).collect();
+        ids.sort();
+        for (_, id) in &ids {
+            let gone = Found::Gone { exit: Exit::Unknown, descendants: false };
+            self.resolve(id, found.get(id).unwrap_or(&gone), cx);
+        }
+        self.relays_again(cx);
+        self.steered = None;
+        self.steer(cx);
+        for (_, id) in &ids {
+            self.take_up(id, cx);
+        }
+        let grace = cx.now + GRACE.min(self.spec().reload.deadline);
+        match self.operation.as_mut().map(|o| &mut o.course) {
+            Some(Course::Forward { deadline: Some(at) } | Course::Back { deadline: at, .. }) => *at = grace.max(*at),
+            Some(Course::Forward { deadline: None } | Course::Ending { .. }) | None => {}
+        }
+        let live = self.workers().filter(|w| w.pid.is_some()).count();
+        self.note(format!("rsup is back; {live} of {} worker(s) live on", ids.len()), false, cx);
+    }
+
+    /// What was asked for and not answered. Sockets that are not wanted may not have been closed.
+    fn sockets_again(&self, cx: &mut Context<'_>) {
+        let app = self.name.clone();
+        match &self.listening {
+            Listening { pending: Some(want), .. } => {
+                let addresses = want.addresses.iter().cloned().collect();
+                cx.out.push_back(Effect::Listen { app, addresses, slots: want.slots });
+            }
+            Listening { pending: None, held: None, .. } => cx.out.push_back(Effect::Unlisten { app }),
+            Listening { pending: None, held: Some(_), .. } => {}
+        }
+    }
+
+    /// Makes the state say what is there.
+    fn resolve(&mut self, id: &WorkerId, found: &Found, cx: &mut Context<'_>) {
+        let Some(worker) = self.worker(id) else { return };
+        match (&worker.state, *found) {
+            (State::Sweeping { .. }, Found::Alive { .. } | Found::Gone { descendants: true, .. }) => {}
+            (State::Sweeping { .. }, Found::Gone { descendants: false, .. } | Found::NeverStarted) => self.remove(id, cx),
+            (_, Found::Alive { pid }) => self.lives(id, pid, cx),
+            (_, Found::Gone { exit, descendants }) => self.on_exited(id, exit, descendants, cx),
+            (State::Spawning { .. }, Found::NeverStarted) => self.never_started(id),
+            (State::Draining { .. } | State::Stopping { .. } | State::Killing { .. }, Found::NeverStarted) => self.remove(id, cx),
+            (State::Starting { .. } | State::Ready { .. }, Found::NeverStarted) => self.on_exited(id, Exit::Unknown, false, cx),
+        }
+    }
+
+    /// The plan starts another one in its place, under another generation, if it is still wanted.
+    fn never_started(&mut self, id: &WorkerId) {
+        let Some(worker) = self.slots.get_mut(usize::from(id.slot)).and_then(Option::take) else { return };
+        if worker.goes_by_reload()
+            && let Some(seat) = self.seats.get_mut(usize::from(worker.instance))
+        {
+            seat.bereft_of = Some(worker.revision);
+        }
+    }
+
+    fn lives(&mut self, id: &WorkerId, pid: u32, cx: &mut Context<'_>) {
+        let Some(worker) = self.worker(id) else { return };
+        let news = worker.running(pid, cx.now);
+        let grace = cx.now + GRACE.min(worker.spec().listen_timeout);
+        match &mut worker.state {
+            State::Starting { deadline, readiness } => {
+                *deadline = grace.max(*deadline);
+                readiness.again(cx.now);
+            }
+            State::Ready { readiness, liveness, .. } => {
+                readiness.again(cx.now);
+                liveness.again(cx.now);
+            }
+            State::Spawning { .. }
+            | State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Killing { .. }
+            | State::Sweeping { .. } => {}
+        }
+        if news {
+            self.progress(id, Step::Started, cx);
+        }
+    }
+
+    /// Only on: a daemon relays nothing before it is told to, and must not touch the sockets of
+    /// workers that accept from them.
+    fn relays_again(&self, cx: &mut Context<'_>) {
+        for (slot, worker) in (0u16..).zip(&self.slots) {
+            let on = match worker.as_ref().map(|w| &w.state) {
+                None | Some(State::Stopping { .. } | State::Killing { .. } | State::Sweeping { .. }) => true,
+                Some(State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } | State::Draining { .. }) => false,
+            };
+            if on {
+                cx.out.push_back(Effect::Relay { app: self.name.clone(), slot, on });
+            }
+        }
+    }
+
+    /// What was to happen to the worker next.
+    fn take_up(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
+        let Some(worker) = self.worker(id) else { return };
+        let worker_id = id.clone();
+        match worker.state {
+            State::Draining { .. } => cx.out.push_back(Effect::Drain { worker: worker_id }),
+            State::Stopping { told: false, .. } => self.signal_stop(id, cx),
+            State::Killing { .. } => cx.out.push_back(Effect::Signal { worker: worker_id, signal: SIGKILL, reach: Reach::Tree }),
+            State::Stopping { told: true, .. }
+            | State::Spawning { .. }
+            | State::Starting { .. }
+            | State::Ready { .. }
+            | State::Sweeping { .. } => {}
+        }
+    }
+
+    /// Nothing is left but what is wanted.
+    pub fn reboot(&mut self) {
+        // A reload that did not get to its end has changed nothing.
+        if let Some(operation) = self.operation.take().filter(|o| o.may_go_back())
+            && let Some(before) = operation.before
+        {
+            self.target = before.target;
+            self.instances = before.instances;
+        }
+        self.queue.clear();
+        self.slots.clear();
+        self.seats.clear();
+        // That it once had its sockets is all that counts of them.
+        self.listening = Listening { proven: self.listening.proven, ..Listening::default() };
+        self.steered = None;
+        self.events.clear();
+        self.reason = None;
+    }
+
+    /// The stop signal is on its way.
+    pub fn told(&mut self, id: &WorkerId) {
+        if let Some(State::Stopping { told, .. }) = self.worker(id).map(|w| &mut w.state) {
+            *told = true;
+        }
+    }
+
+    /// The actions that somebody may wait for.
+    pub fn ops(&self) -> impl Iterator<Item = OpId> {
+        self.operation.iter().map(|o| o.op).chain(self.queue.iter().map(|(op, ..)| *op))
+    }
+}
