@@ -181,17 +181,12 @@ impl Journal {
         let mut memory = Durable::map(fd, WORDS, BYTES)?;
         if memory.words()[IS].load(Ordering::Relaxed) == 0 {
             memory.seek(0)?;
+            // Have the memory now: there is nobody to turn to if a pipe can't be read for lack of it.
+            memory.bytes_mut()[..SPOOL + PREFIX].fill(0);
             memory.words()[IS].store(MAGIC, Ordering::Relaxed);
         }
-        let mut journal = Journal {
-            memory,
-            done: 0,
-            end: 0,
-            slot: None,
-            phase: Phase::Idle,
-            out: Cell::new(0),
-            taken: vec![false; SLOTS],
-        };
+        let mut journal =
+            Journal { memory, done: 0, end: 0, slot: None, phase: Phase::Idle, out: Cell::new(0), taken: vec![false; SLOTS] };
         if journal.get(IS) != MAGIC {
             return Err(ErrorKind::InvalidInput.into());
         }
@@ -457,5 +452,165 @@ fn used(stream: Stream) -> u64 {
     match stream {
         Stream::Out => 1,
         Stream::Err => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::{Pump, pipe};
+    use std::fs::File;
+    use std::io::Write;
+    use std::time::{Duration, Instant};
+    use tokio::sync::mpsc::unbounded_channel;
+
+    /// A journal and a stream, at a moment of the test's choice; and the next pump.
+    struct Scene {
+        dir: tempfile::TempDir,
+        memfd: OwnedFd,
+        read: OwnedFd,
+        write: File,
+        about: About,
+    }
+
+    fn scene() -> Scene {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (read, write) = pipe().expect("pipe");
+        let settings =
+            Settings { timestamps: false, compress: false, ..Settings::new(dir.path().join("out"), dir.path().join("err")) };
+        let source = Source { app: "api".into(), instance: 0, key: 5 };
+        let about = About { source, stream: Stream::Out, settings };
+        Scene { dir, memfd: Journal::create().expect("create"), read, write: write.into(), about }
+    }
+
+    impl Scene {
+        fn journal(&self) -> Journal {
+            Journal::open(self.memfd.try_clone().expect("dup")).expect("open")
+        }
+
+        /// All that is in the file when the next pump has had the rest of the stream.
+        fn next(mut self, rest: &str) -> String {
+            let (events, _troubles) = unbounded_channel();
+            let pump = Pump::start_with_journal(events, self.memfd.try_clone().expect("dup")).expect("start");
+            pump.attach(self.about.source.clone(), Stream::Out, self.read, &self.about.settings);
+            self.write.write_all(rest.as_bytes()).expect("write");
+            drop(self.write);
+            pump.shutdown();
+            drop(pump);
+            let mut journal = Journal::open(self.memfd).expect("open");
+            assert!(journal.pending().is_none() && journal.unclaimed().is_empty());
+            String::from_utf8(crate::logs::tests::whole(&self.dir.path().join("out"))).expect("UTF-8")
+        }
+    }
+
+    fn unfinished(bytes: &[u8]) -> Unfinished {
+        Unfinished { bytes: bytes.to_vec(), continued: false }
+    }
+
+    #[test]
+    fn a_batch_goes_on_at_the_byte_where_it_was_left() {
+        let text = b"hello\nworld\n";
+        for (written, noted, rotated) in
+            (0..=text.len()).flat_map(|n| [(n, false, false), (n, true, false), (n, false, true), (n, true, true)])
+        {
+            // It moves a file between lines only.
+            if rotated && text[..written].last() != Some(&b'\n') {
+                continue;
+            }
+            let mut s = scene();
+            let path = s.about.settings.out.clone();
+            std::fs::write(&path, "old\n").expect("write");
+            let mut journal = s.journal();
+            let (slot, nothing) = journal.claim(&s.about);
+            assert_eq!(nothing, Unfinished::default());
+            journal.keep(slot, &unfinished(b"he"));
+            s.write.write_all(b"llo\nworld\nre").expect("write");
+            assert_eq!(journal.read(slot, &s.read).expect("read"), 12);
+            journal.keep_prefix(b"");
+            let mut file = File::options().append(true).open(&path).expect("open");
+            journal.intend(rotate::identity(&file.metadata().expect("metadata")), 4, text.len());
+            file.write_all(&text[..written]).expect("write");
+            if noted {
+                journal.wrote(written as u64);
+            }
+            if rotated {
+                rotate::shift(&path, 5).expect("shift");
+            }
+            drop(journal);
+            assert_eq!(s.next("st\nend"), "old\nhello\nworld\nrest\nend\n", "{written} {noted} {rotated}");
+        }
+    }
+
+    #[test]
+    fn a_batch_that_is_complete_is_not_done_again() {
+        for step in 0..4 {
+            let mut s = scene();
+            std::fs::write(&s.about.settings.out, "one\n").expect("write");
+            let mut journal = s.journal();
+            let (slot, _) = journal.claim(&s.about);
+            s.write.write_all(b"one\ntw").expect("write");
+            journal.read(slot, &s.read).expect("read");
+            // As `commit` does, as far as it comes.
+            let place = base(slot.expect("slot")) + ABOUT;
+            journal.memory.bytes_mut()[place..place + 2].copy_from_slice(b"tw");
+            let state = State { len: 2, half: false, continued: false }.pack();
+            journal.publish(Phase::Idle, [state, 6, 0, 0, 0]);
+            if step > 0 {
+                journal.apply(slot, state, 6);
+            }
+            if step > 1 {
+                journal.memory.seek(0).expect("seek");
+            }
+            if step > 2 {
+                journal.set(DONE, 0);
+            }
+            drop(journal);
+            assert_eq!(s.next("o\n"), "one\ntwo\n", "{step}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_attaches_is_written_when_all_others_are() {
+        let s = scene();
+        let mut journal = s.journal();
+        let (slot, _) = journal.claim(&s.about);
+        journal.keep(slot, &unfinished(b"last words"));
+        drop(journal);
+        let (events, _troubles) = unbounded_channel();
+        let pump = Pump::start_with_journal(events, s.memfd.try_clone().expect("dup")).expect("start");
+        pump.adopted();
+        assert!(pump.stats().blocking_recv().is_ok());
+        assert_eq!(std::fs::read(&s.about.settings.out).expect("read"), b"last words\n");
+        assert!(s.next("").ends_with("last words\n"));
+    }
+
+    #[test]
+    fn a_quiet_line_is_still_written_after_the_change() {
+        let mut s = scene();
+        let mut journal = s.journal();
+        let (slot, _) = journal.claim(&s.about);
+        journal.keep(slot, &unfinished(b"Pass"));
+        drop(journal);
+        let (events, _troubles) = unbounded_channel();
+        let pump = Pump::start_with_journal(events, s.memfd.try_clone().expect("dup")).expect("start");
+        pump.attach(s.about.source.clone(), Stream::Out, s.read.try_clone().expect("dup"), &s.about.settings);
+        s.write.write_all(b"word: ").expect("write");
+        let tail = pump.tail(5).blocking_recv().expect("tail");
+        assert_eq!(tail.iter().map(|l| &l.text[..]).collect::<Vec<_>>(), ["Password: "]);
+        let start = Instant::now();
+        while std::fs::read(&s.about.settings.out).is_ok_and(|text| text != "Password: …\n".as_bytes())
+            || !s.about.settings.out.exists()
+        {
+            assert!(start.elapsed() < Duration::from_secs(30), "waited in vain");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn something_else_is_no_journal() {
+        let file = tempfile::tempfile().expect("tempfile");
+        assert_eq!(Journal::open(file.into()).expect_err("a file").kind(), ErrorKind::InvalidInput);
+        let other = Durable::create(c"other", WORDS, 4096).expect("create");
+        assert_eq!(Journal::open(other).expect_err("too small").kind(), ErrorKind::InvalidInput);
     }
 }

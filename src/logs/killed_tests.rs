@@ -111,7 +111,7 @@ fn write(key: u64, mut pipe: File, stop: &AtomicBool) -> usize {
                     number += 1;
                 }
                 pipe.write_all(block.as_bytes()).expect("write");
-                thread::sleep(Duration::from_millis(1));
+                thread::sleep(Duration::from_millis(10));
             }
             // In pieces.
             2 => {
@@ -132,7 +132,7 @@ fn write(key: u64, mut pipe: File, stop: &AtomicBool) -> usize {
                 pipe.write_all((line(key, number) + "\n").as_bytes()).expect("write");
                 number += 1;
                 if number % 64 == 0 {
-                    thread::sleep(Duration::from_micros(500));
+                    thread::sleep(Duration::from_millis(3));
                 }
             }
         }
@@ -143,7 +143,7 @@ fn write(key: u64, mut pipe: File, stop: &AtomicBool) -> usize {
 
 #[test]
 fn nothing_is_lost_or_doubled_when_the_pump_is_killed() {
-    let kills = env::var("RSUP_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
+    let kills = env::var("RSUP_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
     let dir = tempfile::tempdir().expect("tempdir");
     let settings = |out: &str, err: &str| Settings {
         max_size: 1_500_000,
@@ -184,10 +184,8 @@ fn nothing_is_lost_or_doubled_when_the_pump_is_killed() {
     stop.store(true, Ordering::Relaxed);
     // Some writers wait for room in their pipe.
     let mut child = pump(&workers, &journal, true);
-    let written: BTreeMap<u64, usize> = workers
-        .iter_mut()
-        .map(|w| (w.source.key, w.writer.take().expect("writer").join().expect("writer")))
-        .collect();
+    let written: BTreeMap<u64, usize> =
+        workers.iter_mut().map(|w| (w.source.key, w.writer.take().expect("writer").join().expect("writer"))).collect();
     assert!(child.wait().expect("wait").success());
 
     let mut seen: BTreeMap<u64, usize> = BTreeMap::new();

@@ -22,9 +22,7 @@ use nix::unistd::ftruncate;
 
 use super::raw::{check_long, retry};
 
-const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK
-    .union(SealFlag::F_SEAL_GROW)
-    .union(SealFlag::F_SEAL_SEAL);
+const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 
 /// Durable memory: first words, each of which is stored whole or not at all, then bytes.
 #[derive(Debug)]
@@ -66,14 +64,7 @@ impl Durable {
         }
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let start = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
+            libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0)
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -130,10 +121,8 @@ impl Durable {
         let moved = retry(|| {
             // SAFETY: no pointers but null; both descriptors are borrowed for the call. The file's
             // bytes are what `self` is borrowed for; its size is sealed.
-            check_long(
-                unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), limit, libc::SPLICE_F_NONBLOCK) }
-                    as libc::c_long,
-            )
+            check_long(unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), limit, libc::SPLICE_F_NONBLOCK) }
+                as libc::c_long)
         })?;
         usize::try_from(moved).map_err(io::Error::other)
     }
