@@ -5,24 +5,24 @@
 //! last line is in a file.
 //!
 //! ```text
-//! cargo bench --bench logs -- [MEGABYTES] [ROUNDS] [lines] [json]     # 300 7
+//! cargo bench --bench logs [-- --quick] [MEGABYTES] [ROUNDS] [lines] [json]     # 300 7
 //! ```
 //! With `lines`, the child makes a system call for every line instead of every 64 KiB. With `json`,
 //! the pump writes that.
 
+mod common;
+
 use std::env;
-use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::{Bar, Options, Result, Table};
 use nix::fcntl::{FcntlArg, fcntl};
 use rsup::logs::{Event, Format, Pump, Settings, Source, Stats, Stream, pipe};
 use tokio::sync::mpsc::unbounded_channel;
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const GENERATE: &str = "RSUP_BENCH_GENERATE";
 const BLOCK: usize = 64 << 10;
@@ -31,19 +31,13 @@ fn main() -> Result<()> {
     if let Ok(spec) = env::var(GENERATE) {
         return generate(&spec);
     }
+    let options = Options::parse("logs: the pump beside cat");
     let arguments: Vec<String> = env::args().skip(1).collect();
     let mut numbers = arguments.iter().filter_map(|a| a.parse::<usize>().ok());
-    let (megabytes, rounds) = (numbers.next().unwrap_or(300), numbers.next().unwrap_or(7));
-    let unit = if arguments.iter().any(|a| a == "lines") {
-        "lines"
-    } else {
-        "blocks"
-    };
-    let format = if arguments.iter().any(|a| a == "json") {
-        Format::Json
-    } else {
-        Format::Text
-    };
+    let megabytes = numbers.next().unwrap_or_else(|| options.pick(300, 30));
+    let rounds = numbers.next().unwrap_or_else(|| options.pick(7, 3));
+    let unit = if arguments.iter().any(|a| a == "lines") { "lines" } else { "blocks" };
+    let format = if arguments.iter().any(|a| a == "json") { Format::Json } else { Format::Text };
     let spec = format!("{megabytes} {unit}");
     println!("{megabytes} MB written in {unit}, {format:?}, {rounds} rounds");
 
@@ -70,14 +64,18 @@ fn main() -> Result<()> {
             pumps.push(pump);
         }
     }
-    let [cat, wide_cat, pump] =
-        [&mut cats, &mut wide_cats, &mut pumps].map(|times| median(times).as_secs_f64());
-    println!(
-        "median: cat {cat:.3} s, with a 1 MiB pipe {wide_cat:.3} s, rsup {pump:.3} s; ratio {:.2}, {:.2}; RSS before {before} KiB, after {} KiB",
-        pump / cat,
-        pump / wide_cat,
-        resident()?,
-    );
+    let ratios = |others: &[Duration]| -> Vec<f64> {
+        pumps.iter().zip(others).map(|(pump, other)| pump.as_secs_f64() / other.as_secs_f64()).collect()
+    };
+    let seconds = |times: &[Duration]| common::median(&times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>());
+    let (pump, cat, wide_cat) = (seconds(&pumps), seconds(&cats), seconds(&wide_cats));
+    let mut table = Table::default();
+    let name = format!("{megabytes} MB of lines: rsup / cat");
+    table.row(&name, common::median(&ratios(&cats)), "x", Bar::AtMost(2.0), format!("{pump:.3} s / {cat:.3} s"));
+    let detail = format!("{pump:.3} s / {wide_cat:.3} s");
+    table.row("  with a pipe as large as ours", common::median(&ratios(&wide_cats)), "x", Bar::None, detail);
+    table.print();
+    println!("RSS before {before} KiB, after {} KiB", resident()?);
     Ok(())
 }
 
@@ -140,23 +138,11 @@ fn through_cat(spec: &str, dir: &Path, wide: bool) -> Result<Duration> {
 
 fn through_pump(spec: &str, dir: &Path, format: Format) -> Result<(Duration, Stats)> {
     let (events, mut troubles) = unbounded_channel::<Event>();
-    let settings = Settings {
-        format,
-        ..Settings::new(dir.join("out.log"), dir.join("err.log"))
-    };
+    let settings = Settings { format, ..Settings::new(dir.join("out.log"), dir.join("err.log")) };
     let pump = Pump::start(events)?;
     let start = Instant::now();
     let (read, write) = pipe()?;
-    pump.attach(
-        Source {
-            app: "bench".into(),
-            instance: 0,
-            key: 1,
-        },
-        Stream::Out,
-        read,
-        &settings,
-    );
+    pump.attach(Source { app: "bench".into(), instance: 0, key: 1 }, Stream::Out, read, &settings);
     let mut command = child(spec)?;
     let mut generator = command.stdout(write).spawn()?;
     drop(command); // and with it our copy of the write end
@@ -177,17 +163,9 @@ fn through_pump(spec: &str, dir: &Path, format: Format) -> Result<(Duration, Sta
     }
 }
 
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
-}
-
 /// Resident memory of this process, which the pump is part of, in KiB.
 fn resident() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find(|l| l.starts_with("VmRSS:"))
-        .ok_or("no VmRSS")?;
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).ok_or("no VmRSS")?;
     Ok(line.split_whitespace().nth(1).ok_or("no size")?.parse()?)
 }

@@ -77,14 +77,15 @@ fn prepare(command: &mut Command) -> Result<(), Box<dyn Error>> {
 
 /// The lines of the app's table.
 fn table(app: App, rsup: &Path, home: &Path) -> Result<String, Box<dyn Error>> {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/apps");
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = project.join("tests/apps");
     Ok(match app {
         App::Sample => format!("command = [{}, \"sample-app\"]\nreadiness = \"/readiness\"", quoted(rsup)),
         App::Express => {
             let folder = home.join("express-api");
             std::fs::create_dir(&folder)?;
             for file in ["package.json", "server.js"] {
-                std::fs::copy(sources.join("express-api").join(file), folder.join(file))?;
+                std::fs::copy(project.join("examples/express-api").join(file), folder.join(file))?;
             }
             prepare(Command::new("npm").args(["install", "--no-audit", "--no-fund", "--silent"]).current_dir(&folder))?;
             format!("command = [\"node\", \"server.js\"]\ncwd = {}\nreadiness = \"/readiness\"", quoted(folder))
@@ -92,7 +93,9 @@ fn table(app: App, rsup: &Path, home: &Path) -> Result<String, Box<dyn Error>> {
         App::Python => format!("command = [\"python3\", {}]", quoted(sources.join("server.py"))),
         App::Go => {
             let program = home.join("server");
-            prepare(Command::new("go").env("GO111MODULE", "off").arg("build").arg("-o").arg(&program).arg(sources.join("server.go")))?;
+            prepare(
+                Command::new("go").env("GO111MODULE", "off").arg("build").arg("-o").arg(&program).arg(sources.join("server.go")),
+            )?;
             format!("command = [{}]\nreadiness = \"/\"", quoted(program))
         }
     })
@@ -111,7 +114,12 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
     let beside = || Some(std::env::current_exe().ok()?.parent()?.parent()?.join("rsup"));
-    let rsup = args.rsup.clone().or_else(beside).filter(|path| path.is_file()).ok_or("there is no rsup beside this example: cargo build --release, or --rsup PATH")?;
+    let rsup = args
+        .rsup
+        .clone()
+        .or_else(beside)
+        .filter(|path| path.is_file())
+        .ok_or("there is no rsup beside this example: cargo build --release, or --rsup PATH")?;
     let daemon = Daemon { rsup: rsup.canonicalize()?, home: tempfile::Builder::new().prefix("rsup").tempdir_in("/tmp")? };
     let port = free_port()?;
     let table = table(args.app, &daemon.rsup, daemon.home.path())?;
@@ -173,16 +181,34 @@ fn measure(args: &Args, daemon: &Daemon, port: u16) -> Result<(Report, u64, u64)
 fn progress(load: &Handle, began: Instant, reloads: u64) {
     let now = load.snapshot();
     let seconds = began.elapsed().as_secs_f64();
-    println!("{seconds:6.0} s  {:>9} requests  {:>5.0}/s  {reloads:>4} reloads  {} failed", now.requests, now.requests as f64 / seconds, now.failed + now.keep_alive_races);
+    println!(
+        "{seconds:6.0} s  {:>9} requests  {:>5.0}/s  {reloads:>4} reloads  {} failed",
+        now.requests,
+        now.requests as f64 / seconds,
+        now.failed + now.keep_alive_races
+    );
     let _ = std::io::stdout().flush();
 }
 
 fn print(args: &Args, report: &Report, reloads: u64, failed: u64) {
     let stats = &report.before;
     let ms = |us: Option<u64>| us.map_or_else(|| "-".into(), |us| format!("{:.1} ms", us as f64 / 1000.0));
-    println!("\n{:?}: {} requests on {} connections, {} clients, {:.0} s", args.app, report.requests, report.connections_opened, report.connections, report.duration_ms as f64 / 1000.0);
+    println!(
+        "\n{:?}: {} requests on {} connections, {} clients, {:.0} s",
+        args.app,
+        report.requests,
+        report.connections_opened,
+        report.connections,
+        report.duration_ms as f64 / 1000.0
+    );
     println!("{reloads} reloads of {} workers, {failed} of them failed; {} processes answered", args.instances, stats.pids.len());
-    println!("latency: p50 {}, p95 {}, p99 {}, longest {}", ms(stats.p50_us), ms(stats.p95_us), ms(stats.p99_us), ms(stats.max_us));
+    println!(
+        "latency: p50 {}, p95 {}, p99 {}, longest {}",
+        ms(stats.p50_us),
+        ms(stats.p95_us),
+        ms(stats.p99_us),
+        ms(stats.max_us)
+    );
     println!("failed requests: {}", report.failed + report.keep_alive_races);
     for (kind, count) in &stats.failures {
         println!("  {kind}: {count}");

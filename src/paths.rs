@@ -29,7 +29,7 @@ impl Paths {
         let absolute = |name: &str| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
         let paths = if let Some(home) = var("RSUP_HOME") {
             let home = std::path::absolute(&home).map_err(|error| format!("RSUP_HOME={}: {error}", home.display()))?;
-            Self { runtime: home.join("run"), state: home.join("state") }
+            return Self::in_home(&home);
         } else if uid == 0 {
             Self { runtime: "/run/rsup".into(), state: "/var/lib/rsup".into() }
         } else {
@@ -42,7 +42,16 @@ impl Paths {
                 .ok_or("HOME is not set, so there is no place for rsup's state; set HOME or RSUP_HOME")?;
             Self { runtime, state: state.join("rsup") }
         };
-        let socket = paths.socket();
+        paths.fits()
+    }
+
+    /// Those that `RSUP_HOME` set to `home` means.
+    pub fn in_home(home: &Path) -> Result<Self, String> {
+        Self { runtime: home.join("run"), state: home.join("state") }.fits()
+    }
+
+    fn fits(self) -> Result<Self, String> {
+        let socket = self.socket();
         let length = socket.as_os_str().as_bytes().len();
         if length > MAX_SOCKET_PATH {
             return Err(format!(
@@ -50,7 +59,7 @@ impl Paths {
                 socket.display()
             ));
         }
-        Ok(paths)
+        Ok(self)
     }
 
     /// Where the daemon listens for the command line.

@@ -7,8 +7,17 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Every dependency has to offer one of these.
-const LICENCES: [&str; 9] =
-    ["MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "Unicode-3.0", "CC0-1.0"];
+const LICENCES: [&str; 9] = [
+    "MIT",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "Unicode-3.0",
+    "CC0-1.0",
+];
 
 fn packages() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))
@@ -39,6 +48,7 @@ fn every_dependency_has_a_licence_that_we_can_ship() {
 
 #[test]
 fn every_dependency_comes_from_crates_io() {
-    let sources: BTreeSet<String> = packages().iter().filter_map(|package| package["source"].as_str().map(str::to_owned)).collect();
+    let sources: BTreeSet<String> =
+        packages().iter().filter_map(|package| package["source"].as_str().map(str::to_owned)).collect();
     assert_eq!(sources, BTreeSet::from(["registry+https://github.com/rust-lang/crates.io-index".to_owned()]));
 }

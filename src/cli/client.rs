@@ -84,7 +84,7 @@ impl Client {
     ) -> Result<Reply, CallError> {
         let patience = if wait { None } else { Some(self.patience) };
         let call = Call { version: control::VERSION, request, wait };
-        self.converse(&call, patience, interrupt.0.as_ref(), progress)
+        self.converse(&call, patience, interrupt.fd(), progress)
     }
 
     fn converse(
@@ -232,23 +232,32 @@ impl Answers<'_> {
 /// While it lives, Ctrl-C ends a wait ([`CallError::Interrupted`]) instead of the process, so that
 /// the user is told that the work itself goes on.
 #[derive(Debug)]
-pub struct Interrupt(Option<SignalFd>);
+pub struct Interrupt(Option<(SignalFd, SigSet)>);
 
 impl Interrupt {
     /// Holds SIGINT back in this thread and those that it makes from now on.
     pub fn hold() -> Self {
-        let mut set = SigSet::empty();
-        set.add(Signal::SIGINT);
+        Self::hold_back(&[Signal::SIGINT])
+    }
+
+    /// The same for whatever asks a process to end: for verbs that have to clean up.
+    pub fn hold_all() -> Self {
+        Self::hold_back(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
+    }
+
+    fn hold_back(signals: &[Signal]) -> Self {
+        let set: SigSet = signals.iter().copied().collect();
         // If any of this fails, Ctrl-C just does what it always does.
         if set.thread_block().is_err() {
             return Self(None);
         }
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK);
         Self(
-            SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-                .inspect_err(|_| {
-                    let _ = set.thread_unblock();
-                })
-                .ok(),
+            fd.inspect_err(|_| {
+                let _ = set.thread_unblock();
+            })
+            .ok()
+            .map(|fd| (fd, set)),
         )
     }
 
@@ -256,15 +265,33 @@ impl Interrupt {
     pub fn none() -> Self {
         Self(None)
     }
+
+    fn fd(&self) -> Option<&SignalFd> {
+        self.0.as_ref().map(|(fd, _)| fd)
+    }
+
+    /// Waits; true as soon as there is a signal, or was one that nobody has [taken](Self::take).
+    pub fn wait(&self, time: Duration) -> bool {
+        let Some(fd) = self.fd() else {
+            std::thread::sleep(time);
+            return false;
+        };
+        let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+        let mut wanted = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut wanted, timeout), Ok(1..))
+    }
+
+    /// Forgets the signals that have come, so that another one can be told from them.
+    pub fn take(&self) {
+        while let Some(Ok(Some(_))) = self.fd().map(SignalFd::read_signal) {}
+    }
 }
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        if let Some(fd) = self.0.take() {
-            // Whatever was pressed while the wait ended is answered by its result.
-            while let Ok(Some(_)) = fd.read_signal() {}
-            let mut set = SigSet::empty();
-            set.add(Signal::SIGINT);
+        // Whatever was pressed while the wait ended is answered by its result.
+        self.take();
+        if let Some((_, set)) = self.0.take() {
             let _ = set.thread_unblock();
         }
     }

@@ -34,7 +34,33 @@ pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
     }
     paths.create().map_err(Problem::usage)?;
     let (log, begin) = open_log(paths)?;
-    let mut child = spawn(log)?;
+    let mut child = spawn(command(log))?;
+    until_it_answers(paths, client, &mut child, begin)
+}
+
+/// A daemon of the caller's own, in a folder of its own. Once the caller is gone, by whatever end,
+/// the daemon stops its apps and ends.
+pub fn own(home: &Path) -> Result<(Client, Child), Problem> {
+    let paths = Paths::in_home(home).map_err(Problem::usage)?;
+    let client = Client::new(&paths)?;
+    paths.create().map_err(Problem::usage)?;
+    let (log, begin) = open_log(&paths)?;
+    let mut command = command(log);
+    // The other end of the pipe is the child's `stdin`, in our hands.
+    command.arg("--until-eof").stdin(Stdio::piped()).env("RSUP_HOME", home);
+    let mut child = spawn(command)?;
+    match until_it_answers(&paths, client, &mut child, begin) {
+        Ok(client) => Ok((client, child)),
+        Err(problem) => {
+            // It has no apps yet.
+            drop(child.kill());
+            drop(child.wait());
+            Err(problem)
+        }
+    }
+}
+
+fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, begin: u64) -> Result<Client, Problem> {
     let deadline = Instant::now() + WITHIN;
     let failed = |what: String| {
         let mut report = Report::new("spawn", what);
@@ -89,9 +115,8 @@ fn open_log(paths: &Paths) -> Result<(File, u64), Problem> {
     open().map_err(|error: std::io::Error| Problem::failed("local", format!("cannot write {}: {error}", path.display())))
 }
 
-fn spawn(log: File) -> Result<Child, Problem> {
-    let program = program();
-    let mut command = Command::new(&program);
+fn command(log: File) -> Command {
+    let mut command = Command::new(program());
     // Not in the caller's folder, which would stay in use for ever.
     command.arg("daemon").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
     if let Some(home) = std::env::var_os("RSUP_HOME").filter(|home| !home.is_empty())
@@ -102,11 +127,18 @@ fn spawn(log: File) -> Result<Child, Problem> {
     for name in environment::private_names() {
         command.env_remove(name);
     }
-    command.spawn().map_err(|error| Problem::failed("spawn", format!("cannot start the daemon: {}: {error}", program.display())))
+    command
+}
+
+fn spawn(mut command: Command) -> Result<Child, Problem> {
+    let failed = |error: std::io::Error, command: &Command| {
+        format!("cannot start the daemon: {}: {error}", command.get_program().display())
+    };
+    command.spawn().map_err(|error| Problem::failed("spawn", failed(error, &command)))
 }
 
 /// This program, even if its file has been replaced meanwhile.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
 }
 

@@ -13,6 +13,7 @@ mod progress;
 mod render;
 mod respec;
 mod targets;
+mod trial;
 mod values;
 
 #[cfg(test)]

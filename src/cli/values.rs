@@ -10,3 +10,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     };
     if parsed.is_zero() { Err("longer than nothing, please".into()) } else { Ok(parsed) }
 }
+
+/// A path for a request, with its query: what can stand in the first line of one.
+pub fn http_path(text: &str) -> Result<String, String> {
+    if !text.starts_with('/') {
+        return Err(format!("a path begins with a slash: /{text}"));
+    }
+    match text.chars().find(|c| !c.is_ascii_graphic()) {
+        Some(odd) => Err(format!("write {odd:?} percent-encoded")),
+        None => Ok(text.to_owned()),
+    }
+}

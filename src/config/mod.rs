@@ -25,10 +25,10 @@ mod tests;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+pub use check::MOST_INSTANCES;
 pub use error::{ConfigErrors, Finding, Problem};
 pub use init::sample;
 pub use script::{Script, from_script};
-pub use check::MOST_INSTANCES;
 pub use types::*;
 
 use cursor::{Context, Machine};

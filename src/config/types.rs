@@ -132,6 +132,7 @@ pub enum Balance {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     pub check: Check,
+    /// From one try to the next. A worker that starts is tried more often at first.
     pub interval: Duration,
     pub timeout: Duration,
     /// From the start of the worker to the first try.

@@ -29,23 +29,53 @@ pub struct Call {
 pub enum Request {
     Ping,
     /// Start these apps; one that runs already is refused. `base_env` is the caller's environment.
-    Start { apps: Vec<AppSpec>, base_env: BTreeMap<String, String> },
+    Start {
+        apps: Vec<AppSpec>,
+        base_env: BTreeMap<String, String>,
+    },
     /// Start stopped apps (or errored workers) as they were last configured.
-    Resume { target: Target },
-    Stop { target: Target },
+    Resume {
+        target: Target,
+    },
+    Stop {
+        target: Target,
+    },
     /// All workers at once, with the listening sockets held open; `apps` re-read from their file.
-    Restart { apps: Vec<AppSpec>, base_env: Option<BTreeMap<String, String>> },
+    Restart {
+        apps: Vec<AppSpec>,
+        base_env: Option<BTreeMap<String, String>>,
+    },
     /// Rolling replacement. `base_env` only with `--update-env`. `queue`: wait for one under way.
-    Reload { apps: Vec<AppSpec>, base_env: Option<BTreeMap<String, String>>, queue: bool },
-    Delete { target: Target },
-    Scale { app: AppName, to: ScaleTo },
-    Signal { target: Target, signal: i32 },
+    Reload {
+        apps: Vec<AppSpec>,
+        base_env: Option<BTreeMap<String, String>>,
+        queue: bool,
+    },
+    Delete {
+        target: Target,
+    },
+    Scale {
+        app: AppName,
+        to: ScaleTo,
+    },
+    Signal {
+        target: Target,
+        signal: i32,
+    },
     List,
-    Describe { target: Target },
-    Env { target: Target },
+    Describe {
+        target: Target,
+    },
+    Env {
+        target: Target,
+    },
     /// The specs as they run now, so that the client can re-read their files.
-    Specs { target: Target },
-    LogFiles { target: Target },
+    Specs {
+        target: Target,
+    },
+    LogFiles {
+        target: Target,
+    },
     /// Stop every app gracefully and end the daemon.
     Kill,
 }
@@ -104,7 +134,13 @@ pub enum Answer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    Pong { pid: u32, version: String, protocol: u32, uptime_ms: u64, memory: Option<u64> },
+    Pong {
+        pid: u32,
+        version: String,
+        protocol: u32,
+        uptime_ms: u64,
+        memory: Option<u64>,
+    },
     /// A long action is over (or was accepted, with `wait: false`): one entry per app, in order.
     Finished(Vec<Outcome>),
     List(Vec<AppView>),

@@ -93,7 +93,8 @@ impl Daemon {
             Request::Ping => reply(&answer, Ok(self.pong())),
             Request::List => reply(&answer, Ok(self.list())),
             Request::Describe { target } => {
-                let result = self.apps_of(&target).map(|apps| Reply::Descriptions(apps.iter().filter_map(|a| self.describe(a)).collect()));
+                let result =
+                    self.apps_of(&target).map(|apps| Reply::Descriptions(apps.iter().filter_map(|a| self.describe(a)).collect()));
                 reply(&answer, result);
             }
             Request::Env { target } => reply(&answer, self.env(&target).map(Reply::Env)),
@@ -102,21 +103,34 @@ impl Daemon {
                 reply(&answer, result);
             }
             Request::LogFiles { target } => {
-                let result = self.apps_of(&target).map(|apps| Reply::LogFiles(apps.iter().filter_map(|a| self.log_files(a)).collect()));
+                let result =
+                    self.apps_of(&target).map(|apps| Reply::LogFiles(apps.iter().filter_map(|a| self.log_files(a)).collect()));
                 reply(&answer, result);
             }
             Request::Signal { target, signal } => reply(&answer, self.signal_target(&target, signal).map(Reply::Signalled)),
             request => match self.actions(request) {
                 Ok((actions, kill)) => self.begin(actions, kill, call.wait, answer),
-                Err(failure) => reply(&answer, Err(failure)),
+                Err(failure) => {
+                    self.refuse_start(&failure);
+                    reply(&answer, Err(failure));
+                }
             },
+        }
+    }
+
+    /// What `--foreground` was given cannot even be tried.
+    fn refuse_start(&mut self, failure: &Failure) {
+        if matches!(self.calls.start, Some(Start::Asked)) {
+            self.calls.start = Some(Start::Failed(failure.message.clone()));
+            self.ending = true;
         }
     }
 
     /// What a long action asks of each app.
     #[allow(clippy::type_complexity)]
     fn actions(&mut self, request: Request) -> Result<(Vec<(AppName, supervisor::Request)>, bool), Failure> {
-        let each = |apps: Vec<AppName>, make: fn() -> supervisor::Request| apps.into_iter().map(|app| (app, make())).collect::<Vec<_>>();
+        let each =
+            |apps: Vec<AppName>, make: fn() -> supervisor::Request| apps.into_iter().map(|app| (app, make())).collect::<Vec<_>>();
         if self.ending {
             return Err(Failure::new(FailureCode::Busy, "the daemon is stopping every app and will end"));
         }
@@ -125,7 +139,9 @@ impl Daemon {
                 Request::Start { apps, base_env } => {
                     self.check_specs(&apps)?;
                     let base_env = Arc::new(base_env);
-                    let start = |spec: AppSpec| (spec.name.clone(), supervisor::Request::Start { spec: Box::new(spec), base_env: base_env.clone() });
+                    let start = |spec: AppSpec| {
+                        (spec.name.clone(), supervisor::Request::Start { spec: Box::new(spec), base_env: base_env.clone() })
+                    };
                     apps.into_iter().map(start).collect()
                 }
                 Request::Resume { target } => each(self.whole_apps(&target, "start")?, || supervisor::Request::Resume),
@@ -134,15 +150,19 @@ impl Daemon {
                 Request::Restart { apps, base_env } => {
                     self.check_specs(&apps)?;
                     let base_env = base_env.map(Arc::new);
-                    let restart =
-                        |spec: AppSpec| (spec.name.clone(), supervisor::Request::Restart { spec: Box::new(spec), base_env: base_env.clone() });
+                    let restart = |spec: AppSpec| {
+                        (spec.name.clone(), supervisor::Request::Restart { spec: Box::new(spec), base_env: base_env.clone() })
+                    };
                     apps.into_iter().map(restart).collect()
                 }
                 Request::Reload { apps, base_env, queue } => {
                     self.check_specs(&apps)?;
                     let base_env = base_env.map(Arc::new);
                     let reload = |spec: AppSpec| {
-                        (spec.name.clone(), supervisor::Request::Reload { spec: Box::new(spec), base_env: base_env.clone(), queue })
+                        (
+                            spec.name.clone(),
+                            supervisor::Request::Reload { spec: Box::new(spec), base_env: base_env.clone(), queue },
+                        )
                     };
                     apps.into_iter().map(reload).collect()
                 }
@@ -213,7 +233,8 @@ impl Daemon {
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
         let Err(error) = result else { return self.conclude(op, None) };
-        let failure = Failure { code: error.code, message: error.message, hint: self.takeover_hint(op).or(error.hint), log: Vec::new() };
+        let failure =
+            Failure { code: error.code, message: error.message, hint: self.takeover_hint(op).or(error.hint), log: Vec::new() };
         let Some(worker) = error.worker else { return self.conclude(op, Some(failure)) };
         // Its last words explain more than its exit code.
         let tail = self.pump.tail(worker.generation);
@@ -250,7 +271,7 @@ impl Daemon {
     fn outcome(&mut self, app: AppName, kind: OperationKind, since: Time, failure: Option<Failure>) -> Outcome {
         let mut view = self.supervisor.view(&app, now());
         if let Some(view) = &mut view {
-            self.complete(view);
+            self.complete(std::slice::from_mut(view));
         }
         if kind == OperationKind::Delete && failure.is_none() {
             view = None;
@@ -281,7 +302,8 @@ impl Daemon {
     /// In the foreground, a start that left no app at all ends the daemon with its reason.
     fn judge_start(&mut self, outcomes: &[Outcome]) {
         self.calls.start = None;
-        let failures: Vec<String> = outcomes.iter().filter_map(|o| o.failure.as_ref().map(|f| format!("{}: {}", o.app, f.message))).collect();
+        let failures: Vec<String> =
+            outcomes.iter().filter_map(|o| o.failure.as_ref().map(|f| format!("{}: {}", o.app, f.message))).collect();
         if !failures.is_empty() && outcomes.iter().all(|o| o.failure.as_ref().is_some_and(|f| f.code == FailureCode::Listen)) {
             self.calls.start = Some(Start::Failed(failures.join("; ")));
             self.stop_everything();
@@ -307,15 +329,13 @@ impl Daemon {
 
     fn list(&mut self) -> Reply {
         let mut views: Vec<_> = self.supervisor.names().filter_map(|app| self.supervisor.view(app, now())).collect();
-        for view in &mut views {
-            self.complete(view);
-        }
+        self.complete(&mut views);
         Reply::List(views)
     }
 
     fn describe(&mut self, name: &AppName) -> Option<Description> {
         let mut app = self.supervisor.view(name, now())?;
-        self.complete(&mut app);
+        self.complete(std::slice::from_mut(&mut app));
         let spec = self.spec(name)?;
         let logs = self.log_files(name)?;
         let mut notes = Vec::new();
@@ -323,7 +343,10 @@ impl Daemon {
             notes.push(format!("takeover of bind(2) is not possible here: {why}; the app must take its sockets from LISTEN_FDS"));
         }
         if spec.listen.iter().any(|l| l.tcp().is_none()) {
-            notes.push("a unix socket is one descriptor for all workers: its connections cannot be steered, weighed or probed by worker".into());
+            notes.push(
+                "a unix socket is one descriptor for all workers: its connections cannot be steered, weighed or probed by worker"
+                    .into(),
+            );
         }
         Some(Description { app, spec, out_log: logs.out, err_log: logs.err, events: self.supervisor.events(name, now()), notes })
     }
@@ -361,12 +384,19 @@ impl Daemon {
         let instance = instance_of(target);
         let mut reached = Vec::new();
         for app in self.apps_of(target)? {
-            let workers: Vec<_> =
-                self.supervisor.workers(&app).filter(|w| instance.is_none_or(|i| w.instance == i)).map(|w| w.id.generation).collect();
+            let workers: Vec<_> = self
+                .supervisor
+                .workers(&app)
+                .filter(|w| instance.is_none_or(|i| w.instance == i))
+                .map(|w| w.id.generation)
+                .collect();
             for generation in workers {
                 let Some(running) = self.running.get(&generation).filter(|r| !r.exited) else { continue };
                 let failed = |why: std::io::Error| {
-                    Failure::new(FailureCode::Internal, format!("cannot send {} to pid {}: {why}", process::signal_name(signal), running.pid))
+                    Failure::new(
+                        FailureCode::Internal,
+                        format!("cannot send {} to pid {}: {why}", process::signal_name(signal), running.pid),
+                    )
                 };
                 process::signal(&running.pidfd, signal).map_err(failed)?;
                 reached.push(running.pid);
@@ -396,7 +426,9 @@ impl Daemon {
     fn whole_apps(&self, target: &Target, verb: &str) -> Result<Vec<AppName>, Failure> {
         if let Target::Worker(app, _) = target {
             let why = format!("`{target}` is one worker; {verb} is for whole apps");
-            return Err(Failure::new(FailureCode::BadRequest, why).hint(format!("rsup {verb} {app}, or rsup signal TERM {target}")));
+            return Err(
+                Failure::new(FailureCode::BadRequest, why).hint(format!("rsup {verb} {app}, or rsup signal TERM {target}"))
+            );
         }
         self.apps_of(target)
     }
@@ -415,7 +447,11 @@ impl Daemon {
                 .supervisor
                 .names()
                 .filter(|other| **other != spec.name)
-                .flat_map(|other| self.supervisor.workers(other).flat_map(move |w| w.revision.spec.listen.iter().map(move |l| (l.clone(), other))))
+                .flat_map(|other| {
+                    self.supervisor
+                        .workers(other)
+                        .flat_map(move |w| w.revision.spec.listen.iter().map(move |l| (l.clone(), other)))
+                })
                 .collect();
             if let Some((address, other)) = spec.listen.iter().find_map(|l| taken.get_key_value(l)) {
                 let why = format!("`{}` wants to listen on {address}, which app `{other}` has", spec.name);

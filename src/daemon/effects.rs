@@ -105,6 +105,7 @@ impl Daemon {
 
     /// Off: the slot gets a worker. On: it has none, or one that is told to stop.
     fn relay(&mut self, app: &AppName, slot: u16, on: bool) {
+        self.mend(app);
         if on {
             let worker_lives = self.supervisor.workers(app).any(|w| w.id.slot == slot);
             let resources = self.app(app);
@@ -131,6 +132,13 @@ impl Daemon {
             for queue in resources.sockets.queues(Some(slot)).into_iter().flatten() {
                 let _ = set_nonblocking(queue.fd.as_fd(), false);
             }
+        }
+    }
+
+    /// Looks whether a worker shut its socket down, and makes up for it.
+    pub(super) fn mend(&mut self, app: &AppName) {
+        if let Some(Err(why)) = self.apps.get_mut(app).map(|resources| resources.sockets.mend()) {
+            complain(&format!("{app}: a socket that a worker shut down cannot listen again"), why);
         }
     }
 

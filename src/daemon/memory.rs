@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Daemon, now};
 use crate::supervisor::{AppView, Input, Time, WorkerId};
-use crate::sys::procfs::{self, Meter};
+use crate::sys::procfs::Meter;
 
 #[derive(Default)]
 pub struct Memory {
@@ -42,8 +42,7 @@ impl Memory {
         !self.limited.is_empty()
     }
 
-    fn cpu(&mut self, generation: u64, pid: u32) -> Option<f32> {
-        let used = procfs::cpu_time(pid).ok()?;
+    fn cpu(&mut self, generation: u64, used: Duration) -> Option<f32> {
         let at = now();
         let Some(sample) = self.cpu.get_mut(&generation) else {
             self.cpu.insert(generation, CpuSample { at, used, percent: None });
@@ -73,22 +72,27 @@ impl Daemon {
         let readings = self.meter.meter.rss_tree(&pids);
         for ((worker, _, limit), bytes) in watched.into_iter().zip(readings) {
             let over = bytes > limit;
-            let was_over = if over { !self.meter.over.insert(worker.generation) } else { self.meter.over.remove(&worker.generation) };
+            let was_over =
+                if over { !self.meter.over.insert(worker.generation) } else { self.meter.over.remove(&worker.generation) };
             if over || was_over {
                 self.handle(Input::Memory { worker, bytes });
             }
         }
     }
 
-    /// Adds what only the daemon knows to a view.
-    pub(super) fn complete(&mut self, view: &mut AppView) {
-        view.relayed = self.apps.get(&view.name).map_or(0, |app| app.relays.count());
-        let workers: Vec<(usize, u64, u32)> = view.workers.iter().enumerate().filter_map(|(at, w)| Some((at, w.generation, w.pid?))).collect();
-        let pids: Vec<u32> = workers.iter().map(|(_, _, pid)| *pid).collect();
+    /// Adds what only the daemon knows to views; all at once, since one look at `/proc` serves all.
+    pub(super) fn complete(&mut self, views: &mut [AppView]) {
+        let pids: Vec<u32> = views.iter().flat_map(|view| &view.workers).filter_map(|worker| worker.pid).collect();
         let memory = self.meter.meter.rss_tree(&pids);
-        for ((at, generation, pid), bytes) in workers.into_iter().zip(memory) {
-            view.workers[at].memory = Some(bytes);
-            view.workers[at].cpu = self.meter.cpu(generation, pid);
+        let times = self.meter.meter.cpu_tree(&pids);
+        let mut readings = memory.into_iter().zip(times);
+        for view in views {
+            view.relayed = self.apps.get(&view.name).map_or(0, |app| app.relays.count());
+            for worker in view.workers.iter_mut().filter(|worker| worker.pid.is_some()) {
+                let Some((bytes, used)) = readings.next() else { return };
+                worker.memory = Some(bytes);
+                worker.cpu = used.and_then(|used| self.meter.cpu(worker.generation, used));
+            }
         }
     }
 }

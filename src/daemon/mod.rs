@@ -9,6 +9,7 @@ mod notify;
 mod probe;
 mod relay;
 mod server;
+mod signals;
 mod sockets;
 mod spawn;
 mod strangers;
@@ -22,7 +23,6 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -34,6 +34,7 @@ use crate::supervisor::{Input, OpId, Supervisor, Time, WorkerId};
 use crate::sys::{process, takeover};
 use calls::Calls;
 use relay::{Relay, Relays};
+use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
 
@@ -77,11 +78,24 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What tasks tell the loop.
 enum Event {
     Input(Input),
-    Call { call: Call, answer: mpsc::UnboundedSender<Answer> },
+    Call {
+        call: Call,
+        answer: mpsc::UnboundedSender<Answer>,
+    },
     /// A worker's `bind` waits for an answer.
-    Bind { worker: WorkerId, call: spawn::BindCall },
+    Bind {
+        worker: WorkerId,
+        call: spawn::BindCall,
+    },
+    /// A worker ended the listening of a socket of ours.
+    ShutDown {
+        app: AppName,
+    },
     /// The failure of an action, now with the log lines that explain it.
-    Explained { op: OpId, failure: Failure },
+    Explained {
+        op: OpId,
+        failure: Failure,
+    },
 }
 
 type Events = mpsc::UnboundedSender<Event>;
@@ -125,10 +139,8 @@ struct Daemon {
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
     log_to_stderr(options.json_log);
     let lock = lock(&paths)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("cannot start the event loop"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
     let result = runtime.block_on(serve(&paths, options));
     // Tasks that wait for processes which are gone have nothing left to do.
     runtime.shutdown_background();
@@ -219,6 +231,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             daemon.on_event(event);
         }
     }
+    tree::sweep_all().await;
     let _ = std::fs::remove_file(paths.socket());
     server.abort();
     daemon.pump.shutdown();
@@ -259,47 +272,6 @@ fn bind(paths: &Paths) -> Result<UnixListener, Error> {
     Ok(listener)
 }
 
-struct Signals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-    child: tokio::signal::unix::Signal,
-    hangup: tokio::signal::unix::Signal,
-    reopen: tokio::signal::unix::Signal,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Caught {
-    Stop,
-    /// Some child ended; workers are noticed by their pidfd, others are to be taken away.
-    Child,
-    /// The terminal is gone.
-    Hangup,
-    /// Log files were moved away by another tool.
-    Reopen,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            child: signal(SignalKind::child())?,
-            hangup: signal(SignalKind::hangup())?,
-            reopen: signal(SignalKind::user_defined1())?,
-        })
-    }
-
-    async fn next(&mut self) -> Caught {
-        tokio::select! {
-            _ = self.terminate.recv() => Caught::Stop,
-            _ = self.interrupt.recv() => Caught::Stop,
-            _ = self.hangup.recv() => Caught::Hangup,
-            _ = self.reopen.recv() => Caught::Reopen,
-            _ = self.child.recv() => Caught::Child,
-        }
-    }
-}
-
 impl Daemon {
     fn handle(&mut self, input: Input) {
         self.supervisor.handle(now(), input);
@@ -324,6 +296,7 @@ impl Daemon {
                 self.handle(input);
             }
             Event::Call { call, answer } => self.on_call(call, answer),
+            Event::ShutDown { app } => self.mend(&app),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
             Event::Explained { op, failure } => self.on_explained(op, failure),
         }
@@ -353,7 +326,8 @@ impl Daemon {
     /// Where the lines of an app go.
     fn log_settings(&self, name: &AppName, log: &Log) -> logs::Settings {
         let folder = self.paths.logs();
-        let file = |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| folder.join(format!("{name}-{kind}.log")));
+        let file =
+            |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| folder.join(format!("{name}-{kind}.log")));
         logs::Settings {
             out: file(&log.out, "out"),
             err: file(&log.err, "err"),
@@ -371,7 +345,12 @@ impl Daemon {
     fn app(&mut self, name: &AppName) -> &mut AppResources {
         self.apps.entry(name.clone()).or_insert_with(|| {
             let (ready, watch) = watch::channel(false);
-            AppResources { sockets: Sockets::default(), relays: Relays::new(watch), relaying: HashMap::new(), ready }
+            AppResources {
+                sockets: Sockets::default(),
+                relays: Relays::new(name.clone(), watch, self.events.clone()),
+                relaying: HashMap::new(),
+                ready,
+            }
         })
     }
 
@@ -379,7 +358,10 @@ impl Daemon {
         let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
         let (answer, mut answers) = mpsc::unbounded_channel();
         self.calls.report_start();
-        self.on_call(Call { version: crate::control::VERSION, request: crate::control::Request::Start { apps, base_env }, wait: true }, answer);
+        self.on_call(
+            Call { version: crate::control::VERSION, request: crate::control::Request::Start { apps, base_env }, wait: true },
+            answer,
+        );
         // The log tells the rest; nobody reads the answers.
         tokio::spawn(async move { while answers.recv().await.is_some() {} });
     }

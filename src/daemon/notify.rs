@@ -30,7 +30,8 @@ impl Channel {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let ours = UnixStream::from_std(ours)?;
-        let tasks = [tokio::spawn(sd_notify(datagrams, id.clone(), events.clone())), tokio::spawn(node(ours, id.clone(), events))];
+        let tasks =
+            [tokio::spawn(sd_notify(datagrams, id.clone(), events.clone())), tokio::spawn(node(ours, id.clone(), events))];
         Ok((Self { path, tasks }, theirs.into()))
     }
 

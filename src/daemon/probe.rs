@@ -28,8 +28,14 @@ pub struct Try {
 
 enum Kind {
     Http(ProbeTarget),
-    Tcp { target: ProbeTarget, queue: OwnedFd },
-    Exec { env: BTreeMap<String, String>, cwd: PathBuf },
+    Tcp {
+        target: ProbeTarget,
+        queue: OwnedFd,
+    },
+    Exec {
+        env: BTreeMap<String, String>,
+        cwd: PathBuf,
+    },
     /// Not something to try.
     Nothing,
 }
@@ -59,7 +65,10 @@ impl Daemon {
         let sockets = &self.app(&id.app).sockets;
         let kind = match &probe.check {
             Check::Http { .. } => Kind::Http(sockets.probe_target(id.slot, &spec.listen)?),
-            Check::Tcp => Kind::Tcp { target: sockets.probe_target(id.slot, &spec.listen)?, queue: sockets.probe_queue(id.slot, &spec.listen)? },
+            Check::Tcp => Kind::Tcp {
+                target: sockets.probe_target(id.slot, &spec.listen)?,
+                queue: sockets.probe_queue(id.slot, &spec.listen)?,
+            },
             Check::Exec { .. } => {
                 let mut env = environment(id, instance, &revision);
                 env.insert("RSUP_PID".into(), pid.unwrap_or(0).to_string());
@@ -116,8 +125,7 @@ async fn http(target: ProbeTarget, check: &Check) -> Result<(), String> {
 /// there is that it takes them off the queue.
 async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<(), String> {
     let _stream = tokio::time::timeout(limit, connect(target)).await.map_err(|_| "cannot connect in time".to_owned())??;
-    let deadline = tokio::time::Instant::now() + limit;
-    let mut pause = Duration::from_millis(1);
+    let begin = tokio::time::Instant::now();
     loop {
         match backlog(queue) {
             Ok(Backlog::Listening { queued: 0, .. }) => return Ok(()),
@@ -125,16 +133,16 @@ async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<()
             Ok(Backlog::Listening { .. }) => {}
             Err(why) => return Err(format!("its queue cannot be looked at: {why}")),
         }
-        if tokio::time::Instant::now() >= deadline {
+        if begin.elapsed() >= limit {
             return Err("it does not accept connections yet".into());
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(25));
+        tokio::time::sleep((begin.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(25))).await;
     }
 }
 
 async fn exec(command: &[String], env: &BTreeMap<String, String>, cwd: PathBuf, limit: Duration) -> Result<(), String> {
-    let null = || std::fs::File::options().write(true).open("/dev/null").map(OwnedFd::from).map_err(|why| format!("/dev/null: {why}"));
+    let null =
+        || std::fs::File::options().write(true).open("/dev/null").map(OwnedFd::from).map_err(|why| format!("/dev/null: {why}"));
     let mut plan = spawn::Plan::new(c_strings(command.iter().map(String::as_str))?, cwd, null()?, null()?);
     plan.env = c_environment(env)?;
     let child = spawn::spawn(plan).map_err(|why| why.to_string())?;

@@ -17,7 +17,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::sockets::Queue;
-use crate::sys::listen::accept_nonblocking;
+use super::{Event, Events};
+use crate::config::AppName;
+use crate::sys::listen::{Backlog, accept_nonblocking, backlog};
 use crate::sys::readiness::readable;
 use crate::sys::steer;
 
@@ -31,6 +33,9 @@ pub struct Relays {
     ready: watch::Receiver<bool>,
     relayed: Arc<AtomicU64>,
     room: Arc<Semaphore>,
+    /// Told of a socket that does not listen any more.
+    events: Events,
+    app: AppName,
 }
 
 /// Looks after one accept queue until it is stopped.
@@ -42,8 +47,8 @@ pub struct Relay {
 }
 
 impl Relays {
-    pub fn new(ready: watch::Receiver<bool>) -> Self {
-        Self { ready, relayed: Arc::default(), room: Arc::new(Semaphore::new(MOST)) }
+    pub fn new(app: AppName, ready: watch::Receiver<bool>, events: Events) -> Self {
+        Self { ready, relayed: Arc::default(), room: Arc::new(Semaphore::new(MOST)), events, app }
     }
 
     /// Connections relayed since the app was started.
@@ -111,7 +116,7 @@ impl Drop for Relay {
     }
 }
 
-async fn accept_loop(queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Relays, lobby: bool) {
+async fn accept_loop(mut queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Relays, lobby: bool) {
     let mut ready = shared.ready.clone();
     loop {
         let Ok(mut guard) = queue.readable().await else { return };
@@ -129,7 +134,14 @@ async fn accept_loop(queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Relays
                 });
             }
             Ok(None) => guard.clear_ready(),
-            // No descriptor is free, or the socket is no longer listening.
+            Err(_) if matches!(backlog(queue.get_ref()), Ok(Backlog::NotListening)) => {
+                let _ = shared.events.send(Event::ShutDown { app: shared.app.clone() });
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                // tokio holds a descriptor that was once closed for closed for ever.
+                let Ok(again) = readable(queue.into_inner()) else { return };
+                queue = again;
+            }
+            // No descriptor is free.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }

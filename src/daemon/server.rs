@@ -87,7 +87,10 @@ async fn receive(stream: &mut UnixStream) -> Result<Call, String> {
     let understood = |why: serde_json::Error| format!("the request is not understood: {why}");
     let Versioned { version } = serde_json::from_slice(&body).map_err(understood)?;
     if version != control::VERSION {
-        return Err(format!("the daemon speaks version {} of the protocol, this client version {version}; `rsup kill` and start again with one of them", control::VERSION));
+        return Err(format!(
+            "the daemon speaks version {} of the protocol, this client version {version}; `rsup kill` and start again with one of them",
+            control::VERSION
+        ));
     }
     serde_json::from_slice(&body).map_err(understood)
 }

@@ -8,10 +8,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use tracing::warn;
+
 use crate::config::{self, Listen};
 use crate::supervisor::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Group, ListenError};
+use crate::sys::listen::{self, Family, Group, ListenError, Mended};
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
@@ -29,9 +31,15 @@ pub struct Sockets {
 }
 
 enum Bound {
-    Tcp { group: Group, table: Table },
+    Tcp {
+        group: Group,
+        table: Table,
+    },
     /// One descriptor for all workers.
-    Unix { fd: OwnedFd, path: PathBuf },
+    Unix {
+        fd: OwnedFd,
+        path: PathBuf,
+    },
 }
 
 /// An accept queue that rsup is to look after itself.
@@ -94,22 +102,17 @@ impl Sockets {
             };
             opened.push((address.clone(), bound));
         }
-        self.bound.retain(|address, bound| {
-            let keep = addresses.contains(address);
-            if !keep {
-                bound.forget();
-            }
-            keep
-        });
+        for (_, bound) in self.bound.extract_if(.., |address, _| !addresses.contains(address)) {
+            bound.end();
+        }
         self.bound.extend(opened);
         Ok(())
     }
 
     pub fn close(&mut self) {
-        for bound in self.bound.values_mut() {
-            bound.forget();
+        for bound in std::mem::take(&mut self.bound).into_values() {
+            bound.end();
         }
-        self.bound.clear();
         self.served = false;
     }
 
@@ -136,10 +139,24 @@ impl Sockets {
                 config::Balance::Random => Balance::Random,
                 config::Balance::SourceIp => Balance::SourceIp,
             };
+            mend(group)?;
             group.steer(table)?;
         }
         self.served |= anybody;
         Ok(anybody)
+    }
+
+    /// Makes sockets listen again that a worker shut down, and puts the weights in force for the
+    /// order that the group then has.
+    pub fn mend(&mut self) -> std::io::Result<()> {
+        for bound in self.bound.values_mut() {
+            if let Bound::Tcp { group, table } = bound
+                && mend(group)?
+            {
+                group.steer(table)?;
+            }
+        }
+        Ok(())
     }
 
     /// The accept queues of a slot, or of the lobby.
@@ -163,7 +180,10 @@ impl Sockets {
     /// Where a probe reaches the slot: through the first TCP address in the order of the configuration.
     pub fn probe_target(&self, slot: u16, order: &[Listen]) -> Option<ProbeTarget> {
         order.iter().find_map(|address| match self.bound.get(address)? {
-            Bound::Tcp { group, .. } => Some(ProbeTarget { address: steer::probe_target(group.addr(), group.family()), index: index(slot) }),
+            Bound::Tcp { group, .. } => Some(ProbeTarget {
+                address: steer::probe_target(group.addr(), group.family()),
+                index: group.index_of(index(slot)),
+            }),
             Bound::Unix { .. } => None,
         })
     }
@@ -191,7 +211,8 @@ impl Sockets {
         if !bind.socket.is_stream {
             return None;
         }
-        let of_port = || order.iter().filter(|l| l.tcp().is_some_and(|a| a.port() == bind.addr.port()) && self.bound.contains_key(l));
+        let of_port =
+            || order.iter().filter(|l| l.tcp().is_some_and(|a| a.port() == bind.addr.port()) && self.bound.contains_key(l));
         let exact = of_port().find(|l| l.tcp().is_some_and(|a| a.ip() == bind.addr.ip()));
         let same_family = || of_port().find(|l| l.tcp().is_some_and(|a| a.is_ipv6() == bind.socket.is_v6));
         exact.or_else(same_family).or_else(|| of_port().next()).cloned()
@@ -224,11 +245,28 @@ impl Sockets {
     }
 }
 
+/// True if indexes have changed.
+fn mend(group: &mut Group) -> std::io::Result<bool> {
+    match group.mend()? {
+        Mended::Whole => Ok(false),
+        Mended::Again => Ok(true),
+        Mended::Unsure => {
+            warn!(
+                "several workers shut down their sockets of {} at once: it is not sure which ones are left in which order; `rsup stop` and `rsup start` put that right",
+                group.addr()
+            );
+            Ok(true)
+        }
+    }
+}
+
 impl Bound {
-    /// A unix socket leaves its file behind.
-    fn forget(&mut self) {
-        if let Self::Unix { path, .. } = self {
-            let _ = std::fs::remove_file(path);
+    /// From now on nobody listens there.
+    fn end(self) {
+        match self {
+            Self::Tcp { group, .. } => group.end(),
+            // A unix socket leaves its file behind.
+            Self::Unix { path, .. } => drop(std::fs::remove_file(path)),
         }
     }
 }

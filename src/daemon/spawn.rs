@@ -1,6 +1,6 @@
 //! Starts workers, and watches each until its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use super::{AbortOnDrop, Daemon, Event, Events, complain, notify, shared};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
+use crate::sys::process;
+use crate::sys::procfs::{PipeId, StartTime};
 use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover::{self, Answer, Bind};
-use crate::sys::process;
-use crate::sys::procfs::{PipeId, StartTime};
 
 /// A worker's process, or what is left of it.
 pub struct Running {
@@ -55,12 +55,12 @@ impl Running {
             self.kill.store(true, Ordering::Relaxed);
         }
         let _ = process::signal(&self.pidfd, signal);
-        tree::signal(&self.remains(), signal);
+        tree::signal(&self.remains(|_| false), signal);
     }
 
     /// What is left of the worker's tree.
-    pub fn remains(&self) -> Vec<(u32, StartTime)> {
-        tree::remains(&self.marks, &self.tree)
+    pub fn remains(&self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+        tree::remains(&self.marks, &self.tree, known)
     }
 }
 
@@ -86,7 +86,9 @@ pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMa
 }
 
 pub fn c_strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<CString>, String> {
-    let convert = |text: &str| CString::new(text).map_err(|_| format!("{text:?} has a NUL byte in it, which no argument or variable can have"));
+    let convert = |text: &str| {
+        CString::new(text).map_err(|_| format!("{text:?} has a NUL byte in it, which no argument or variable can have"))
+    };
     texts.into_iter().map(convert).collect()
 }
 
@@ -105,8 +107,13 @@ impl Daemon {
         let known = |why| format!("its pipes cannot be looked at: {why}");
         let output = [PipeId::of(&out).map_err(known)?, PipeId::of(&err).map_err(known)?];
         let mut env = environment(id, instance, revision);
-        let mut plan = Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
-        plan.listen = self.app(&spec.name).sockets.inherit(id.slot, &spec.listen).map_err(|why| format!("cannot hand over its sockets: {why}"))?;
+        let mut plan =
+            Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
+        plan.listen = self
+            .app(&spec.name)
+            .sockets
+            .inherit(id.slot, &spec.listen)
+            .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
         if let (true, takeover::Support::Yes { needs_no_new_privs }) = (wants_takeover(spec), &self.takeover) {
             plan.takeover = true;
             plan.no_new_privs = *needs_no_new_privs;
@@ -114,7 +121,8 @@ impl Daemon {
         plan.nofile = self.nofile;
         let mut channel = None;
         if spec.readiness.check == Check::Notify {
-            let (ours, node) = notify::Channel::open(&self.paths, id, self.events.clone()).map_err(|why| format!("no channel for its notification: {why}"))?;
+            let (ours, node) = notify::Channel::open(&self.paths, id, self.events.clone())
+                .map_err(|why| format!("no channel for its notification: {why}"))?;
             env.insert("NOTIFY_SOCKET".into(), ours.path().display().to_string());
             plan.extra.push((node, "NODE_CHANNEL_FD".into()));
             channel = Some(ours);
@@ -152,11 +160,12 @@ impl Daemon {
     /// Adds to the end of a worker what is left of its tree, and waits for that to go.
     pub(super) fn complete_end(&mut self, input: Input) -> Input {
         let Input::Exited { worker, exit, .. } = input else { return input };
+        let workers = self.live_pids();
         let Some(running) = self.running.get_mut(&worker.generation) else {
             return Input::Exited { worker, exit, descendants: false };
         };
         running.exited = true;
-        let descendants = !running.remains().is_empty();
+        let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
         if descendants {
             let (id, marks, tree, kill) = (worker.clone(), running.marks.clone(), running.tree.clone(), running.kill.clone());
             let events = self.events.clone();
@@ -168,9 +177,14 @@ impl Daemon {
         Input::Exited { worker, exit, descendants }
     }
 
+    /// The processes of all workers that have not been seen to end.
+    fn live_pids(&self) -> HashSet<u32> {
+        self.running.values().filter(|running| !running.exited).map(|running| running.pid).collect()
+    }
+
     /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
     pub(super) fn reap(&mut self) {
-        let known: Vec<u32> = self.running.values().filter(|r| !r.exited).map(|r| r.pid).collect();
+        let known = self.live_pids();
         if let Err(why) = process::reap_orphans(|pid| known.contains(&pid) || super::probe::is_ours(pid)) {
             complain("cannot wait for orphans", why);
         }
@@ -214,7 +228,9 @@ impl Daemon {
         };
         // The relays still hold sockets of the old group.
         let slots: Vec<Option<u16>> = app.relaying.drain().map(|(slot, _)| slot).collect();
-        if let Some(target) = app.sockets.queues(None).ok().and_then(|q| q.into_iter().find(|q| q.address == changed.address)).map(|q| q.target) {
+        if let Some(target) =
+            app.sockets.queues(None).ok().and_then(|q| q.into_iter().find(|q| q.address == changed.address)).map(|q| q.target)
+        {
             for connection in changed.accepted {
                 app.relays.pass(connection, target);
             }

@@ -19,7 +19,9 @@ impl Daemon {
             for holder in resources.sockets.joiners() {
                 let key = (app.clone(), holder.pid);
                 if !self.strangers.0.contains(&key) {
-                    warn!("{app}: {holder} listens on its port too and may take its connections; stop it, or start it through rsup");
+                    warn!(
+                        "{app}: {holder} listens on its port too and may take its connections; stop it, or start it through rsup"
+                    );
                 }
                 present.insert(key);
             }

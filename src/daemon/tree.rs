@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tracing::warn;
+
 use crate::supervisor::WorkerId;
 use crate::sys::process;
 use crate::sys::procfs::{self, PipeId, StartTime};
@@ -25,16 +27,19 @@ pub struct Marks {
 impl Marks {
     fn are_on(&self, orphan: u32) -> bool {
         procfs::session_of(orphan).is_ok_and(|session| session == self.leader)
-            || procfs::environ_of(orphan, "RSUP_WORKER").ok().flatten().is_some_and(|value| value.to_str() == Some(&self.worker.to_string()))
+            || procfs::environ_of(orphan, "RSUP_WORKER")
+                .ok()
+                .flatten()
+                .is_some_and(|value| value.to_str() == Some(&self.worker.to_string()))
             || procfs::writes_to(orphan, &self.output)
     }
 }
 
 /// Orphans of the worker that came to us, known by its marks, with their descendants, and those
-/// seen below it earlier.
-pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)]) -> Vec<(u32, StartTime)> {
+/// seen below it earlier. Children of ours that are `known` to be something else are not looked at.
+pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)], known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
     let mut found: Vec<(u32, StartTime)> = Vec::new();
-    for (orphan, started) in procfs::children() {
+    for (orphan, started) in procfs::children(known) {
         if orphan != marks.leader && marks.are_on(orphan) {
             found.push((orphan, started));
             found.extend(procfs::descendants(orphan));
@@ -63,7 +68,7 @@ pub fn signal(processes: &[(u32, StartTime)], signal: i32) {
 pub async fn until_gone(marks: &Marks, earlier: &[(u32, StartTime)], kill: &AtomicBool) {
     let mut pause = Duration::from_millis(2);
     loop {
-        let left = remains(marks, earlier);
+        let left = remains(marks, earlier, |_| false);
         if left.is_empty() {
             return;
         }
@@ -72,5 +77,29 @@ pub async fn until_gone(marks: &Marks, earlier: &[(u32, StartTime)], kill: &Atom
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// How long orphans without a mark have, after SIGTERM, when the daemon ends.
+const LAST_SWEEP: Duration = Duration::from_secs(2);
+
+/// At the end, when no worker is left: whoever still is below us is an orphan of one, even if it
+/// has shed every mark.
+pub async fn sweep_all() {
+    let left = || procfs::descendants(std::process::id());
+    let found = left();
+    if found.is_empty() {
+        return;
+    }
+    let pids: Vec<u32> = found.iter().map(|(pid, _)| *pid).collect();
+    warn!(?pids, "stopping what workers have left behind");
+    signal(&found, nix::libc::SIGTERM);
+    let gone = async {
+        while !left().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(LAST_SWEEP, gone).await.is_err() {
+        signal(&left(), nix::libc::SIGKILL);
     }
 }

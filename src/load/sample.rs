@@ -9,6 +9,7 @@
 //! | `NEVER_READY=1` | `/readiness` answers 503 for ever |
 //! | `CRASH_AT_START=1` | says why on stderr and exits with 3 |
 //! | `IGNORE_SIGTERM=1` | goes on as if nothing had come |
+//! | `DROP_AT_STOP=1` | on SIGTERM resets its connections, answered or not |
 //! | `IDLE_MS` | after SIGTERM an idle keep-alive connection lives so long for one more request, which is answered with `Connection: close`; 1000 by default, 0: it is closed at once, as most servers do |
 //!
 //! | path | |
@@ -25,6 +26,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +39,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -55,10 +58,7 @@ pub fn run() -> io::Result<()> {
         eprintln!("sample app: CRASH_AT_START is set: cannot connect to the database");
         std::process::exit(3);
     }
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(serve())
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve())
 }
 
 struct App {
@@ -66,6 +66,7 @@ struct App {
     version: String,
     ready_at: Instant,
     never_ready: bool,
+    drop_at_stop: bool,
     idle: Duration,
     stopping: AtomicBool,
     wedged: AtomicBool,
@@ -79,6 +80,7 @@ async fn serve() -> io::Result<()> {
         version: variable("APP_VERSION").unwrap_or_else(|| "v1".into()),
         ready_at: Instant::now() + warm,
         never_ready: flag("NEVER_READY"),
+        drop_at_stop: flag("DROP_AT_STOP"),
         idle: Duration::from_millis(variable("IDLE_MS").unwrap_or(1000)),
         stopping: AtomicBool::new(false),
         wedged: AtomicBool::new(false),
@@ -88,10 +90,7 @@ async fn serve() -> io::Result<()> {
     let mut sigterm = signal(SignalKind::terminate())?;
     let port = variable("PORT").unwrap_or(3000);
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
-    log(
-        &app,
-        format_args!("{} listening on {}", app.version, listener.local_addr()?),
-    );
+    log(&app, format_args!("{} listening on {}", app.version, listener.local_addr()?));
 
     // Every connection holds a receiver: when the last is gone, so is the last connection.
     let (stop, stopped) = watch::channel(false);
@@ -130,6 +129,7 @@ async fn serve() -> io::Result<()> {
 /// may be in flight. So once the app is told to stop, the connection first gets the time for a
 /// request; whichever comes is answered with `Connection: close`, and ends it.
 async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiver<bool>) {
+    let socket = if app.drop_at_stop { stream.as_fd().try_clone_to_owned().ok() } else { None };
     let requests = AtomicU64::new(0);
     let service = service_fn(|request| {
         requests.fetch_add(1, Ordering::Relaxed);
@@ -146,6 +146,10 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiv
         _ = served.as_mut() => return,
         _ = stopped.wait_for(|stopped| *stopped) => {}
     }
+    if let Some(socket) = socket {
+        drop(SockRef::from(&socket).set_linger(Some(Duration::ZERO)));
+        return;
+    }
     let patience = match requests.load(Ordering::Relaxed) {
         0 => FIRST_REQUEST,
         _ => app.idle,
@@ -159,10 +163,7 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiv
     let _ = served.await;
 }
 
-async fn respond(
-    app: &App,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(app: &App, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let query = request.uri().query();
     let (status, body) = match request.uri().path() {
         "/" | "/health" => (StatusCode::OK, app.health("healthy")),
@@ -182,20 +183,14 @@ async fn respond(
             (StatusCode::OK, app.health("wedged"))
         }
         "/slow" => {
-            sleep(Duration::from_millis(
-                parameter(query, "ms").unwrap_or(1000),
-            ))
-            .await;
+            sleep(Duration::from_millis(parameter(query, "ms").unwrap_or(1000))).await;
             (StatusCode::OK, app.health("slow"))
         }
         "/leak" => {
             let mib = parameter(query, "mb").unwrap_or(1).min(4096_usize);
             // Not zeros: those would be pages that exist only once they are written.
             let block = vec![0xA5; mib << 20];
-            app.leaked
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(block);
+            app.leaked.lock().unwrap_or_else(PoisonError::into_inner).push(block);
             (StatusCode::OK, app.health("leaking"))
         }
         "/log" => {
@@ -228,10 +223,7 @@ async fn respond(
 impl App {
     fn health(&self, status: &str) -> String {
         let version = serde_json::Value::from(self.version.as_str());
-        format!(
-            "{{\"status\":\"{status}\",\"pid\":{},\"version\":{version}}}\n",
-            self.pid
-        )
+        format!("{{\"status\":\"{status}\",\"pid\":{},\"version\":{version}}}\n", self.pid)
     }
 }
 
@@ -249,8 +241,5 @@ fn flag(name: &str) -> bool {
 }
 
 fn parameter<T: FromStr>(query: Option<&str>, name: &str) -> Option<T> {
-    query?
-        .split('&')
-        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
-        .and_then(|v| v.parse().ok())
+    query?.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).and_then(|v| v.parse().ok())
 }

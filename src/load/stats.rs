@@ -94,13 +94,16 @@ pub struct Failure {
     pub reused: bool,
 }
 
+/// Makes the label of a beginning that of its end.
+pub const MARKER_END: &str = " end";
+
 /// A moment to show on the chart: a reload's start or end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Marker {
     /// Since the load began; in JSON `at_ms`, milliseconds.
     #[serde(rename = "at_ms", serialize_with = "as_millis")]
     pub at: Duration,
-    /// A word or two: `reload 1`, `reload 1 done`.
+    /// A word or two: `v2`; and `v2 end` ([`MARKER_END`]) for the end of what began at `v2`.
     pub label: String,
 }
 
@@ -239,22 +242,11 @@ mod tests {
 
     #[test]
     fn json_names_are_stable() {
-        let failure = Failure {
-            at_ms: 5,
-            phase: Phase::During,
-            kind: FailureKind::Status(503),
-            detail: "x".into(),
-            reused: false,
-        };
+        let failure =
+            Failure { at_ms: 5, phase: Phase::During, kind: FailureKind::Status(503), detail: "x".into(), reused: false };
         let json = serde_json::to_string(&failure).unwrap_or_default();
-        assert_eq!(
-            json,
-            r#"{"at_ms":5,"phase":"during","kind":"status_503","detail":"x","reused":false}"#
-        );
-        let stats = PhaseStats {
-            failures: [(FailureKind::KeepAliveRace, 2)].into(),
-            ..Default::default()
-        };
+        assert_eq!(json, r#"{"at_ms":5,"phase":"during","kind":"status_503","detail":"x","reused":false}"#);
+        let stats = PhaseStats { failures: [(FailureKind::KeepAliveRace, 2)].into(), ..Default::default() };
         let json = serde_json::to_value(&stats).unwrap_or_default();
         assert_eq!(json["failures"]["keep_alive_race"], 2);
         assert!(json["p99_us"].is_null());

@@ -106,17 +106,9 @@ impl Engine {
             next_flow: WAKE + 1,
             workers: HashMap::new(),
             files: HashMap::new(),
-            buffers: Buffers {
-                lines: Vec::with_capacity(BATCH),
-                prefix: Vec::new(),
-            },
+            buffers: Buffers { lines: Vec::with_capacity(BATCH), prefix: Vec::new() },
             journal,
-            common: Common {
-                stats: Stats::default(),
-                events,
-                names,
-                compressor,
-            },
+            common: Common { stats: Stats::default(), events, names, compressor },
             check: None,
         })
     }
@@ -210,11 +202,7 @@ impl Engine {
                 flow.touched = now;
                 self.common.stats.bytes += n as u64;
                 self.emit(id, now, Phase::Feed);
-                if self
-                    .flows
-                    .get(&id)
-                    .is_some_and(|f| !f.lane.unfinished.is_empty())
-                {
+                if self.flows.get(&id).is_some_and(|f| !f.lane.unfinished.is_empty()) {
                     self.check_at(now + QUIET);
                 }
                 Got::Bytes(n)
@@ -302,10 +290,7 @@ impl Engine {
             Some((path, _)) => path.clone(),
             None => Arc::from(path),
         };
-        let file = self
-            .files
-            .entry(path.clone())
-            .or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
+        let file = self.files.entry(path.clone()).or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
         file.configure(settings);
         file.users += 1;
         path
@@ -329,22 +314,13 @@ impl Engine {
                 let mut given = Vec::new();
                 for id in self.ids(key) {
                     if let Some(Flow { lane, pipe, .. }) = self.remove(id) {
-                        given.push(Detached {
-                            source: lane.source,
-                            stream: lane.stream,
-                            pipe,
-                            unfinished: lane.unfinished,
-                        });
+                        given.push(Detached { source: lane.source, stream: lane.stream, pipe, unfinished: lane.unfinished });
                     }
                 }
                 let _ = reply.send(given);
             }
             Command::Configure { app, settings } => self.configure(&app, &settings),
-            Command::Note {
-                app,
-                settings,
-                text,
-            } => {
+            Command::Note { app, settings, text } => {
                 let path = self.acquire(&settings.out, &app, &settings);
                 if let Some(file) = self.files.get_mut(&path) {
                     file.note(&text, Instant::now(), &mut self.common);
@@ -360,9 +336,7 @@ impl Engine {
             }
             Command::Reopen => self.files.values_mut().for_each(LogFile::close),
             Command::Flush { reply } => {
-                self.ids(None)
-                    .into_iter()
-                    .for_each(|id| self.drain(id, PIPE));
+                self.ids(None).into_iter().for_each(|id| self.drain(id, PIPE));
                 let _ = reply.send(());
             }
             Command::Stats { reply } => {
@@ -377,19 +351,11 @@ impl Engine {
     }
 
     fn attach(&mut self, stream: Detached, settings: &Settings) {
-        let Detached {
-            source,
-            stream,
-            pipe,
-            unfinished,
-        } = stream;
+        let Detached { source, stream, pipe, unfinished } = stream;
         let id = self.next_flow;
         self.next_flow += 1;
-        let watched = set_nonblocking(&pipe).and_then(|()| {
-            Ok(self
-                .epoll
-                .add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, id))?)
-        });
+        let watched =
+            set_nonblocking(&pipe).and_then(|()| Ok(self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, id))?));
         if let Err(error) = watched {
             bad_pipe(&self.common, &source, stream, &error);
             return;
@@ -443,21 +409,9 @@ impl Engine {
     fn tail(&mut self, key: u64) -> Vec<TailLine> {
         let ids = self.ids(Some(key));
         ids.iter().for_each(|id| self.drain(*id, PIPE));
-        let mut lines = self
-            .workers
-            .get(&key)
-            .map(|w| w.tail.lines())
-            .unwrap_or_default();
-        for lane in ids
-            .iter()
-            .filter_map(|id| self.flows.get(id))
-            .map(|f| &f.lane)
-            .filter(|l| !l.unfinished.is_empty())
-        {
-            lines.push(TailLine {
-                stream: lane.stream,
-                text: tail::text(&lane.unfinished.bytes),
-            });
+        let mut lines = self.workers.get(&key).map(|w| w.tail.lines()).unwrap_or_default();
+        for lane in ids.iter().filter_map(|id| self.flows.get(id)).map(|f| &f.lane).filter(|l| !l.unfinished.is_empty()) {
+            lines.push(TailLine { stream: lane.stream, text: tail::text(&lane.unfinished.bytes) });
         }
         let surplus = lines.len().saturating_sub(tail::LINES);
         lines.split_off(surplus)
@@ -466,11 +420,7 @@ impl Engine {
     /// The flows of one worker, or all.
     fn ids(&self, key: Option<u64>) -> Vec<u64> {
         let wanted = |flow: &Flow| key.is_none_or(|key| flow.lane.source.key == key);
-        self.flows
-            .iter()
-            .filter(|(_, flow)| wanted(flow))
-            .map(|(id, _)| *id)
-            .collect()
+        self.flows.iter().filter(|(_, flow)| wanted(flow)).map(|(id, _)| *id).collect()
     }
 
     /// Writes lines that have been quiet for long, and tries files in trouble.
@@ -588,9 +538,5 @@ impl Lane {
 
 fn bad_pipe(common: &Common, source: &Source, stream: Stream, error: &io::Error) {
     let (source, error) = (source.clone(), error.to_string());
-    let _ = common.events.send(Event::BadPipe {
-        source,
-        stream,
-        error,
-    });
+    let _ = common.events.send(Event::BadPipe { source, stream, error });
 }

@@ -14,10 +14,7 @@ pub(super) struct Style {
 
 impl From<&Settings> for Style {
     fn from(settings: &Settings) -> Self {
-        Style {
-            format: settings.format,
-            timestamps: settings.timestamps,
-        }
+        Style { format: settings.format, timestamps: settings.timestamps }
     }
 }
 
@@ -27,13 +24,7 @@ const MORE: &[u8] = "…".as_bytes();
 /// Writes what precedes the text of every line that `stream` of `source` has now. It is the same for
 /// a whole batch of lines: the clock is read once for it.
 pub(super) fn prefix(style: Style, source: &Source, stream: Stream, out: &mut Vec<u8>) {
-    head(
-        style,
-        &source.app,
-        Some(source.instance),
-        stream.name(),
-        out,
-    );
+    head(style, &source.app, Some(source.instance), stream.name(), out);
 }
 
 fn head(style: Style, app: &str, instance: Option<u32>, stream: &str, out: &mut Vec<u8>) {
@@ -85,11 +76,7 @@ pub(super) fn record(format: Format, prefix: &[u8], record: Record<'_>, out: &mu
             } else {
                 let _ = serde_json::to_writer(&mut *out, &*String::from_utf8_lossy(record.bytes));
             }
-            let end: &[u8] = if record.partial {
-                b",\"partial\":true}\n"
-            } else {
-                b"}\n"
-            };
+            let end: &[u8] = if record.partial { b",\"partial\":true}\n" } else { b"}\n" };
             out.extend_from_slice(end);
         }
     }
@@ -125,81 +112,39 @@ mod tests {
     use super::*;
 
     fn one(style: Style, bytes: &[u8], continued: bool, partial: bool) -> Vec<u8> {
-        let source = Source {
-            app: "a\"b".into(),
-            instance: 3,
-            key: 1,
-        };
+        let source = Source { app: "a\"b".into(), instance: 3, key: 1 };
         let (mut head, mut out) = (Vec::new(), Vec::new());
         prefix(style, &source, Stream::Err, &mut head);
-        record(
-            style.format,
-            &head,
-            Record {
-                bytes,
-                continued,
-                partial,
-                end: 0,
-            },
-            &mut out,
-        );
+        record(style.format, &head, Record { bytes, continued, partial, end: 0 }, &mut out);
         out
     }
 
     #[test]
     fn text_keeps_every_byte() {
-        let style = Style {
-            format: Format::Text,
-            timestamps: false,
-        };
+        let style = Style { format: Format::Text, timestamps: false };
         assert_eq!(one(style, b"\xff\0 x\r", false, false), b"\xff\0 x\r\n");
         assert_eq!(one(style, b"x", true, true), "…x…\n".as_bytes());
-        let stamped = one(
-            Style {
-                timestamps: true,
-                ..style
-            },
-            b"hello",
-            false,
-            false,
-        );
+        let stamped = one(Style { timestamps: true, ..style }, b"hello", false, false);
         let stamped = String::from_utf8(stamped).expect("UTF-8");
         let (time, rest) = stamped.split_once(' ').expect("a space");
-        assert_eq!(
-            (time.len(), rest),
-            ("2024-06-01T12:00:00.000Z".len(), "hello\n")
-        );
+        assert_eq!((time.len(), rest), ("2024-06-01T12:00:00.000Z".len(), "hello\n"));
         assert!(time.parse::<jiff::Timestamp>().is_ok());
     }
 
     #[test]
     fn json_is_json_whatever_the_line() {
-        let style = Style {
-            format: Format::Json,
-            timestamps: true,
-        };
+        let style = Style { format: Format::Json, timestamps: true };
         let line = one(style, b"say \"\x01\xff\"\\ \xc3\xa9", false, true);
         let value: serde_json::Value = serde_json::from_slice(&line).expect("valid JSON");
         assert_eq!(value["line"], "say \"\u{1}\u{fffd}\"\\ é");
-        assert_eq!(
-            (&value["app"], &value["instance"]),
-            (&"a\"b".into(), &3.into())
-        );
-        assert_eq!(
-            (&value["stream"], &value["partial"]),
-            (&"err".into(), &true.into())
-        );
+        assert_eq!((&value["app"], &value["instance"]), (&"a\"b".into(), &3.into()));
+        assert_eq!((&value["stream"], &value["partial"]), (&"err".into(), &true.into()));
         for byte in 0..=255 {
             let bytes = [b'a', byte, b'z'];
-            let value: serde_json::Value =
-                serde_json::from_slice(&one(style, &bytes, false, false)).expect("valid JSON");
+            let value: serde_json::Value = serde_json::from_slice(&one(style, &bytes, false, false)).expect("valid JSON");
             assert_eq!(value["line"], *String::from_utf8_lossy(&bytes));
         }
-        let own: serde_json::Value =
-            serde_json::from_slice(&own_line(style, "api", "x\ny")).expect("valid JSON");
-        assert_eq!(
-            (&own["stream"], &own["line"]),
-            (&"rsup".into(), &"x\ny".into())
-        );
+        let own: serde_json::Value = serde_json::from_slice(&own_line(style, "api", "x\ny")).expect("valid JSON");
+        assert_eq!((&own["stream"], &own["line"]), (&"rsup".into(), &"x\ny".into()));
     }
 }

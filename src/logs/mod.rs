@@ -21,13 +21,13 @@ mod follow;
 mod format;
 mod frame;
 mod journal;
+#[cfg(test)]
+mod killed_tests;
 mod lines;
 mod pipe;
 mod pump;
 mod rotate;
 mod tail;
-#[cfg(test)]
-mod killed_tests;
 #[cfg(test)]
 mod tests;
 

@@ -15,24 +15,54 @@ pub type Env = Arc<BTreeMap<String, String>>;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Input {
     /// A user's wish; answered by [`Effect::Finished`].
-    Request { op: OpId, app: AppName, request: Request },
+    Request {
+        op: OpId,
+        app: AppName,
+        request: Request,
+    },
     /// The answer to [`Effect::Listen`].
-    Listening { app: AppName, result: Result<(), String> },
+    Listening {
+        app: AppName,
+        result: Result<(), String>,
+    },
     /// The worker's program runs (exec has happened).
-    Spawned { worker: WorkerId, pid: u32 },
-    SpawnFailed { worker: WorkerId, reason: String },
+    Spawned {
+        worker: WorkerId,
+        pid: u32,
+    },
+    SpawnFailed {
+        worker: WorkerId,
+        reason: String,
+    },
     /// The process is gone; `descendants` of it may still live.
-    Exited { worker: WorkerId, exit: Exit, descendants: bool },
+    Exited {
+        worker: WorkerId,
+        exit: Exit,
+        descendants: bool,
+    },
     /// Nothing of an exited worker's tree is left.
-    TreeGone { worker: WorkerId },
+    TreeGone {
+        worker: WorkerId,
+    },
     /// The answer to [`Effect::Probe`].
-    Probed { worker: WorkerId, purpose: Purpose, result: Result<(), String> },
+    Probed {
+        worker: WorkerId,
+        purpose: Purpose,
+        result: Result<(), String>,
+    },
     /// The worker said itself that it is ready.
-    Notified { worker: WorkerId },
+    Notified {
+        worker: WorkerId,
+    },
     /// The answer to [`Effect::Drain`]: nothing is queued or half open at the worker's slot.
-    Drained { worker: WorkerId },
+    Drained {
+        worker: WorkerId,
+    },
     /// Resident bytes of the worker with its descendants.
-    Memory { worker: WorkerId, bytes: u64 },
+    Memory {
+        worker: WorkerId,
+        bytes: u64,
+    },
     /// Everything that is being stopped is to be killed now.
     Hurry,
     /// A deadline of [`super::Supervisor::poll_timeout`] has passed.
@@ -42,16 +72,28 @@ pub enum Input {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Request {
     /// A new app, or a stopped one with a new configuration.
-    Start { spec: Box<AppSpec>, base_env: Env },
+    Start {
+        spec: Box<AppSpec>,
+        base_env: Env,
+    },
     /// A stopped app, or one with errored workers, as it was last configured.
     Resume,
     Stop,
     Delete,
     /// Stop all workers, then start them again; connections wait meanwhile.
-    Restart { spec: Box<AppSpec>, base_env: Option<Env> },
+    Restart {
+        spec: Box<AppSpec>,
+        base_env: Option<Env>,
+    },
     /// Replace worker by worker. `queue`: after the action under way, instead of being refused.
-    Reload { spec: Box<AppSpec>, base_env: Option<Env>, queue: bool },
-    Scale { instances: u16 },
+    Reload {
+        spec: Box<AppSpec>,
+        base_env: Option<Env>,
+        queue: bool,
+    },
+    Scale {
+        instances: u16,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,26 +106,64 @@ pub enum Purpose {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Effect {
     /// Hold exactly these addresses, each with at least `slots` slots; answered by [`Input::Listening`].
-    Listen { app: AppName, addresses: Vec<Listen>, slots: u16 },
+    Listen {
+        app: AppName,
+        addresses: Vec<Listen>,
+        slots: u16,
+    },
     /// Close every listening socket of the app.
-    Unlisten { app: AppName },
+    Unlisten {
+        app: AppName,
+    },
     /// New connections go to the slots by weight; with no weight at all they are held.
-    Steer { app: AppName, balance: Balance, tables: Vec<Steering> },
+    Steer {
+        app: AppName,
+        balance: Balance,
+        tables: Vec<Steering>,
+    },
     /// Whether rsup itself accepts what arrives at the slot and passes it to a ready worker.
-    Relay { app: AppName, slot: u16, on: bool },
-    Spawn { worker: WorkerId, instance: u16, revision: Arc<Revision> },
+    Relay {
+        app: AppName,
+        slot: u16,
+        on: bool,
+    },
+    Spawn {
+        worker: WorkerId,
+        instance: u16,
+        revision: Arc<Revision>,
+    },
     /// One try; answered by [`Input::Probed`] within the probe's timeout.
-    Probe { worker: WorkerId, purpose: Purpose },
+    Probe {
+        worker: WorkerId,
+        purpose: Purpose,
+    },
     /// Answered by [`Input::Drained`] once nothing waits at the slot any more.
-    Drain { worker: WorkerId },
-    Signal { worker: WorkerId, signal: i32, reach: Reach },
+    Drain {
+        worker: WorkerId,
+    },
+    Signal {
+        worker: WorkerId,
+        signal: i32,
+        reach: Reach,
+    },
     /// The worker and all its descendants are gone.
-    Forget { worker: WorkerId },
+    Forget {
+        worker: WorkerId,
+    },
     Progress(Progress),
-    Finished { op: OpId, result: Result<(), OpError> },
-    Log { app: AppName, text: String, bad: bool },
+    Finished {
+        op: OpId,
+        result: Result<(), OpError>,
+    },
+    Log {
+        app: AppName,
+        text: String,
+        bad: bool,
+    },
     /// The app is deleted.
-    Removed { app: AppName },
+    Removed {
+        app: AppName,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -53,7 +53,9 @@ impl Supervisor {
             Input::Request { op, app, request } => requests::handle(apps, &app, op, request, &mut cx),
             Input::Listening { app, result } => with(apps, &app, &mut cx, |app, cx| app.on_listening(&result, cx)),
             Input::Spawned { worker, pid } => with(apps, &worker.app, &mut cx, |app, cx| app.on_spawned(&worker, pid, cx)),
-            Input::SpawnFailed { worker, reason } => with(apps, &worker.app, &mut cx, |app, cx| app.on_spawn_failed(&worker, &reason, cx)),
+            Input::SpawnFailed { worker, reason } => {
+                with(apps, &worker.app, &mut cx, |app, cx| app.on_spawn_failed(&worker, &reason, cx))
+            }
             Input::Exited { worker, exit, descendants } => {
                 with(apps, &worker.app, &mut cx, |app, cx| app.on_exited(&worker, exit, descendants, cx));
             }

@@ -22,7 +22,11 @@ pub struct Policy {
 pub enum SlotView {
     /// No process: the slot can be used.
     Parked,
-    Live { instance: u16, fresh: bool, stage: Stage },
+    Live {
+        instance: u16,
+        fresh: bool,
+        stage: Stage,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,13 @@ pub fn handle(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, reque
     }
 }
 
-fn begin(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Result<(), OpError> {
+fn begin(
+    apps: &mut BTreeMap<AppName, App>,
+    name: &AppName,
+    op: OpId,
+    request: Request,
+    cx: &mut Context<'_>,
+) -> Result<(), OpError> {
     let kind = request.kind();
     let Some(app) = apps.get_mut(name) else {
         let app = first(name, op, request, cx)?;
@@ -31,7 +37,8 @@ fn begin(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: R
     match request {
         Request::Stop | Request::Delete => {
             supersede(app, kind, cx);
-            app.wanted = if kind == OperationKind::Stop && app.wanted != Wanted::Deleted { Wanted::Down } else { Wanted::Deleted };
+            app.wanted =
+                if kind == OperationKind::Stop && app.wanted != Wanted::Deleted { Wanted::Down } else { Wanted::Deleted };
             app.reason = None;
             app.operation = Some(Operation { kind, since: cx.now, op, before: None, course: Course::Forward { deadline: None } });
             Ok(())
@@ -110,9 +117,12 @@ fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Re
             app.note("started".into(), false, cx);
             Ok(app)
         }
-        Request::Resume | Request::Stop | Request::Delete | Request::Restart { .. } | Request::Reload { .. } | Request::Scale { .. } => {
-            Err(refused(FailureCode::UnknownApp, format!("there is no app `{name}`"), "rsup list"))
-        }
+        Request::Resume
+        | Request::Stop
+        | Request::Delete
+        | Request::Restart { .. }
+        | Request::Reload { .. }
+        | Request::Scale { .. } => Err(refused(FailureCode::UnknownApp, format!("there is no app `{name}`"), "rsup list")),
     }
 }
 
@@ -178,7 +188,12 @@ fn not_running(app: &App) -> Result<(), OpError> {
         return Ok(());
     }
     let hint = format!("rsup reload {} replaces its workers without a gap", app.name);
-    Err(OpError { code: FailureCode::AlreadyRunning, message: format!("`{}` runs already", app.name), hint: Some(hint), worker: None })
+    Err(OpError {
+        code: FailureCode::AlreadyRunning,
+        message: format!("`{}` runs already", app.name),
+        hint: Some(hint),
+        worker: None,
+    })
 }
 
 fn refused(code: FailureCode, message: String, hint: &str) -> OpError {

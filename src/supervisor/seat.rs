@@ -31,7 +31,9 @@ pub enum Hold {
     /// It is to be filled at once.
     #[default]
     Open,
-    Backoff { until: Time },
+    Backoff {
+        until: Time,
+    },
     /// Given up after `max_restarts`.
     Errored,
     /// Ended, and by policy not started again.
@@ -66,7 +68,11 @@ impl Seat {
         if ending.was_ready && ending.uptime >= policy.reset_after {
             self.streak = 0;
         }
-        if ending.was_ready && ending.uptime >= policy.min_uptime { self.unstable = 0 } else { self.unstable += 1 }
+        if ending.was_ready && ending.uptime >= policy.min_uptime {
+            self.unstable = 0
+        } else {
+            self.unstable += 1
+        }
         if self.unstable > policy.max_restarts {
             self.hold = Hold::Errored;
             self.reason = Some(format!("{}; given up after {} restarts", ending.reason, policy.max_restarts));

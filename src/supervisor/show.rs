@@ -31,7 +31,8 @@ impl App {
     fn view(&self, now: Time) -> AppView {
         let mut workers: Vec<WorkerView> = self.workers().map(|w| self.worker_view(w, now)).collect();
         if self.wanted == Wanted::Up {
-            workers.extend(self.seats.iter().enumerate().filter_map(|(instance, seat)| self.empty_seat(instance as u16, seat, now)));
+            workers
+                .extend(self.seats.iter().enumerate().filter_map(|(instance, seat)| self.empty_seat(instance as u16, seat, now)));
         }
         workers.sort_by_key(|w| (w.instance, w.generation));
         AppView {
@@ -41,7 +42,10 @@ impl App {
             instances: self.instances,
             listen: self.spec().listen.iter().map(ToString::to_string).collect(),
             workers,
-            operation: self.operation.as_ref().map(|o| OperationView { kind: o.kind, since_ms: now.since(o.since).as_millis() as u64 }),
+            operation: self
+                .operation
+                .as_ref()
+                .map(|o| OperationView { kind: o.kind, since_ms: now.since(o.since).as_millis() as u64 }),
             reason: self.reason.clone(),
             relayed: 0,
         }

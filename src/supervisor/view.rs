@@ -13,7 +13,10 @@ use crate::config::{AppName, AppSpec};
 #[serde(rename_all = "snake_case")]
 pub enum Exit {
     Code(i32),
-    Signal { signal: i32, core_dumped: bool },
+    Signal {
+        signal: i32,
+        core_dumped: bool,
+    },
     /// The status went to somebody else (the process was not our child).
     Unknown,
 }
@@ -214,15 +217,21 @@ pub struct Progress {
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     Started,
-    Ready { after_ms: u64 },
+    Ready {
+        after_ms: u64,
+    },
     /// Out of the traffic; its queue empties.
     Draining,
     /// Has its stop signal.
     Stopping,
     Killed,
-    Gone { exit: Exit },
+    Gone {
+        exit: Exit,
+    },
     /// Will be tried again, or the action fails.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 /// The kind of a failure, for programs; the message beside it is for people.

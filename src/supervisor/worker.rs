@@ -14,6 +14,13 @@ use std::sync::Arc;
 /// is longer. (Kubernetes' default period.)
 const READY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How long a worker that starts, and was not ready `uptime` after its start, is left alone: a share
+/// of that time, so that it is seen soon after it is ready, fast or slow as it may be; but no less
+/// than 10 ms, and no more than `interval`.
+fn pause_while_starting(uptime: Duration, interval: Duration) -> Duration {
+    (uptime / 32).max(Duration::from_millis(10)).min(interval)
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
     pub id: WorkerId,
@@ -34,15 +41,34 @@ pub struct Worker {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
     /// fork(2) is asked for, exec not yet confirmed.
-    Spawning { deadline: Time },
-    Starting { deadline: Time, readiness: Clock },
-    Ready { since: Time, unready: bool, readiness: Clock, liveness: Clock },
-    Draining { until: Time },
-    Stopping { kill_at: Time },
-    Killing { since: Time },
+    Spawning {
+        deadline: Time,
+    },
+    Starting {
+        deadline: Time,
+        readiness: Clock,
+    },
+    Ready {
+        since: Time,
+        unready: bool,
+        readiness: Clock,
+        liveness: Clock,
+    },
+    Draining {
+        until: Time,
+    },
+    Stopping {
+        kill_at: Time,
+    },
+    Killing {
+        since: Time,
+    },
     /// The process is gone, descendants of it are not. They are killed at `kill_at`, and again and
     /// again: one may have been forked while the others were looked for.
-    Sweeping { kill_at: Time, killed: bool },
+    Sweeping {
+        kill_at: Time,
+        killed: bool,
+    },
 }
 
 /// The rhythm of one kind of probe, and its streak of equal results.
@@ -93,7 +119,8 @@ impl Clock {
             Next::UnderWay => self.next = Next::At(next),
             Next::Never | Next::At(_) => return None,
         }
-        let (streak, other) = if ok { (&mut self.successes, &mut self.failures) } else { (&mut self.failures, &mut self.successes) };
+        let (streak, other) =
+            if ok { (&mut self.successes, &mut self.failures) } else { (&mut self.failures, &mut self.successes) };
         *other = 0;
         *streak = streak.saturating_add(1);
         Some(*streak)
@@ -193,7 +220,8 @@ impl Worker {
         let probe = &self.revision.spec.readiness;
         match &mut self.state {
             State::Starting { readiness, .. } => {
-                let Some(streak) = readiness.count(ok, now + probe.interval) else { return Verdict::Stale };
+                let pause = if ok { probe.interval } else { pause_while_starting(now.since(self.started), probe.interval) };
+                let Some(streak) = readiness.count(ok, now + pause) else { return Verdict::Stale };
                 if ok && streak >= probe.success_threshold {
                     self.become_ready(now);
                     return Verdict::BecameReady;
@@ -248,5 +276,27 @@ impl Worker {
             State::Stopping { kill_at } | State::Sweeping { kill_at, .. } => Some(*kill_at),
             State::Killing { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_starts_is_tried_often_at_first_and_at_its_interval_later() {
+        let ms = Duration::from_millis;
+        let interval = ms(250);
+        assert_eq!(pause_while_starting(ms(0), interval), ms(10));
+        assert_eq!(pause_while_starting(ms(640), interval), ms(20));
+        assert_eq!(pause_while_starting(ms(60_000), interval), interval);
+        assert_eq!(pause_while_starting(ms(60_000), ms(5)), ms(5));
+        // Seen within a thirtieth of its start, for less than 150 tries until the interval is reached.
+        let (mut uptime, mut tries) = (ms(0), 0);
+        while pause_while_starting(uptime, interval) < interval {
+            uptime += pause_while_starting(uptime, interval);
+            tries += 1;
+        }
+        assert!(uptime < ms(8_250) && tries < 150, "{uptime:?} {tries}");
     }
 }

@@ -16,10 +16,7 @@ struct Control([u64; 4]);
 /// # Safety
 /// `socket` and `fd` must be open.
 pub(super) unsafe fn send(socket: c_int, payload: &[u8], fd: Option<c_int>) -> bool {
-    let iov = libc::iovec {
-        iov_base: payload.as_ptr().cast_mut().cast(),
-        iov_len: payload.len(),
-    };
+    let iov = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
     let mut control = Control::default();
     // SAFETY: all pointers are to locals that outlive the call; the kernel only reads them. The
     // CMSG_* macros stay within `control`, of which `msg_controllen` is a part.
@@ -42,14 +39,8 @@ pub(super) unsafe fn send(socket: c_int, payload: &[u8], fd: Option<c_int>) -> b
 
 /// Receives what [`send`] sent: the length of the payload (0 at the end) and the descriptor,
 /// close-on-exec.
-pub(super) fn receive(
-    socket: impl AsFd,
-    payload: &mut [u8],
-) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut iov = libc::iovec {
-        iov_base: payload.as_mut_ptr().cast(),
-        iov_len: payload.len(),
-    };
+pub(super) fn receive(socket: impl AsFd, payload: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut iov = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
     let mut control = Control::default();
     // SAFETY: all pointers are to locals and to `payload`, with their lengths; the kernel writes
     // no more than those. A descriptor in the message is a new one, for us alone.
@@ -65,9 +56,7 @@ pub(super) fn receive(
             usize::try_from(got).map_err(|_| io::Error::last_os_error())
         })?;
         let head = libc::CMSG_FIRSTHDR(&raw const message);
-        let fd = (!head.is_null()
-            && (*head).cmsg_level == libc::SOL_SOCKET
-            && (*head).cmsg_type == libc::SCM_RIGHTS)
+        let fd = (!head.is_null() && (*head).cmsg_level == libc::SOL_SOCKET && (*head).cmsg_type == libc::SCM_RIGHTS)
             .then(|| raw::own(libc::CMSG_DATA(head).cast::<c_int>().read_unaligned()));
         Ok((got, fd))
     }

@@ -26,11 +26,7 @@ impl fmt::Display for Holder {
         if !self.command.is_empty() && self.command != self.name {
             // Enough to recognise it by.
             let shown: String = self.command.chars().take(120).collect();
-            let cut = if shown.len() < self.command.len() {
-                "…"
-            } else {
-                ""
-            };
+            let cut = if shown.len() < self.command.len() { "…" } else { "" };
             write!(f, ": {shown}{cut}")?;
         }
         f.write_str(")")
@@ -44,11 +40,7 @@ impl fmt::Display for Holder {
 /// When neither the kernel's list of sockets nor `/proc` can be read.
 pub fn of_tcp(addr: SocketAddr) -> io::Result<Vec<Holder>> {
     let found = sockdiag::listeners(addr.port())?;
-    let mut inodes: Vec<u64> = found
-        .iter()
-        .filter(|other| overlap(addr, other))
-        .map(|other| other.inode)
-        .collect();
+    let mut inodes: Vec<u64> = found.iter().filter(|other| overlap(addr, other)).map(|other| other.inode).collect();
     if inodes.is_empty() {
         // Bound to it by a rule not known here: any listener of the port is the better answer.
         inodes = found.iter().map(|other| other.inode).collect();
@@ -98,11 +90,7 @@ pub(super) fn inode_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 fn socket_inode(link: &Path) -> Option<u64> {
-    link.to_str()?
-        .strip_prefix("socket:[")?
-        .strip_suffix(']')?
-        .parse()
-        .ok()
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// The processes that have one of these sockets open, by id.
@@ -112,11 +100,7 @@ pub(super) fn of_inodes(inodes: &[u64]) -> io::Result<Vec<Holder>> {
         return Ok(holders);
     }
     for process in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         // Gone meanwhile, or another user's.
@@ -139,14 +123,7 @@ pub(super) fn of_inodes(inodes: &[u64]) -> io::Result<Vec<Holder>> {
 fn describe(pid: u32) -> Holder {
     let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let arguments = read("cmdline");
-    let command: Vec<_> = arguments
-        .split(|&byte| byte == 0)
-        .filter(|argument| !argument.is_empty())
-        .map(String::from_utf8_lossy)
-        .collect();
-    Holder {
-        pid,
-        name: String::from_utf8_lossy(&read("comm")).trim_end().to_owned(),
-        command: command.join(" "),
-    }
+    let command: Vec<_> =
+        arguments.split(|&byte| byte == 0).filter(|argument| !argument.is_empty()).map(String::from_utf8_lossy).collect();
+    Holder { pid, name: String::from_utf8_lossy(&read("comm")).trim_end().to_owned(), command: command.join(" ") }
 }

@@ -5,6 +5,9 @@
 //!
 //! * A socket's index in the group is the order of `listen(2)`. When a member leaves, the last one
 //!   moves into its hole; so sockets are only ever closed from the tail.
+//! * A worker can take its socket out of the group: `shutdown(2)` on a listening socket ends it for
+//!   all who hold it, and some servers (.NET, WEBrick) do so before they close it. So the order of
+//!   the sockets here and their indexes in the kernel are two things: see [`Group::mend`].
 //! * Closing a listening socket resets every connection in its accept queue. Workers hold
 //!   inherited copies, so the queue lives as long as this process keeps its own copy.
 //! * Blocking mode (`O_NONBLOCK`) belongs to the open file description, which the workers share:
@@ -47,13 +50,27 @@ pub enum Family {
     V6Mapped,
 }
 
-/// All listening sockets of one TCP address, in index order.
+/// All listening sockets of one TCP address.
 #[derive(Debug)]
 pub struct Group {
     /// As configured, with the actual port; IPv4 for [`Family::V6Mapped`] too.
     addr: SocketAddr,
     family: Family,
+    /// By slot.
     sockets: Vec<Socket>,
+    /// The kernel's index of each.
+    indexes: Vec<usize>,
+}
+
+/// What [`Group::mend`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mended {
+    /// All sockets listen.
+    Whole,
+    /// Some had been shut down and listen again; indexes have changed.
+    Again,
+    /// The same, but so many at once that the order of the others is not known for sure.
+    Unsure,
 }
 
 impl Group {
@@ -74,23 +91,12 @@ impl Group {
         };
         let limit = steer::max_slots_of(addr, family);
         if size == 0 || size > limit {
-            return Err(ListenError::TooMany {
-                addr,
-                slots: size,
-                limit,
-            });
+            return Err(ListenError::TooMany { addr, slots: size, limit });
         }
         let first = open_socket(addr, family, Sharing::AfterListen)?;
-        let actual = first
-            .local_addr()
-            .map_err(|error| ListenError::new(addr, "getsockname", error))?
-            .as_socket()
-            .unwrap_or(addr);
-        let mut group = Group {
-            addr: actual,
-            family,
-            sockets: vec![first],
-        };
+        let actual =
+            first.local_addr().map_err(|error| ListenError::new(addr, "getsockname", error))?.as_socket().unwrap_or(addr);
+        let mut group = Group { addr: actual, family, sockets: vec![first], indexes: vec![0] };
         group.grow(size)?;
         Ok(group)
     }
@@ -109,18 +115,11 @@ impl Group {
             }
             let this = identity(socket)?;
             if *seen.get_or_insert(this) != this {
-                return Err(invalid(format!(
-                    "socket {index} listens on {} instead",
-                    this.0
-                )));
+                return Err(invalid(format!("socket {index} listens on {} instead", this.0)));
             }
         }
         let (addr, family) = seen.ok_or_else(|| invalid("no sockets".to_owned()))?;
-        Ok(Group {
-            addr,
-            family,
-            sockets,
-        })
+        Ok(Group { addr, family, indexes: (0..sockets.len()).collect(), sockets })
     }
 
     /// The address, with the port that was picked if 0 was asked for. For [`Family::V6Mapped`]
@@ -156,16 +155,15 @@ impl Group {
     pub fn grow(&mut self, size: usize) -> Result<(), ListenError> {
         let limit = steer::max_slots_of(self.addr, self.family);
         if size > limit {
-            return Err(ListenError::TooMany {
-                addr: self.addr,
-                slots: size,
-                limit,
-            });
+            return Err(ListenError::TooMany { addr: self.addr, slots: size, limit });
         }
         let before = self.sockets.len();
         while self.sockets.len() < size {
             match open_socket(self.addr, self.family, Sharing::FromTheStart) {
-                Ok(socket) => self.sockets.push(socket),
+                Ok(socket) => {
+                    self.indexes.push(self.sockets.len());
+                    self.sockets.push(socket);
+                }
                 Err(error) => {
                     self.shrink(before);
                     return Err(error);
@@ -183,10 +181,97 @@ impl Group {
     /// leaves the kernel's group too.
     pub fn shrink(&mut self, size: usize) {
         while self.sockets.len() > size.max(1) {
-            if let Some(socket) = self.sockets.pop() {
+            if let (Some(socket), Some(index)) = (self.sockets.pop(), self.indexes.pop()) {
                 retire(&socket);
+                let last = self.sockets.len();
+                self.indexes.iter_mut().filter(|i| **i == last).for_each(|i| *i = index);
             }
         }
+    }
+
+    /// The kernel's index of a slot's socket, which is what a steering program returns.
+    ///
+    /// # Panics
+    /// When `slot` is not below [`Group::len`].
+    #[must_use]
+    pub fn index_of(&self, slot: usize) -> usize {
+        self.indexes[slot]
+    }
+
+    /// Makes sockets listen again that somebody shut down. The program in force then names wrong
+    /// sockets, as it did since they were shut down: [`Group::steer`] follows.
+    ///
+    /// With each that leaves, the kernel moves the last one into its hole
+    /// (`__reuseport_detach_sock`); one that listens again comes last. When several leave at the
+    /// same time, nobody says in which order, so the group is asked: see [`Group::identify`].
+    ///
+    /// # Errors
+    /// When one cannot listen again: it is then in no place that a program could name.
+    pub fn mend(&mut self) -> io::Result<Mended> {
+        let mut mended = Mended::Whole;
+        // Others may be shut down in the meantime.
+        for _ in 0..ROUNDS {
+            let mut left = Vec::new();
+            for (slot, socket) in self.sockets.iter().enumerate() {
+                if !socket.is_listener()? {
+                    left.push(slot);
+                }
+            }
+            if left.is_empty() {
+                return Ok(mended);
+            }
+            let end = self.sockets.len() - left.len();
+            for (gone, slot) in left.iter().enumerate() {
+                let (hole, last) = (self.indexes[*slot], self.sockets.len() - gone - 1);
+                self.indexes.iter_mut().filter(|i| **i == last).for_each(|i| *i = hole);
+                self.indexes[*slot] = usize::MAX;
+            }
+            for (at, slot) in left.iter().enumerate() {
+                self.sockets[*slot].listen(BACKLOG)?;
+                self.indexes[*slot] = end + at;
+            }
+            mended = match self.identify() {
+                Ok(indexes) => {
+                    self.indexes = indexes;
+                    Mended::Again
+                }
+                Err(_) if left.len() == 1 => Mended::Again,
+                Err(_) => Mended::Unsure,
+            };
+        }
+        Ok(Mended::Unsure)
+    }
+
+    /// The kernel's index of every slot, found out by probes: each socket offers a maximum segment
+    /// size of its own for the moment, and a connection by way of an index shows that of the socket
+    /// it found. Who else connects in that moment gets somewhat smaller segments, nothing worse;
+    /// workers see a connection that says nothing, as with probes.
+    fn identify(&self) -> io::Result<Vec<usize>> {
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, "probes did not tell the sockets of a group apart");
+        if self.sockets.len() > MOST_TOLD_APART {
+            return Err(unknown());
+        }
+        let offer = |socket: &Socket, size: usize| raw::setsockopt_int(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, size as i32);
+        for (slot, socket) in self.sockets.iter().enumerate() {
+            offer(socket, LEAST_SEGMENT + slot * SEGMENT_STEP)?;
+        }
+        let target = steer::probe_target(self.addr, self.family);
+        let slot_at = |index: usize| {
+            let probe = steer::probe_socket(target, index)?;
+            probe.connect_timeout(&target.into(), PROBE)?;
+            let info: libc::tcp_info = raw::getsockopt(&probe, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+            // Without the 12 bytes of timestamps, where those are in use.
+            Ok((info.tcpi_snd_mss as usize + SEGMENT_STEP - 1).saturating_sub(LEAST_SEGMENT) / SEGMENT_STEP)
+        };
+        let found: io::Result<Vec<usize>> = (0..self.sockets.len()).map(slot_at).collect();
+        for socket in &self.sockets {
+            offer(socket, 0)?;
+        }
+        let mut indexes = vec![usize::MAX; self.sockets.len()];
+        for (index, slot) in found?.into_iter().enumerate() {
+            *indexes.get_mut(slot).ok_or_else(unknown)? = index;
+        }
+        if indexes.contains(&usize::MAX) { Err(unknown()) } else { Ok(indexes) }
     }
 
     /// The socket of a slot.
@@ -222,8 +307,15 @@ impl Group {
                 self.addr
             )));
         }
-        let program =
-            steer::program(table, self.family).map_err(|error| invalid(error.to_string()))?;
+        let mut by_index = steer::Table {
+            weights: vec![0; self.sockets.len()],
+            hold: self.indexes[table.hold.min(self.sockets.len() - 1)],
+            balance: table.balance,
+        };
+        for (weight, index) in table.weights.iter().zip(&self.indexes) {
+            by_index.weights[*index] = *weight;
+        }
+        let program = steer::program(&by_index, self.family).map_err(|error| invalid(error.to_string()))?;
         queue::attach_program(self.get(0)?, &program)
     }
 
@@ -233,6 +325,15 @@ impl Group {
     /// `InvalidInput` for a slot that does not exist.
     pub fn backlog(&self, index: usize) -> io::Result<Backlog> {
         backlog(self.get(index)?)
+    }
+
+    /// Ends the listening for good, at once and for all who hold copies: closing alone would take
+    /// effect only with the last copy. What is still queued is reset.
+    pub fn end(self) {
+        for socket in &self.sockets {
+            // One that a worker has shut down already has nothing left to end.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
     }
 
     /// Processes other than this one's sockets that listen on the very same address: they have
@@ -280,10 +381,7 @@ impl Group {
                 (Ipv4Addr::UNSPECIFIED, self.addr.port()).into()
             }
             _ => {
-                return Err(ListenError::Family {
-                    addr: self.addr,
-                    want,
-                });
+                return Err(ListenError::Family { addr: self.addr, want });
             }
         };
         let mut fresh: Vec<Socket> = Vec::with_capacity(self.sockets.len());
@@ -297,6 +395,7 @@ impl Group {
             }
         }
         let old = std::mem::replace(&mut self.sockets, fresh);
+        self.indexes = (0..self.sockets.len()).collect();
         self.addr = addr;
         self.family = want;
         Ok(empty(old, addr.port()))
@@ -304,15 +403,21 @@ impl Group {
 
     fn get(&self, index: usize) -> io::Result<&Socket> {
         self.sockets.get(index).ok_or_else(|| {
-            let text = format!(
-                "slot {index} of {}: there are {}",
-                self.addr,
-                self.sockets.len()
-            );
+            let text = format!("slot {index} of {}: there are {}", self.addr, self.sockets.len());
             io::Error::new(io::ErrorKind::InvalidInput, text)
         })
     }
 }
+
+/// How often [`Group::mend`] looks again for sockets shut down meanwhile.
+const ROUNDS: usize = 8;
+
+/// For [`Group::identify`]: segment sizes that the kernel takes are 88 to 32767.
+const LEAST_SEGMENT: usize = 536;
+const SEGMENT_STEP: usize = 16;
+const MOST_TOLD_APART: usize = (32_767 - LEAST_SEGMENT) / SEGMENT_STEP;
+/// The probe stays on this machine. Only a full accept queue makes it wait.
+const PROBE: Duration = Duration::from_millis(50);
 
 /// How long [`Group::change_family`] waits for handshakes under way.
 const HANDSHAKES: Duration = Duration::from_millis(250);
@@ -370,27 +475,18 @@ fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Soc
         let only = family == Family::V6 { only: true };
         socket.set_only_v6(only).map_err(fail("IPV6_V6ONLY"))?;
     }
-    socket
-        .set_reuse_address(true)
-        .map_err(fail("SO_REUSEADDR"))?;
+    socket.set_reuse_address(true).map_err(fail("SO_REUSEADDR"))?;
     socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
     if sharing == Sharing::AfterListen {
         // A socket that listens without SO_REUSEPORT would have no group, and as the only one no
         // program could be attached to it (reuseport_attach_prog: EINVAL). Attached before, it
         // brings the group to life; and all that comes before the first real program waits in
         // slot 0.
-        let hold = [libc::sock_filter {
-            code: (libc::BPF_RET | libc::BPF_K) as u16,
-            jt: 0,
-            jf: 0,
-            k: 0,
-        }];
+        let hold = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 }];
         queue::attach_program(&socket, &hold).map_err(fail("SO_ATTACH_REUSEPORT_CBPF"))?;
         socket.set_reuse_port(false).map_err(fail("SO_REUSEPORT"))?;
     }
-    socket
-        .bind(&SockAddr::from(bind_to))
-        .map_err(fail("bind"))?;
+    socket.bind(&SockAddr::from(bind_to)).map_err(fail("bind"))?;
     socket.listen(BACKLOG).map_err(fail("listen"))?;
     if sharing == Sharing::AfterListen {
         socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
@@ -413,12 +509,7 @@ fn identity(socket: &Socket) -> io::Result<(SocketAddr, Family)> {
         SocketAddr::V4(_) => (addr, Family::V4),
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
             Some(ip) => ((ip, addr.port()).into(), Family::V6Mapped),
-            None => (
-                addr,
-                Family::V6 {
-                    only: socket.only_v6()?,
-                },
-            ),
+            None => (addr, Family::V6 { only: socket.only_v6()? }),
         },
     })
 }

@@ -41,13 +41,7 @@ fn pidfd(pid: u32, flags: libc::c_uint) -> io::Result<OwnedFd> {
 pub fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     // SAFETY: integers and a null pointer, which stands for the information kill(2) would give.
     check_long(unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_fd().as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
     })?;
     Ok(())
 }
@@ -85,10 +79,7 @@ impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Exit::Code(code) => write!(f, "exit code {code}"),
-            Exit::Signal {
-                signal,
-                core_dumped,
-            } => {
+            Exit::Signal { signal, core_dumped } => {
                 f.write_str(&signal_name(signal))?;
                 f.write_str(if core_dumped { " (core dumped)" } else { "" })
             }
@@ -128,10 +119,7 @@ fn waitid(kind: libc::idtype_t, id: libc::id_t, flags: c_int) -> io::Result<Opti
     let exit = match info.si_code {
         _ if pid == 0 => return Ok(None),
         libc::CLD_EXITED => Exit::Code(status),
-        code => Exit::Signal {
-            signal: status,
-            core_dumped: code == libc::CLD_DUMPED,
-        },
+        code => Exit::Signal { signal: status, core_dumped: code == libc::CLD_DUMPED },
     };
     Ok(Some((pid as u32, exit)))
 }
@@ -167,13 +155,11 @@ pub fn reap_orphans(known: impl Fn(u32) -> bool) -> io::Result<Vec<(u32, Exit)>>
         }
     }
     // A known one is first in line and would hide those behind it.
-    for pid in procfs::zombie_children() {
-        if !known(pid) {
-            match waitid(libc::P_PID, pid, 0) {
-                Ok(found) => reaped.extend(found),
-                Err(error) if no_child(&error) => {}
-                Err(error) => return Err(error),
-            }
+    for pid in procfs::zombie_children(&known) {
+        match waitid(libc::P_PID, pid, 0) {
+            Ok(found) => reaped.extend(found),
+            Err(error) if no_child(&error) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(reaped)
@@ -206,10 +192,7 @@ pub fn raise_nofile() -> io::Result<Limit> {
 /// so it may be kept across a restart of rsup, not across a boot ([`boot_id`]).
 #[must_use]
 pub fn now() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is valid for writes. The call cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -220,9 +203,7 @@ pub fn now() -> Duration {
 /// # Errors
 /// When `/proc` is not mounted.
 pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// Who is at the other end of a unix socket, as of connect(2) (`SO_PEERCRED`, unix(7)).
@@ -242,11 +223,7 @@ pub struct Peer {
 /// When `socket` is none.
 pub fn peer_credentials(socket: impl AsFd) -> io::Result<Peer> {
     let cred: libc::ucred = raw::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
-    Ok(Peer {
-        pid: cred.pid as u32,
-        uid: cred.uid,
-        gid: cred.gid,
-    })
+    Ok(Peer { pid: cred.pid as u32, uid: cred.uid, gid: cred.gid })
 }
 
 /// The name of a signal, with its SIG: `SIGTERM`, `SIGRTMIN+3`; a number without a name as
@@ -273,28 +250,13 @@ pub fn signal_number(name: &str) -> Option<i32> {
     }
     let short = upper.strip_prefix("SIG").unwrap_or(&upper);
     let number = if let Some(rest) = short.strip_prefix("RTMIN") {
-        libc::SIGRTMIN()
-            + if rest.is_empty() {
-                0
-            } else {
-                rest.strip_prefix('+')?.parse().ok()?
-            }
+        libc::SIGRTMIN() + if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? }
     } else if let Some(rest) = short.strip_prefix("RTMAX") {
-        libc::SIGRTMAX()
-            - if rest.is_empty() {
-                0
-            } else {
-                rest.strip_prefix('-')?.parse().ok()?
-            }
+        libc::SIGRTMAX() - if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? }
     } else {
-        return format!("SIG{short}")
-            .parse::<Signal>()
-            .ok()
-            .map(|signal| signal as i32);
+        return format!("SIG{short}").parse::<Signal>().ok().map(|signal| signal as i32);
     };
-    (libc::SIGRTMIN()..=libc::SIGRTMAX())
-        .contains(&number)
-        .then_some(number)
+    (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number)
 }
 
 /// All signals blocked on this thread until dropped: around a fork, so that the child never runs
@@ -337,17 +299,7 @@ mod tests {
         assert_eq!(signal_number(" 9 "), Some(9));
         assert_eq!(signal_number("SIGRTMIN+3"), Some(libc::SIGRTMIN() + 3));
         assert_eq!(signal_number("RTMAX-1"), Some(libc::SIGRTMAX() - 1));
-        for bad in [
-            "",
-            "0",
-            "-1",
-            "99",
-            "TREM",
-            "SIG",
-            "RTMIN+99",
-            "RTMIN-1",
-            "SIGSIGTERM",
-        ] {
+        for bad in ["", "0", "-1", "99", "TREM", "SIG", "RTMIN+99", "RTMIN-1", "SIGSIGTERM"] {
             assert_eq!(signal_number(bad), None, "{bad}");
         }
         for signal in 1..=libc::SIGRTMAX() {
@@ -358,10 +310,7 @@ mod tests {
         }
         assert_eq!(signal_name(15), "SIGTERM");
         assert_eq!(signal_name(99), "signal 99");
-        let exit = Exit::Signal {
-            signal: 11,
-            core_dumped: true,
-        };
+        let exit = Exit::Signal { signal: 11, core_dumped: true };
         assert_eq!(exit.to_string(), "SIGSEGV (core dumped)");
     }
 

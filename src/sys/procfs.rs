@@ -3,21 +3,21 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 mod children;
 mod meter;
+pub(super) use children::zombie_children;
 pub use children::{PipeId, children, is_alive, resident, session_of, writes_to};
 pub use meter::Meter;
 
 /// When a process was started, in clock ticks since boot (`/proc/PID/stat`, field 22). With the
 /// process id, this names a process for good, within one boot.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct StartTime(pub u64);
 
@@ -48,18 +48,19 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let (user, system) = (number(9)?, number(0)?); // 14, 15
     let children_ticks = number(0)?.saturating_add(number(0)?); // 16, 17
     let started = StartTime(number(4)?); // 22
-    Some(Stat {
-        state,
-        parent,
-        ticks: user.saturating_add(system),
-        children_ticks,
-        started,
-    })
+    Some(Stat { state, parent, ticks: user.saturating_add(system), children_ticks, started })
 }
 
 fn stat(pid: u32) -> io::Result<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat"))?;
-    parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat"))
+    read_stat(&File::open(format!("/proc/{pid}/stat"))?)
+}
+
+/// By one system call: the line has 52 numbers and a short name.
+fn read_stat(file: &File) -> io::Result<Stat> {
+    let mut buffer = [0; 2048];
+    let length = file.read_at(&mut buffer, 0)?;
+    let text = buffer.get(..length).unwrap_or_default();
+    parse_stat(text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat"))
 }
 
 /// When process `pid` was started.
@@ -75,17 +76,11 @@ fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 fn all_stats() -> HashMap<u32, Stat> {
-    all()
-        .into_iter()
-        .filter_map(|pid| Some((pid, stat(pid).ok()?)))
-        .collect()
+    all().into_iter().filter_map(|pid| Some((pid, stat(pid).ok()?))).collect()
 }
 
 /// All descendants of `pid`, by one scan of `/proc`, parents before their children; zombies and
@@ -132,27 +127,11 @@ impl Children {
     }
 }
 
-/// Processor time, user and system, that `pid`, its present descendants and those descendants that
-/// were waited for have used. To a clock tick, commonly 10 ms.
-///
-/// # Errors
-/// When `pid` does not exist.
-pub fn cpu_time(pid: u32) -> io::Result<Duration> {
-    let root = stat(pid)?;
-    let mut ticks = root.ticks.saturating_add(root.children_ticks);
-    for (pid, started) in descendants(pid) {
-        if let Ok(stat) = stat(pid)
-            && stat.started == started
-        {
-            ticks = ticks
-                .saturating_add(stat.ticks)
-                .saturating_add(stat.children_ticks);
-        }
-    }
+/// Clock ticks as time.
+fn time_of(ticks: u64) -> Duration {
     // SAFETY: no pointers.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as u64;
-    Ok(Duration::from_secs(ticks / per_second)
-        + Duration::from_secs(ticks % per_second) / per_second as u32)
+    Duration::from_secs(ticks / per_second) + Duration::from_secs(ticks % per_second) / per_second as u32
 }
 
 /// The value that variable `name` had when `pid` was executed; `None` when it had none. This is
@@ -166,16 +145,6 @@ pub fn environ_of(pid: u32, name: &str) -> io::Result<Option<OsString>> {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
         Some(OsString::from_vec(value.to_vec()))
     }))
-}
-
-/// Our children that have ended and wait to be waited for.
-pub(super) fn zombie_children() -> Vec<u32> {
-    let me = std::process::id();
-    all_stats()
-        .into_iter()
-        .filter(|(_, stat)| stat.parent == me && stat.state == b'Z')
-        .map(|(pid, _)| pid)
-        .collect()
 }
 
 #[cfg(test)]
@@ -198,14 +167,13 @@ mod tests {
         let children = Children::new([(2, 1), (3, 2), (4, 3), (5, 6), (6, 5), (1, 4)].into_iter());
         assert_eq!(children.below(1), [2, 3, 4]);
         assert_eq!(children.below(5), [6]);
-        assert_eq!(children.below(9), Vec::<u32>::new());
+        assert!(children.below(9).is_empty());
     }
 
     #[test]
     fn oneself() {
         let me = std::process::id();
         assert_eq!(start_time(me).unwrap(), start_time(me).unwrap());
-        assert!(cpu_time(me).is_ok());
         assert_eq!(environ_of(me, "PATH").unwrap(), std::env::var_os("PATH"));
         assert_eq!(environ_of(me, "PAT").unwrap(), None);
         assert!(start_time(u32::MAX).is_err());

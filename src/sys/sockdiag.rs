@@ -81,18 +81,11 @@ struct Entry {
 }
 
 fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io::Result<()> {
-    let socket = Socket::new(
-        Domain::from(libc::AF_NETLINK),
-        Type::DGRAM,
-        Some(Protocol::from(libc::NETLINK_SOCK_DIAG)),
-    )?;
+    let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, Some(Protocol::from(libc::NETLINK_SOCK_DIAG)))?;
     let request = request(family as u8, port, states);
     let sent = socket.send(&request)?;
     if sent != request.len() {
-        return Err(io::Error::new(
-            io::ErrorKind::WriteZero,
-            "short netlink request",
-        ));
+        return Err(io::Error::new(io::ErrorKind::WriteZero, "short netlink request"));
     }
     // The kernel fills messages of at most 32 KiB (net/netlink/af_netlink.c).
     let mut buffer = vec![0u8; 32 * 1024];
@@ -145,11 +138,7 @@ fn message(data: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = u32_at(data, 0)? as usize;
     let kind = u16_at(data, 4)?;
     let body = data.get(HEADER..len)?;
-    Some((
-        kind,
-        body,
-        data.get(len.next_multiple_of(4)..).unwrap_or_default(),
-    ))
+    Some((kind, body, data.get(len.next_multiple_of(4)..).unwrap_or_default()))
 }
 
 fn entry(body: &[u8]) -> Option<Entry> {
@@ -170,9 +159,7 @@ fn entry(body: &[u8]) -> Option<Entry> {
         if kind == ATTR_V6ONLY {
             entry.v6only = attributes.get(4).is_some_and(|&only| only != 0);
         }
-        attributes = attributes
-            .get(len.next_multiple_of(4)..)
-            .unwrap_or_default();
+        attributes = attributes.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     Some(entry)
 }
@@ -187,9 +174,7 @@ fn address(family: i32, body: &[u8], port_at: usize, ip_at: usize) -> Option<Soc
     Some(match Ipv6Addr::from(ip).to_canonical() {
         IpAddr::V4(ip) => (ip, port).into(),
         // idiag_if is the interface a link-local address belongs to.
-        IpAddr::V6(ip) if ip.is_unicast_link_local() => {
-            SocketAddrV6::new(ip, port, 0, u32_at(body, 40)?).into()
-        }
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => SocketAddrV6::new(ip, port, 0, u32_at(body, 40)?).into(),
         IpAddr::V6(ip) => (ip, port).into(),
     })
 }

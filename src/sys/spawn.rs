@@ -181,42 +181,21 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
         .map_err(|error| SpawnError::system(Step::Files, &raw::context("/dev/null", &error)))?;
     let mut sources = vec![lift(null.as_fd())?, lift(plan.stdout.as_fd())?];
     sources.push(lift(plan.stderr.as_fd())?);
-    for fd in plan
-        .listen
-        .iter()
-        .chain(plan.extra.iter().map(|(fd, _)| fd))
-    {
+    for fd in plan.listen.iter().chain(plan.extra.iter().map(|(fd, _)| fd)) {
         sources.push(lift(fd.as_fd())?);
     }
-    let (ours, theirs) = socket2::Socket::pair(
-        socket2::Domain::UNIX,
-        socket2::Type::from(libc::SOCK_SEQPACKET),
-        None,
-    )
-    .map_err(system(Step::Files))?;
+    let (ours, theirs) = socket2::Socket::pair(socket2::Domain::UNIX, socket2::Type::from(libc::SOCK_SEQPACKET), None)
+        .map_err(system(Step::Files))?;
     ours.set_nonblocking(true).map_err(system(Step::Files))?;
     let theirs = lift(theirs.as_fd())?;
 
-    let filter = if plan.takeover {
-        takeover::filter()
-    } else {
-        None
-    };
+    let filter = if plan.takeover { takeover::filter() } else { None };
     if plan.takeover && filter.is_none() {
-        return Err(SpawnError::system(
-            Step::Filter,
-            &io::ErrorKind::Unsupported.into(),
-        ));
+        return Err(SpawnError::system(Step::Filter, &io::ErrorKind::Unsupported.into()));
     }
     let env = environment(&plan)?;
-    let mut prepared = Prepared::new(
-        &program_c,
-        &plan.argv,
-        env,
-        &cwd,
-        sources.iter().map(AsRawFd::as_raw_fd).collect(),
-        theirs.as_raw_fd(),
-    );
+    let mut prepared =
+        Prepared::new(&program_c, &plan.argv, env, &cwd, sources.iter().map(AsRawFd::as_raw_fd).collect(), theirs.as_raw_fd());
     prepared.listen = !plan.listen.is_empty();
     prepared.filter = filter;
     prepared.no_new_privs = plan.no_new_privs;
@@ -236,20 +215,11 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     let pid = forked.map_err(system(Step::Fork))? as u32;
     drop(theirs);
     // Nobody waits for the child but who gets its pidfd, so the number is its own until then.
-    let identified = process::pidfd_open(pid)
-        .and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));
+    let identified = process::pidfd_open(pid).and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));
     match identified {
-        Ok((pidfd, started)) => Ok(Child {
-            pid,
-            pidfd,
-            started,
-            exec: ExecReport {
-                socket: ours.into(),
-                notify: None,
-                program,
-                cwd: plan.cwd,
-            },
-        }),
+        Ok((pidfd, started)) => {
+            Ok(Child { pid, pidfd, started, exec: ExecReport { socket: ours.into(), notify: None, program, cwd: plan.cwd } })
+        }
         Err(error) => {
             // SAFETY: our child, not yet waited for.
             unsafe {
@@ -266,10 +236,7 @@ fn environment(plan: &Plan) -> Result<Vec<CString>, SpawnError> {
     let mut env = plan.env.clone();
     let mut set = |name: &str, value: usize| -> Result<(), SpawnError> {
         env.retain(|entry| value_of(entry.to_bytes(), name.as_bytes()).is_none());
-        env.push(c_string(
-            OsStr::new(&format!("{name}={value}")),
-            "variable",
-        )?);
+        env.push(c_string(OsStr::new(&format!("{name}={value}")), "variable")?);
         Ok(())
     };
     let listen = plan.listen.len();

@@ -38,24 +38,9 @@ const LENGTHS: [u32; 3] = [16, 28, 128];
 #[must_use]
 pub fn filter() -> Option<Vec<sock_filter>> {
     let arch = AUDIT_ARCH?;
-    let load = |offset| sock_filter {
-        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
-        jt: 0,
-        jf: 0,
-        k: offset,
-    };
-    let equal = |k, jt, jf| sock_filter {
-        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
-        jt,
-        jf,
-        k,
-    };
-    let ret = |k| sock_filter {
-        code: (libc::BPF_RET | libc::BPF_K) as u16,
-        jt: 0,
-        jf: 0,
-        k,
-    };
+    let load = |offset| sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: offset };
+    let equal = |k, jt, jf| sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt, jf, k };
+    let ret = |k| sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k };
     // struct seccomp_data: nr at 0, arch at 4, args from 16, eight bytes each; both architectures
     // are little-endian, so the low half of args[2] comes first. x32 system calls have the x86_64
     // architecture and a bit set in the number.
@@ -79,20 +64,10 @@ pub fn filter() -> Option<Vec<sock_filter>> {
 /// Async-signal-safe: system calls alone, no allocation. Needs `CAP_SYS_ADMIN` or
 /// `PR_SET_NO_NEW_PRIVS` (`EACCES` otherwise).
 pub(super) fn install(filter: &[sock_filter]) -> c_int {
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_ptr().cast_mut(),
-    };
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     let set = |flags: c_ulong| {
         // SAFETY: the program and its instructions live through the call; the kernel copies them.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                flags,
-                &raw const program,
-            )
-        };
+        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
         if result < 0 {
             // SAFETY: the address of this thread's errno is always valid.
             -unsafe { *libc::__errno_location() }
@@ -203,13 +178,7 @@ impl Listener {
         let mut call: seccomp_notif = unsafe { std::mem::zeroed() };
         // SAFETY: `call` is what this ioctl fills in. It does not wait: the semaphore behind it
         // counts every call that has not been received, vanished ones included.
-        match raw::check(unsafe {
-            libc::ioctl(
-                self.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_RECV as _,
-                &raw mut call,
-            )
-        }) {
+        match raw::check(unsafe { libc::ioctl(self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut call) }) {
             Err(error) if gone(&error) || error.kind() == io::ErrorKind::Interrupted => {
                 return Ok(None);
             }
@@ -245,11 +214,7 @@ impl Listener {
             flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
             srcfd: socket.as_raw_fd() as u32,
             newfd: bind.fd as u32,
-            newfd_flags: if bind.socket.cloexec {
-                libc::O_CLOEXEC as u32
-            } else {
-                0
-            },
+            newfd_flags: if bind.socket.cloexec { libc::O_CLOEXEC as u32 } else { 0 },
         };
         let done = raw::retry(|| {
             let (fd, request) = (self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _);
@@ -287,23 +252,12 @@ impl Listener {
 
     fn waits(&self, id: u64) -> bool {
         // SAFETY: the ioctl reads the u64 that lives through the call.
-        let result = unsafe {
-            libc::ioctl(
-                self.as_raw_fd(),
-                libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _,
-                &raw const id,
-            )
-        };
+        let result = unsafe { libc::ioctl(self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _, &raw const id) };
         result == 0
     }
 
     fn respond(&self, id: u64, error: i32, flags: u32) -> io::Result<Answer> {
-        let mut response = seccomp_notif_resp {
-            id,
-            val: 0,
-            error,
-            flags,
-        };
+        let mut response = seccomp_notif_resp { id, val: 0, error, flags };
         let sent = raw::retry(|| {
             let (fd, request) = (self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _);
             // SAFETY: `response` is what this ioctl reads.
@@ -320,10 +274,7 @@ impl Listener {
 /// `ENOENT`: no such call any more. `ESRCH`: its process has begun to exit. `EINPROGRESS`: it has
 /// been restarted by a signal and waits to be received anew.
 fn gone(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENOENT | libc::ESRCH | libc::EINPROGRESS)
-    )
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINPROGRESS))
 }
 
 /// Reads what the call is about. `None` for other families than the internet's.
@@ -335,37 +286,19 @@ fn look(call: &seccomp_notif) -> io::Result<Option<Bind>> {
     let fd = fd as u32 as i32;
     let process = thread_group(call.pid).unwrap_or(call.pid);
     let socket = app_socket(call.pid, process, fd)?;
-    Ok(Some(Bind {
-        id: call.id,
-        pid: call.pid,
-        process,
-        fd,
-        addr,
-        socket,
-    }))
+    Ok(Some(Bind { id: call.id, pid: call.pid, process, fd, addr, socket }))
 }
 
 /// `struct sockaddr_in` or `sockaddr_in6` in the memory of another process.
 fn read_address(thread: u32, pointer: u64, len: u64) -> io::Result<Option<SocketAddr>> {
     let mut bytes = [0u8; 28];
     let want = (len as usize).min(bytes.len());
-    let local = libc::iovec {
-        iov_base: bytes.as_mut_ptr().cast(),
-        iov_len: want,
-    };
-    let remote = libc::iovec {
-        iov_base: pointer as *mut _,
-        iov_len: want,
-    };
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: want };
+    let remote = libc::iovec { iov_base: pointer as *mut _, iov_len: want };
     // SAFETY: the local vector is `bytes`, at most its length; the kernel checks the remote one.
-    let got = unsafe {
-        libc::process_vm_readv(thread as i32, &raw const local, 1, &raw const remote, 1, 0)
-    };
+    let got = unsafe { libc::process_vm_readv(thread as i32, &raw const local, 1, &raw const remote, 1, 0) };
     if got < 0 {
-        return Err(raw::context(
-            "process_vm_readv",
-            &io::Error::last_os_error(),
-        ));
+        return Err(raw::context("process_vm_readv", &io::Error::last_os_error()));
     }
     let Some(bytes) = bytes.get(..got as usize) else {
         return Ok(None);
@@ -387,9 +320,7 @@ fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
             let (flow, rest) = rest.split_first_chunk::<4>()?;
             let (ip, rest) = rest.split_first_chunk::<16>()?;
             // RFC 2133 had no scope id, and the kernel still takes addresses without.
-            let scope = rest
-                .split_first_chunk::<4>()
-                .map_or(0, |(s, _)| u32::from_ne_bytes(*s));
+            let scope = rest.split_first_chunk::<4>().map_or(0, |(s, _)| u32::from_ne_bytes(*s));
             let flow = u32::from_be_bytes(*flow);
             Some(SocketAddrV6::new(Ipv6Addr::from(*ip), port, flow, scope).into())
         }
@@ -400,9 +331,7 @@ fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
 /// The process that a thread belongs to.
 fn thread_group(thread: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
 }
 
 /// Looks at the app's socket through a duplicate that lives for the moment only.
@@ -414,9 +343,8 @@ fn app_socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSocket> {
     }
     .map_err(|error| raw::context("pidfd_open", &error))?;
     // SAFETY: three integers.
-    let copy =
-        raw::check_long(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
-            .map_err(|error| raw::context("pidfd_getfd", &error))?;
+    let copy = raw::check_long(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+        .map_err(|error| raw::context("pidfd_getfd", &error))?;
     // SAFETY: the kernel has just made it for us.
     let copy = unsafe { raw::own(copy as c_int) };
     let option = |name| raw::getsockopt::<c_int>(&copy, libc::SOL_SOCKET, name);
@@ -424,8 +352,7 @@ fn app_socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSocket> {
     Ok(AppSocket {
         nonblocking: listen::is_nonblocking(&copy)?,
         cloexec: is_cloexec(thread, fd)?,
-        v6only: is_v6
-            && raw::getsockopt::<c_int>(&copy, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0,
+        v6only: is_v6 && raw::getsockopt::<c_int>(&copy, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0,
         is_stream: option(libc::SO_TYPE)? == libc::SOCK_STREAM,
         is_v6,
     })
@@ -434,9 +361,7 @@ fn app_socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSocket> {
 /// `FD_CLOEXEC` belongs to the descriptor, which a duplicate does not show: proc(5), fdinfo.
 fn is_cloexec(thread: u32, fd: c_int) -> io::Result<bool> {
     let text = std::fs::read_to_string(format!("/proc/{thread}/fdinfo/{fd}"))?;
-    let flags = text
-        .lines()
-        .find_map(|line| c_int::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    let flags = text.lines().find_map(|line| c_int::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
     Ok(flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0))
 }
 

@@ -2,6 +2,7 @@
 
 BIND: what to bind, separated by spaces: 127.0.0.1:80, [::]:80, unix:/path; `v6only` before an
 address, or `dual`, sets IPV6_V6ONLY; `fd:3` takes an inherited socket; `udp` before an address.
+SHUTDOWN: on SIGTERM, shuts its listening sockets down and lives so many seconds more.
 FORK: so many processes of its own, after the sockets are made.
 """
 import json
@@ -10,9 +11,9 @@ import select
 import signal
 import socket
 import sys
+import time
 
 sockets = []
-others = []
 
 
 def make(word, v6only, udp):
@@ -32,11 +33,13 @@ def make(word, v6only, udp):
     return sock
 
 
+def domain(sock):
+    """What the kernel says; Python only remembers what it asked for."""
+    return socket.AddressFamily(sock.getsockopt(socket.SOL_SOCKET, 39)).name  # SO_DOMAIN
+
+
 def describe(sock):
-    facts = {"family": sock.family.name, "name": str(sock.getsockname()), "reuseport": sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)}
-    if sock.family == socket.AF_INET6:
-        facts["v6only"] = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-    return facts
+    return {"family": domain(sock), "name": str(sock.getsockname())}
 
 
 options = {"v6only": None, "udp": False}
@@ -50,15 +53,11 @@ for word in os.environ.get("BIND", "0.0.0.0:" + os.environ.get("PORT", "0")).spl
         if not options["udp"]:
             sock.listen(128)
             sock.setblocking(False)
-            sockets.append(sock)
-        others.append(describe(sock))
-        keep = sock if options["udp"] else None
-        if keep:
-            sockets.append(keep)
+        sockets.append(sock)
         options = {"v6only": None, "udp": False}
 
 listeners = [s for s in sockets if s.type == socket.SOCK_STREAM]
-print("sockets.py:", json.dumps(others), flush=True)
+print("sockets.py:", json.dumps([describe(s) for s in sockets]), flush=True)
 
 children = []
 for _ in range(int(os.environ.get("FORK", "0"))):
@@ -98,14 +97,13 @@ def answer(listener, connection, peer):
         request += chunk
     wanted = ("LISTEN_", "RSUP_", "PORT")
     env = {name: value for name, value in os.environ.items() if name.startswith(wanted)}
-    body = json.dumps({"pid": os.getpid(), "version": "v1", "listener": describe(listener), "accepted": connection.family.name, "peer": str(peer), "env": env})
+    body = json.dumps({"pid": os.getpid(), "version": "v1", "listener": describe(listener), "accepted": domain(connection), "peer": str(peer), "env": env})
     connection.sendall(f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
 
 
-quiet = 0
-while quiet < 2:
+# Whatever arrives from now on is not ours any more.
+while not stopping:
     ready, _, _ = select.select(listeners, [], [], 0.05)
-    quiet = quiet + 1 if stopping and not ready else 0
     for listener in ready:
         try:
             connection, peer = listener.accept()
@@ -116,3 +114,8 @@ while quiet < 2:
                 answer(listener, connection, peer)
             except OSError:
                 pass
+
+if "SHUTDOWN" in os.environ:
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+    time.sleep(float(os.environ["SHUTDOWN"]))

@@ -67,7 +67,7 @@ pub fn express() -> Option<PathBuf> {
     node()?;
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let install = || {
-        let from = sources().join("express-api");
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/express-api");
         let read = |name: &str| fs::read(from.join(name)).map_err(|why| format!("{name}: {why}"));
         let (package, server) = (read("package.json")?, read("server.js")?);
         let folder = cache().join(format!("express-{}", hash(&[package.as_slice(), &server].concat())));
@@ -95,7 +95,9 @@ pub fn go_server() -> Option<PathBuf> {
         let program = cache().join(format!("server-go-{}", hash(&text)));
         if !program.exists() {
             let fresh = program.with_extension("new");
-            output(Command::new("go").env("GO111MODULE", "off").env("GOFLAGS", "").arg("build").arg("-o").arg(&fresh).arg(&source))?;
+            output(
+                Command::new("go").env("GO111MODULE", "off").env("GOFLAGS", "").arg("build").arg("-o").arg(&fresh).arg(&source),
+            )?;
             fs::rename(&fresh, &program).map_err(|why| why.to_string())?;
         }
         Ok(program)

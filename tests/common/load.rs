@@ -93,7 +93,13 @@ pub fn plan(port: u16, path: &str) -> Plan {
 #[track_caller]
 pub fn assert_lossless(report: &Report) {
     let first: Vec<_> = report.failures.iter().take(10).collect();
-    assert!(report.is_lossless(), "{} of {} requests failed: {:?}\n{first:#?}", report.failed + report.keep_alive_races, report.requests, kinds(report));
+    assert!(
+        report.is_lossless(),
+        "{} of {} requests failed: {:?}\n{first:#?}",
+        report.failed + report.keep_alive_races,
+        report.requests,
+        kinds(report)
+    );
 }
 
 /// Failures by kind, in words.

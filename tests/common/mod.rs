@@ -60,7 +60,12 @@ impl Run {
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Self {
         for word in words {
-            assert!(self.err.contains(word) || self.out.contains(word), "`{word}` is not in\nstdout: {}\nstderr: {}", self.out, self.err);
+            assert!(
+                self.err.contains(word) || self.out.contains(word),
+                "`{word}` is not in\nstdout: {}\nstderr: {}",
+                self.out,
+                self.err
+            );
         }
         self
     }
@@ -207,7 +212,10 @@ impl Home {
         let marked = |pid: u32| {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             let mut entries = environ.split(|b| *b == 0).filter_map(|e| std::str::from_utf8(e).ok());
-            entries.any(|e| e.split_once('=').is_some_and(|(name, value)| (name == MARK || name == "RSUP_HOME") && Path::new(value).starts_with(folder)))
+            entries.any(|e| {
+                e.split_once('=')
+                    .is_some_and(|(name, value)| (name == MARK || name == "RSUP_HOME") && Path::new(value).starts_with(folder))
+            })
         };
         let stays_here = |pid: u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
         let ours = all_pids().into_iter().filter(|pid| *pid != me && (marked(*pid) || stays_here(*pid)));
@@ -312,7 +320,9 @@ pub fn pids(view: &Value) -> BTreeSet<u32> {
 /// All wanted workers of an entry of `list --json` are ready, and there are no others.
 pub fn is_ready(view: &Value) -> bool {
     let workers = view["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    view["phase"] == "ready" && Some(workers.len() as u64) == view["instances"].as_u64() && workers.iter().all(|w| w["phase"] == "ready")
+    view["phase"] == "ready"
+        && Some(workers.len() as u64) == view["instances"].as_u64()
+        && workers.iter().all(|w| w["phase"] == "ready")
 }
 
 /// Tries again until it is `Ok`. Panics with the last error when that takes too long.

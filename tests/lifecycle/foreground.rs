@@ -27,7 +27,9 @@ impl Foreground {
 
     #[track_caller]
     fn end(mut self) -> ExitStatus {
-        wait_for("the end of the daemon", || self.child.try_wait().map_err(|e| e.to_string())?.ok_or_else(|| "still there".to_owned()))
+        wait_for("the end of the daemon", || {
+            self.child.try_wait().map_err(|e| e.to_string())?.ok_or_else(|| "still there".to_owned())
+        })
     }
 }
 

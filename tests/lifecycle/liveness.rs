@@ -22,7 +22,8 @@ fn a_wedged_worker_is_replaced_after_enough_failures() {
         let found = pids(v);
         found.len() == 2 && found.contains(&old)
     });
-    let view = home.wait_view("web", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
+    let view = home
+        .wait_view("web", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
     load.more(200);
     load.lossless();
     assert!(!is_alive(old));
@@ -43,10 +44,10 @@ fn liveness_by_a_command() {
     home.ok(&["start"]);
     let old = home.pid("job");
     home.write("sick", "");
-    let view = home.wait_view("job", "another worker", |v| !pids(v).contains(&old) && !pids(v).is_empty());
+    home.wait_view("job", "another worker", |v| !pids(v).contains(&old) && !pids(v).is_empty());
     fs::remove_file(home.path("sick")).unwrap();
-    let reason = view["workers"][0]["reason"].as_str().unwrap_or_default().to_owned();
-    assert!(reason.contains("liveness failed: `sh` exited with code 1"), "{view:#}");
+    let events = home.events("job");
+    assert!(events.contains("0 is replaced: liveness failed: `sh` exited with code 1"), "{events}");
     home.wait_view("job", "rest", |v| v["phase"] == "ready");
 }
 
@@ -106,4 +107,23 @@ fn a_worker_that_is_not_ready_any_more_gets_no_traffic() {
     wait_until("both are unready", || phases(&home) == ["unready", "unready"]);
     assert_eq!(answering(port), both);
     assert_eq!(home.pids("web"), both);
+}
+
+#[test]
+fn a_sick_worker_stays_until_its_replacement_is_well() {
+    let home = Home::new();
+    home.write("app", "[ -e sick ] && { echo no luck; exit 1; }\nexec sleep 1000\n");
+    let liveness = "liveness = { exec = [\"sh\", \"-c\", \"test ! -e sick\"], interval = \"50ms\", failure_threshold = 2 }";
+    let restart = "restart = { min_uptime = \"50ms\", backoff = \"10ms\", backoff_max = \"10ms\" }";
+    home.app("job", &format!("command = [\"sh\", \"app\"]\n{restart}\n{liveness}"));
+    home.ok(&["start"]);
+    let old = home.pid("job");
+    home.write("sick", "");
+    home.wait_log("job", "no luck");
+    wait_until("some tries", || home.log("job-out").matches("no luck").count() >= 5);
+    assert!(is_alive(old));
+    assert!(home.pids("job").contains(&old));
+    fs::remove_file(home.path("sick")).unwrap();
+    home.wait_view("job", "a well one alone", |v| v["phase"] == "ready" && pids(v).len() == 1 && !pids(v).contains(&old));
+    assert!(!is_alive(old));
 }

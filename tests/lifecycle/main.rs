@@ -4,8 +4,11 @@
 mod common;
 mod support;
 
+mod cli;
 mod foreground;
+mod idle;
 mod liveness;
+mod logs;
 mod memory;
 mod readiness;
 mod restart;

@@ -20,7 +20,8 @@ fn a_leaking_worker_is_replaced_without_a_failed_request() {
         found.len() == 2 && found.contains(&old)
     });
     assert_eq!(get(local(port), "/").unwrap().pid(), old);
-    let view = home.wait_view("web", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
+    let view = home
+        .wait_view("web", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
     load.more(200);
     load.lossless();
     assert!(!is_alive(old));
@@ -56,11 +57,18 @@ if os.fork() == 0:
 time.sleep(1000)
 ",
     );
-    home.app("job", &format!("{}\nmax_memory = \"100M\"\nrestart.min_uptime = \"100ms\"\nkill_timeout = \"1s\"", toml_command(&[python, "app.py"])));
+    home.app(
+        "job",
+        &format!(
+            "{}\nmax_memory = \"100M\"\nrestart.min_uptime = \"100ms\"\nkill_timeout = \"1s\"",
+            toml_command(&[python, "app.py"])
+        ),
+    );
     home.ok(&["start"]);
     let old = home.pid("job");
     home.wait_log("job", "second");
-    let view = home.wait_view("job", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
+    let view = home
+        .wait_view("job", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
     let reason = view["workers"][0]["reason"].as_str().unwrap_or_default().to_owned();
     assert!(reason.contains("max_memory 100"), "{view:#}");
 }

@@ -38,7 +38,8 @@ fn on_command(home: &Home, keys: &str) {
 fn ends_and_restarts(home: &Home, how: &str, words: &str) {
     let before = home.pids("job");
     home.write(&format!("end.{how}"), "");
-    let view = home.wait_view("job", &format!("a restart after {how}"), |v| v["phase"] == "ready" && crate::common::pids(v) != before);
+    let view =
+        home.wait_view("job", &format!("a restart after {how}"), |v| v["phase"] == "ready" && crate::common::pids(v) != before);
     let reason = view["workers"][0]["reason"].as_str().unwrap_or_default().to_owned();
     assert!(reason.contains(words), "{reason}");
     let list = home.ok(&["list"]).out;
@@ -102,7 +103,13 @@ fn restarts_slow_down_and_end() {
     home.app("job", &format!("command = [\"sh\", \"app\"]\n{restart}"));
     home.run(&["start"]).code(1).says(&["code 3", "before it was ready"]);
     let view = home.wait_view("job", "it is given up", |v| v["phase"] == "errored");
-    let starts = || std::fs::read_to_string(home.path("starts")).unwrap().lines().map(|l| l.parse::<u64>().unwrap() / 1_000_000).collect::<Vec<_>>();
+    let starts = || {
+        std::fs::read_to_string(home.path("starts"))
+            .unwrap()
+            .lines()
+            .map(|l| l.parse::<u64>().unwrap() / 1_000_000)
+            .collect::<Vec<_>>()
+    };
     let times = starts();
     // The first start and five restarts.
     assert_eq!(times.len(), 6, "{times:?}");
@@ -167,7 +174,9 @@ fn a_storm_of_crashes_disturbs_nobody_else() {
     let before = home.pids("web");
     let load = crate::common::load::Load::start(port, "/");
     home.run(&["start"]).code(1);
-    home.wait_view("storm", "many crashes", |v| v["workers"].as_array().unwrap().iter().any(|w| w["restarts"].as_u64().unwrap() >= 50));
+    home.wait_view("storm", "many crashes", |v| {
+        v["workers"].as_array().unwrap().iter().any(|w| w["restarts"].as_u64().unwrap() >= 50)
+    });
     load.lossless();
     assert_eq!(home.pids("web"), before);
     assert_eq!(home.view("web")["phase"], "ready");

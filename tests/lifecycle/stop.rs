@@ -4,7 +4,9 @@ use std::fs;
 use std::time::Duration;
 
 use crate::common::apps::toml_command;
-use crate::common::{Home, RSUP, is_alive, wait_until};
+use nix::sys::signal::Signal;
+
+use crate::common::{Home, RSUP, is_alive, signal, wait_until};
 use crate::support::{Life, all_gone};
 
 #[test]
@@ -39,8 +41,14 @@ fn what_ignores_the_signal_is_killed_after_kill_timeout() {
 #[test]
 fn another_stop_signal() {
     let home = Home::new();
-    home.write("app", "trap 'echo got-int; exit 0' INT\ntrap 'echo got-term; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done\n");
-    home.app("job", "command = [\"sh\", \"app\"]\nkill_timeout = \"30s\"\nrestart.min_uptime = \"100ms\"\nstop.signal = \"SIGINT\"");
+    home.write(
+        "app",
+        "trap 'echo got-int; exit 0' INT\ntrap 'echo got-term; exit 0' TERM\necho up\nwhile :; do sleep 0.05; done\n",
+    );
+    home.app(
+        "job",
+        "command = [\"sh\", \"app\"]\nkill_timeout = \"30s\"\nrestart.min_uptime = \"100ms\"\nstop.signal = \"SIGINT\"",
+    );
     home.ok(&["start"]);
     home.wait_log("job", "up");
     home.ok(&["stop", "job"]);
@@ -135,7 +143,10 @@ fn a_reload_leaves_nobody_of_the_old_tree() {
 fn a_worker_that_ends_well_leaves_nobody_either() {
     let home = Home::new();
     home.write("family", &format!("{FAMILY}\nexit 0"));
-    home.app("family", "command = [\"sh\", \"family\"]\nrestart = { policy = \"never\", min_uptime = \"1ms\" }\nkill_timeout = \"400ms\"");
+    home.app(
+        "family",
+        "command = [\"sh\", \"family\"]\nrestart = { policy = \"never\", min_uptime = \"1ms\" }\nkill_timeout = \"400ms\"",
+    );
     // It may be over before it counts as ready.
     home.run(&["start"]);
     let pids = members(&home);
@@ -167,4 +178,81 @@ fn a_web_app_behind_a_shell_is_stopped_gracefully() {
     assert!(run.took < Duration::from_secs(40), "{run:?}");
     let log = home.log("web-out");
     assert!(log.trim_end().ends_with("done"), "{log}");
+}
+
+#[test]
+fn the_end_of_the_daemon_takes_those_that_have_shed_every_mark() {
+    let home = Home::new();
+    home.write("app", "(env -i setsid sh -c 'echo $$ > orphan; exec sleep 1000' > /dev/null 2>&1 &) &\nexec sleep 1000\n");
+    home.app("job", "command = [\"sh\", \"app\"]\nrestart.min_uptime = \"20ms\"");
+    home.ok(&["start"]);
+    let orphan = || fs::read_to_string(home.path("orphan")).ok()?.trim().parse().ok();
+    wait_until("the orphan is there", || orphan().is_some_and(is_alive));
+    let daemon = home.daemon();
+    home.ok(&["kill"]);
+    wait_until("the daemon has ended", || !is_alive(daemon));
+    all_gone(&[orphan().unwrap()]);
+}
+
+#[test]
+fn a_frozen_worker_is_killed() {
+    let home = Home::new();
+    home.web("web", "kill_timeout = \"300ms\"");
+    home.ok(&["start"]);
+    let pid = home.pid("web");
+    signal(pid, Signal::SIGSTOP);
+    home.ok(&["stop", "web"]);
+    assert!(!is_alive(pid));
+}
+
+#[test]
+fn a_stop_ends_a_start_that_does_not_get_there() {
+    let home = Home::new();
+    home.web("web", "listen_timeout = \"1h\"\nenv = { NEVER_READY = \"1\" }");
+    let start = home.background(&["start"]);
+    wait_until("it is starting", || home.run(&["list"]).code == 0 && home.view("web")["workers"][0]["phase"] == "starting");
+    let pid = home.pid("web");
+    home.ok(&["stop", "web"]);
+    start.wait().code(1).says(&["ended by a stop"]);
+    assert!(!is_alive(pid));
+    assert_eq!(home.view("web")["phase"], "stopped");
+}
+
+#[test]
+fn a_stop_ends_a_backoff() {
+    let home = Home::new();
+    home.app("job", "command = [\"sh\", \"-c\", \"exit 1\"]\nrestart = { backoff = \"1h\", backoff_max = \"1h\" }");
+    home.run(&["start"]).code(1);
+    home.wait_view("job", "it waits", |v| v["workers"][0]["phase"] == "backoff");
+    home.ok(&["stop", "job"]);
+    assert_eq!(home.view("job")["phase"], "stopped");
+    home.ok(&["delete", "job"]);
+}
+
+#[test]
+fn a_signal_to_the_daemon_in_the_background_stops_everything() {
+    let home = Home::new();
+    home.web("web", "kill_timeout = \"1h\"");
+    home.ok(&["start"]);
+    let (pid, daemon) = (home.pid("web"), home.daemon());
+    // A terminal that is closed is none of its business.
+    signal(daemon, Signal::SIGHUP);
+    home.ok(&["ping"]);
+    signal(daemon, Signal::SIGTERM);
+    wait_until("the daemon has ended", || !is_alive(daemon));
+    all_gone(&[pid]);
+    assert!(home.log("web-out").trim_end().ends_with("done"));
+}
+
+#[test]
+fn a_check_under_way_is_not_left_behind() {
+    let home = Home::new();
+    home.write("check", "echo $$ >> checks\nexec sleep 1000\n");
+    let readiness = "readiness = { exec = [\"sh\", \"check\"], timeout = \"30s\" }\nlisten_timeout = \"1h\"";
+    home.app("job", &format!("command = [\"sleep\", \"1000\"]\n{readiness}"));
+    home.ok(&["start", "--no-wait"]);
+    let check = || fs::read_to_string(home.path("checks")).ok()?.trim().parse().ok();
+    wait_until("a check is under way", || check().is_some_and(is_alive));
+    home.ok(&["delete", "job"]);
+    wait_until("it is gone", || !check().is_some_and(is_alive));
 }

@@ -75,8 +75,8 @@ fn not_executable() {
 
 #[test]
 fn deadline_passed() {
-    let lines = "env = { NEVER_READY = \"1\" }\n[app.web.reload]\ndeadline = \"1s\"";
-    Site::start().refuses(&apps::sample(), lines, &["deadline of 1 s", "listening on"]);
+    let lines = "env = { NEVER_READY = \"1\" }\n[app.web.reload]\ndeadline = \"3s\"";
+    Site::start().refuses(&apps::sample(), lines, &["deadline 3 s", "listening on"]);
 }
 
 #[test]
@@ -124,7 +124,8 @@ fn breaks_at_the_second_worker() {
     let site = Site::start();
     let before = site.home.pids("web");
     let rsup = crate::common::RSUP;
-    site.home.write("release.sh", &format!("if mkdir first; then exec {rsup} sample-app; fi\necho the second one fails; exit 7\n"));
+    site.home
+        .write("release.sh", &format!("if mkdir first; then exec {rsup} sample-app; fi\necho the second one fails; exit 7\n"));
     site.home.config(&config(site.port, "command = [\"sh\", \"release.sh\"]", "env = { APP_VERSION = \"v2\" }"));
     site.home.run(&["reload", "web"]).code(1).says(&["exited with code 7", "the second one fails"]);
     let view = site.home.wait_view("web", "two workers of the old release", is_ready);

@@ -9,7 +9,10 @@ fn slow_site() -> (Home, u16) {
     let home = Home::new();
     let port = home.port();
     let env = "env = { WARM_MS = \"500\" }";
-    home.config(&format!("[app.web]\n{}\ninstances = 2\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\n{env}\n", apps::sample()));
+    home.config(&format!(
+        "[app.web]\n{}\ninstances = 2\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\n{env}\n",
+        apps::sample()
+    ));
     home.ok(&["start"]);
     (home, port)
 }

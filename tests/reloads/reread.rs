@@ -8,7 +8,10 @@ use crate::common::load::Load;
 use crate::common::{Home, apps, http, is_ready, pids, wait_until};
 
 fn config(port: u16, instances: u16, lines: &str) -> String {
-    format!("[app.web]\n{}\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\n{lines}\n", apps::sample())
+    format!(
+        "[app.web]\n{}\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\n{lines}\n",
+        apps::sample()
+    )
 }
 
 fn environ(pid: u32) -> BTreeSet<String> {
@@ -32,7 +35,10 @@ fn command_and_environment() {
     for pid in home.pids("web") {
         assert_eq!(fs::read_link(format!("/proc/{pid}/exe")).expect("its program"), copy);
         let environ = environ(pid);
-        assert!(environ.contains("APP_VERSION=v2") && environ.contains("NEW=1") && environ.contains("RSUP_REVISION=2"), "{environ:?}");
+        assert!(
+            environ.contains("APP_VERSION=v2") && environ.contains("NEW=1") && environ.contains("RSUP_REVISION=2"),
+            "{environ:?}"
+        );
         assert!(!environ.iter().any(|e| e.starts_with("GONE=")), "{environ:?}");
     }
     assert_eq!(http::get(http::local(port), "/").expect("an answer").json()["version"], "v2");
@@ -95,7 +101,9 @@ fn the_link_to_the_current_release() {
         symlink(release, home.path("next")).expect("a link");
         fs::rename(home.path("next"), home.path("current")).expect("put in place");
     };
-    let folders = || -> BTreeSet<_> { home.pids("web").iter().map(|pid| fs::read_link(format!("/proc/{pid}/cwd")).expect("its folder")).collect() };
+    let folders = || -> BTreeSet<_> {
+        home.pids("web").iter().map(|pid| fs::read_link(format!("/proc/{pid}/cwd")).expect("its folder")).collect()
+    };
     point("r1");
     home.config(&config(port, 2, "cwd = \"current\""));
     home.ok(&["start"]);
@@ -122,7 +130,11 @@ fn addresses_come_and_go() {
     let config = |ports: &[u16]| {
         let listen: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
         let binds: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        home.config(&format!("[app.web]\n{command}\ninstances = 2\nlisten = [{}]\nenv = {{ BIND = \"{}\" }}\n", listen.join(", "), binds.join(" ")));
+        home.config(&format!(
+            "[app.web]\n{command}\ninstances = 2\nlisten = [{}]\nenv = {{ BIND = \"{}\" }}\n",
+            listen.join(", "),
+            binds.join(" ")
+        ));
     };
     config(&[first]);
     home.ok(&["start"]);
@@ -155,7 +167,11 @@ fn a_new_address_is_taken() {
     home.ok(&["start"]);
     let before = home.pids("web");
     let load = Load::start(port, "/health");
-    home.config(&config(port, 2, "").replace("listen = ", &format!("listen = [\"127.0.0.1:{taken}\", ")).replace("\"\nreadiness", "\"]\nreadiness"));
+    home.config(
+        &config(port, 2, "")
+            .replace("listen = ", &format!("listen = [\"127.0.0.1:{taken}\", "))
+            .replace("\"\nreadiness", "\"]\nreadiness"),
+    );
     let me = format!("{}", std::process::id());
     home.run(&["reload", "web"]).code(1).says(&[&taken.to_string(), &me]);
     let view = home.view("web");

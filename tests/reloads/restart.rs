@@ -80,7 +80,10 @@ fn kill_minus_nine() {
     assert!(kinds.iter().all(|(kind, _)| kind == "read" || kind == "closed"), "{kinds:?}: {:#?}", report.failures);
     // A client has one request at a time, and the workers share them.
     assert!(report.failed <= KILLS * 20, "{} failed, {in_flight} were in flight", report.failed);
-    assert_eq!(home.view("web")["workers"].as_array().expect("workers").iter().filter_map(|w| w["restarts"].as_u64()).sum::<u64>(), KILLS);
+    assert_eq!(
+        home.view("web")["workers"].as_array().expect("workers").iter().filter_map(|w| w["restarts"].as_u64()).sum::<u64>(),
+        KILLS
+    );
 }
 
 /// All of them at once: who comes then waits for the successors.

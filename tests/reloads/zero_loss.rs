@@ -28,7 +28,11 @@ fn reload_under_load(app: &str) {
         load.more(100);
     }
     let report = load.lossless();
-    eprintln!("{reloads} reloads, {} requests, none failed; longest {} ms", report.requests, report.before.max_us.unwrap_or(0) / 1000);
+    eprintln!(
+        "{reloads} reloads, {} requests, none failed; longest {} ms",
+        report.requests,
+        report.before.max_us.unwrap_or(0) / 1000
+    );
     assert!(report.before.pids.len() as u64 > reloads, "every generation has served: {:?}", report.before.pids);
 }
 

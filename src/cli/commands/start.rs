@@ -279,7 +279,10 @@ fn expand(selection: Selection) -> Vec<Target> {
 /// Stopped, or with workers that were given up or wait for their next try.
 fn needs_start(view: &AppView) -> bool {
     matches!(view.phase, AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored)
-        || view.workers.iter().any(|worker| matches!(worker.phase, WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff))
+        || view
+            .workers
+            .iter()
+            .any(|worker| matches!(worker.phase, WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff))
 }
 
 fn foreground(apps: Vec<AppSpec>, cx: &Context) -> Result<(), Problem> {

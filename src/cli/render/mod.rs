@@ -11,6 +11,7 @@ mod report;
 mod small;
 mod step;
 mod style;
+mod trial;
 mod units;
 
 #[cfg(test)]
@@ -28,10 +29,20 @@ pub use report::report;
 pub use small::{Killed, Pong, Written, checked, environments, signalled};
 pub use step::{activity, step};
 pub use style::{Look, Paint};
+pub use trial::{Moment, activity_line, moment, took, verdict};
 pub use units::count;
 
 use super::problem::{Problem, Report};
 use crate::config::ConfigErrors;
+
+/// A configuration with errors, as `--json` shows it.
+#[derive(serde::Serialize)]
+struct Refused {
+    #[serde(flatten)]
+    report: Report,
+    /// Every error and warning, in the order of the file.
+    findings: Vec<crate::config::Finding>,
+}
 
 /// Said when Ctrl-C ends a wait.
 const DETACHED: &str = "still going on in the background; `rsup list` shows it";
@@ -108,8 +119,10 @@ impl Output {
                 Ok(())
             }
             Problem::Config(errors) if self.json => {
-                let text: String = errors.iter().map(|errors| errors.render(false)).collect();
-                self.document(&Report::new("config", text))
+                let findings: Vec<_> = errors.iter().flat_map(ConfigErrors::findings).collect();
+                let errors: usize = errors.iter().map(ConfigErrors::len).sum();
+                let message = format!("{} in the configuration", count(errors as u64, "error"));
+                self.document(&Refused { report: Report::new("config", message), findings })
             }
             Problem::Config(errors) => {
                 errors.iter().for_each(|errors| self.config(errors));

@@ -26,7 +26,9 @@ impl App {
         let idle = self.listening.pending.is_none();
         let done = match (self.wanted, &operation.course) {
             (Wanted::Up, Course::Forward { .. }) => false,
-            (Wanted::Up, Course::Ending { generation }) => idle && self.workers().all(|w| w.active() || w.id.generation > *generation),
+            (Wanted::Up, Course::Ending { generation }) => {
+                idle && self.workers().all(|w| w.active() || w.id.generation > *generation)
+            }
             (Wanted::Up, Course::Back { .. }) => self.available(cx) && self.workers().all(Worker::fresh),
             (Wanted::Down | Wanted::Deleted, _) => self.gone(),
         };
@@ -51,7 +53,8 @@ impl App {
     /// Whether every wanted worker is available (or has ended, as its policy has it), with the
     /// sockets that are wanted, and nobody else is to go.
     fn available(&self, cx: &Context<'_>) -> bool {
-        let available = |instance: u16| self.workers().any(|w| w.instance == instance && w.fresh() && stage(w, cx.now) == Stage::Serving);
+        let available =
+            |instance: u16| self.workers().any(|w| w.instance == instance && w.fresh() && stage(w, cx.now) == Stage::Serving);
         let ended = |instance: u16| self.seats.get(usize::from(instance)).is_some_and(|s| s.hold == Hold::Exited);
         self.listening.pending.is_none() && (0..self.instances).all(|i| available(i) || ended(i))
     }
@@ -103,7 +106,8 @@ impl App {
         }
         let mut replaced = 0;
         if failed.number != before.target.number {
-            let old: Vec<u16> = self.workers().filter(|w| w.active() && w.revision.number != failed.number).map(|w| w.instance).collect();
+            let old: Vec<u16> =
+                self.workers().filter(|w| w.active() && w.revision.number != failed.number).map(|w| w.instance).collect();
             for worker in self.workers_mut().filter(|w| w.active() && w.revision.number == failed.number) {
                 if failed.spec.reload.auto_rollback || !worker.ready() || old.contains(&worker.instance) {
                     replaced += usize::from(worker.ready());
@@ -127,7 +131,8 @@ impl App {
             return;
         }
         // A release that fails is no restart of the instance, which its old worker still serves.
-        let on_trial = worker.revision.number == self.target.number && self.operation.as_ref().is_some_and(Operation::may_go_back);
+        let on_trial =
+            worker.revision.number == self.target.number && self.operation.as_ref().is_some_and(Operation::may_go_back);
         if let Some(seat) = self.seats.get_mut(usize::from(worker.instance)).filter(|_| !on_trial) {
             seat.ended(&worker.revision.spec, ending, cx.random);
             if let (Hold::Errored, Some(why)) = (&seat.hold, seat.reason.clone()) {
@@ -140,7 +145,8 @@ impl App {
             return;
         }
         let name = &self.name;
-        let trying = self.seats.get(usize::from(worker.instance)).is_some_and(|s| matches!(s.hold, Hold::Open | Hold::Backoff { .. }));
+        let trying =
+            self.seats.get(usize::from(worker.instance)).is_some_and(|s| matches!(s.hold, Hold::Open | Hold::Backoff { .. }));
         let hint = match kind {
             OperationKind::Start | OperationKind::Restart | OperationKind::Scale if trying => {
                 format!("rsup keeps trying; see its log: rsup logs {name}; end it: rsup delete {name}")

@@ -170,6 +170,7 @@ impl App {
             seat.reason = Some(why.clone());
             seat.restarts = seat.restarts.saturating_add(1);
         }
+        self.reason = Some(format!("{instance}: {why}"));
         self.note(format!("{instance} is replaced: {why}"), true, cx);
     }
 

@@ -155,7 +155,11 @@ pub fn stage(worker: &Worker, now: Time) -> Stage {
         State::Spawning { .. } | State::Starting { .. } if worker.goes_by_reload() => Stage::Returning,
         State::Spawning { .. } | State::Starting { .. } => Stage::Coming,
         State::Ready { since, unready, .. } if worker.fresh() => {
-            if !unready && since + worker.spec().reload.min_ready <= now { Stage::Serving } else { Stage::Coming }
+            if !unready && since + worker.spec().reload.min_ready <= now {
+                Stage::Serving
+            } else {
+                Stage::Coming
+            }
         }
         State::Ready { unready: false, .. } => Stage::Serving,
         State::Ready { unready: true, .. } => Stage::Limping,

@@ -56,7 +56,8 @@ impl App {
             }
         }
         let moves = plan(self.policy(), &self.slot_views(cx.now), &self.seat_views());
-        let retired: Vec<u16> = moves.iter().filter_map(|m| if let Move::Retire { slot } = m { Some(*slot) } else { None }).collect();
+        let retired: Vec<u16> =
+            moves.iter().filter_map(|m| if let Move::Retire { slot } = m { Some(*slot) } else { None }).collect();
         self.retire(&retired, "replaced", cx);
         for step in moves {
             match step {
@@ -76,7 +77,13 @@ impl App {
         let kind = self.operation.as_ref().map(|o| o.kind);
         let most = match kind {
             Some(OperationKind::Reload) => self.instances.max(before),
-            Some(OperationKind::Start | OperationKind::Stop | OperationKind::Restart | OperationKind::Scale | OperationKind::Delete)
+            Some(
+                OperationKind::Start
+                | OperationKind::Stop
+                | OperationKind::Restart
+                | OperationKind::Scale
+                | OperationKind::Delete,
+            )
             | None => self.instances,
         };
         Policy {
@@ -90,7 +97,9 @@ impl App {
     fn slot_views(&self, now: Time) -> Vec<SlotView> {
         let view = |slot: &Option<Worker>| match slot {
             None => SlotView::Parked,
-            Some(worker) => SlotView::Live { instance: worker.instance, fresh: worker.fresh() && worker.active(), stage: stage(worker, now) },
+            Some(worker) => {
+                SlotView::Live { instance: worker.instance, fresh: worker.fresh() && worker.active(), stage: stage(worker, now) }
+            }
         };
         self.slots.iter().map(view).collect()
     }
@@ -137,7 +146,8 @@ impl App {
 
     /// Whether the app can have all its workers with the sockets it holds.
     pub(super) fn enough(&self) -> bool {
-        let enough = |held: &Held| held.slots >= self.policy().ceiling && self.spec().listen.iter().all(|a| held.addresses.contains(a));
+        let enough =
+            |held: &Held| held.slots >= self.policy().ceiling && self.spec().listen.iter().all(|a| held.addresses.contains(a));
         self.listening.held.as_ref().is_some_and(enough)
     }
 

@@ -86,7 +86,11 @@ impl App {
                 self.kill(id, &why, cx);
             }
             State::Sweeping { kill_at, .. } if *kill_at <= now => self.sweep(id, cx),
-            State::Spawning { .. } | State::Draining { .. } | State::Stopping { .. } | State::Killing { .. } | State::Sweeping { .. } => {}
+            State::Spawning { .. }
+            | State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Killing { .. }
+            | State::Sweeping { .. } => {}
         }
     }
 

@@ -32,7 +32,9 @@ fn steering(world: &World, name: &AppName, app: &App) {
             let weight = table.weights[slot];
             let state = worker.as_ref().filter(|w| w.spec().listen.contains(&table.address)).map(|w| &w.state);
             match state {
-                Some(State::Ready { unready: false, .. }) => assert!(weight > 0, "slot {slot} is ready and takes no traffic: {app:#?}"),
+                Some(State::Ready { unready: false, .. }) => {
+                    assert!(weight > 0, "slot {slot} is ready and takes no traffic: {app:#?}")
+                }
                 Some(State::Ready { unready: true, .. }) => {}
                 _ => assert_eq!(weight, 0, "slot {slot} takes traffic and is not ready: {app:#?}"),
             }
@@ -95,7 +97,10 @@ fn after_failure(world: &World, op: OpId, error: &OpError) {
 pub fn spawn(world: &World, worker: &WorkerId) {
     let app = &world.core.apps[&worker.app];
     assert!(!world.processes.keys().any(|id| id.app == worker.app && id.slot == worker.slot), "{worker}: its slot is taken");
-    assert!(world.processes.keys().chain(world.gone.last()).all(|id| id.generation < worker.generation), "{worker} was there before");
+    assert!(
+        world.processes.keys().chain(world.gone.last()).all(|id| id.generation < worker.generation),
+        "{worker} was there before"
+    );
     for table in world.tables.get(&worker.app).into_iter().flatten() {
         assert_eq!(table.weights[usize::from(worker.slot)], 0, "{worker} is started in the traffic");
     }

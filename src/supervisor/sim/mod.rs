@@ -136,7 +136,12 @@ impl World {
         self.next_op += 1;
         let op = OpId(self.next_op);
         let reload = matches!(request, Request::Reload { .. });
-        let from = self.core.apps.get(app).filter(|a| reload && a.operation.is_none() && a.wanted == Wanted::Up).map(|a| a.target.number);
+        let from = self
+            .core
+            .apps
+            .get(app)
+            .filter(|a| reload && a.operation.is_none() && a.wanted == Wanted::Up)
+            .map(|a| a.target.number);
         self.asked.insert(op, OperationWish { app: app.clone(), reload_from: from });
         self.handle(Input::Request { op, app: app.clone(), request });
         op
@@ -396,7 +401,11 @@ impl World {
 
     /// A worker is killed from outside.
     pub fn crash(&mut self, worker: &WorkerId) {
-        self.happen(Input::Exited { worker: worker.clone(), exit: Exit::Signal { signal: SIGKILL, core_dumped: false }, descendants: false });
+        self.happen(Input::Exited {
+            worker: worker.clone(),
+            exit: Exit::Signal { signal: SIGKILL, core_dumped: false },
+            descendants: false,
+        });
     }
 
     // ---- what a test looks at ----

@@ -89,7 +89,8 @@ fn act() -> impl Strategy<Value = Act> {
 
 fn spec() -> impl Strategy<Value = AppSpec> {
     let check = prop_oneof![4 => Just(0u8), 1 => Just(1), 1 => Just(2), 1 => Just(3)];
-    let policy = prop_oneof![4 => Just(RestartPolicy::Always), 1 => Just(RestartPolicy::OnFailure), 1 => Just(RestartPolicy::Never)];
+    let policy =
+        prop_oneof![4 => Just(RestartPolicy::Always), 1 => Just(RestartPolicy::OnFailure), 1 => Just(RestartPolicy::Never)];
     (1u16..6, 1u16..4, check, policy, 0usize..3, any::<(bool, bool, bool, bool)>(), 0u32..6).prop_map(
         |(instances, surge, check, policy, ports, (min_ready, liveness, rollback, memory), restarts)| {
             let mut spec = web(instances);

@@ -48,7 +48,9 @@ fn a_reload_that_never_gets_ready_leaves_the_old_workers_serving() {
 #[test]
 fn when_a_later_worker_of_a_reload_fails_the_replaced_ones_go_back() {
     let (mut world, name) = running(3);
-    world.script = Box::new(|_, instance, revision| if revision.number == 2 && instance == 2 { Behaviour::crashing() } else { Behaviour::good() });
+    world.script = Box::new(
+        |_, instance, revision| if revision.number == 2 && instance == 2 { Behaviour::crashing() } else { Behaviour::good() },
+    );
     let error = world.done(&name, reload(&web(3))).unwrap_err();
     assert!(error.message.contains("exited with code 1"), "{}", error.message);
     assert!(world.core.workers(&name).all(|w| w.revision.number == 1));
@@ -60,7 +62,9 @@ fn without_auto_rollback_the_replaced_workers_stay() {
     let mut spec = web(3);
     spec.reload.auto_rollback = false;
     let (mut world, name) = running(3);
-    world.script = Box::new(|_, instance, revision| if revision.number == 2 && instance == 2 { Behaviour::crashing() } else { Behaviour::good() });
+    world.script = Box::new(
+        |_, instance, revision| if revision.number == 2 && instance == 2 { Behaviour::crashing() } else { Behaviour::good() },
+    );
     world.done(&name, reload(&spec)).unwrap_err();
     world.run(ms(10_000));
     let mut revisions: Vec<u64> = world.core.workers(&name).map(|w| w.revision.number).collect();

@@ -85,28 +85,18 @@ pub enum ListenError {
 impl ListenError {
     pub(super) fn new(addr: SocketAddr, step: &'static str, source: io::Error) -> ListenError {
         match source.raw_os_error() {
-            Some(libc::EADDRINUSE) => ListenError::InUse {
-                addr,
-                holder: holder::of_tcp(addr)
-                    .ok()
-                    .and_then(|holders| holders.into_iter().next()),
-            },
-            Some(libc::EACCES | libc::EPERM) if step == "bind" => {
-                ListenError::Denied { addr, source }
+            Some(libc::EADDRINUSE) => {
+                ListenError::InUse { addr, holder: holder::of_tcp(addr).ok().and_then(|holders| holders.into_iter().next()) }
             }
-            Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => {
-                ListenError::NotAvailable { addr, source }
-            }
+            Some(libc::EACCES | libc::EPERM) if step == "bind" => ListenError::Denied { addr, source },
+            Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => ListenError::NotAvailable { addr, source },
             _ => ListenError::Other { addr, step, source },
         }
     }
 }
 
 fn by(holder: Option<&Holder>) -> String {
-    holder.map_or_else(
-        || " by another process (of another user, perhaps)".to_owned(),
-        |holder| format!(" by {holder}"),
-    )
+    holder.map_or_else(|| " by another process (of another user, perhaps)".to_owned(), |holder| format!(" by {holder}"))
 }
 
 fn privileged(addr: SocketAddr) -> &'static str {
@@ -120,11 +110,7 @@ fn privileged(addr: SocketAddr) -> &'static str {
 }
 
 fn ipv6_hint(addr: SocketAddr) -> &'static str {
-    if addr.is_ipv6() {
-        " (is IPv6 enabled?)"
-    } else {
-        ""
-    }
+    if addr.is_ipv6() { " (is IPv6 enabled?)" } else { "" }
 }
 
 fn family_words(family: Family) -> &'static str {

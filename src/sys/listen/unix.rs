@@ -50,10 +50,7 @@ pub fn open_unix(path: &Path) -> Result<OwnedFd, ListenError> {
 /// Removes a socket file that nobody listens on. A connection attempt tells: it is refused then
 /// and only then.
 fn remove_stale(path: &Path, addr: &SockAddr) -> Result<(), ListenError> {
-    let broken = |reason: String| ListenError::Path {
-        path: path.to_owned(),
-        reason,
-    };
+    let broken = |reason: String| ListenError::Path { path: path.to_owned(), reason };
     match path.symlink_metadata() {
         Ok(found) if found.file_type().is_socket() => {}
         Ok(_) => return Err(broken("it exists and is no socket".to_owned())),
@@ -64,24 +61,18 @@ fn remove_stale(path: &Path, addr: &SockAddr) -> Result<(), ListenError> {
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|error| broken(error.to_string()))?;
     match probe.connect(addr) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(broken(format!(
-                    "a stale socket that cannot be removed: {error}"
-                ))),
-                _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(broken(format!("a stale socket that cannot be removed: {error}")))
             }
-        }
+            _ => Ok(()),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(broken("another user's socket is there".to_owned()))
-        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(broken("another user's socket is there".to_owned())),
         // Connected, or the queue of its listener is full (EAGAIN).
         _ => Err(ListenError::PathInUse {
             path: path.to_owned(),
-            holder: holder::of_unix(path)
-                .ok()
-                .and_then(|found| found.into_iter().next()),
+            holder: holder::of_unix(path).ok().and_then(|found| found.into_iter().next()),
         }),
     }
 }

@@ -1,22 +1,50 @@
 //! Our own children, and whether a process is still the one that was meant.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::{StartTime, stat};
+use super::{StartTime, Stat, stat};
 
-/// The children of this process, orphans that came to it included; zombies left out.
-/// (`/proc/PID/task/TID/children` lists by thread; the kernel needs `CONFIG_PROC_CHILDREN`, which
-/// distributions set.)
+/// Room for the ids of so many children that one `read(2)` gets them all: the list may skip some
+/// if it changes between two reads.
+const LIST: usize = 64 << 10;
+
+/// The children of this process, orphans that came to it included; zombies left out, and those that
+/// are `known`, which cost nothing.
 #[must_use]
-pub fn children() -> Vec<(u32, StartTime)> {
-    let Ok(threads) = fs::read_dir("/proc/self/task") else { return Vec::new() };
-    let lists = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let pids: Vec<u32> = lists.flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
-    let alive = |pid: u32| stat(pid).ok().filter(|stat| stat.state != b'Z').map(|stat| (pid, stat.started));
-    pids.into_iter().filter_map(alive).collect()
+pub fn children(known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+    looked_at(known).filter(|(_, stat)| stat.state != b'Z').map(|(pid, stat)| (pid, stat.started)).collect()
+}
+
+/// Our children that have ended and wait to be waited for, but for the `known`.
+pub fn zombie_children(known: impl Fn(u32) -> bool) -> Vec<u32> {
+    looked_at(known).filter(|(_, stat)| stat.state == b'Z').map(|(pid, _)| pid).collect()
+}
+
+fn looked_at(known: impl Fn(u32) -> bool) -> impl Iterator<Item = (u32, Stat)> {
+    let me = std::process::id();
+    let unknown = listed().unwrap_or_else(super::all).into_iter().filter(move |pid| !known(*pid));
+    unknown.filter_map(|pid| Some((pid, stat(pid).ok()?))).filter(move |(_, stat)| stat.parent == me)
+}
+
+/// `/proc/PID/task/TID/children` lists by thread. `None` where the kernel has been built without
+/// `CONFIG_PROC_CHILDREN`, which distributions set.
+fn listed() -> Option<Vec<u32>> {
+    let mut pids = Vec::new();
+    let mut buffer = vec![0; LIST];
+    for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {
+        let length = match fs::File::open(thread.path().join("children")) {
+            Ok(mut file) => file.read(&mut buffer).ok()?,
+            // A thread that has ended.
+            Err(_) if !thread.path().exists() => 0,
+            Err(_) => return None,
+        };
+        let list = std::str::from_utf8(buffer.get(..length)?).ok()?;
+        pids.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    Some(pids)
 }
 
 /// Whether the process still lives; a zombie does not.

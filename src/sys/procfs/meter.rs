@@ -1,8 +1,9 @@
-//! The memory of many process trees, once a second, for next to nothing.
+//! The memory and the processor time of many process trees, once a second, for next to nothing.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use super::{Children, stat};
 
@@ -10,7 +11,7 @@ use super::{Children, stat};
 ///
 /// Three things keep it cheap:
 ///
-/// * each process's `/proc/PID/statm` is opened once and read again by `pread(2)`. The open file
+/// * each process's `/proc/PID/statm` (and `stat`) is opened once and read again by `pread(2)`. The open file
 ///   belongs to the process, not to the number: after its end the read fails (`ESRCH`), even if
 ///   the number has been given away;
 /// * who descends from whom is looked up again only when `/proc/loadavg` shows a new last process
@@ -24,9 +25,11 @@ pub struct Meter {
     last_pid: Option<u32>,
     /// Parent of every process, as of the last scan.
     parents: HashMap<u32, u32>,
+    children: Children,
     /// Processes below each root, as of the last scan.
     trees: HashMap<u32, Vec<u32>>,
     statm: HashMap<u32, File>,
+    stat: HashMap<u32, File>,
 }
 
 impl Meter {
@@ -59,28 +62,35 @@ impl Meter {
             .collect()
     }
 
+    /// The processor time, user and system, that each root, its present descendants and those
+    /// descendants that were waited for have used; `None` where the root is gone. To a clock tick,
+    /// commonly 10 ms.
+    pub fn cpu_tree(&mut self, roots: &[u32]) -> Vec<Option<Duration>> {
+        self.refresh(roots);
+        let Meter { trees, stat, .. } = self;
+        let of_tree = |root: &u32| {
+            let mut sum = ticks(stat, *root)?;
+            for pid in trees.get(root).into_iter().flatten() {
+                sum = sum.saturating_add(ticks(stat, *pid).unwrap_or(0));
+            }
+            Some(super::time_of(sum))
+        };
+        roots.iter().map(of_tree).collect()
+    }
+
     /// Brings the trees up to date, if anything can have changed.
     fn refresh(&mut self, roots: &[u32]) {
         let last_pid = self.read_last_pid();
-        let known = last_pid.is_some() && last_pid == self.last_pid;
-        if known && roots.iter().all(|root| self.trees.contains_key(root)) {
-            return;
-        }
-        if !known {
+        if last_pid.is_none() || last_pid != self.last_pid {
             self.scan(last_pid);
+            self.trees.clear();
+            self.children = Children::new(self.parents.iter().map(|(&pid, &parent)| (pid, parent)));
+            self.statm.retain(|pid, _| self.parents.contains_key(pid));
+            self.stat.retain(|pid, _| self.parents.contains_key(pid));
         }
-        let children = Children::new(self.parents.iter().map(|(&pid, &parent)| (pid, parent)));
-        self.trees = roots
-            .iter()
-            .map(|&root| (root, children.below(root)))
-            .collect();
-        let measured: HashSet<u32> = self
-            .trees
-            .iter()
-            .flat_map(|(root, tree)| tree.iter().chain([root]))
-            .copied()
-            .collect();
-        self.statm.retain(|pid, _| measured.contains(pid));
+        for root in roots {
+            self.trees.entry(*root).or_insert_with(|| self.children.below(*root));
+        }
     }
 
     fn scan(&mut self, last_pid: Option<u32>) {
@@ -107,6 +117,7 @@ impl Meter {
                     if new(pid) {
                         // Of the process that had the number before.
                         self.statm.remove(&pid);
+                        self.stat.remove(&pid);
                     }
                     if let Ok(stat) = stat(pid) {
                         fresh.insert(pid, stat.parent);
@@ -132,30 +143,32 @@ impl Meter {
 /// Resident pages of one process: the second field of `/proc/PID/statm` (proc_pid_statm(5)).
 /// 0 when it is gone.
 fn resident(open: &mut HashMap<u32, File>, pid: u32) -> u64 {
+    read_open(open, pid, "statm", read_resident).unwrap_or(0)
+}
+
+/// Processor time of one process and of its children that were waited for. `None` when it is gone.
+fn ticks(open: &mut HashMap<u32, File>, pid: u32) -> Option<u64> {
+    let stat = read_open(open, pid, "stat", |file| super::read_stat(file).ok())?;
+    Some(stat.ticks.saturating_add(stat.children_ticks))
+}
+
+/// Reads a file of a process, which stays open for the next time unless the process is gone.
+fn read_open<T>(open: &mut HashMap<u32, File>, pid: u32, name: &str, read: impl Fn(&File) -> Option<T>) -> Option<T> {
     if let Some(file) = open.get(&pid) {
-        let pages = read_resident(file);
-        if pages.is_none() {
+        let value = read(file);
+        if value.is_none() {
             open.remove(&pid);
         }
-        return pages.unwrap_or(0);
+        return value;
     }
-    let Ok(file) = fs::File::open(format!("/proc/{pid}/statm")) else {
-        return 0;
-    };
-    let pages = read_resident(&file);
-    if pages.is_some() {
-        open.insert(pid, file);
-    }
-    pages.unwrap_or(0)
+    let file = File::open(format!("/proc/{pid}/{name}")).ok()?;
+    let value = read(&file)?;
+    open.insert(pid, file);
+    Some(value)
 }
 
 fn read_resident(file: &File) -> Option<u64> {
     let mut buffer = [0; 128];
     let len = file.read_at(&mut buffer, 0).ok()?;
-    std::str::from_utf8(buffer.get(..len)?)
-        .ok()?
-        .split_ascii_whitespace()
-        .nth(1)?
-        .parse()
-        .ok()
+    std::str::from_utf8(buffer.get(..len)?).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
 }

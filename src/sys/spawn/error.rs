@@ -33,11 +33,7 @@ pub enum Step {
 impl Step {
     pub(super) fn from_code(code: u8) -> Option<Step> {
         use Step::{Directory, Exec, Files, Filter, Fork, Identify, Limit, Session, User};
-        [
-            Files, Fork, Identify, Session, Limit, Filter, User, Directory, Exec,
-        ]
-        .into_iter()
-        .find(|&step| step as u8 == code)
+        [Files, Fork, Identify, Session, Limit, Filter, User, Directory, Exec].into_iter().find(|&step| step as u8 == code)
     }
 
     fn words(self) -> &'static str {
@@ -113,9 +109,7 @@ pub enum SpawnError {
         reason: String,
     },
     /// `EAGAIN` of fork.
-    #[error(
-        "the limit of processes is reached (ulimit -u, kernel.pid_max or the pids limit of a cgroup)"
-    )]
+    #[error("the limit of processes is reached (ulimit -u, kernel.pid_max or the pids limit of a cgroup)")]
     ProcessLimit,
     /// `EMFILE` or `ENFILE`.
     #[error("the limit of open files is reached (ulimit -n)")]
@@ -137,14 +131,8 @@ impl SpawnError {
         match (step, error.raw_os_error()) {
             (Step::Fork, Some(libc::EAGAIN)) => SpawnError::ProcessLimit,
             // EINVAL: F_DUPFD beyond the limit.
-            (_, Some(libc::EMFILE | libc::ENFILE)) | (Step::Files, Some(libc::EINVAL)) => {
-                SpawnError::FileLimit
-            }
-            (_, errno) => SpawnError::System {
-                step,
-                message: error.to_string(),
-                errno,
-            },
+            (_, Some(libc::EMFILE | libc::ENFILE)) | (Step::Files, Some(libc::EINVAL)) => SpawnError::FileLimit,
+            (_, errno) => SpawnError::System { step, message: error.to_string(), errno },
         }
     }
 
@@ -157,19 +145,10 @@ impl SpawnError {
             (Step::Exec, libc::ENOEXEC) => SpawnError::BadFormat { program },
             (Step::Exec, libc::EACCES) => SpawnError::NotExecutable { program },
             (Step::Exec, libc::ENOENT) => match interpreter(&file) {
-                Some(interpreter) => SpawnError::NoInterpreter {
-                    program,
-                    interpreter,
-                },
+                Some(interpreter) => SpawnError::NoInterpreter { program, interpreter },
                 // A binary without its loader shows so too.
-                None if file.exists() => SpawnError::NoInterpreter {
-                    program,
-                    interpreter: "or dynamic loader".to_owned(),
-                },
-                None => SpawnError::NotFound {
-                    program,
-                    hint: String::new(),
-                },
+                None if file.exists() => SpawnError::NoInterpreter { program, interpreter: "or dynamic loader".to_owned() },
+                None => SpawnError::NotFound { program, hint: String::new() },
             },
             _ => SpawnError::system(step, &io::Error::from_raw_os_error(errno)),
         }
@@ -182,10 +161,7 @@ impl SpawnError {
             libc::EACCES => "may not be entered".to_owned(),
             errno => io::Error::from_raw_os_error(errno).to_string(),
         };
-        SpawnError::Directory {
-            cwd: cwd.to_owned(),
-            reason,
-        }
+        SpawnError::Directory { cwd: cwd.to_owned(), reason }
     }
 }
 
@@ -193,11 +169,7 @@ impl SpawnError {
 fn interpreter(file: &Path) -> Option<String> {
     let mut head = [0; 256];
     let len = File::open(file).ok()?.read(&mut head).ok()?;
-    let line = head
-        .get(..len)?
-        .strip_prefix(b"#!")?
-        .split(|&byte| byte == b'\n')
-        .next()?;
+    let line = head.get(..len)?.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
     let line = String::from_utf8_lossy(line);
     // A file written on Windows asks for "/bin/sh\r": shown, so that it can be seen.
     let word = line.trim_matches([' ', '\t']).split([' ', '\t']).next()?;

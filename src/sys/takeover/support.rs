@@ -32,18 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[must_use]
 pub fn probe_support() -> Support {
     let Some(filter) = filter() else {
-        return Support::No {
-            why: "rsup does not know this processor's system calls".to_owned(),
-        };
+        return Support::No { why: "rsup does not know this processor's system calls".to_owned() };
     };
     match attempt(&filter, false) {
-        Ok(()) => Support::Yes {
-            needs_no_new_privs: false,
-        },
+        Ok(()) => Support::Yes { needs_no_new_privs: false },
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => match attempt(&filter, true) {
-            Ok(()) => Support::Yes {
-                needs_no_new_privs: true,
-            },
+            Ok(()) => Support::Yes { needs_no_new_privs: true },
             Err(error) => Support::No { why: words(&error) },
         },
         Err(error) => Support::No { why: words(&error) },
@@ -52,13 +46,9 @@ pub fn probe_support() -> Support {
 
 fn words(error: &io::Error) -> String {
     match error.raw_os_error() {
-        Some(libc::EBUSY) => {
-            "another program watches this process by seccomp already, and there can be one".into()
-        }
+        Some(libc::EBUSY) => "another program watches this process by seccomp already, and there can be one".into(),
         Some(libc::EPERM) => "the container or sandbox forbids seccomp filters".into(),
-        Some(libc::ENOSYS | libc::EINVAL) => {
-            "this kernel cannot notify by seccomp (Linux 5.9 or later can)".into()
-        }
+        Some(libc::ENOSYS | libc::EINVAL) => "this kernel cannot notify by seccomp (Linux 5.9 or later can)".into(),
         _ => format!("a trial of seccomp notification failed: {error}"),
     }
 }
@@ -120,13 +110,7 @@ fn answer(ours: &std::os::unix::net::UnixDatagram) -> io::Result<()> {
     // SAFETY: integers only, for which zero is a value.
     let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: `call` is what this ioctl fills in.
-    raw::check(unsafe {
-        libc::ioctl(
-            listener.as_raw_fd(),
-            libc::SECCOMP_IOCTL_NOTIF_RECV as _,
-            &raw mut call,
-        )
-    })?;
+    raw::check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut call) })?;
     // A number that cannot exist: EBADF says that the kernel knows the request, EINVAL that not.
     let exchange = libc::seccomp_notif_addfd {
         id: call.id,
@@ -136,13 +120,8 @@ fn answer(ours: &std::os::unix::net::UnixDatagram) -> io::Result<()> {
         newfd_flags: 0,
     };
     // SAFETY: `exchange` is what this ioctl reads.
-    let known = raw::check(unsafe {
-        libc::ioctl(
-            listener.as_raw_fd(),
-            libc::SECCOMP_IOCTL_NOTIF_ADDFD as _,
-            &raw const exchange,
-        )
-    });
+    let known =
+        raw::check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const exchange) });
     listener.respond(call.id, -SIGN, 0)?;
     if let Err(error) = known
         && !raw::is_errno(&error, libc::EBADF)
@@ -150,9 +129,5 @@ fn answer(ours: &std::os::unix::net::UnixDatagram) -> io::Result<()> {
         return Err(error);
     }
     ours.recv(&mut errno)?;
-    if c_int::from_ne_bytes(errno) == SIGN {
-        Ok(())
-    } else {
-        Err(io::Error::other("the answer did not arrive"))
-    }
+    if c_int::from_ne_bytes(errno) == SIGN { Ok(()) } else { Err(io::Error::other("the answer did not arrive")) }
 }

@@ -11,8 +11,7 @@ use socket2::{Domain, Socket, Type};
 use super::localhost;
 use crate::sys::holder;
 use crate::sys::listen::{
-    Backlog, Family, Group, ListenError, accept_nonblocking, backlog, is_nonblocking, open_unix,
-    set_nonblocking,
+    Backlog, Family, Group, ListenError, Mended, accept_nonblocking, backlog, is_nonblocking, open_unix, set_nonblocking,
 };
 use crate::sys::sockdiag;
 use crate::sys::steer::{Balance, Table};
@@ -20,11 +19,7 @@ use crate::sys::steer::{Balance, Table};
 fn sole(len: usize, slot: usize) -> Table {
     let mut weights = vec![0; len];
     weights[slot] = 1;
-    Table {
-        weights,
-        balance: Balance::Random,
-        hold: 0,
-    }
+    Table { weights, balance: Balance::Random, hold: 0 }
 }
 
 #[test]
@@ -35,15 +30,9 @@ fn a_holder_is_named_even_if_it_would_share() {
     holder.bind(&localhost().into()).unwrap();
     holder.listen(1).unwrap();
     let addr = holder.local_addr().unwrap().as_socket().unwrap();
-    for wanted in [
-        addr,
-        SocketAddr::new("0.0.0.0".parse().unwrap(), addr.port()),
-    ] {
+    for wanted in [addr, SocketAddr::new("0.0.0.0".parse().unwrap(), addr.port())] {
         match Group::open(wanted, false, 2) {
-            Err(ListenError::InUse {
-                holder: Some(found),
-                ..
-            }) => {
+            Err(ListenError::InUse { holder: Some(found), .. }) => {
                 assert_eq!(found.pid, std::process::id());
                 assert!(!found.name.is_empty() && !found.command.is_empty());
             }
@@ -52,10 +41,7 @@ fn a_holder_is_named_even_if_it_would_share() {
     }
     let dual = SocketAddr::new("::".parse().unwrap(), addr.port());
     let text = Group::open(dual, false, 1).unwrap_err().to_string();
-    assert!(
-        text.contains(&format!("pid {}", std::process::id())),
-        "{text}"
-    );
+    assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
     // IPv6 alone does not overlap.
     Group::open(dual, true, 1).unwrap();
 }
@@ -120,10 +106,7 @@ fn a_group_survives_its_process_state() {
         }
         let fds = (0..3).map(|slot| group.dup(slot).unwrap()).collect();
         let same = Group::adopt(fds).unwrap();
-        assert_eq!(
-            (same.addr(), same.family(), same.len()),
-            (group.addr(), family, 3)
-        );
+        assert_eq!((same.addr(), same.family(), same.len()), (group.addr(), family, 3));
     }
     assert!(Group::adopt(Vec::new()).is_err());
     let one = Group::open(localhost(), false, 1).unwrap();
@@ -138,9 +121,7 @@ fn a_connection_is_counted_taken_and_alive() {
     let group = Group::open(localhost(), false, 1).unwrap();
     assert!(accept_nonblocking(group.fd(0)).unwrap().is_none());
     let mut client = TcpStream::connect(group.addr()).unwrap();
-    let Backlog::Listening { queued: 1, max } = group.backlog(0).unwrap() else {
-        panic!()
-    };
+    let Backlog::Listening { queued: 1, max } = group.backlog(0).unwrap() else { panic!() };
     assert!(max >= 128);
     let (connection, peer) = accept_nonblocking(group.fd(0)).unwrap().unwrap();
     assert_eq!(peer, Some(client.local_addr().unwrap()));
@@ -153,13 +134,8 @@ fn a_connection_is_counted_taken_and_alive() {
     connection.read_exact(&mut byte).unwrap();
     let copy = group.dup(0).unwrap();
     set_nonblocking(&copy, true).unwrap();
-    assert!(
-        is_nonblocking(group.fd(0)).unwrap(),
-        "shared by all holders"
-    );
-    socket2::SockRef::from(&copy)
-        .shutdown(std::net::Shutdown::Both)
-        .unwrap();
+    assert!(is_nonblocking(group.fd(0)).unwrap(), "shared by all holders");
+    socket2::SockRef::from(&copy).shutdown(std::net::Shutdown::Both).unwrap();
     assert_eq!(group.backlog(0).unwrap(), Backlog::NotListening);
 }
 
@@ -174,9 +150,7 @@ fn nothing_is_lost_when_the_family_changes() {
         let client = SocketAddr::new(client.parse().unwrap(), group.addr().port());
         // What a worker inherited.
         let inherited: Vec<_> = (0..3).map(|slot| group.dup(slot).unwrap()).collect();
-        let before: Vec<_> = (0..20)
-            .map(|_| TcpStream::connect(client).unwrap())
-            .collect();
+        let before: Vec<_> = (0..20).map(|_| TcpStream::connect(client).unwrap()).collect();
         let stop = std::sync::atomic::AtomicBool::new(false);
         let relaxed = std::sync::atomic::Ordering::Relaxed;
         let (during, mut accepted) = std::thread::scope(|scope| {
@@ -193,11 +167,7 @@ fn nothing_is_lost_when_the_family_changes() {
             (clients.join().unwrap(), accepted)
         });
         assert_eq!(group.family(), want);
-        assert!(
-            inherited
-                .iter()
-                .all(|fd| backlog(fd).unwrap() == Backlog::NotListening)
-        );
+        assert!(inherited.iter().all(|fd| backlog(fd).unwrap() == Backlog::NotListening));
         assert!(accepted.len() >= before.len());
         for slot in 0..3 {
             while let Some((connection, _)) = accept_nonblocking(group.fd(slot)).unwrap() {
@@ -222,10 +192,7 @@ fn paths() {
     assert_eq!(mode & 0o111, 0, "{mode:o}");
     assert_eq!(mode & 0o600, 0o600, "{mode:o}");
     let text = open_unix(&path).unwrap_err().to_string();
-    assert!(
-        text.contains(&format!("pid {}", std::process::id())),
-        "{text}"
-    );
+    assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
     let _client = UnixStream::connect(&path).unwrap();
     let (_connection, peer) = accept_nonblocking(first.as_fd()).unwrap().unwrap();
     assert_eq!(peer, None);
@@ -235,12 +202,7 @@ fn paths() {
     assert_eq!(holder::of_unix(&path).unwrap().len(), 1);
     let plain = dir.path().join("plain");
     std::fs::write(&plain, "precious").unwrap();
-    assert!(
-        open_unix(&plain)
-            .unwrap_err()
-            .to_string()
-            .contains("no socket")
-    );
+    assert!(open_unix(&plain).unwrap_err().to_string().contains("no socket"));
     assert_eq!(std::fs::read_to_string(&plain).unwrap(), "precious");
     assert!(open_unix(&dir.path().join("no/where")).is_err());
     assert!(open_unix(&dir.path().join("x".repeat(120))).is_err());
@@ -250,21 +212,40 @@ fn paths() {
 fn half_open_handshakes_are_seen() {
     // TCP_DEFER_ACCEPT keeps a connection half open until data comes.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    crate::sys::raw::setsockopt_int(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5)
-        .unwrap();
+    crate::sys::raw::setsockopt_int(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
     let addr = listener.local_addr().unwrap();
     assert!(sockdiag::half_open(addr.port()).unwrap().is_empty());
     let mut client = TcpStream::connect(addr).unwrap();
     let found = sockdiag::half_open(addr.port()).unwrap();
-    assert_eq!(
-        found.into_iter().collect::<Vec<_>>(),
-        [(addr, client.local_addr().unwrap())]
-    );
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), [(addr, client.local_addr().unwrap())]);
     client.write_all(b"x").unwrap();
-    super::until("complete", || {
-        sockdiag::half_open(addr.port())
-            .unwrap()
-            .is_empty()
-            .then_some(())
-    });
+    super::until("complete", || sockdiag::half_open(addr.port()).unwrap().is_empty().then_some(()));
+}
+
+/// The kernel moves sockets about when some leave the group; the group finds out where they are.
+#[test]
+fn sockets_that_were_shut_down_listen_again_where_they_are_found() {
+    for addr in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0", "[::1]:0"] {
+        let mut group = Group::open(addr.parse().unwrap(), false, 7).unwrap();
+        group.steer(&sole(7, 0)).unwrap();
+        assert_eq!(group.mend().unwrap(), Mended::Whole);
+        for shut in [&[3][..], &[6], &[1, 2], &[5, 2, 4], &[1, 6, 2, 3], &[6, 5, 4, 3, 2, 1], &[2]] {
+            for slot in shut {
+                let socket = Socket::from(group.dup(*slot).unwrap());
+                socket.shutdown(std::net::Shutdown::Both).unwrap();
+            }
+            assert_eq!(group.mend().unwrap(), Mended::Again, "{addr} {shut:?}");
+            for slot in 0..7 {
+                // Take away what the probes of mending left.
+                while accept_nonblocking(group.fd(slot)).unwrap().is_some() {}
+            }
+            for slot in 0..7 {
+                group.steer(&sole(7, slot)).unwrap();
+                let target = crate::sys::steer::probe_target(group.addr(), group.family());
+                let _client = TcpStream::connect(target).unwrap();
+                assert!(accept_nonblocking(group.fd(slot)).unwrap().is_some(), "{addr} {shut:?}: slot {slot}");
+            }
+            group.steer(&sole(7, 0)).unwrap();
+        }
+    }
 }

@@ -32,28 +32,13 @@ fn what_a_child_gets() {
     assert_eq!(exit, Exit::Code(7));
     let lines: Vec<&str> = text.lines().collect();
     let pid = lines[0];
-    let fields: Vec<&str> = lines[1]
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
+    let fields: Vec<&str> = lines[1].rsplit(')').next().unwrap().split_whitespace().collect();
     assert_eq!((fields[2], fields[3]), (pid, pid), "group and session");
     let tail = &lines[lines.len() - 5..];
-    assert_eq!(
-        tail,
-        ["0", "1", "2", "/dev/null", cwd.to_str().unwrap()],
-        "{text}"
-    );
+    assert_eq!(tail, ["0", "1", "2", "/dev/null", cwd.to_str().unwrap()], "{text}");
     // Not of a shell, which blocks signals while it forks.
     let (text, _) = output(&["cat", "/proc/self/status"], |_| {});
-    let status = |name: &str| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name))
-            .unwrap()
-            .trim()
-            .to_owned()
-    };
+    let status = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
     assert_eq!(status("SigBlk:"), "0000000000000000");
     assert_eq!(status("SigIgn:"), "0000000000000000");
     assert_eq!(status("NoNewPrivs:"), "0");
@@ -69,8 +54,7 @@ fn descriptors_by_number_and_name() {
     let (text, exit) = output(&["sh", "-c", script], |plan| {
         plan.listen = vec![group.dup(0).unwrap(), group.dup(1).unwrap()];
         plan.extra = vec![(gate.into(), "CHANNEL".to_owned())];
-        plan.env
-            .extend(strings(&["LISTEN_PID=1", "LISTEN_FDS=9", "CHANNEL=x"]));
+        plan.env.extend(strings(&["LISTEN_PID=1", "LISTEN_FDS=9", "CHANNEL=x"]));
     });
     assert_eq!(exit, Exit::Code(0));
     let lines: Vec<&str> = text.lines().collect();
@@ -86,10 +70,7 @@ fn descriptors_by_number_and_name() {
 #[test]
 fn limits_users_and_privileges() {
     let (text, _) = output(&["sh", "-c", "ulimit -Sn; ulimit -Hn"], |plan| {
-        plan.nofile = Some(Limit {
-            soft: 99,
-            hard: 100,
-        });
+        plan.nofile = Some(Limit { soft: 99, hard: 100 });
     });
     assert_eq!(text, "99\n100\n");
     let (text, _) = output(&["grep", "NoNewPrivs", "/proc/self/status"], |plan| {
@@ -98,16 +79,9 @@ fn limits_users_and_privileges() {
     assert_eq!(text, "NoNewPrivs:\t1\n");
     if nix::unistd::geteuid().is_root() {
         let (text, _) = output(&["id"], |plan| {
-            plan.credentials = Some(Credentials {
-                uid: 12345,
-                gid: 54321,
-                groups: vec![777],
-            });
+            plan.credentials = Some(Credentials { uid: 12345, gid: 54321, groups: vec![777] });
         });
-        assert!(
-            text.starts_with("uid=12345 gid=54321 groups=54321,777"),
-            "{text}"
-        );
+        assert!(text.starts_with("uid=12345 gid=54321 groups=54321,777"), "{text}");
     } else {
         eprintln!("skipped: becoming another user needs root");
     }
@@ -117,8 +91,7 @@ fn file(dir: &Path, name: &str, text: &str, mode: u32) {
     let path = dir.join(name);
     let mut file = std::fs::File::create(&path).unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    file.set_permissions(std::fs::Permissions::from_mode(mode))
-        .unwrap();
+    file.set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
@@ -169,12 +142,7 @@ fn what_cannot_be_started_says_why() {
 fn the_path_is_the_childs() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("bin")).unwrap();
-    file(
-        &dir.path().join("bin"),
-        "greet",
-        "#!/bin/sh\necho \"$0 $1\"\n",
-        0o755,
-    );
+    file(&dir.path().join("bin"), "greet", "#!/bin/sh\necho \"$0 $1\"\n", 0o755);
     let (text, _) = output(&["greet", "you"], |plan| {
         plan.cwd = dir.path().to_owned();
         plan.env = strings(&["PATH=/nowhere:bin:/bin"]);
@@ -193,19 +161,10 @@ fn signals_reach_the_tree_but_for_what_left_it() {
     assert!(!process::has_ended(&child.pidfd).unwrap());
     assert_eq!(process::wait(&child.pidfd).unwrap(), None);
     process::signal_group(child.pid, libc::SIGTERM).unwrap();
-    assert_eq!(
-        ended(&child),
-        Exit::Signal {
-            signal: libc::SIGTERM,
-            core_dumped: false
-        }
-    );
+    assert_eq!(ended(&child), Exit::Signal { signal: libc::SIGTERM, core_dumped: false });
     // The pipe ends when the last of them is gone.
     std::io::BufRead::read_line(&mut out, &mut line).unwrap();
-    assert_eq!(
-        process::signal(&child.pidfd, 0).unwrap_err().raw_os_error(),
-        Some(libc::ESRCH)
-    );
+    assert_eq!(process::signal(&child.pidfd, 0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
 }
 
 #[test]
@@ -216,8 +175,7 @@ fn many_at_once_from_many_threads() {
             scope.spawn(move || {
                 for round in 0..5 {
                     let code = thread * 10 + round;
-                    let (text, exit) =
-                        output(&["sh", "-c", &format!("echo x; exit {code}")], |_| {});
+                    let (text, exit) = output(&["sh", "-c", &format!("echo x; exit {code}")], |_| {});
                     assert_eq!((text.as_str(), exit), ("x\n", Exit::Code(code)));
                 }
             });

@@ -41,13 +41,7 @@ fn next(listener: &Listener) -> Bind {
 fn group() -> Group {
     let group = Group::open(localhost(), false, 2).unwrap();
     let weights = vec![0, 1];
-    group
-        .steer(&Table {
-            weights,
-            balance: Balance::Random,
-            hold: 0,
-        })
-        .unwrap();
+    group.steer(&Table { weights, balance: Balance::Random, hold: 0 }).unwrap();
     group
 }
 
@@ -56,10 +50,7 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
     let group = group();
     let port = group.addr().port();
     let (mut plan, _out) = plan(argv);
-    plan.env.extend(super::strings(&[
-        &format!("PORT={port}"),
-        "PYTHONUNBUFFERED=1",
-    ]));
+    plan.env.extend(super::strings(&[&format!("PORT={port}"), "PYTHONUNBUFFERED=1"]));
     if !prepare(&mut plan) {
         return;
     }
@@ -75,18 +66,12 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
         }
         assert_eq!(listener.proceed(&bind).unwrap(), Answer::Delivered);
     };
-    assert_eq!(
-        bind.addr,
-        format!("{bound}:{port}").parse::<SocketAddr>().unwrap()
-    );
+    assert_eq!(bind.addr, format!("{bound}:{port}").parse::<SocketAddr>().unwrap());
     assert_eq!(bind.socket.nonblocking, nonblocking);
     assert!(bind.socket.cloexec);
     assert_eq!(bind.socket.is_v6, bind.addr.is_ipv6());
     assert!(
-        bind.process == child.0.pid
-            || super::sys_procfs::descendants(child.0.pid)
-                .iter()
-                .any(|&(pid, _)| pid == bind.process)
+        bind.process == child.0.pid || super::sys_procfs::descendants(child.0.pid).iter().any(|&(pid, _)| pid == bind.process)
     );
     let mut group = group;
     let mut early = Some(early);
@@ -96,18 +81,9 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
         assert_eq!(rescued.len(), 1);
         early = None;
         let weights = vec![0, 1];
-        group
-            .steer(&Table {
-                weights,
-                balance: Balance::Random,
-                hold: 0,
-            })
-            .unwrap();
+        group.steer(&Table { weights, balance: Balance::Random, hold: 0 }).unwrap();
     }
-    assert_eq!(
-        listener.inject(&bind, group.fd(1)).unwrap(),
-        Answer::Delivered
-    );
+    assert_eq!(listener.inject(&bind, group.fd(1)).unwrap(), Answer::Delivered);
     // An app that asked for it later, as asyncio does, may have it by now.
     assert!(!nonblocking || is_nonblocking(group.fd(1)).unwrap());
     if let Some(early) = early {
@@ -117,17 +93,11 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
         let answer = http(TcpStream::connect(group.addr()).unwrap());
         assert!(answer.contains("200 OK"), "{answer}");
     }
-    assert!(matches!(
-        group.backlog(1).unwrap(),
-        Backlog::Listening { queued: 0, .. }
-    ));
+    assert!(matches!(group.backlog(1).unwrap(), Backlog::Listening { queued: 0, .. }));
     drop(child);
     // Dead, and the socket lives: a connection waits.
     let _late = TcpStream::connect(group.addr()).unwrap();
-    assert!(matches!(
-        group.backlog(1).unwrap(),
-        Backlog::Listening { queued: 1, .. }
-    ));
+    assert!(matches!(group.backlog(1).unwrap(), Backlog::Listening { queued: 1, .. }));
     raw::poll(&listener, libc::POLLIN, PATIENCE).unwrap();
     let over = listener.receive().unwrap_err();
     assert_eq!(over.kind(), std::io::ErrorKind::BrokenPipe);
@@ -216,17 +186,10 @@ fn other_binds_pass_and_can_be_refused() {
     let other = next(&listener);
     assert_eq!(other.addr, localhost());
     listener.proceed(&other).unwrap();
-    assert_eq!(
-        listener.proceed(&other).unwrap(),
-        Answer::Vanished,
-        "only once"
-    );
+    assert_eq!(listener.proceed(&other).unwrap(), Answer::Vanished, "only once");
     assert_eq!(text(out), "udp\nunix\nEADDRINUSE\nother True\n");
     assert_eq!(ended(&child), Exit::Code(0));
-    assert_eq!(
-        listener.inject(&other, group().fd(0)).unwrap(),
-        Answer::Vanished
-    );
+    assert_eq!(listener.inject(&other, group().fd(0)).unwrap(), Answer::Vanished);
 }
 
 #[test]
@@ -245,12 +208,6 @@ fn a_caller_that_dies_is_no_error() {
     let bind = next(&listener);
     drop(Guard(child));
     let group = group();
-    assert_eq!(
-        listener.inject(&bind, group.fd(0)).unwrap(),
-        Answer::Vanished
-    );
-    assert_eq!(
-        listener.refuse(&bind, libc::EACCES).unwrap(),
-        Answer::Vanished
-    );
+    assert_eq!(listener.inject(&bind, group.fd(0)).unwrap(), Answer::Vanished);
+    assert_eq!(listener.refuse(&bind, libc::EACCES).unwrap(), Answer::Vanished);
 }

@@ -1,0 +1,115 @@
+//! Connections that arrive where no worker takes them: they are passed on, and none is lost.
+
+use std::io::Write;
+use std::net::TcpStream;
+
+use nix::sys::signal::Signal;
+
+use crate::common::load::Load;
+use crate::common::{Home, apps, http, is_ready, pids, signal};
+
+fn site(instances: u16, lines: &str) -> (Home, u16) {
+    let home = Home::new();
+    let port = home.port();
+    let rest = format!("readiness = \"/readiness\"\n{lines}");
+    home.config(&format!("[app.web]\n{}\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\n{rest}\n", apps::sample()));
+    home.ok(&["start"]);
+    (home, port)
+}
+
+fn relayed(home: &Home) -> u64 {
+    home.describe("web")["app"]["relayed"].as_u64().expect("a number")
+}
+
+/// Connections whose requests are sent, and wait.
+fn requests(port: u16, count: usize) -> Vec<TcpStream> {
+    let open = |_| {
+        let mut stream = http::connect(http::local(port)).expect("a connection");
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("it takes the request");
+        stream
+    };
+    (0..count).map(open).collect()
+}
+
+fn answers(requests: Vec<TcpStream>) -> Vec<u32> {
+    let answer = |stream: TcpStream| {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut { stream }, &mut text).expect("an answer");
+        let body = text.split("\r\n\r\n").nth(1).unwrap_or_else(|| panic!("no whole answer: {text:?}"));
+        let answer: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        answer["pid"].as_u64().expect("a pid") as u32
+    };
+    requests.into_iter().map(answer).collect()
+}
+
+/// They wait in the lobby, and go to the successors.
+#[test]
+fn nobody_is_ready() {
+    let (home, port) = site(2, "restart = { min_uptime = \"0s\", backoff = \"100ms\" }");
+    let dead = home.pids("web");
+    assert_eq!(relayed(&home), 0);
+    for pid in &dead {
+        signal(*pid, Signal::SIGKILL);
+    }
+    home.wait_view("web", "that nobody is ready", |view| {
+        view["workers"].as_array().is_some_and(|w| w.iter().all(|w| w["phase"] != "ready"))
+    });
+    let pids = answers(requests(port, 20));
+    assert!(pids.iter().all(|pid| !dead.contains(pid)), "{pids:?}");
+    assert!(relayed(&home) > 0);
+}
+
+/// What a worker had not accepted when it died is answered by the others, at once.
+#[test]
+fn the_queue_of_a_dead_worker() {
+    let (home, port) = site(2, "restart = { min_uptime = \"0s\", backoff = \"10ms\" }");
+    let victim = home.pids("web").into_iter().next().expect("a worker");
+    signal(victim, Signal::SIGSTOP);
+    let requests = requests(port, 30);
+    signal(victim, Signal::SIGKILL);
+    let pids = answers(requests);
+    assert!(pids.iter().all(|pid| *pid != victim), "{pids:?}");
+    let relayed = relayed(&home);
+    assert!((1..30).contains(&relayed), "{relayed} of 30 were passed on");
+}
+
+/// The only worker: its successor in the same slot must not get them before it is ready, nor lose them.
+#[test]
+fn the_queue_of_the_only_worker() {
+    let (home, port) = site(1, "restart = { min_uptime = \"0s\", backoff = \"10ms\" }");
+    let victim = home.pids("web").into_iter().next().expect("a worker");
+    signal(victim, Signal::SIGSTOP);
+    let requests = requests(port, 10);
+    signal(victim, Signal::SIGKILL);
+    let pids = answers(requests);
+    assert!(pids.iter().all(|pid| *pid != victim), "{pids:?}");
+    assert_eq!(relayed(&home), 10);
+}
+
+/// It does not drain within `drain_timeout`, as it does nothing at all: what waits for it goes to others.
+#[test]
+fn the_queue_of_a_worker_that_hangs() {
+    let (home, port) = site(2, "drain_timeout = \"300ms\"\nkill_timeout = \"300ms\"");
+    let before = home.pids("web");
+    let hung = *before.iter().next().expect("a worker");
+    signal(hung, Signal::SIGSTOP);
+    let requests = requests(port, 30);
+    home.ok(&["reload", "web"]);
+    let pids = answers(requests);
+    assert!(pids.iter().all(|pid| *pid != hung), "{pids:?}");
+    assert!(relayed(&home) > 0);
+    assert!(home.pids("web").is_disjoint(&before));
+}
+
+/// A restart under load: those who come in between wait, and are counted.
+#[test]
+fn restarts() {
+    let (home, port) = site(2, "");
+    let load = Load::start(port, "/health");
+    home.ok(&["restart", "web"]);
+    load.more(50);
+    load.lossless();
+    assert!(relayed(&home) > 0);
+    let view = home.view("web");
+    assert!(is_ready(&view) && pids(&view).len() == 2, "{view:#}");
+}
