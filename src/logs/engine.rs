@@ -1,8 +1,7 @@
 //! The pump's thread: waits for pipes and commands, moves lines from the one to the files.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -17,6 +16,7 @@ use super::compress::Compressor;
 use super::file::{Common, LogFile};
 use super::format::{self, Style};
 use super::frame::{Record, Unfinished};
+use super::journal::{About, Journal, Phase};
 use super::pipe::set_nonblocking;
 use super::pump::{Command, Detached};
 use super::rotate::Names;
@@ -27,9 +27,6 @@ use super::{Event, Settings, Source, Stats, Stream, TailLine};
 /// a prompt can be seen. Long, because whole lines matter more.
 pub const QUIET: Duration = Duration::from_secs(2);
 
-/// What one pipe may deliver before the others have their turn. Fits the processor's cache together
-/// with what is made of it.
-const TURN: usize = 256 << 10;
 /// Formatted lines are written at the latest when there are so many bytes of them.
 const BATCH: usize = 512 << 10;
 /// A pipe holds no more than this (but the administrator may allow more), so this empties it.
@@ -38,14 +35,21 @@ const WAKE: u64 = 0;
 
 /// One pipe and its place in the files.
 struct Flow {
-    source: Source,
-    stream: Stream,
-    pipe: File,
-    unfinished: Unfinished,
+    lane: Lane,
+    pipe: OwnedFd,
     /// When something was last added to the unfinished line.
     touched: Instant,
+}
+
+/// A stream of lines, wherever they come from.
+struct Lane {
+    source: Source,
+    stream: Stream,
+    unfinished: Unfinished,
     style: Style,
     path: Arc<Path>,
+    /// Its place in the journal.
+    slot: Option<usize>,
 }
 
 #[derive(Default)]
@@ -62,20 +66,8 @@ enum Got {
     End,
 }
 
-/// What happens to a flow's lines.
-#[derive(Clone, Copy)]
-enum Step<'a> {
-    /// This was read.
-    Feed(&'a [u8]),
-    /// It has been quiet for long.
-    Cut,
-    /// It has ended.
-    Finish,
-}
-
 /// Buffers that all pipes share.
 struct Buffers {
-    read: Vec<u8>,
     lines: Vec<u8>,
     prefix: Vec<u8>,
 }
@@ -89,13 +81,19 @@ pub(super) struct Engine {
     workers: HashMap<u64, Worker>,
     files: HashMap<Arc<Path>, LogFile>,
     buffers: Buffers,
+    journal: Journal,
     common: Common,
     /// When lines or files have to be looked at again.
     check: Option<Instant>,
 }
 
 impl Engine {
-    pub fn new(commands: mpsc::Receiver<Command>, wake: Arc<EventFd>, events: UnboundedSender<Event>) -> io::Result<Engine> {
+    pub fn new(
+        commands: mpsc::Receiver<Command>,
+        wake: Arc<EventFd>,
+        events: UnboundedSender<Event>,
+        journal: Journal,
+    ) -> io::Result<Engine> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         let names = Arc::new(Names::default());
@@ -108,7 +106,8 @@ impl Engine {
             next_flow: WAKE + 1,
             workers: HashMap::new(),
             files: HashMap::new(),
-            buffers: Buffers { read: vec![0; TURN], lines: Vec::with_capacity(BATCH), prefix: Vec::new() },
+            buffers: Buffers { lines: Vec::with_capacity(BATCH), prefix: Vec::new() },
+            journal,
             common: Common { stats: Stats::default(), events, names, compressor },
             check: None,
         })
@@ -116,6 +115,7 @@ impl Engine {
 
     /// Runs until told to shut down, or until nobody is left who could.
     pub fn run(mut self) {
+        self.recover();
         let mut ready = [EpollEvent::empty(); 64];
         loop {
             // It fails for a signal only.
@@ -156,18 +156,43 @@ impl Engine {
         self.check = Some(self.check.map_or(when, |check| check.min(when)));
     }
 
+    /// Does again what the former pump was killed at.
+    fn recover(&mut self) {
+        if let Some(pending) = self.journal.pending() {
+            self.redo(pending.slot, pending.phase, |path| pending.skip(path));
+        }
+    }
+
+    /// Works off a batch of a stream that is not attached: what `skip` says is in the file already.
+    fn redo(&mut self, slot: usize, phase: Phase, skip: impl FnOnce(&Path) -> u64) {
+        let Some(About { source, stream, settings }) = self.journal.about(slot) else {
+            return self.journal.give_up();
+        };
+        let path = self.acquire(settings.path(stream), &source.app, &settings);
+        let skip = skip(&path);
+        self.journal.again(skip);
+        if let Some(file) = self.files.get_mut(&path) {
+            let mut lane = Lane {
+                source,
+                stream,
+                unfinished: self.journal.unfinished(slot),
+                style: (&settings).into(),
+                path: path.clone(),
+                slot: Some(slot),
+            };
+            let now = Instant::now();
+            let (journal, common) = (&mut self.journal, &mut self.common);
+            lane.work_off(phase, skip, now, file, None, journal, &mut self.buffers, common);
+        }
+        self.release(&path);
+    }
+
     /// Reads once from a pipe and writes what lines that completes.
     fn turn(&mut self, id: u64) -> Got {
         let Some(flow) = self.flows.get_mut(&id) else {
             return Got::Nothing;
         };
-        let read = loop {
-            match flow.pipe.read(&mut self.buffers.read) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                other => break other,
-            }
-        };
-        match read {
+        match self.journal.read(flow.lane.slot, &flow.pipe) {
             Ok(0) => {
                 self.end(id);
                 Got::End
@@ -176,62 +201,43 @@ impl Engine {
                 let now = Instant::now();
                 flow.touched = now;
                 self.common.stats.bytes += n as u64;
-                let read = std::mem::take(&mut self.buffers.read);
-                self.emit(id, now, Step::Feed(&read[..n]));
-                self.buffers.read = read;
-                if self.flows.get(&id).is_some_and(|f| !f.unfinished.is_empty()) {
+                self.emit(id, now, Phase::Feed);
+                if self.flows.get(&id).is_some_and(|f| !f.lane.unfinished.is_empty()) {
                     self.check_at(now + QUIET);
                 }
                 Got::Bytes(n)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => Got::Nothing,
             Err(error) => {
-                bad_pipe(&self.common, &flow.source, flow.stream, &error);
+                bad_pipe(&self.common, &flow.lane.source, flow.lane.stream, &error);
                 self.end(id);
                 Got::End
             }
         }
     }
 
-    /// Formats the records that a step yields and writes them to the flow's file.
-    fn emit(&mut self, id: u64, now: Instant, step: Step<'_>) {
+    /// Formats the records of a batch and writes them to the flow's file.
+    fn emit(&mut self, id: u64, now: Instant, phase: Phase) {
         let Some(flow) = self.flows.get_mut(&id) else {
-            return;
+            return self.journal.give_up();
         };
-        let Some(file) = self.files.get_mut(&flow.path) else {
-            return;
+        let Some(file) = self.files.get_mut(&flow.lane.path) else {
+            return self.journal.give_up();
         };
-        let mut tail = self.workers.get_mut(&flow.source.key).map(|w| &mut w.tail);
-        let Buffers { lines, prefix, .. } = &mut self.buffers;
-        let common = &mut self.common;
-        // Only the last lines of the chunk can stay in the tail: don't bother it with the others.
-        let tail_from = match step {
-            Step::Feed(chunk) => memrchr_iter(b'\n', chunk).nth(tail::LINES).unwrap_or(0),
-            Step::Cut | Step::Finish => 0,
-        };
-        format::prefix(flow.style, &flow.source, flow.stream, prefix);
-        lines.clear();
-        let emit = |record: Record<'_>| {
-            format::record(flow.style.format, prefix, record, lines);
-            common.stats.lines += 1;
-            if record.end >= tail_from
-                && let Some(tail) = &mut tail
-            {
-                tail.push(flow.stream, record.bytes);
-            }
-            if lines.len() >= BATCH {
-                file.write(lines, now, common);
-                lines.clear();
-            }
-        };
-        match step {
-            Step::Feed(chunk) => flow.unfinished.feed(chunk, emit),
-            Step::Cut => flow.unfinished.cut(emit),
-            Step::Finish => flow.unfinished.finish(emit),
+        let worker = self.workers.get_mut(&flow.lane.source.key);
+        if phase != Phase::Feed {
+            self.journal.begin(flow.lane.slot, phase);
         }
-        if !lines.is_empty() {
-            file.write(lines, now, common);
-        }
+        flow.lane.work_off(
+            phase,
+            0,
+            now,
+            file,
+            worker.map(|w| &mut w.tail),
+            &mut self.journal,
+            &mut self.buffers,
+            &mut self.common,
+        );
         if let Some(due) = file.due() {
             self.check_at(due);
         }
@@ -249,18 +255,19 @@ impl Engine {
 
     /// A pipe has ended: its last line is complete as it is.
     fn end(&mut self, id: u64) {
-        self.emit(id, Instant::now(), Step::Finish);
+        self.emit(id, Instant::now(), Phase::Finish);
         self.remove(id);
     }
 
     fn remove(&mut self, id: u64) -> Option<Flow> {
         let flow = self.flows.remove(&id)?;
         let _ = self.epoll.delete(&flow.pipe);
-        self.release(&flow.path);
-        if let Some(worker) = self.workers.get_mut(&flow.source.key) {
+        self.journal.release(flow.lane.slot);
+        self.release(&flow.lane.path);
+        if let Some(worker) = self.workers.get_mut(&flow.lane.source.key) {
             worker.flows -= 1;
             if worker.forgotten && worker.flows == 0 {
-                self.workers.remove(&flow.source.key);
+                self.workers.remove(&flow.lane.source.key);
             }
         }
         Some(flow)
@@ -306,8 +313,8 @@ impl Engine {
             Command::Detach { key, reply } => {
                 let mut given = Vec::new();
                 for id in self.ids(key) {
-                    if let Some(Flow { source, stream, pipe, unfinished, .. }) = self.remove(id) {
-                        given.push(Detached { source, stream, pipe: OwnedFd::from(pipe), unfinished });
+                    if let Some(Flow { lane, pipe, .. }) = self.remove(id) {
+                        given.push(Detached { source: lane.source, stream: lane.stream, pipe, unfinished: lane.unfinished });
                     }
                 }
                 let _ = reply.send(given);
@@ -319,6 +326,13 @@ impl Engine {
                     file.note(&text, Instant::now(), &mut self.common);
                 }
                 self.release(&path);
+            }
+            Command::Adopted => {
+                for slot in self.journal.unclaimed() {
+                    self.journal.begin(Some(slot), Phase::Finish);
+                    self.redo(slot, Phase::Finish, |_| 0);
+                    self.journal.release(Some(slot));
+                }
             }
             Command::Reopen => self.files.values_mut().for_each(LogFile::close),
             Command::Flush { reply } => {
@@ -348,25 +362,45 @@ impl Engine {
         }
         let path = self.acquire(settings.path(stream), &source.app, settings);
         self.workers.entry(source.key).or_default().flows += 1;
+        let about = About { source, stream, settings: settings.clone() };
+        let (slot, kept) = self.journal.claim(&about);
+        let given = unfinished != Unfinished::default();
+        if given {
+            self.journal.keep(slot, &unfinished);
+        }
         let touched = Instant::now();
-        if !unfinished.is_empty() {
+        let lane = Lane {
+            source: about.source,
+            stream,
+            unfinished: if given { unfinished } else { kept },
+            style: settings.into(),
+            path,
+            slot,
+        };
+        if !lane.unfinished.is_empty() {
             self.check_at(touched + QUIET);
         }
-        let (pipe, style) = (File::from(pipe), settings.into());
-        self.flows.insert(id, Flow { source, stream, pipe, unfinished, touched, style, path });
+        self.flows.insert(id, Flow { lane, pipe, touched });
     }
 
     fn configure(&mut self, app: &Arc<str>, settings: &Settings) {
         for id in self.ids(None) {
-            let Some(flow) = self.flows.get_mut(&id).filter(|f| f.source.app == *app) else {
+            let Some(flow) = self.flows.get_mut(&id).filter(|f| f.lane.source.app == *app) else {
                 continue;
             };
-            flow.style = settings.into();
-            let old = flow.path.clone();
-            let stream = flow.stream;
+            let lane = &mut flow.lane;
+            lane.style = settings.into();
+            let old = lane.path.clone();
+            let stream = lane.stream;
+            if let Some(slot) = lane.slot {
+                let about = About { source: lane.source.clone(), stream, settings: settings.clone() };
+                if !self.journal.describe(slot, &about) {
+                    self.journal.release(lane.slot.take());
+                }
+            }
             let new = self.acquire(settings.path(stream), app, settings);
             if let Some(flow) = self.flows.get_mut(&id) {
-                flow.path = new;
+                flow.lane.path = new;
             }
             self.release(&old);
         }
@@ -376,8 +410,8 @@ impl Engine {
         let ids = self.ids(Some(key));
         ids.iter().for_each(|id| self.drain(*id, PIPE));
         let mut lines = self.workers.get(&key).map(|w| w.tail.lines()).unwrap_or_default();
-        for flow in ids.iter().filter_map(|id| self.flows.get(id)).filter(|f| !f.unfinished.is_empty()) {
-            lines.push(TailLine { stream: flow.stream, text: tail::text(&flow.unfinished.bytes) });
+        for lane in ids.iter().filter_map(|id| self.flows.get(id)).map(|f| &f.lane).filter(|l| !l.unfinished.is_empty()) {
+            lines.push(TailLine { stream: lane.stream, text: tail::text(&lane.unfinished.bytes) });
         }
         let surplus = lines.len().saturating_sub(tail::LINES);
         lines.split_off(surplus)
@@ -385,7 +419,7 @@ impl Engine {
 
     /// The flows of one worker, or all.
     fn ids(&self, key: Option<u64>) -> Vec<u64> {
-        let wanted = |flow: &Flow| key.is_none_or(|key| flow.source.key == key);
+        let wanted = |flow: &Flow| key.is_none_or(|key| flow.lane.source.key == key);
         self.flows.iter().filter(|(_, flow)| wanted(flow)).map(|(id, _)| *id).collect()
     }
 
@@ -401,12 +435,12 @@ impl Engine {
                 continue;
             };
             let due = flow.touched + QUIET;
-            if !flow.unfinished.is_empty() && due <= now {
-                self.emit(id, now, Step::Cut);
+            if !flow.lane.unfinished.is_empty() && due <= now {
+                self.emit(id, now, Phase::Cut);
             }
             // Half a character may be left of it.
             if let Some(flow) = self.flows.get(&id)
-                && !flow.unfinished.is_empty()
+                && !flow.lane.unfinished.is_empty()
             {
                 self.check_at(due.max(now + Duration::from_millis(1)));
             }
@@ -429,6 +463,76 @@ impl Engine {
             self.drain(id, 4 * PIPE);
             self.end(id);
         }
+    }
+}
+
+impl Lane {
+    /// Does one batch: formats its records, but for the first `skip` bytes writes them, and notes what
+    /// remains.
+    #[allow(clippy::too_many_arguments)] // parts of the engine, borrowed one by one
+    fn work_off(
+        &mut self,
+        phase: Phase,
+        mut skip: u64,
+        now: Instant,
+        file: &mut LogFile,
+        mut tail: Option<&mut Tail>,
+        journal: &mut Journal,
+        buffers: &mut Buffers,
+        common: &mut Common,
+    ) {
+        let Buffers { lines, prefix } = buffers;
+        if skip > 0 {
+            prefix.clear();
+            prefix.extend_from_slice(journal.prefix());
+        } else {
+            format::prefix(self.style, &self.source, self.stream, prefix);
+            journal.keep_prefix(prefix);
+        }
+        let notes: &Journal = journal;
+        let mut write = |lines: &mut Vec<u8>, common: &mut Common| {
+            let from = usize::try_from(skip).unwrap_or(usize::MAX).min(lines.len());
+            skip -= from as u64;
+            if from < lines.len() {
+                if from > 0 && lines[from - 1] != b'\n' {
+                    file.go_on();
+                }
+                file.write(&lines[from..], now, common, Some(notes));
+            }
+            lines.clear();
+        };
+        let chunk = notes.chunk();
+        // Only the last lines of the chunk can stay in the tail: don't bother it with the others.
+        let tail_from = match phase {
+            Phase::Feed => memrchr_iter(b'\n', chunk).nth(tail::LINES).unwrap_or(0),
+            Phase::Cut | Phase::Finish | Phase::Idle => 0,
+        };
+        lines.clear();
+        let mut records = 0;
+        let (format, stream) = (self.style.format, self.stream);
+        let emit = |record: Record<'_>| {
+            format::record(format, prefix, record, lines);
+            records += 1;
+            if record.end >= tail_from
+                && let Some(tail) = &mut tail
+            {
+                tail.push(stream, record.bytes);
+            }
+            if lines.len() >= BATCH {
+                write(lines, common);
+            }
+        };
+        match phase {
+            Phase::Feed => self.unfinished.feed(chunk, emit),
+            Phase::Cut => self.unfinished.cut(emit),
+            Phase::Finish => self.unfinished.finish(emit),
+            Phase::Idle => {}
+        }
+        if !lines.is_empty() {
+            write(lines, common);
+        }
+        common.stats.lines += records;
+        journal.commit(&self.unfinished, records == 0);
     }
 }
 

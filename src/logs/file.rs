@@ -15,6 +15,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::compress::Compressor;
 use super::format::{Style, own_line};
+use super::journal::Journal;
 use super::rotate::{self, Names};
 use super::{Event, FileStats, Settings, Stats};
 
@@ -48,6 +49,8 @@ pub(super) struct LogFile {
     /// The file whose last write stopped within a line.
     torn: Option<(u64, u64)>,
     trouble: Option<Trouble>,
+    /// What is written next is the rest of a line that is in the file already.
+    amid: bool,
     /// Rotating failed: not tried again before.
     rotate_after: Option<Instant>,
 }
@@ -83,6 +86,7 @@ impl LogFile {
             open: None,
             torn: None,
             trouble: None,
+            amid: false,
             rotate_after: None,
         }
     }
@@ -100,22 +104,31 @@ impl LogFile {
 
     /// Writes a line of the supervisor's own.
     pub fn note(&mut self, text: &str, now: Instant, common: &mut Common) {
-        self.write(&own_line(self.style, &self.app, text), now, common);
+        self.write(&own_line(self.style, &self.app, text), now, common, None);
     }
 
-    /// Appends whole lines. What can't be written is counted as lost.
-    pub fn write(&mut self, lines: &[u8], now: Instant, common: &mut Common) {
-        if let Some(trouble) = &mut self.trouble {
-            if now < trouble.retry {
-                trouble.lose(lines, &mut common.stats);
-                return;
-            }
+    /// What is written next goes on with the last line in the file.
+    pub fn go_on(&mut self) {
+        self.amid = true;
+    }
+
+    /// Appends whole lines, and tells the journal whose batch they are from. What can't be written is
+    /// counted as lost.
+    pub fn write(&mut self, lines: &[u8], now: Instant, common: &mut Common, journal: Option<&Journal>) {
+        if self.trouble.as_ref().is_some_and(|t| t.retry <= now) {
             self.retry(now, common);
         }
-        if let Some(trouble) = &mut self.trouble {
+        let lost = if let Some(trouble) = &mut self.trouble {
             trouble.lose(lines, &mut common.stats);
-        } else if let Err((done, error)) = self.append(lines, now, common) {
+            lines
+        } else if let Err((done, error)) = self.append(lines, now, common, journal) {
             self.fail(&lines[done..], &error, now, common);
+            &lines[done..]
+        } else {
+            return;
+        };
+        if let Some(journal) = journal {
+            journal.wrote(lost.len() as u64);
         }
     }
 
@@ -132,7 +145,7 @@ impl LogFile {
         };
         let (bytes, lines) = (trouble.lost_bytes, trouble.lost_lines);
         let text = format!("{bytes} bytes in {lines} lines were lost here: {}", trouble.error);
-        match self.append(&own_line(self.style, &self.app, &text), now, common) {
+        match self.append(&own_line(self.style, &self.app, &text), now, common, None) {
             Ok(()) => {
                 let path = self.path.to_path_buf();
                 let _ = common.events.send(Event::Recovered { path, lost_bytes: bytes, lost_lines: lines });
@@ -169,13 +182,25 @@ impl LogFile {
 
     /// Appends `lines`, rotating between two of them where the file gets full. On failure says how
     /// many bytes were written.
-    fn append(&mut self, lines: &[u8], now: Instant, common: &mut Common) -> Result<(), (usize, io::Error)> {
+    fn append(
+        &mut self,
+        lines: &[u8],
+        now: Instant,
+        common: &mut Common,
+        journal: Option<&Journal>,
+    ) -> Result<(), (usize, io::Error)> {
         let mut done = 0;
         let mut rest = lines;
+        if std::mem::take(&mut self.amid) {
+            self.opened().map_err(|e| (0, e))?;
+            let end = memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
+            self.put(&rest[..end], &mut done, journal).map_err(|e| (done, e))?;
+            rest = &rest[end..];
+        }
         if let Some(torn) = self.torn
             && self.opened().map_err(|e| (0, e))?.identity == torn
         {
-            self.put(b"\n", &mut 0).map_err(|e| (0, e))?;
+            self.put(b"\n", &mut 0, None).map_err(|e| (0, e))?;
         }
         while !rest.is_empty() {
             let open = self.opened().map_err(|e| (done, e))?;
@@ -191,23 +216,30 @@ impl LogFile {
             } else {
                 rest.len()
             };
-            self.put(&rest[..fits], &mut done).map_err(|e| (done, e))?;
+            self.put(&rest[..fits], &mut done, journal).map_err(|e| (done, e))?;
             rest = &rest[fits..];
         }
         Ok(())
     }
 
     /// Writes all of `data` to the file that is open; `done` grows with what was written.
-    fn put(&mut self, data: &[u8], done: &mut usize) -> io::Result<()> {
+    fn put(&mut self, data: &[u8], done: &mut usize, journal: Option<&Journal>) -> io::Result<()> {
         let mut rest = data;
         let mut patient = true;
         while !rest.is_empty() {
             let Some(open) = &mut self.open else {
                 return Err(ErrorKind::NotFound.into());
             };
+            if let Some(journal) = journal {
+                let identity = if open.regular { open.identity } else { (0, 0) };
+                journal.intend(identity, open.size, rest.len());
+            }
             match open.file.write(rest) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => {
+                    if let Some(journal) = journal {
+                        journal.wrote(n as u64);
+                    }
                     open.size += n as u64;
                     *done += n;
                     self.torn = (rest[n - 1] != b'\n').then_some(open.identity);

@@ -8,6 +8,8 @@
 //! * A line that doesn't end is written in parts: after [`MAX_LINE`] bytes, or once it has been
 //!   quiet for [`QUIET`]. In text a part that goes on ends with `…` and its continuation begins with
 //!   `…`; in JSON it has `"partial": true`.
+//! * The pump's process may be killed at any instant: what it has taken from the pipes and not yet
+//!   written is in a [`Journal`], with which the next pump goes on.
 //! * Lines of different workers share a file but never mix within a line.
 //! * A full file becomes `NAME.1`, what was `NAME.1` becomes `NAME.2` and is compressed to
 //!   `NAME.2.gz` in the background. `NAME.1` stays plain so that whoever still reads it is not disturbed.
@@ -18,6 +20,9 @@ mod file;
 mod follow;
 mod format;
 mod frame;
+mod journal;
+#[cfg(test)]
+mod killed_tests;
 mod lines;
 mod pipe;
 mod pump;
@@ -34,6 +39,7 @@ use serde::{Deserialize, Serialize};
 pub use engine::QUIET;
 pub use follow::Follower;
 pub use frame::{MAX_LINE, Unfinished};
+pub use journal::Journal;
 pub use lines::last_lines;
 pub use pipe::pipe;
 pub use pump::{Detached, Pump};

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use super::engine::Engine;
+use super::journal::Journal;
 use super::{Event, Settings, Source, Stats, Stream, TailLine, Unfinished};
 
 /// The log pump: reads the output of all workers and writes it to files, in a thread of its own. All
@@ -45,6 +46,7 @@ pub(super) enum Command {
     Detach { key: Option<u64>, reply: oneshot::Sender<Vec<Detached>> },
     Configure { app: Arc<str>, settings: Box<Settings> },
     Note { app: Arc<str>, settings: Box<Settings>, text: String },
+    Adopted,
     Reopen,
     Flush { reply: oneshot::Sender<()> },
     Stats { reply: oneshot::Sender<Stats> },
@@ -57,9 +59,21 @@ impl Pump {
     /// # Errors
     /// When there are no file descriptors or threads left.
     pub fn start(events: UnboundedSender<Event>) -> io::Result<Pump> {
+        Pump::start_with_journal(events, Journal::create()?)
+    }
+
+    /// Starts a pump that loses nothing when its process is killed, if someone else holds duplicates of
+    /// its pipes and of `journal`: the next pump with the same journal completes what this one was at,
+    /// and goes on with each stream that is [attached](Pump::attach) to it with the same
+    /// [`key`](Source::key). The process that used the journal before must have ended.
+    ///
+    /// # Errors
+    /// When there are no file descriptors, memory or threads left. `InvalidInput` if `journal` was not made
+    /// by [`Journal::create`] of this version, or was opened anew instead of duplicated.
+    pub fn start_with_journal(events: UnboundedSender<Event>, journal: OwnedFd) -> io::Result<Pump> {
         let (commands, queue) = mpsc::channel();
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-        let engine = Engine::new(queue, wake.clone(), events)?;
+        let engine = Engine::new(queue, wake.clone(), events, Journal::open(journal)?)?;
         let thread = thread::Builder::new().name("rsup-logs".into()).spawn(move || engine.run())?;
         Ok(Pump(Arc::new(Handle { commands, wake, thread: Mutex::new(Some(thread)) })))
     }
@@ -68,6 +82,12 @@ impl Pump {
     /// that holds the other end has closed it. If the file is in use, these settings now hold for it.
     pub fn attach(&self, source: Source, stream: Stream, pipe: OwnedFd, settings: &Settings) {
         self.resume(Detached { source, stream, pipe, unfinished: Unfinished::default() }, settings);
+    }
+
+    /// All streams of the former pump that live on are attached: what the others left unfinished is
+    /// written and forgotten.
+    pub fn adopted(&self) {
+        self.0.send(Command::Adopted);
     }
 
     /// Goes on with a pipe that another pump has given back.

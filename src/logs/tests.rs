@@ -86,7 +86,7 @@ fn wait_for<T>(mut answer: impl FnMut() -> Option<T>) -> T {
 }
 
 /// All that a log holds, oldest first.
-fn whole(path: &Path) -> Vec<u8> {
+pub(super) fn whole(path: &Path) -> Vec<u8> {
     let mut all = Vec::new();
     for segment in segments(path).expect("segments").into_iter().rev() {
         let mut file = File::open(&segment.path).expect("open");

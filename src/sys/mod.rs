@@ -15,10 +15,12 @@
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
 //! | [`readiness`] | descriptors that the event loop waits for |
 //! | [`holder`] | who listens on a port or path |
+//! | [`durable`] | memory that outlives the process, filled from pipes |
 
 #![allow(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod durable;
 mod fdpass;
 pub mod holder;
 pub mod listen;
