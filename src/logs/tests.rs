@@ -6,6 +6,8 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -382,13 +384,25 @@ fn a_follower_sees_every_line_once_while_the_log_rotates() {
     s.flush();
     let mut follower = Follower::new([(Stream::Out, s.path("out.log"))], 1).expect("follower");
     const LINES: usize = 100_000;
-    let writer = thread::spawn(move || (1..LINES).for_each(|n| writeln!(pipe, "{n}").expect("write")));
+    // The writer stays within a few rotations of the reader: one that is left far behind may miss some.
+    let read = Arc::new(AtomicUsize::new(0));
+    let seen_by_writer = read.clone();
+    let writer = thread::spawn(move || {
+        for n in 1..LINES {
+            while n - seen_by_writer.load(Ordering::Relaxed).min(n) > 1000 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            // In one call: half a line that waits for long would be written as a part.
+            pipe.write_all(format!("{n}\n").as_bytes()).expect("write");
+        }
+    });
     let mut seen = 0;
     while seen < LINES {
         for (_, line) in follower.next().expect("next") {
             assert_eq!(String::from_utf8(line).expect("UTF-8"), seen.to_string());
             seen += 1;
         }
+        read.store(seen, Ordering::Relaxed);
     }
     writer.join().expect("writer");
     assert!(s.stats().rotations > 10);
