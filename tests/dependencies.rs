@@ -50,5 +50,6 @@ fn every_dependency_has_a_licence_that_we_can_ship() {
 fn every_dependency_comes_from_crates_io() {
     let sources: BTreeSet<String> =
         packages().iter().filter_map(|package| package["source"].as_str().map(str::to_owned)).collect();
-    assert_eq!(sources, BTreeSet::from(["registry+https://github.com/rust-lang/crates.io-index".to_owned()]));
+    let strangers: Vec<_> = sources.iter().filter(|s| !s.starts_with("registry+") || !s.ends_with("/crates.io-index")).collect();
+    assert!(!sources.is_empty() && strangers.is_empty(), "{strangers:#?}");
 }
