@@ -3,17 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
 use super::cursor::{Context, Cursor};
 use super::raw::{Bad, Kind, Value};
 use super::types::*;
 use super::{check, keys, suggest, units};
+use crate::exit::signal_number;
 
 /// `[app.NAME.stop]`
 pub(super) fn stop(cx: &mut Context, app: &mut Cursor<'_>) -> Stop {
     let mut c = app.sub(cx, "stop", &keys::STOP);
-    let signal = c.get(cx, "signal", Signal::SIGTERM as i32, signal);
+    let signal = c.get(cx, "signal", libc::SIGTERM, signal);
     let exit_codes = c.get(cx, "exit_codes", BTreeSet::new(), exit_codes);
     c.finish(cx);
     Stop { signal, exit_codes }
@@ -22,12 +21,8 @@ pub(super) fn stop(cx: &mut Context, app: &mut Cursor<'_>) -> Stop {
 fn signal(value: &Value) -> Result<i32, Bad> {
     const HINT: &str = "write \"SIGTERM\", \"SIGINT\", \"SIGQUIT\" or another that the app takes as its end";
     let number = match (value.as_int(), value.as_str()) {
-        (Some(n), _) => i32::try_from(n).ok().filter(|n| (1..=64).contains(n)),
-        (None, Some(name)) => {
-            let upper = name.trim().to_ascii_uppercase();
-            let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-            full.parse::<Signal>().ok().map(|signal| signal as i32)
-        }
+        (Some(n), _) => signal_number(&n.to_string()),
+        (None, Some(name)) => signal_number(name),
         (None, None) => return Err(value.expected("the name of a signal").hint(HINT)),
     };
     match number {

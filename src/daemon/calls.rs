@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{Daemon, Event, now, spawn};
 use crate::config::{AppName, AppSpec};
 use crate::control::{Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo, Target, WorkerEnv};
+use crate::exit::signal_name;
 use crate::supervisor::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
 use crate::sys::{process, procfs, takeover};
 
@@ -395,7 +396,7 @@ impl Daemon {
                 let failed = |why: std::io::Error| {
                     Failure::new(
                         FailureCode::Internal,
-                        format!("cannot send {} to pid {}: {why}", process::signal_name(signal), running.pid),
+                        format!("cannot send {} to pid {}: {why}", signal_name(signal), running.pid),
                     )
                 };
                 process::signal(&running.pidfd, signal).map_err(failed)?;

@@ -4,6 +4,7 @@ use tracing::{info, warn};
 
 use super::{AbortOnDrop, Daemon, Event, complain, drain, probe};
 use crate::config::{AppName, Listen};
+use crate::exit::signal_name;
 use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
 use crate::sys::listen::{is_nonblocking, set_nonblocking};
 use crate::sys::process;
@@ -192,7 +193,7 @@ impl Daemon {
         if let Err(why) = result
             && why.raw_os_error() != Some(nix::libc::ESRCH)
         {
-            complain(&format!("{worker}: cannot send {}", process::signal_name(signal)), why);
+            complain(&format!("{worker}: cannot send {}", signal_name(signal)), why);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -12,9 +13,9 @@ use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::Daemon;
 use super::sockets::ProbeTarget;
 use super::spawn::{c_environment, c_strings, ended, environment};
-use super::{Daemon, shared};
 use crate::config::{Check, Probe};
 use crate::supervisor::{Exit, Purpose, WorkerId};
 use crate::sys::listen::{Backlog, backlog};
@@ -146,7 +147,7 @@ async fn exec(command: &[String], env: &BTreeMap<String, String>, cwd: PathBuf, 
     let mut plan = spawn::Plan::new(c_strings(command.iter().map(String::as_str))?, cwd, null()?, null()?);
     plan.env = c_environment(env)?;
     let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
-    let (pid, pidfd) = (child.pid, shared(child.pidfd));
+    let (pid, pidfd) = (child.pid, Arc::new(child.pidfd));
     commands(|all| all.insert(pid));
     let name = command.first().map_or("", String::as_str);
     let exit = tokio::time::timeout(limit, ended(&pidfd)).await;

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
 use super::tree::{self, Marks};
-use super::{AbortOnDrop, Daemon, Event, Events, complain, notify, shared};
+use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
@@ -141,7 +141,7 @@ impl Daemon {
 
     fn watch(&mut self, id: &WorkerId, child: Child, output: [PipeId; 2], channel: Option<notify::Channel>) {
         let Child { pid, pidfd, exec, .. } = child;
-        let pidfd = shared(pidfd);
+        let pidfd = Arc::new(pidfd);
         let running = Running {
             id: id.clone(),
             pid,
@@ -284,8 +284,7 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
     loop {
         let Ok(mut guard) = fd.readable().await else { return Exit::Unknown };
         match process::wait(pidfd) {
-            Ok(Some(process::Exit::Code(code))) => return Exit::Code(code),
-            Ok(Some(process::Exit::Signal { signal, core_dumped })) => return Exit::Signal { signal, core_dumped },
+            Ok(Some(exit)) => return exit,
             Ok(None) => guard.clear_ready(),
             Err(_) => return Exit::Unknown,
         }
@@ -295,7 +294,7 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
 /// Passes trapped calls to the loop, one by one, until nobody is left who could make one.
 async fn answer_binds(worker: WorkerId, listener: takeover::Listener, events: Events) {
     let Ok(listener) = readable(listener) else { return };
-    let listener = shared(listener);
+    let listener = Arc::new(listener);
     loop {
         let Ok(mut guard) = listener.readable().await else { return };
         match listener.get_ref().receive() {

@@ -1,41 +1,12 @@
 //! What the supervisor shows of itself: the answers of `list` and `describe`, and the progress of
 //! long actions. Typed, so that the CLI alone decides on words and layout.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AppName, AppSpec};
-
-/// How a process ended (wait(2)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Exit {
-    Code(i32),
-    Signal {
-        signal: i32,
-        core_dumped: bool,
-    },
-    /// The status went to somebody else (the process was not our child).
-    Unknown,
-}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Code(code) => write!(f, "exited with code {code}"),
-            Self::Signal { signal, core_dumped } => {
-                match nix::sys::signal::Signal::try_from(*signal) {
-                    Ok(name) => write!(f, "killed by {name}")?,
-                    Err(_) => write!(f, "killed by signal {signal}")?,
-                }
-                if *core_dumped { f.write_str(" (core dumped)") } else { Ok(()) }
-            }
-            Self::Unknown => f.write_str("ended with an unknown status"),
-        }
-    }
-}
+pub use crate::exit::Exit;
 
 /// What a worker is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,16 +2,14 @@
 //! machine that go with that.
 
 use std::ffi::c_int;
-use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
 use super::procfs;
 use super::raw::{self, check, check_long, retry};
+use crate::exit::Exit;
 
 /// A descriptor for process `pid`: readable once it has ended, never another process's.
 ///
@@ -58,33 +56,6 @@ pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
     // SAFETY: two integers.
     check(unsafe { libc::kill(-group, signal) })?;
     Ok(())
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Exit {
-    /// By `exit(2)`.
-    Code(i32),
-    /// By a signal.
-    Signal {
-        /// Its number.
-        signal: i32,
-        /// Whether a core file was written.
-        core_dumped: bool,
-    },
-}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Exit::Code(code) => write!(f, "exit code {code}"),
-            Exit::Signal { signal, core_dumped } => {
-                f.write_str(&signal_name(signal))?;
-                f.write_str(if core_dumped { " (core dumped)" } else { "" })
-            }
-        }
-    }
 }
 
 /// Whether the child of `pidfd` has ended, and how; never waits. Takes the zombie away.
@@ -226,39 +197,6 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<Peer> {
     Ok(Peer { pid: cred.pid as u32, uid: cred.uid, gid: cred.gid })
 }
 
-/// The name of a signal, with its SIG: `SIGTERM`, `SIGRTMIN+3`; a number without a name as
-/// `signal 99`.
-#[must_use]
-pub fn signal_name(signal: i32) -> String {
-    if let Ok(known) = Signal::try_from(signal) {
-        return known.as_str().to_owned();
-    }
-    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
-    match signal - first {
-        0 => "SIGRTMIN".to_owned(),
-        n if n > 0 && signal <= last => format!("SIGRTMIN+{n}"),
-        _ => format!("signal {signal}"),
-    }
-}
-
-/// The number of a signal named `SIGTERM`, `term`, `15`, `SIGRTMIN+3` or `RTMAX-1`.
-#[must_use]
-pub fn signal_number(name: &str) -> Option<i32> {
-    let upper = name.trim().to_ascii_uppercase();
-    if let Ok(number) = upper.parse::<i32>() {
-        return (1..=libc::SIGRTMAX()).contains(&number).then_some(number);
-    }
-    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let number = if let Some(rest) = short.strip_prefix("RTMIN") {
-        libc::SIGRTMIN() + if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? }
-    } else if let Some(rest) = short.strip_prefix("RTMAX") {
-        libc::SIGRTMAX() - if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? }
-    } else {
-        return format!("SIG{short}").parse::<Signal>().ok().map(|signal| signal as i32);
-    };
-    (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number)
-}
-
 /// All signals blocked on this thread until dropped: around a fork, so that the child never runs
 /// this process's handlers.
 pub(super) struct BlockedSignals(libc::sigset_t);
@@ -291,28 +229,6 @@ impl Drop for BlockedSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signals_by_name_and_number() {
-        assert_eq!(signal_number("SIGTERM"), Some(15));
-        assert_eq!(signal_number("term"), Some(15));
-        assert_eq!(signal_number(" 9 "), Some(9));
-        assert_eq!(signal_number("SIGRTMIN+3"), Some(libc::SIGRTMIN() + 3));
-        assert_eq!(signal_number("RTMAX-1"), Some(libc::SIGRTMAX() - 1));
-        for bad in ["", "0", "-1", "99", "TREM", "SIG", "RTMIN+99", "RTMIN-1", "SIGSIGTERM"] {
-            assert_eq!(signal_number(bad), None, "{bad}");
-        }
-        for signal in 1..=libc::SIGRTMAX() {
-            let name = signal_name(signal);
-            if signal < libc::SIGSYS || signal >= libc::SIGRTMIN() {
-                assert_eq!(signal_number(&name), Some(signal), "{name}");
-            }
-        }
-        assert_eq!(signal_name(15), "SIGTERM");
-        assert_eq!(signal_name(99), "signal 99");
-        let exit = Exit::Signal { signal: 11, core_dumped: true };
-        assert_eq!(exit.to_string(), "SIGSEGV (core dumped)");
-    }
 
     #[test]
     fn groups_zero_and_one_are_never_signalled() {

@@ -1,12 +1,9 @@
 //! `rsup signal`.
 
-use std::str::FromStr;
-
-use nix::sys::signal::Signal;
-
 use crate::cli::problem::Problem;
 use crate::cli::{Context, render, targets};
 use crate::control::{Reply, Request};
+use crate::exit::signal_number;
 
 /// Send a signal to the workers of an app
 ///
@@ -23,12 +20,7 @@ pub struct Args {
 }
 
 fn parse(text: &str) -> Result<i32, String> {
-    if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err("signals have the numbers 1 to 64".into()) };
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
-    Signal::from_str(&name).map(|signal| signal as i32).map_err(|_| "no such signal; `kill -l` lists them".into())
+    signal_number(text).ok_or_else(|| "no such signal; `kill -l` lists them".into())
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {

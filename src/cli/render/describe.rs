@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::style::{Look, Paint, Phase};
 use super::units::{bytes, count, duration, harmless, round};
 use crate::config::{AppSpec, Balance, Check, Probe, RestartPolicy};
+use crate::exit::signal_name;
 use crate::supervisor::{Description, WorkerPhase, WorkerView};
 
 /// Room for the names of fields.
@@ -151,11 +152,7 @@ impl Page {
         if let Some(max) = spec.max_memory {
             self.field("max memory", &format!("{} for each worker", round(&bytes(max))));
         }
-        let signal = match nix::sys::signal::Signal::try_from(spec.stop.signal) {
-            Ok(signal) => signal.as_str().to_owned(),
-            Err(_) => format!("signal {}", spec.stop.signal),
-        };
-        self.field("stop", &signal);
+        self.field("stop", &signal_name(spec.stop.signal));
         let restart = &spec.restart;
         let policy = match restart.policy {
             RestartPolicy::Always => "always",

@@ -9,6 +9,7 @@ use super::style::{Look, Paint};
 use super::units::{bytes, count, duration, harmless};
 use crate::config::Config;
 use crate::control::WorkerEnv;
+use crate::exit::signal_name;
 
 /// The answer of `rsup ping`.
 #[derive(Debug, Serialize)]
@@ -56,10 +57,7 @@ impl fmt::Display for Written {
 
 /// The answer of `rsup signal`.
 pub fn signalled(signal: i32, pids: &[u32]) -> String {
-    let name = match nix::sys::signal::Signal::try_from(signal) {
-        Ok(signal) => signal.as_str().to_owned(),
-        Err(_) => format!("signal {signal}"),
-    };
+    let name = signal_name(signal);
     match pids {
         [] => "no worker runs; nothing was sent\n".into(),
         _ => {

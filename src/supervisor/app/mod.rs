@@ -26,8 +26,6 @@ pub const REPLACED_BY_RELOAD: &str = "replaced by a reload";
 pub const RESTARTED: &str = "restarted";
 const SCALED_DOWN: &str = "scaled down";
 
-const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
-
 /// Events kept for `describe`.
 const EVENTS: usize = 50;
 

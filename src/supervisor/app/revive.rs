@@ -9,7 +9,8 @@ use super::super::revive::Found;
 use super::super::types::{OpId, WorkerId};
 use super::super::view::{Exit, Step};
 use super::super::worker::State;
-use super::{App, Context, Listening, SIGKILL};
+use super::{App, Context, Listening};
+use crate::exit::SIGKILL;
 
 /// What was on its way up had nobody to see it ready: it gets at least this much time.
 const GRACE: Duration = Duration::from_secs(5);

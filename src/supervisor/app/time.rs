@@ -9,8 +9,9 @@ use super::super::types::{Time, WorkerId};
 use super::super::view::{FailureCode, Step};
 use super::super::words::humane;
 use super::super::worker::{State, Worker};
-use super::{App, Context, SIGKILL, Wanted};
+use super::{App, Context, Wanted};
 use crate::config::Check;
+use crate::exit::SIGKILL;
 
 /// What is left of a dead worker's tree is killed this often.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);

@@ -15,7 +15,7 @@ use super::worker::State;
 use super::*;
 use crate::config::*;
 
-pub const SIGKILL: i32 = 9;
+pub use crate::exit::SIGKILL;
 pub const SIGTERM: i32 = 15;
 
 pub fn ms(ms: u64) -> Duration {

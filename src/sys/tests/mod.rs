@@ -13,7 +13,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::sys::process::{self, Exit};
+use crate::exit::Exit;
+use crate::sys::process;
 use crate::sys::spawn::{Child, ExecReport, Plan, SpawnError, Started};
 use crate::sys::{procfs as sys_procfs, raw};
 

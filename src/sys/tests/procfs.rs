@@ -1,7 +1,8 @@
 //! Processes seen from outside.
 
 use super::{Guard, ended, plan, report, until};
-use crate::sys::process::{self, Exit};
+use crate::exit::Exit;
+use crate::sys::process;
 use crate::sys::procfs::{Meter, descendants, environ_of, start_time};
 use crate::sys::spawn::spawn;
 

@@ -5,8 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::{ended, localhost, plan, program, report, strings, text};
+use crate::exit::Exit;
 use crate::sys::listen::Group;
-use crate::sys::process::{self, Exit, Limit};
+use crate::sys::process::{self, Limit};
 use crate::sys::spawn::{Credentials, SpawnError, Step, spawn};
 
 /// The output of a program and how it ended.

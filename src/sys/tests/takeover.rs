@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Instant;
 
 use super::{Guard, PATIENCE, ended, http, localhost, plan, program, report, text};
+use crate::exit::Exit;
 use crate::sys::listen::{Backlog, Family, Group, is_nonblocking};
-use crate::sys::process::Exit;
 use crate::sys::raw;
 use crate::sys::spawn::{Plan, spawn};
 use crate::sys::steer::{Balance, Table};
