@@ -37,6 +37,9 @@ struct Args {
     /// Concurrent clients
     #[arg(long, default_value_t = 20)]
     connections: usize,
+    /// Tell each step
+    #[arg(long)]
+    verbose: bool,
     /// The program; by default the one that was built beside this example
     #[arg(long)]
     rsup: Option<PathBuf>,
@@ -94,6 +97,10 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
         let tally = tallies.entry(action).or_default();
         tally.times += 1;
         let at = began.elapsed().as_secs_f64();
+        if args.verbose {
+            let relayed = world.view("web").map(|view| view["relayed"].to_string()).unwrap_or_default();
+            println!("{at:8.2} s  {:<28} {relayed} passed on so far", action.name());
+        }
         if let Err(why) = action.run(&mut world, &mut random).and_then(|()| world.settle()) {
             let problem = format!("{at:.1} s: {action:?}: {why}");
             eprintln!("{problem}");
@@ -154,6 +161,11 @@ fn print(report: &Report, tallies: &BTreeMap<Action, Tally>, broken: &[String], 
     println!("{failed} failed, {} of them because a worker that had accepted them was killed", failed - unexplained.min(failed));
     for (kind, count) in &stats.failures {
         println!("  {kind}: {count}");
+    }
+    if unexplained > 0 {
+        for failure in &report.failures {
+            println!("  {:>8} ms  {}", failure.at_ms, failure.detail);
+        }
     }
     println!("the daemon's memory was {:.1} MB at the most", memory as f64 / f64::from(1 << 20));
     let problems: Vec<&String> = tallies.values().flat_map(|t| &t.problems).collect();
