@@ -12,8 +12,10 @@ mod problem;
 mod progress;
 mod render;
 mod respec;
+mod systemctl;
 mod targets;
 mod trial;
+mod unit;
 mod values;
 
 #[cfg(test)]
@@ -73,6 +75,8 @@ pub enum Verb {
     Verify(commands::verify::Args),
     Ping(commands::ping::Args),
     Kill(commands::kill::Args),
+    Startup(commands::startup::Args),
+    Unstartup(commands::unstartup::Args),
     #[command(hide = true)]
     Daemon(commands::daemon::Args),
     #[command(hide = true)]
@@ -150,6 +154,8 @@ fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
         Verb::Verify(args) => commands::verify::run(args, cx),
         Verb::Ping(args) => commands::ping::run(args, cx),
         Verb::Kill(args) => commands::kill::run(args, cx),
+        Verb::Startup(args) => commands::startup::run(args, cx),
+        Verb::Unstartup(args) => commands::unstartup::run(args, cx),
         Verb::Daemon(args) => commands::daemon::run(args, cx),
         Verb::SampleApp(args) => commands::sample_app::run(args, cx),
     }

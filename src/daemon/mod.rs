@@ -13,11 +13,13 @@ mod signals;
 mod sockets;
 mod spawn;
 mod strangers;
+pub mod systemd;
 mod tree;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -30,6 +32,7 @@ use crate::control::{Answer, Call, Failure};
 use crate::logs::{self, Pump};
 use crate::paths::Paths;
 use crate::supervisor::{Input, OpId, Supervisor, Time, WorkerId};
+use crate::sys::listen::Given;
 use crate::sys::{process, takeover};
 use calls::Calls;
 use relay::{Relay, Relays};
@@ -46,6 +49,10 @@ pub struct Options {
     pub start: Option<StartRequest>,
     /// The daemon's own messages as JSON.
     pub json_log: bool,
+    /// As a service: another daemon that runs here is waited for, not an error.
+    pub service: bool,
+    /// Apps that ran when the daemon ended are started again.
+    pub resurrect: bool,
 }
 
 /// As [`crate::control::Request::Start`].
@@ -129,6 +136,9 @@ struct Daemon {
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
     started: Time,
+    systemd: systemd::Notifier,
+    /// Sockets of `.socket` units.
+    given: Arc<Given>,
 }
 
 /// Runs the daemon until it is told to end.
@@ -137,10 +147,11 @@ struct Daemon {
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
     log_to_stderr(options.json_log);
-    let lock = lock(&paths)?;
+    let received = systemd::receive();
+    let lock = if options.service { systemd::wait_for_lock(&paths, &received.notifier, lock) } else { lock(&paths) }?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
-    let result = runtime.block_on(serve(&paths, options));
+    let result = runtime.block_on(serve(&paths, options, received));
     // Tasks that wait for processes which are gone have nothing left to do.
     runtime.shutdown_background();
     drop(lock);
@@ -169,7 +180,7 @@ fn lock(paths: &Paths) -> Result<Flock<std::fs::File>, Error> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Running(path))
 }
 
-async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
+async fn serve(paths: &Paths, options: Options, received: systemd::Received) -> Result<(), Error> {
     let listener = bind(paths)?;
     if let Err(why) = process::set_child_subreaper() {
         warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
@@ -202,6 +213,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         inbox: Default::default(),
         ending: false,
         started,
+        systemd: received.notifier,
+        given: systemd::given(received.sockets),
     };
     let mut signals = Signals::new().map_err(system("cannot catch signals"))?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
@@ -215,6 +228,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         if daemon.over() {
             break;
         }
+        daemon.tell_systemd();
         let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
         tokio::select! {
             biased;
@@ -223,6 +237,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
+            () = sleep_until(daemon.systemd.wake()) => {}
             _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.look_for_strangers(),
         }
         // What has queued up meanwhile is handled before the next look at the clock.

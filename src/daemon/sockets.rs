@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::config::{self, Listen};
 use crate::supervisor::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Group, ListenError, Mended};
+use crate::sys::listen::{self, Family, Found, Given, Group, ListenError, Mended};
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
@@ -39,6 +39,8 @@ enum Bound {
     Unix {
         fd: OwnedFd,
         path: PathBuf,
+        /// It is somebody else's, and so is its file.
+        given: bool,
     },
 }
 
@@ -68,11 +70,12 @@ pub struct Changed {
 
 impl Sockets {
     /// Opens what is missing, closes what is not listed, grows what is too small. Nothing changes
-    /// for the addresses that stay.
+    /// for the addresses that stay. A socket that was `given` to us for an address is used instead of
+    /// a new one: it becomes the lobby.
     ///
     /// # Errors
     /// Names the address and who holds it; what was newly opened is closed again.
-    pub fn hold(&mut self, addresses: &[Listen], slots: u16) -> Result<(), ListenError> {
+    pub fn hold(&mut self, addresses: &[Listen], slots: u16, given: &Given) -> Result<(), ListenError> {
         let size = index(slots);
         let mut opened = Vec::new();
         for address in addresses {
@@ -89,7 +92,7 @@ impl Sockets {
                         continue;
                     }
                     Some(Bound::Unix { .. }) | None => {
-                        let group = Group::open(*addr, *v6only, size)?;
+                        let group = open(*addr, *v6only, size, given)?;
                         let table = Table { weights: vec![0; size], balance: Balance::Random, hold: LOBBY };
                         if let Err(source) = group.steer(&table) {
                             return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
@@ -98,7 +101,13 @@ impl Sockets {
                     }
                 },
                 Listen::Unix(_) if self.bound.contains_key(address) => continue,
-                Listen::Unix(path) => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone() },
+                Listen::Unix(path) => {
+                    let fail = |why: std::io::Error| ListenError::Path { path: path.clone(), reason: why.to_string() };
+                    match given.unix(path).map_err(fail)? {
+                        Some(fd) => Bound::Unix { fd, path: path.clone(), given: true },
+                        None => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone(), given: false },
+                    }
+                }
             };
             opened.push((address.clone(), bound));
         }
@@ -245,6 +254,19 @@ impl Sockets {
     }
 }
 
+fn open(addr: SocketAddr, v6only: bool, size: usize, given: &Given) -> Result<Group, ListenError> {
+    let found = given.tcp(addr, v6only).map_err(|source| ListenError::Other { addr, step: "dup", source })?;
+    match found {
+        Found::Same(first) => Group::open_given(first, size),
+        Found::Other(other) => match Group::open(addr, v6only, size) {
+            // It would be told that this very process is in the way.
+            Err(ListenError::InUse { addr, .. }) => Err(ListenError::GivenElsewhere { addr, given: other }),
+            result => result,
+        },
+        Found::Nothing => Group::open(addr, v6only, size),
+    }
+}
+
 /// True if indexes have changed.
 fn mend(group: &mut Group) -> std::io::Result<bool> {
     match group.mend()? {
@@ -265,8 +287,9 @@ impl Bound {
     fn end(self) {
         match self {
             Self::Tcp { group, .. } => group.end(),
+            Self::Unix { given: true, .. } => {}
             // A unix socket leaves its file behind.
-            Self::Unix { path, .. } => drop(std::fs::remove_file(path)),
+            Self::Unix { path, given: false, .. } => drop(std::fs::remove_file(path)),
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`procfs`] | memory, processor time and descendants of a process |
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
 //! | [`readiness`] | descriptors that the event loop waits for |
+//! | [`inherited`] | what a service manager handed to this process |
 //! | [`holder`] | who listens on a port or path |
 //! | [`durable`] | memory that outlives the process, filled from pipes |
 
@@ -23,6 +24,7 @@
 pub mod durable;
 mod fdpass;
 pub mod holder;
+pub mod inherited;
 pub mod listen;
 pub mod process;
 pub mod procfs;

@@ -17,5 +17,7 @@ pub mod sample_app;
 pub mod scale;
 pub mod signal;
 pub mod start;
+pub mod startup;
 pub mod stop;
+pub mod unstartup;
 pub mod verify;
