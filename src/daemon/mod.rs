@@ -225,10 +225,10 @@ async fn serve(paths: &Paths, options: Options, received: systemd::Received) -> 
     daemon.start_given();
     loop {
         daemon.settle();
+        daemon.tell_systemd();
         if daemon.over() {
             break;
         }
-        daemon.tell_systemd();
         let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
         tokio::select! {
             biased;

@@ -117,10 +117,13 @@ impl Notifier {
         self.next.map(Into::into)
     }
 
-    /// Whether it is time for a look.
-    fn due(&mut self, at: Instant) -> bool {
+    /// Whether it is time for a look. The end may be too near for a later one.
+    fn due(&mut self, at: Instant, ending: bool) -> bool {
         if self.link.is_none() {
             return false;
+        }
+        if ending && self.told.state.as_ref().is_none_or(|told| told.phase != Phase::Stopping) {
+            return true;
         }
         if let Some(early) = self.looked.map(|last| last + LOOK).filter(|early| *early > at) {
             self.next = Some(self.next.map_or(early, |next| next.min(early)));
@@ -223,7 +226,7 @@ impl Daemon {
     /// To be called in every turn of the loop: the watchdog shall notice when there are no turns.
     pub(super) fn tell_systemd(&mut self) {
         let at = Instant::now();
-        if !self.systemd.due(at) {
+        if !self.systemd.due(at, self.ending) {
             return;
         }
         let time = now();

@@ -68,8 +68,9 @@ impl<'a> Service<'a> {
 
     #[track_caller]
     fn ends(mut self) -> i32 {
-        let status =
-            wait_for("the end of the service", || self.child.try_wait().map_err(|e| e.to_string())?.ok_or_else(|| "lives".into()) as Result<_, String>);
+        let status = wait_for("the end of the service", || {
+            self.child.try_wait().map_err(|why| why.to_string())?.ok_or_else(|| "it lives".to_owned())
+        });
         status.code().unwrap_or(-1)
     }
 }
