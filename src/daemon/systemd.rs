@@ -126,7 +126,7 @@ impl Notifier {
             return true;
         }
         if let Some(early) = self.looked.map(|last| last + LOOK).filter(|early| *early > at) {
-            self.next = Some(self.next.map_or(early, |next| next.min(early)));
+            self.next = Some(early);
             return false;
         }
         true
@@ -163,7 +163,8 @@ fn message(told: &Told, state: State, ping: Option<Duration>, at: Instant, now: 
     let mut lines = Vec::new();
     let due = |last: Option<Instant>, every: Duration| last.is_none_or(|last| at.duration_since(last) >= every);
     let mut next = Told { state: None, been_ready: told.been_ready, pinged: told.pinged, extended: told.extended };
-    if told.state.as_ref().map(|told| told.phase) != Some(state.phase) {
+    let new_phase = told.state.as_ref().map(|told| told.phase) != Some(state.phase);
+    if new_phase {
         match state.phase {
             Phase::Starting => {}
             Phase::Ready => lines.push("READY=1".to_owned()),
@@ -179,7 +180,8 @@ fn message(told: &Told, state: State, ping: Option<Duration>, at: Instant, now: 
     if told.state.as_ref().map(|told| &told.status) != Some(&state.status) {
         lines.push(format!("STATUS={}", state.status));
     }
-    if state.slow && due(told.extended, EXTEND_EVERY) {
+    // Each phase has a timer of its own, which knows nothing of what was asked for before.
+    if state.slow && (new_phase || due(told.extended, EXTEND_EVERY)) {
         lines.push(format!("EXTEND_TIMEOUT_USEC={}", EXTENSION.as_micros()));
         next.extended = Some(at);
     }
@@ -297,7 +299,7 @@ mod tests {
         assert_eq!(talk.say(0, Phase::Starting, "a"), ["STATUS=a", "EXTEND_TIMEOUT_USEC=30000000"]);
         assert_eq!(talk.say(4, Phase::Starting, "a"), [""; 0]);
         assert_eq!(talk.say(5, Phase::Starting, "a"), ["EXTEND_TIMEOUT_USEC=30000000"]);
-        assert_eq!(talk.say(6, Phase::Stopping, "b"), ["STOPPING=1", "STATUS=b"]);
+        assert_eq!(talk.say(6, Phase::Stopping, "b"), ["STOPPING=1", "STATUS=b", "EXTEND_TIMEOUT_USEC=30000000"]);
     }
 
     #[test]

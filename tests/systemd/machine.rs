@@ -14,6 +14,8 @@ use crate::common::{self, RSUP, Run, is_alive, wait_for};
 
 /// Where rsup is inside.
 pub const PROGRAM: &str = "/usr/local/bin/rsup";
+/// Where this very test program is inside.
+pub const TESTS: &str = "/usr/local/bin/rsup-tests";
 /// The exit code of a machine that cannot be built here.
 const CANNOT: i32 = 77;
 /// In the names of everything that could be left by a test that was killed.
@@ -37,6 +39,7 @@ mkdir -p /run/systemd && mount -t tmpfs tmpfs /run/systemd || exit 77
 rm -f "$FOLDER"/root/etc/systemd/system/*.wants/*
 mkdir -p "$FOLDER/root/usr/local/bin"
 cp "$PROGRAM" "$FOLDER/root/usr/local/bin/rsup"
+cp "$TESTS" "$FOLDER/root/usr/local/bin/rsup-tests"
 while :; do
   systemd-nspawn --quiet --directory="$FOLDER/root" --boot --register=no --keep-unit --machine="$NAME" \
     --link-journal=no --console=pipe --system-call-filter=pidfd_getfd
@@ -100,6 +103,7 @@ impl Machine {
         let groups_text: Vec<String> = groups.iter().map(|group| group.display().to_string()).collect();
         command.env("GROUPS_OF_TEST", groups_text.join(" ")).env("INNER", INNER);
         command.env("FOLDER", folder.path()).env("NAME", &name).env("PROGRAM", RSUP);
+        command.env("TESTS", std::env::current_exe().unwrap());
         let first = command.spawn().unwrap();
         let mut machine = Self { folder, groups, first };
         if machine.wait_boot() { Some(machine) } else { impossible(&machine.log()) }

@@ -7,3 +7,4 @@ mod common;
 mod machine;
 mod protocol;
 mod scenario;
+mod store;

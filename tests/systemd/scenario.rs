@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::load::Load;
 use crate::common::{self, Home, http, is_ready, wait_for, wait_until};
-use crate::machine::{Machine, PROGRAM};
+use crate::machine::{Machine, PROGRAM, TESTS};
 
 /// A new daemon takes back the workers of one that was killed. Until it does, this test says what is
 /// true without: the workers live on, the service is back at once.
@@ -81,7 +81,10 @@ fn a_life_under_systemd() {
     step("apps, their environment and group", || apps(m));
     step("reload under load", || reload(m, port));
     step("the main process is killed under load", || kill(m, port));
+    step("with KillMode=mixed the workers die", || mixed(m));
+    step("descriptors in systemd's store", || store(m));
     step("a stuck loop is noticed", || watchdog(m));
+    step("a stop that takes longer than systemd expects", || slow_stop(m, port));
     step("a graceful stop", || stop(m, port));
     step("rsup kill and rsup start", || kill_and_start(m));
     step("a .socket unit", || socket(m, port));
@@ -183,10 +186,68 @@ fn kill(m: &Machine, port: u16) {
     }
 }
 
-fn watchdog(m: &Machine) {
-    m.write("/etc/systemd/system/rsup.service.d/test.conf", "[Service]\nWatchdogSec=2s\n");
+/// Other settings of the service, as an administrator makes them.
+fn with_settings(m: &Machine, settings: &str, act: impl FnOnce()) {
+    m.write("/etc/systemd/system/rsup.service.d/test.conf", &format!("[Service]\n{settings}\n"));
     m.ok(&["systemctl", "daemon-reload"]);
     m.ok(&["systemctl", "restart", SERVICE]);
+    act();
+    m.ok(&["rm", "-r", "/etc/systemd/system/rsup.service.d"]);
+    m.ok(&["systemctl", "daemon-reload"]);
+    m.ok(&["systemctl", "restart", SERVICE]);
+}
+
+/// Why the unit has KillMode=process.
+fn mixed(m: &Machine) {
+    with_settings(m, "KillMode=mixed", || {
+        m.start_web();
+        let workers = m.pids("web");
+        m.ok(&["systemctl", "kill", "-s", "KILL", "--kill-who=main", SERVICE]);
+        wait_until("the end of the workers", || workers.iter().all(|pid| !m.lives(*pid)));
+        m.wait_show(SERVICE, "ActiveState", "active");
+    });
+}
+
+/// See [`crate::store`]: a service that dies after it has stored descriptors gets them back.
+fn store(m: &Machine) {
+    m.write(
+        "/run/systemd/system/store.service",
+        &format!(
+            "[Service]\nType=notify\nNotifyAccess=main\nExecStart={TESTS} --exact store::as_a_service --nocapture\n\
+             Environment={}=/run/found\nFileDescriptorStoreMax=16\nRestart=always\nRestartSec=50ms\n",
+            crate::store::VARIABLE
+        ),
+    );
+    m.ok(&["systemctl", "daemon-reload"]);
+    m.ok(&["systemctl", "start", "store.service"]);
+    wait_for("what the second run found", || {
+        let found = m.read("/run/found");
+        if found == crate::store::EXPECTED { Ok(()) } else { Err(found) }
+    });
+    m.ok(&["systemctl", "stop", "store.service"]);
+}
+
+/// rsup asks for more time as long as workers stop in their own.
+fn slow_stop(m: &Machine, port: u16) {
+    m.configure(port, "env = { WARM_MS = \"100\", IGNORE_SIGTERM = \"1\" }");
+    with_settings(m, "TimeoutStopSec=2s", || {
+        let config = m.read(CONFIG).replace("kill_timeout = \"20s\"", "kill_timeout = \"5s\"");
+        m.write(CONFIG, &config);
+        m.start_web();
+        m.ok(&["rsup", "reload", "web"]);
+        let began = Instant::now();
+        m.ok(&["systemctl", "stop", SERVICE]);
+        assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
+        assert_eq!(m.show(SERVICE, "Result"), "success");
+    });
+    m.configure(port, "env = { WARM_MS = \"700\" }");
+}
+
+fn watchdog(m: &Machine) {
+    with_settings(m, "WatchdogSec=2s", || stuck(m));
+}
+
+fn stuck(m: &Machine) {
     let main = m.main_pid();
     // Idle, it pings in time.
     let began = Instant::now();
@@ -199,9 +260,6 @@ fn watchdog(m: &Machine) {
         let now = m.main_pid();
         now != main && now != "0" && m.run(&["rsup", "ping"]).code == 0
     });
-    m.ok(&["rm", "-r", "/etc/systemd/system/rsup.service.d"]);
-    m.ok(&["systemctl", "daemon-reload"]);
-    m.ok(&["systemctl", "restart", SERVICE]);
 }
 
 fn stop(m: &Machine, port: u16) {
