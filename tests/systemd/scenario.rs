@@ -92,6 +92,7 @@ fn a_life_under_systemd() {
     let m = &machine;
     step("a daemon that runs already", || takes_over(m));
     step("an ordinary user", || user(m, &home));
+    step("a second one, with odd names", || odd_names(m, &home));
     step("unstartup", || unstartup(m));
 }
 
@@ -401,6 +402,35 @@ fn user(m: &Machine, home: &Home) {
     assert_eq!(status.out.trim(), "1 app ready (1 worker)");
     alice(&["rsup", "unstartup"]).ok().says(&["stopped"]);
     assert!(http::get(http::local(port), "/health").is_err());
+}
+
+/// Paths that mean something to systemd, and a unit beside the other one.
+fn odd_names(m: &Machine, home: &Home) {
+    let (folder, at) = ("/opt/o d%u $x", "/srv/h m%n \"q\" \\n $HOME");
+    let program = format!("{folder}/rsup");
+    m.ok(&["mkdir", "-p", folder]);
+    m.ok(&["cp", PROGRAM, &program]);
+    let env = format!("RSUP_HOME={at}");
+    let odd = |words: &[&str]| m.run(&[&["env", &env, &program][..], words].concat());
+    odd(&["startup"]).code(2).says(&["is for another RSUP_HOME", "--name NAME"]);
+    m.ok(&["mkdir", "-p", "/opt/\"q\""]);
+    m.ok(&["cp", PROGRAM, "/opt/\"q\"/rsup"]);
+    m.run(&["/opt/\"q\"/rsup", "startup"]).code(2).says(&["cannot name a program", "/usr/local/bin"]);
+    odd(&["startup", "--name", "odd"]).ok();
+    let verify = m.ok(&["systemd-analyze", "--man=no", "verify", "/etc/systemd/system/odd.service"]);
+    assert_eq!((verify.out.as_str(), verify.err.as_str()), ("", ""));
+    let pid = odd(&["ping", "--json"]).ok().json()["pid"].to_string();
+    assert_eq!(m.show("odd.service", "MainPID"), pid);
+    assert_eq!(m.ok(&["readlink", &format!("/proc/{pid}/exe")]).out.trim_end(), program);
+    let port = home.port();
+    m.write(
+        "/srv/odd/supervisor.toml",
+        &format!("[app.odd]\ncommand = [\"{PROGRAM}\", \"sample-app\"]\nlisten = {port}\nreadiness = \"/readiness\"\n"),
+    );
+    odd(&["start", "/srv/odd/supervisor.toml"]).ok();
+    m.ok(&["systemctl", "reload", "odd.service"]);
+    odd(&["unstartup", "--name", "odd"]).ok();
+    assert_eq!(m.show(SERVICE, "ActiveState"), "active", "the other one is not touched");
 }
 
 fn unstartup(m: &Machine) {

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 
 use rsup::daemon::systemd;
 
@@ -30,7 +29,7 @@ fn as_a_service() {
     let mut found = String::new();
     for (name, fd) in received.stored {
         let mut text = String::new();
-        fs::File::from(OwnedFd::from(fd)).read_to_string(&mut text).unwrap();
+        fs::File::from(fd).read_to_string(&mut text).unwrap();
         found += &format!("{name}: {text}\n");
     }
     fs::write(file, found).unwrap();

@@ -177,7 +177,16 @@ fn program() -> Result<PathBuf, Problem> {
         std::env::split_paths(&path).filter(|folder| folder.is_absolute()).map(|folder| folder.join(&called)).collect()
     };
     let same = |path: &PathBuf| path.canonicalize().is_ok_and(|found| found == actual);
-    Ok(candidates.into_iter().find(same).unwrap_or(actual))
+    let program = candidates.into_iter().find(same).unwrap_or(actual);
+    let good = |text: &str| !text.contains(|c: char| c.is_control() || "\"'\\".contains(c));
+    if program.to_str().is_none_or(|text| !good(text)) {
+        let problem = Problem::usage(format!(
+            "{} cannot name a program in a unit\nsystemd takes no quotes, backslashes and control characters there, and UTF-8 alone",
+            program.display()
+        ));
+        return Err(problem.hint("copy rsup to another place, such as /usr/local/bin"));
+    }
+    Ok(program)
 }
 
 fn print(unit: &Unit, service: String, socket: Option<String>, cx: &Context) -> Result<(), Problem> {
