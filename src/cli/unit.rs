@@ -147,12 +147,8 @@ impl Unit {
         writeln!(to, "# As long as apps start, reload or stop in their own time, rsup asks for more.")?;
         writeln!(to, "TimeoutStopSec={}", self.stop.timeout.as_millis().div_ceil(1000))?;
         writeln!(to, "TimeoutStartSec=90")?;
-        writeln!(to, "# Listening sockets, log pipes and the rest outlive rsup here.")?;
-        writeln!(to, "FileDescriptorStoreMax={STORED_FDS}")?;
-        if self.version.is_some_and(|version| version >= 254) {
-            writeln!(to, "FileDescriptorStorePreserve=yes")?;
-        }
-        Ok(())
+        writeln!(to, "# Listening sockets, log pipes and the rest outlive rsup here, until the service is stopped.")?;
+        writeln!(to, "FileDescriptorStoreMax={STORED_FDS}")
     }
 
     fn write_limits(&self, to: &mut String) -> fmt::Result {

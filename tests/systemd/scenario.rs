@@ -110,7 +110,8 @@ fn install(m: &Machine) {
     let security = m.ok(&["systemd-analyze", "security", "--no-pager", SERVICE]);
     eprintln!("         {}", security.out.lines().last().unwrap_or_default().trim());
     // Again is no error.
-    m.ok(&["rsup", "startup", CONFIG]);
+    let again = m.ok(&["rsup", "startup", CONFIG, "--json"]).json();
+    assert_eq!((&again["started"], &again["waits_for"], &again["timeout_stop_s"]), (&true.into(), &Value::Null, &40.into()));
     m.write("/etc/systemd/system/other.service", "[Service]\nExecStart=/bin/true\n");
     m.run(&["rsup", "startup", "--name", "other"]).code(2).says(&["was not written by `rsup startup`", "--name"]);
 }
@@ -437,5 +438,8 @@ fn unstartup(m: &Machine) {
     m.ok(&["rsup", "unstartup"]).says(&["removed", "are stopped"]);
     assert_eq!(m.show(SERVICE, "LoadState"), "not-found");
     assert_ne!(m.run(&["rsup", "ping"]).code, 0);
+    m.ok(&["rsup", "startup", "--no-start"]).says(&["from the next boot on"]);
+    assert_eq!((m.show(SERVICE, "UnitFileState"), m.show(SERVICE, "ActiveState")), ("enabled".into(), "inactive".into()));
+    m.ok(&["rsup", "unstartup"]);
     m.run(&["rsup", "unstartup"]).code(1).says(&["there is no /etc/systemd/system/rsup.service", "rsup startup"]);
 }
