@@ -17,6 +17,7 @@ mod spawn;
 mod start;
 mod state;
 mod strangers;
+pub mod systemd;
 mod tree;
 mod upgrade;
 mod vault;
@@ -24,6 +25,7 @@ mod vault;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -37,6 +39,7 @@ use crate::exit::Exit;
 use crate::logs::{self, Pump};
 use crate::paths::Paths;
 use crate::supervisor::{Input, OpId, Supervisor, Time, WorkerId};
+use crate::sys::listen::Given;
 use crate::sys::{process, takeover};
 use calls::Calls;
 use relay::{Relay, Relays};
@@ -59,6 +62,10 @@ pub struct Options {
     pub given_anew: bool,
     /// The daemon's own messages as JSON.
     pub json_log: bool,
+    /// As a service: another daemon that runs here is waited for, not an error.
+    pub service: bool,
+    /// Apps that ran when the daemon ended are started again.
+    pub resurrect: bool,
 }
 
 /// As [`crate::control::Request::Start`].
@@ -173,6 +180,9 @@ struct Daemon {
     /// What this process passes on if it becomes another program.
     handles: start::Handles,
     upgrading: Option<upgrade::Pending>,
+    systemd: systemd::Notifier,
+    /// Sockets of `.socket` units.
+    given: Arc<Given>,
 }
 
 /// A daemon that is up, and what its loop listens to.
@@ -191,14 +201,17 @@ struct Started {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
-    let (inheritance, back) = match upgrade::inherited() {
-        None => (Inheritance::of_new(&paths, options)?, None),
+    let inherited = upgrade::inherited();
+    log_to_stderr(inherited.as_ref().and_then(|i| i.as_ref().ok()).map_or(options.json_log, |(i, _)| i.options.json_log));
+    let received = systemd::receive();
+    let (inheritance, back) = match inherited {
+        None => (Inheritance::of_new(&paths, options, received)?, None),
         Some(inherited) => {
             let (inheritance, back) = inherited.map_err(system("cannot take over from the former program"))?;
-            (inheritance, Some(back))
+            let received = systemd::Received { sockets: inheritance.received.sockets, ..received };
+            (Inheritance { received, ..inheritance }, Some(back))
         }
     };
-    log_to_stderr(inheritance.options.json_log);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
     let result = runtime.block_on(serve(&paths, inheritance, back));
@@ -236,11 +249,12 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
     loop {
         daemon.settle();
         daemon.upgrade_if_due();
+        daemon.tell_systemd();
         if daemon.over() {
             break;
         }
         let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
-        let upgrade_wakes = daemon.upgrade_wakes();
+        let (upgrade_wakes, systemd_wakes) = (daemon.upgrade_wakes(), daemon.systemd.wake());
         tokio::select! {
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),
@@ -250,6 +264,7 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
+            () = sleep_until(systemd_wakes) => {}
             _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.now_and_then(),
         }
         // What has queued up meanwhile is handled before the next look at the clock.

@@ -13,7 +13,7 @@ use tracing::warn;
 use crate::config::{self, Listen};
 use crate::supervisor::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Group, ListenError, Mended};
+use crate::sys::listen::{self, Family, Found, Given, Group, ListenError, Mended};
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
@@ -39,6 +39,8 @@ enum Bound {
     Unix {
         fd: OwnedFd,
         path: PathBuf,
+        /// It is somebody else's, and so is its file.
+        given: bool,
     },
 }
 
@@ -68,11 +70,12 @@ pub struct Changed {
 
 impl Sockets {
     /// Opens what is missing, closes what is not listed, grows what is too small. Nothing changes
-    /// for the addresses that stay.
+    /// for the addresses that stay. A socket that was `given` to us for an address is used instead of
+    /// a new one: it becomes the lobby.
     ///
     /// # Errors
     /// Names the address and who holds it; what was newly opened is closed again.
-    pub fn hold(&mut self, addresses: &[Listen], slots: u16) -> Result<(), ListenError> {
+    pub fn hold(&mut self, addresses: &[Listen], slots: u16, given: &Given) -> Result<(), ListenError> {
         let size = index(slots);
         let mut opened = Vec::new();
         for address in addresses {
@@ -89,7 +92,7 @@ impl Sockets {
                         continue;
                     }
                     Some(Bound::Unix { .. }) | None => {
-                        let group = Group::open(*addr, *v6only, size)?;
+                        let group = open(*addr, *v6only, size, given)?;
                         let table = Table { weights: vec![0; size], balance: Balance::Random, hold: LOBBY };
                         if let Err(source) = group.steer(&table) {
                             return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
@@ -98,7 +101,13 @@ impl Sockets {
                     }
                 },
                 Listen::Unix(_) if self.bound.contains_key(address) => continue,
-                Listen::Unix(path) => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone() },
+                Listen::Unix(path) => {
+                    let fail = |why: std::io::Error| ListenError::Path { path: path.clone(), reason: why.to_string() };
+                    match given.unix(path).map_err(fail)? {
+                        Some(fd) => Bound::Unix { fd, path: path.clone(), given: true },
+                        None => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone(), given: false },
+                    }
+                }
             };
             opened.push((address.clone(), bound));
         }
@@ -123,9 +132,10 @@ impl Sockets {
         kept: impl Fn(usize) -> Option<OwnedFd>,
         of_worker: impl Fn(u16) -> Option<OwnedFd>,
         others_live: bool,
+        given: &Given,
     ) -> Result<(), String> {
         let Listen::Tcp { addr, v6only } = address else {
-            return self.adopt_unix(address, kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)));
+            return self.adopt_unix(address, kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)), given);
         };
         let mut fds: Vec<Option<OwnedFd>> = (0..).map(&kept).take_while(Option::is_some).collect();
         fds.resize_with(fds.len().max(index(slots)), || None);
@@ -135,6 +145,11 @@ impl Sockets {
                 *place = kept(index(slot)).or_else(|| of_worker(slot));
             }
         }
+        if fds[LOBBY].is_none()
+            && let Ok(Found::Same(first)) = given.tcp(*addr, *v6only)
+        {
+            fds[LOBBY] = Some(first);
+        }
         let mut group = if fds.iter().any(Option::is_some) {
             Group::adopt(fds).map_err(|why| format!("cannot take back the sockets of {address}: {why}"))?
         } else if others_live {
@@ -142,6 +157,7 @@ impl Sockets {
         } else {
             Group::open(*addr, *v6only, index(slots)).map_err(|why| why.to_string())?
         };
+        group.recognise(given);
         let mut weights = vec![0; group.len()];
         let before = steering.iter().find(|s| s.address == *address).map_or(&[][..], |s| &s.weights);
         for (place, weight) in weights.iter_mut().skip(1).zip(before) {
@@ -163,13 +179,15 @@ impl Sockets {
         Ok(())
     }
 
-    fn adopt_unix(&mut self, address: &Listen, kept: Option<OwnedFd>) -> Result<(), String> {
+    fn adopt_unix(&mut self, address: &Listen, kept: Option<OwnedFd>, given: &Given) -> Result<(), String> {
         let Listen::Unix(path) = address else { return Ok(()) };
-        let fd = match kept {
+        let found = given.unix(path).map_err(|why| why.to_string())?;
+        let is_given = found.is_some();
+        let fd = match kept.or(found) {
             Some(fd) => fd,
             None => listen::open_unix(path).map_err(|why| why.to_string())?,
         };
-        self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone() });
+        self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone(), given: is_given });
         Ok(())
     }
 
@@ -320,6 +338,19 @@ impl Sockets {
     }
 }
 
+fn open(addr: SocketAddr, v6only: bool, size: usize, given: &Given) -> Result<Group, ListenError> {
+    let found = given.tcp(addr, v6only).map_err(|source| ListenError::Other { addr, step: "dup", source })?;
+    match found {
+        Found::Same(first) => Group::open_given(first, size),
+        Found::Other(other) => match Group::open(addr, v6only, size) {
+            // It would be told that this very process is in the way.
+            Err(ListenError::InUse { addr, .. }) => Err(ListenError::GivenElsewhere { addr, given: other }),
+            result => result,
+        },
+        Found::Nothing => Group::open(addr, v6only, size),
+    }
+}
+
 /// True if indexes have changed.
 fn mend(group: &mut Group) -> std::io::Result<bool> {
     match group.mend()? {
@@ -340,8 +371,9 @@ impl Bound {
     fn end(self) {
         match self {
             Self::Tcp { group, .. } => group.end(),
+            Self::Unix { given: true, .. } => {}
             // A unix socket leaves its file behind.
-            Self::Unix { path, .. } => drop(std::fs::remove_file(path)),
+            Self::Unix { path, given: false, .. } => drop(std::fs::remove_file(path)),
         }
     }
 }

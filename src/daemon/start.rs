@@ -15,6 +15,7 @@ use super::calls::Calls;
 use super::saving::Saving;
 use super::signals::Signals;
 use super::state::{self, Rest};
+use super::systemd::{self, Received};
 use super::vault::{self, Vault};
 use super::{Daemon, Error, Options, Started, memory, now, server, system};
 use crate::logs::{self, Pump};
@@ -43,6 +44,8 @@ pub struct Inheritance {
     pub state: Option<String>,
     /// Why another program could not begin.
     pub failed: Option<String>,
+    /// What the service manager has handed over.
+    pub received: Received,
 }
 
 impl Inheritance {
@@ -50,8 +53,8 @@ impl Inheritance {
     ///
     /// # Errors
     /// When another daemon runs, or the control socket cannot be had.
-    pub fn of_new(paths: &Paths, options: Options) -> Result<Self, Error> {
-        let lock = lock(paths)?;
+    pub fn of_new(paths: &Paths, options: Options, received: Received) -> Result<Self, Error> {
+        let lock = if options.service { systemd::wait_for_lock(paths, &received.notifier, lock)? } else { lock(paths)? };
         let control = bind(paths)?;
         Ok(Self {
             options,
@@ -62,6 +65,7 @@ impl Inheritance {
             born_of: None,
             state: None,
             failed: None,
+            received,
         })
     }
 }
@@ -107,7 +111,11 @@ impl Daemon {
             warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
         }
         let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
-        let mut vault = if is_upgrade { inheritance.vault() } else { Vault::open() };
+        let Received { stored, sockets, notifier } = std::mem::take(&mut inheritance.received);
+        let mut vault = match is_upgrade {
+            true => inheritance.vault(notifier.link().cloned()),
+            false => Vault::open(notifier.link().cloned(), stored),
+        };
         let keeper = if is_upgrade { inheritance.born_of } else { vault.has_keeper().then(std::os::unix::process::parent_id) };
         let kept_before = vault.names().map(str::to_owned).collect();
         let (log_events, log_problems) = mpsc::unbounded_channel();
@@ -147,6 +155,8 @@ impl Daemon {
             saving,
             handles,
             upgrading: None,
+            systemd: notifier,
+            given: systemd::given(sockets),
         };
         info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
         match state {

@@ -17,6 +17,7 @@
 //! | [`fdpass`] | descriptors over unix sockets |
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
 //! | [`readiness`] | descriptors that the event loop waits for |
+//! | [`service`] | what a service manager handed to this process |
 //! | [`holder`] | who listens on a port or path |
 //! | [`durable`] | memory that outlives the process, filled from pipes |
 
@@ -33,6 +34,7 @@ pub mod procfs;
 mod raw;
 pub mod readiness;
 pub mod rescue;
+pub mod service;
 pub mod sockdiag;
 pub mod spawn;
 pub mod steer;
