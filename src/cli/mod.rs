@@ -12,6 +12,7 @@ mod problem;
 mod progress;
 mod render;
 mod respec;
+mod settings;
 mod targets;
 mod trial;
 mod values;

@@ -1,10 +1,13 @@
 //! The daemon: the only event loop, and the tasks whose job is waiting. Tasks send events and decide
 //! nothing; the supervisor decides; [`effects`] carries out.
 
+mod admin;
 mod calls;
 mod drain;
 mod effects;
+mod foreground;
 mod memory;
+mod messages;
 mod notify;
 mod probe;
 mod relay;
@@ -21,17 +24,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{AppName, AppSpec, Log, LogFormat};
-use crate::control::{Answer, Call, Failure};
-use crate::logs::{self, Pump};
+use crate::control::{Answer, Call, Failure, Reply};
+use crate::logs::{self, Console, Pump};
 use crate::paths::Paths;
-use crate::supervisor::{Input, OpId, Supervisor, Time, WorkerId};
+use crate::supervisor::{Input, OpId, Settings, Supervisor, Time, WorkerId};
 use crate::sys::{process, takeover};
 use calls::Calls;
+pub use foreground::ExitWhen;
+use foreground::Verdict;
 use relay::{Relay, Relays};
 use signals::{Caught, Signals};
 use sockets::Sockets;
@@ -44,8 +50,16 @@ pub struct Options {
     pub foreground: bool,
     /// To be started at once, with the environment of the caller.
     pub start: Option<StartRequest>,
+    /// `[supervisor]` of their file.
+    pub settings: Option<Settings>,
     /// The daemon's own messages as JSON.
     pub json_log: bool,
+    /// Where they go instead of stderr, and the lines of the workers as well.
+    pub console: Option<Console>,
+    /// Lines go to files only where the configuration names them.
+    pub no_log_files: bool,
+    /// In the foreground: when to end without being told to.
+    pub exit_when: ExitWhen,
 }
 
 /// As [`crate::control::Request::Start`].
@@ -64,6 +78,9 @@ pub enum Error {
     System { what: String, source: io::Error },
     #[error("{0}")]
     Start(String),
+    /// It ran, and this is how its end is to be called; why has been said.
+    #[error("ended with code {code}")]
+    Ended { code: u8 },
 }
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
@@ -77,6 +94,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What tasks tell the loop.
 enum Event {
     Input(Input),
+    Ask(admin::Ask),
     Call {
         call: Call,
         answer: mpsc::UnboundedSender<Answer>,
@@ -128,6 +146,8 @@ struct Daemon {
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
+    verdict: Verdict,
+    admin: admin::Admin,
     started: Time,
 }
 
@@ -136,7 +156,10 @@ struct Daemon {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
-    log_to_stderr(options.json_log);
+    match options.console.clone() {
+        Some(console) => messages::on_console(console),
+        None => messages::on_stderr(options.json_log),
+    }
     let lock = lock(&paths)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
@@ -145,17 +168,6 @@ pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
     runtime.shutdown_background();
     drop(lock);
     result
-}
-
-fn log_to_stderr(json: bool) {
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
-    // A second call in the same process (tests) keeps the first.
-    let _ = if json {
-        tracing::subscriber::set_global_default(builder.json().finish())
-    } else {
-        let ansi = std::io::IsTerminal::is_terminal(&io::stderr());
-        tracing::subscriber::set_global_default(builder.with_ansi(ansi).finish())
-    };
 }
 
 fn lock(paths: &Paths) -> Result<Flock<std::fs::File>, Error> {
@@ -177,6 +189,9 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
     let (log_events, mut log_problems) = mpsc::unbounded_channel();
     let pump = Pump::start(log_events).map_err(system("cannot start the log thread"))?;
+    if let Some(console) = options.console.clone() {
+        pump.show_on(console);
+    }
     let takeover = support();
     if let takeover::Support::No { why } = &takeover {
         warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
@@ -201,6 +216,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         strangers: Default::default(),
         inbox: Default::default(),
         ending: false,
+        verdict: Verdict::default(),
+        admin: admin::Admin::default(),
         started,
     };
     let mut signals = Signals::new().map_err(system("cannot catch signals"))?;
@@ -210,8 +227,10 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
     daemon.start_given();
+    daemon.open_admin();
     loop {
         daemon.settle();
+        daemon.look_for_the_end();
         if daemon.over() {
             break;
         }
@@ -234,11 +253,11 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let _ = std::fs::remove_file(paths.socket());
     server.abort();
     daemon.pump.shutdown();
-    let Daemon { calls, .. } = daemon;
+    let Daemon { calls, verdict, .. } = daemon;
     // Answers that are on their way still get there.
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
-    calls.exit_failure().map_or(Ok(()), |why| Err(Error::Start(why)))
+    calls.exit_failure().map_or_else(|| verdict.result(), |why| Err(Error::Start(why)))
 }
 
 /// `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that take their sockets from `LISTEN_FDS`.
@@ -294,6 +313,7 @@ impl Daemon {
                 let input = self.complete_end(input);
                 self.handle(input);
             }
+            Event::Ask(ask) => self.on_ask(ask),
             Event::Call { call, answer } => self.on_call(call, answer),
             Event::ShutDown { app } => self.mend(&app),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
@@ -306,14 +326,20 @@ impl Daemon {
             Caught::Child => self.reap(),
             Caught::Reopen => self.pump.reopen(),
             Caught::Hangup if !self.options.foreground => {}
-            Caught::Stop | Caught::Hangup if self.ending => {
-                warn!("told again to stop: killing what is left");
-                self.handle(Input::Hurry);
-            }
-            Caught::Stop | Caught::Hangup => {
-                info!("told to stop: stopping every app");
-                self.stop_everything();
-            }
+            Caught::Hangup if !self.ending && !foreground::has_terminal() => self.reread(),
+            Caught::Hangup => self.told_to_stop(Signal::SIGHUP as i32),
+            Caught::Stop(signal) => self.told_to_stop(signal),
+        }
+    }
+
+    fn told_to_stop(&mut self, signal: i32) {
+        if self.ending {
+            warn!("told again to stop: killing what is left");
+            self.verdict.hurried(signal);
+            self.handle(Input::Hurry);
+        } else {
+            info!("told to stop: stopping every app");
+            self.stop_everything();
         }
     }
 
@@ -325,8 +351,11 @@ impl Daemon {
     /// Where the lines of an app go.
     fn log_settings(&self, name: &AppName, log: &Log) -> logs::Settings {
         let folder = self.paths.logs();
-        let file =
-            |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| folder.join(format!("{name}-{kind}.log")));
+        let default = |kind: &str| match self.options.no_log_files {
+            true => "/dev/null".into(),
+            false => folder.join(format!("{name}-{kind}.log")),
+        };
+        let file = |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| default(kind));
         logs::Settings {
             out: file(&log.out, "out"),
             err: file(&log.err, "err"),
@@ -354,6 +383,11 @@ impl Daemon {
     }
 
     fn start_given(&mut self) {
+        if let Some(settings) = self.options.settings.take()
+            && let Reply::Supervised { notes } = self.supervise(settings)
+        {
+            notes.iter().for_each(|note| warn!("{note}"));
+        }
         let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
         let (answer, mut answers) = mpsc::unbounded_channel();
         self.calls.report_start();

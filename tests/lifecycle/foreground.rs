@@ -43,7 +43,7 @@ impl Drop for Foreground {
 }
 
 fn messages(home: &Home) -> String {
-    fs::read_to_string(home.path("fg-err")).unwrap_or_default()
+    ["fg-out", "fg-err"].map(|name| fs::read_to_string(home.path(name)).unwrap_or_default()).concat()
 }
 
 fn up(home: &Home, app: &str) {
@@ -89,7 +89,7 @@ fn a_second_signal_hurries() {
     assert!(is_alive(pid));
     signal(daemon.pid(), Signal::SIGINT);
     let status = daemon.end();
-    assert_eq!(status.code(), Some(0), "{}", messages(&home));
+    assert_eq!(status.code(), Some(128 + Signal::SIGINT as i32), "{}", messages(&home));
     assert!(!is_alive(pid));
     assert!(begin.elapsed() < Duration::from_secs(50));
     assert!(messages(&home).contains("again"), "{}", messages(&home));

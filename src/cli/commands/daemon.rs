@@ -37,7 +37,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             .spawn(end_with_stdin)
             .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
     }
-    daemon::run(paths, daemon::Options { foreground: false, start: None, json_log: cx.out.json })?;
+    daemon::run(paths, daemon::Options { json_log: cx.out.json, ..Default::default() })?;
     Ok(())
 }
 
