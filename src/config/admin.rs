@@ -16,10 +16,7 @@ pub(super) fn read(cx: &mut Context, table: &mut Cursor<'_>) -> Option<SocketAdd
         Ok(address) if address.ip().is_loopback() || public => Some(address),
         Ok(address) => {
             let message = format!("`admin`: {address} can be reached from other machines, and asks nobody for a password");
-            let hint = format!(
-                "write \"127.0.0.1:{}\", or add `admin_public = true` if that is what you want",
-                address.port()
-            );
+            let hint = format!("write \"127.0.0.1:{}\", or add `admin_public = true` if that is what you want", address.port());
             cx.error(value.bad(message).hint(hint));
             None
         }

@@ -10,8 +10,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use super::engine::Engine;
 use super::console::Console;
+use super::engine::Engine;
 use super::journal::Journal;
 use super::{Event, Settings, Source, Stats, Stream, TailLine, Unfinished};
 

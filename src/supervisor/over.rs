@@ -1,9 +1,9 @@
 //! Apps that have come to their end by themselves and will not be started again.
 
+use super::Supervisor;
 use super::app::{App, Wanted};
 use super::seat::{Hold, Seat};
 use super::view::Exit;
-use super::Supervisor;
 use crate::config::AppName;
 
 /// How an app ended for good that nobody had told to stop.

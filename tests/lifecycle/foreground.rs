@@ -95,6 +95,34 @@ fn a_second_signal_hurries() {
     assert!(messages(&home).contains("again"), "{}", messages(&home));
 }
 
+/// Not the first process of a namespace, which the kernel would spare: here the default of most of them is death.
+#[test]
+fn signals_without_a_meaning_do_no_harm() {
+    let home = Home::new();
+    home.web("web", "");
+    let daemon = Foreground::start(&home);
+    up(&home, "web");
+    let before = home.pids("web");
+    for which in [
+        Signal::SIGUSR2,
+        Signal::SIGWINCH,
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGPIPE,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGURG,
+        Signal::SIGCONT,
+    ] {
+        signal(daemon.pid(), which);
+        home.ok(&["ping"]);
+    }
+    assert_eq!(home.pids("web"), before);
+    signal(daemon.pid(), Signal::SIGTERM);
+    assert_eq!(daemon.end().code(), Some(0));
+}
+
 #[test]
 fn rsup_kill_ends_it_too() {
     let home = Home::new();

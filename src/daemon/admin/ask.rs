@@ -57,11 +57,8 @@ impl Daemon {
         // Whoever asked may have lost patience.
         match question {
             Question::Health(answer) => {
-                let health = Health {
-                    uptime: now().since(self.started),
-                    apps: self.supervisor.names().count(),
-                    logs: self.pump.stats(),
-                };
+                let health =
+                    Health { uptime: now().since(self.started), apps: self.supervisor.names().count(), logs: self.pump.stats() };
                 let _ = answer.send(health);
             }
             Question::Readiness(answer) => {

@@ -186,7 +186,8 @@ impl Site {
     }
 
     async fn metrics(&self, headers: &HeaderMap) -> Result<Page, Stuck> {
-        let mut kept = self.metrics.lock().await;
+        // One look serves all who wait for one.
+        let mut kept = timeout(PATIENCE, self.metrics.lock()).await.map_err(|_| Stuck)?;
         let text = match kept.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             Some((_, text)) => text.clone(),
             None => {

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::ask::{AppFacts, Facts};
@@ -85,9 +85,10 @@ impl Collector for Scrape {
         gauge(to, "process_resident_memory", "Memory of rsup itself", Some(Unit::Bytes), memory)?;
         self.apps(to)?;
         self.workers(to)?;
-        let reloads = self.reloads.iter().map(|(app, result, count)| {
-            (vec![("app", app.clone()), ("result", (*result).to_owned())], *count)
-        });
+        let reloads = self
+            .reloads
+            .iter()
+            .map(|(app, result, count)| (vec![("app", app.clone()), ("result", (*result).to_owned())], *count));
         counter(to, "rsup_reloads", "Reloads that have ended", None, reloads)?;
         self.logs(to)
     }
@@ -121,9 +122,8 @@ impl Scrape {
                 instance.cpu += app.cpu.get(&worker.generation).copied().unwrap_or_default().as_secs_f64();
             }
         }
-        let labels = |(app, instance): &(&str, u16)| -> Labels {
-            vec![("app", (*app).to_owned()), ("instance", instance.to_string())]
-        };
+        let labels =
+            |(app, instance): &(&str, u16)| -> Labels { vec![("app", (*app).to_owned()), ("instance", instance.to_string())] };
         let restarts = instances.iter().map(|(key, instance)| (labels(key), instance.restarts));
         counter(to, "rsup_worker_restarts", "Restarts of an instance since its app was started", None, restarts)?;
         let memory = instances.iter().map(|(key, instance)| (labels(key), instance.memory));

@@ -54,7 +54,8 @@ fn of_app(AppFacts { view, end, .. }: &AppFacts) -> Option<AppReadiness> {
     };
     let whole = workers_ready >= usize::from(view.instances);
     let why = (!ready || !whole).then(|| {
-        let of_worker = view.workers.iter().find_map(|worker| worker.reason.clone().filter(|_| worker.phase != WorkerPhase::Ready));
+        let of_worker =
+            view.workers.iter().find_map(|worker| worker.reason.clone().filter(|_| worker.phase != WorkerPhase::Ready));
         view.reason.clone().or(of_worker).unwrap_or_else(|| match starting {
             true => "its start is under way".to_owned(),
             false => format!("{workers_ready} of {} workers are ready", view.instances),
