@@ -45,7 +45,7 @@ impl Exposition {
             if name != format!("{family}{suffix}") {
                 return Err(format!("{name} stands below {family}"));
             }
-            if suffix == "_total" && !(value >= 0.0) {
+            if suffix == "_total" && (value.is_nan() || value < 0.0) {
                 return Err(format!("a counter below 0: {line}"));
             }
             if this.samples.insert((name, labels), value).is_some() {

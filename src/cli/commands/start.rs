@@ -31,6 +31,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     only: Vec<String>,
     /// Run in this terminal or container instead of the background, until Ctrl-C or SIGTERM
+    ///
+    /// What rsup says and what workers print goes to stdout, the latter to the log files as well. SIGTERM,
+    /// SIGINT and SIGQUIT stop every app gracefully; a second one kills what is left. SIGHUP reads the
+    /// configuration again and reloads every app, unless it tells that the terminal is gone, which is
+    /// a stop. SIGUSR1 opens the log files anew. Other signals do nothing, and none is handed on: `rsup signal`
+    /// sends any of them to the apps. The exit code is 0 after a graceful stop, 128 and the signal's number
+    /// after a second signal, and that of the app that failed if all have ended by themselves.
     #[arg(long, conflicts_with = "no_wait")]
     foreground: bool,
     /// Return as soon as the daemon has accepted it
@@ -49,28 +56,32 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Options of --foreground")]
 struct ForegroundArgs {
-    /// How rsup's messages and the lines of all workers look on stdout; with `--json` it is `json`
+    /// How rsup's messages and the lines of all workers look on stdout; with `--json`, `json`
     #[arg(long, value_name = "FORMAT", value_enum, requires = "foreground")]
     log_format: Option<LogFormat>,
     /// Write no log files but those that the configuration names
     #[arg(long, requires = "foreground")]
     no_log_files: bool,
-    /// End when all apps have ended by themselves and are not started again, or any of them, or never;
-    /// the exit code is theirs
+    /// Which apps have to end by themselves, and not be started again, for rsup to end as well
     #[arg(long, value_name = "WHEN", value_enum, requires = "foreground")]
     exit_when: Option<ExitWhen>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum LogFormat {
+    /// `TIME app:instance | line`; ` err` before the bar marks what was written to stderr
     Text,
+    /// An object on each line, with time, app, instance, stream (out, err or rsup) and line
     Json,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum ExitWhen {
+    /// All of them, none stopped by a command; this is the default
     All,
+    /// One is enough; the others are stopped gracefully
     Any,
+    /// It stays up whatever happens
     Never,
 }
 
