@@ -6,7 +6,7 @@
 
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use memchr::memchr_iter;
 
@@ -16,9 +16,9 @@ use super::{Format, Source, Stream, format};
 const CAPACITY: usize = 1 << 20;
 /// So much more may wait of the daemon's own messages, which are few.
 const RESERVE: usize = 64 << 10;
-/// How long the pump waits for a reader that is slower than the workers. One that takes nothing for
-/// so long is not waited for again until it goes on.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// How long the pump may wait for a reader that is slower than the workers, in each of its rounds. One that
+/// takes nothing for so long is not waited for again until it goes on.
+pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 /// How often an output that fails is tried for the sake of telling what it lacks.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -118,18 +118,17 @@ impl Console {
         format::console_prefix(self.format, source, stream, out);
     }
 
-    /// Puts in whole lines of workers; waits a moment for room.
-    pub(super) fn lines(&self, lines: &[u8]) {
+    /// Puts in whole lines of workers. Waits for room as long as there is patience, and takes from that.
+    pub(super) fn lines(&self, lines: &[u8], patience: &mut Duration) {
         let mut state = self.shared.lock();
         let full = |state: &mut State| state.waiting + lines.len() > CAPACITY;
-        if full(&mut state) && !state.stuck {
-            let (again, waited) = self
-                .shared
-                .drained
-                .wait_timeout_while(state, PATIENCE, |state| full(state))
-                .unwrap_or_else(PoisonError::into_inner);
-            state = again;
-            state.stuck = waited.timed_out();
+        if full(&mut state) && !state.stuck && !patience.is_zero() {
+            let (begin, before) = (Instant::now(), state.waiting);
+            let waited = self.shared.drained.wait_timeout_while(state, *patience, |state| full(state));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            *patience = patience.saturating_sub(begin.elapsed());
+            // Nobody else fills it in earnest meanwhile.
+            state.stuck = state.waiting >= before;
         }
         if full(&mut state) {
             return state.lose(Loss::of(lines));
@@ -253,9 +252,11 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
+
+    fn put(console: &Console, lines: &[u8]) {
+        console.lines(lines, &mut PATIENCE.clone());
+    }
 
     fn text(chunk: &Chunk) -> String {
         String::from_utf8(chunk.bytes.clone()).expect("UTF-8")
@@ -273,7 +274,7 @@ mod tests {
         let block = b"0123456789abcde\n".repeat(1000);
         let begin = Instant::now();
         for _ in 0..10_000 {
-            console.lines(&block); // 160 MB
+            put(&console, &block); // 160 MB
         }
         assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         let waiting = console.shared.lock().buffer.capacity();
@@ -285,7 +286,7 @@ mod tests {
         assert_eq!(lost.lines, 10_000_000 - (kept - 2), "what is not there is counted");
         assert_eq!(lost.bytes, lost.lines * 16);
         reader.wrote(first.bytes.len());
-        console.lines(b"after\n");
+        put(&console, b"after\n");
         let said = format!("rsup | warn: {} bytes in {} lines were lost here: the reader is too slow\n", lost.bytes, lost.lines);
         assert!(text(&first).contains(&said));
         assert_eq!(next(&mut reader), "after\n");
@@ -297,8 +298,8 @@ mod tests {
     fn a_loss_is_told_even_if_nothing_follows() {
         let (console, mut reader) = Console::new(Format::Json);
         let block = b"0123456789abcde\n".repeat(CAPACITY / 16);
-        console.lines(&block);
-        console.lines(&block);
+        put(&console, &block);
+        put(&console, &block);
         assert_eq!(next(&mut reader).len(), block.len());
         let told: serde_json::Value = serde_json::from_str(&next(&mut reader)).expect("JSON");
         assert_eq!((&told["stream"], &told["level"]), (&"rsup".into(), &"warn".into()));
@@ -308,7 +309,7 @@ mod tests {
     #[test]
     fn an_output_that_works_again_says_what_it_lacks() {
         let (console, mut reader) = Console::new(Format::Text);
-        console.lines(b"one\ntwo\n");
+        put(&console, b"one\ntwo\n");
         let chunk = reader.take().expect("lines");
         assert!(reader.failed(&chunk, 4, "No space left on device"));
         for _ in 0..2 {
@@ -316,7 +317,7 @@ mod tests {
             assert!(text(&told).contains("4 bytes in 1 lines were lost here: No space left on device"), "{}", text(&told));
             assert!(!reader.failed(&told, 0, "No space left on device"), "only the first is worth a word");
         }
-        console.lines(b"three\n");
+        put(&console, b"three\n");
         let last = next(&mut reader);
         assert!(last.contains(" 4 bytes in 1 lines") && last.ends_with("\nthree\n"), "{last}");
         assert_eq!(console.lost(), Loss { bytes: 4, lines: 1 });
@@ -340,10 +341,33 @@ mod tests {
         });
         let block = b"0123456789abcde\n".repeat(4000);
         for _ in 0..300 {
-            console.lines(&block);
+            console.lines(&block, &mut Duration::from_secs(60));
         }
         console.close();
         assert_eq!((thread.join().expect("the reader"), console.lost()), (1_200_000, Loss::default()));
+    }
+
+    #[test]
+    fn a_round_of_the_pump_is_held_up_no_longer_than_patience_lasts() {
+        let (console, mut reader) = Console::new(Format::Text);
+        // It moves, but far too slowly.
+        let slow = std::thread::spawn(move || {
+            while let Some(chunk) = reader.take() {
+                for piece in chunk.bytes.chunks(1 << 10) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    reader.wrote(piece.len());
+                }
+            }
+        });
+        let block = b"0123456789abcde\n".repeat(4000);
+        let (begin, mut patience) = (Instant::now(), PATIENCE);
+        for _ in 0..200 {
+            console.lines(&block, &mut patience); // 12.8 MB at 1 MB/s or less
+        }
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        assert!(patience.is_zero() && console.lost().lines > 0);
+        console.close();
+        slow.join().expect("the reader");
     }
 
     #[test]

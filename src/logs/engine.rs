@@ -13,7 +13,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::compress::Compressor;
-use super::console::Console;
+use super::console::{Console, PATIENCE};
 use super::file::{Common, LogFile};
 use super::format::{self, Style};
 use super::frame::{Record, Unfinished};
@@ -79,6 +79,8 @@ struct Buffers {
 /// The lines of a batch as they go to the console.
 struct Shown {
     console: Console,
+    /// How long it may still hold up this round.
+    patience: Duration,
     lines: Vec<u8>,
     prefix: Vec<u8>,
 }
@@ -131,6 +133,9 @@ impl Engine {
         loop {
             // It fails for a signal only.
             let count = self.epoll.wait(&mut ready, self.timeout()).unwrap_or(0);
+            if let Some(shown) = &mut self.buffers.shown {
+                shown.patience = PATIENCE;
+            }
             for event in &ready[..count] {
                 match event.data() {
                     WAKE => {
@@ -346,7 +351,7 @@ impl Engine {
                 }
             }
             Command::Show { console } => {
-                self.buffers.shown = Some(Shown { console, lines: Vec::new(), prefix: Vec::new() });
+                self.buffers.shown = Some(Shown { console, patience: PATIENCE, lines: Vec::new(), prefix: Vec::new() });
             }
             Command::Reopen => self.files.values_mut().for_each(LogFile::close),
             Command::Flush { reply } => {
@@ -490,7 +495,7 @@ impl Shown {
 
     fn flush(&mut self) {
         if !self.lines.is_empty() {
-            self.console.lines(&self.lines);
+            self.console.lines(&self.lines, &mut self.patience);
             self.lines.clear();
         }
     }

@@ -23,9 +23,9 @@ fn they_tell_what_happens_to_apps_and_no_secrets() {
     assert_eq!(first.get("rsup_app_instances", &[("app", "web")]), Some(2.0));
     assert_eq!(first.get("rsup_app_workers", &[("app", "web"), ("phase", "ready")]), Some(2.0));
     assert_eq!(first.count("rsup_app_workers"), 10);
-    assert_eq!(first.get("rsup_worker_restarts_total", &[("app", "web"), ("instance", "1")]), Some(0.0));
-    assert!(first.get("rsup_worker_memory_bytes", &[("app", "web"), ("instance", "0")]).unwrap() > 1e6);
-    assert!(first.get("rsup_worker_cpu_seconds_total", &[("app", "web"), ("instance", "0")]).is_some());
+    assert_eq!(first.get("rsup_worker_restarts_total", &[("app", "web"), ("worker", "1")]), Some(0.0));
+    assert!(first.get("rsup_worker_memory_bytes", &[("app", "web"), ("worker", "0")]).unwrap() > 1e6);
+    assert!(first.get("rsup_worker_cpu_seconds_total", &[("app", "web"), ("worker", "0")]).is_some());
     assert_eq!(first.get("rsup_app_relayed_connections_total", &[("app", "web")]), Some(0.0));
     assert_eq!(first.get("rsup_log_lost_bytes_total", &[("sink", "files")]), Some(0.0));
     assert!(first.get("rsup_log_lines_total", &[]).unwrap() >= 2.0);
@@ -45,7 +45,7 @@ fn they_tell_what_happens_to_apps_and_no_secrets() {
     let victim = home.view("web")["workers"][0]["pid"].as_u64().unwrap() as u32;
     signal(victim, Signal::SIGKILL);
     wait_for("the restart is counted", || {
-        let restarts = scrape(address).get("rsup_worker_restarts_total", &[("app", "web"), ("instance", "0")]);
+        let restarts = scrape(address).get("rsup_worker_restarts_total", &[("app", "web"), ("worker", "0")]);
         if restarts == Some(1.0) { Ok(()) } else { Err(format!("{restarts:?}")) }
     });
     for path in ["/metrics", "/readiness", "/health", "/liveness"] {

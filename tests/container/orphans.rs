@@ -19,7 +19,7 @@ fn zombies(parent: u32) -> usize {
 
 #[track_caller]
 fn all_are_taken_away(container: &Container) {
-    wait_for("no zombie is left", || match zombies(container.pid) {
+    wait_for("no zombie is left", || match zombies(container.pid()) {
         0 => Ok(()),
         count => Err(format!("{count} zombies")),
     });
@@ -51,7 +51,7 @@ fn many_at_once_and_of_all_kinds() {
     home.write("go", "");
     // No child of the first process is left but the worker; its children are its own.
     wait_for("only the worker is left", || {
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid)).unwrap();
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid())).unwrap();
         let count = children.split_whitespace().count();
         if count == 1 { Ok(()) } else { Err(format!("{count} children")) }
     });
@@ -71,7 +71,7 @@ fn of_a_process_that_came_from_outside() {
     app(&home, "job", "command = [\"sleep\", \"1000\"]\nrestart.min_uptime = \"50ms\"");
     let Some(container) = Container::start(&home, &[]) else { return };
     up(&home, "job");
-    let pid = container.pid.to_string();
+    let pid = container.pid().to_string();
     let mut enter = home.command("nsenter");
     enter.args(["--target", &pid, "--pid", "--mount"]);
     if !nix::unistd::geteuid().is_root() {
@@ -81,7 +81,7 @@ fn of_a_process_that_came_from_outside() {
     let run = crate::common::try_run(enter).unwrap().ok();
     assert_ne!(run.out.trim(), "", "{run:?}");
     wait_for("they are gone", || {
-        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid)).unwrap();
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", container.pid())).unwrap();
         let count = children.split_whitespace().count();
         if count == 1 { Ok(()) } else { Err(format!("{count} children")) }
     });

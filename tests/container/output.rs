@@ -89,12 +89,12 @@ fn an_output_that_nobody_reads_holds_up_nobody() {
     let Some(container) = Container::start_with(&home, &[], writer.into(), stderr) else { return };
     up(&home, "web");
     up(&home, "spewer");
-    let before = memory(container.pid);
+    let before = memory(container.pid());
     home.write("go", "");
     home.wait_log("spewer", "spewed");
     home.ok(&["reload", "web"]);
     assert_eq!(page(([127, 0, 0, 1], port).into(), "/").status, 200);
-    let grown = memory(container.pid).saturating_sub(before);
+    let grown = memory(container.pid()).saturating_sub(before);
     assert!(grown < 12 << 20, "{grown} bytes for 24 MB of lines that nobody reads");
     assert_eq!(home.logs("spewer").matches("line 0").count(), 400_000, "the files lack nothing");
     let metrics = page(address, "/metrics").body;

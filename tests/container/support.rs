@@ -38,8 +38,8 @@ fn namespace() -> Option<&'static [&'static str]> {
 
 pub struct Container {
     unshare: Child,
-    /// rsup's pid, seen from here; inside it is 1.
-    pub pid: u32,
+    /// rsup's pid, seen from here; inside it is 1. `None` if it ended as soon as it was started.
+    pid: Option<u32>,
 }
 
 impl Container {
@@ -58,17 +58,26 @@ impl Container {
     pub fn run(home: &Home, namespaces: &[&str], words: &[&str], stdout: Stdio, stderr: Stdio) -> Option<Self> {
         let mut command = home.command("unshare");
         command.args(namespace()?).args(namespaces).arg("--").args(words).stdout(stdout).stderr(stderr);
-        let unshare = command.spawn().unwrap();
+        let mut unshare = command.spawn().unwrap();
         let id = unshare.id();
         let pid = wait_for("the first process", || {
+            if unshare.try_wait().map_err(|why| why.to_string())?.is_some() {
+                return Ok(None); // it is over already
+            }
             let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).map_err(|why| why.to_string())?;
-            children.trim().parse().map_err(|_| format!("children: {children:?}"))
+            children.trim().parse().map(Some).map_err(|_| format!("children: {children:?}"))
         });
         Some(Self { unshare, pid })
     }
 
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.pid.expect("the first process lives")
+    }
+
+    #[track_caller]
     pub fn signal(&self, which: Signal) {
-        signal(self.pid, which);
+        signal(self.pid(), which);
     }
 
     #[track_caller]
@@ -93,7 +102,9 @@ impl Drop for Container {
     fn drop(&mut self) {
         if let Ok(None) = self.unshare.try_wait() {
             // Everything in the namespace dies with its first process.
-            let _ = kill(Pid::from_raw(self.pid as i32), Signal::SIGKILL);
+            if let Some(pid) = self.pid {
+                let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+            }
             let _ = self.unshare.wait();
         }
     }

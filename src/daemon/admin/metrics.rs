@@ -123,14 +123,14 @@ impl Scrape {
             }
         }
         let labels =
-            |(app, instance): &(&str, u16)| -> Labels { vec![("app", (*app).to_owned()), ("instance", instance.to_string())] };
+            |(app, instance): &(&str, u16)| -> Labels { vec![("app", (*app).to_owned()), ("worker", instance.to_string())] };
         let restarts = instances.iter().map(|(key, instance)| (labels(key), instance.restarts));
-        counter(to, "rsup_worker_restarts", "Restarts of an instance since its app was started", None, restarts)?;
+        counter(to, "rsup_worker_restarts", "Restarts of a worker since its app was started", None, restarts)?;
         let memory = instances.iter().map(|(key, instance)| (labels(key), instance.memory));
-        let help = "Resident memory of an instance, with its children";
+        let help = "Resident memory of a worker, with its children; while it is replaced, of both";
         gauge(to, "rsup_worker_memory", help, Some(Unit::Bytes), memory)?;
         let cpu = instances.iter().map(|(key, instance)| (labels(key), instance.cpu));
-        let help = "Processor time of the processes that an instance has now, with their children";
+        let help = "Processor time of the processes that a worker has now, with their children";
         counter(to, "rsup_worker_cpu", help, Some(Unit::Seconds), cpu)
     }
 
