@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
 use super::{Daemon, Error, Event, now};
-use crate::config::{self, AppSpec, Loaded};
+use crate::config::{self, AppName, AppSpec, Loaded};
 use crate::control::{Answer, Call, Reply, Request, VERSION};
 use crate::supervisor::{AppPhase, End, Settings};
 
@@ -97,7 +97,7 @@ impl Daemon {
         let events = self.events.clone();
         // Files may be on a disk that is slow.
         tokio::task::spawn_blocking(move || {
-            let Some(requests) = reread(running, settings) else {
+            let Some(requests) = reread(&names, running, settings) else {
                 return warn!("nothing was reloaded");
             };
             for request in requests {
@@ -111,8 +111,8 @@ impl Daemon {
     }
 }
 
-/// What to ask for; `None`, and it has been said why, if a file has errors.
-fn reread(running: Vec<AppSpec>, settings: Option<PathBuf>) -> Option<Vec<Request>> {
+/// What to ask for; `None`, and it has been said why, if a file has errors. `known` are all apps of the daemon.
+fn reread(known: &[AppName], running: Vec<AppSpec>, settings: Option<PathBuf>) -> Option<Vec<Request>> {
     let mut files: BTreeMap<PathBuf, Loaded> = BTreeMap::new();
     let mut broken = false;
     for source in running.iter().filter_map(|spec| spec.source.clone()).chain(settings) {
@@ -130,6 +130,11 @@ fn reread(running: Vec<AppSpec>, settings: Option<PathBuf>) -> Option<Vec<Reques
     }
     if broken {
         return None;
+    }
+    for (source, loaded) in &files {
+        for new in loaded.config.apps.iter().filter(|app| !known.contains(&app.name)) {
+            info!("{} is new in its file and not started; `rsup start {}` starts it", new.name, source.display());
+        }
     }
     let mut apps = Vec::new();
     for mut old in running {

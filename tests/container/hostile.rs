@@ -102,3 +102,29 @@ fn many_honest_ones_at_once_are_all_answered() {
         assert!(clients.into_iter().all(|client| client.join().unwrap()));
     });
 }
+
+#[test]
+fn only_what_reads_is_allowed() {
+    let home = Home::new();
+    web(&home, "web", "");
+    let address = admin(&home);
+    home.ok(&["start"]);
+    let ask = |request: &str| {
+        let mut client = connect(address).unwrap();
+        client.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "KILL"] {
+        let answer = ask(&format!("{method} /health HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}"));
+        assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: GET, HEAD"), "{answer}");
+    }
+    let head = ask("HEAD /readiness HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n") && head.contains("content-length: "), "{head}");
+    assert!(ask("GET /health HTTP/1.0\r\n\r\n").contains(" 200 OK"));
+    for path in ["/", "/readiness/", "//health", "/health/../metrics", "/%68ealth"] {
+        assert!(ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).starts_with("HTTP/1.1 404 "), "{path}");
+    }
+    assert!(ask("GET /liveness?verbose HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 200 "));
+}

@@ -163,7 +163,7 @@ fn without_log_files_there_are_none() {
     });
     up(&home, "job");
     assert_eq!(fs::read_dir(home.rsup_home().join("state/logs")).unwrap().count(), 0);
-    home.ok(&["logs", "job"]);
+    home.ok(&["logs", "job"]).says(&["in no file"]);
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 0);
 }

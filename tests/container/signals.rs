@@ -116,8 +116,10 @@ fn sighup_reads_the_configuration_again() {
     assert_eq!(home.pids("web"), first);
     edit(&home, "instnces = 2", "instances = 2");
     edit(&home, "v1", "v2");
+    app(&home, "late", "command = [\"sleep\", \"1000\"]");
     container.signal(Signal::SIGHUP);
     wait_said(&home, "web is reloaded");
+    wait_said(&home, "late is new in its file and not started");
     let view = home.wait_view("web", "the new revision alone", |v| v["revision"] == 2 && crate::common::is_ready(v));
     assert!(crate::common::pids(&view).is_disjoint(&first));
     assert_eq!(get(local(port), "/").unwrap().json()["version"], "v2");
