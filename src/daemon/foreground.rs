@@ -161,7 +161,7 @@ fn reread(known: &[AppName], running: Vec<AppSpec>, settings: Option<PathBuf>) -
 fn tell(mut answers: mpsc::UnboundedReceiver<Answer>) {
     while let Some(answer) = answers.blocking_recv() {
         match answer {
-            Answer::Progress(_) => {}
+            Answer::Accepted(_) | Answer::Progress(_) => {}
             Answer::Failed(failure) => warn!("{}", failure.message),
             Answer::Done(Reply::Finished(outcomes)) => {
                 for outcome in outcomes {

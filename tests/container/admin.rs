@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use nix::sys::signal::Signal;
 
 use crate::common::http::{get, local};
-use crate::common::{Home, wait_for, wait_until};
+use crate::common::{Home, signal, wait_for, wait_until};
 use crate::support::{Container, admin, app, edit, page, up, wait_status, web};
 
 #[test]
@@ -171,4 +171,20 @@ fn it_is_there_in_a_namespace_as_well_and_follows_sighup() {
     wait_until("it has moved", || get(second, "/health").is_ok_and(|answer| answer.status == 200));
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 0);
+}
+
+#[test]
+fn it_outlives_a_daemon_that_is_killed() {
+    let home = Home::new();
+    web(&home, "web", "");
+    let address = admin(&home);
+    home.ok(&["start"]);
+    let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().unwrap() as u32;
+    signal(daemon, Signal::SIGKILL);
+    wait_until("another daemon", || {
+        let ping = home.run(&["ping", "--json"]);
+        ping.code == 0 && ping.json()["pid"].as_u64() != Some(daemon.into())
+    });
+    wait_status(address, "/readiness", 200);
+    home.ok(&["ping"]).says(&[&format!("http://{address}/")]);
 }

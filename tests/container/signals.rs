@@ -181,3 +181,23 @@ fn sighup_stops_what_has_lost_its_terminal_and_reloads_what_has_none() {
     let status = wait_for("the end", || without.try_wait().unwrap().ok_or("still there"));
     assert!(status.success(), "{status} {}", said(&home));
 }
+
+/// The engine kills it, and starts it again with the same volume: what the state says of the dead must not
+/// keep it down, though the pids are given out anew.
+#[test]
+fn a_container_that_was_killed_comes_up_again() {
+    let home = Home::new();
+    let port = web(&home, "web", "instances = 2");
+    for _ in 0..2 {
+        let Some(container) = Container::start(&home, &[]) else { return };
+        up(&home, "web");
+        container.signal(Signal::SIGKILL);
+        container.end(); // the code is what `unshare` makes of it
+        wait_for("everything is gone with it", || if home.processes().is_empty() { Ok(()) } else { Err("not yet") });
+    }
+    let Some(container) = Container::start(&home, &[]) else { return };
+    up(&home, "web");
+    assert_eq!(get(local(port), "/").unwrap().status, 200);
+    container.signal(Signal::SIGTERM);
+    container.ends_with(&home, 0);
+}
