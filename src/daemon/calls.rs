@@ -130,6 +130,8 @@ impl Daemon {
                 reply(&answer, result);
             }
             Request::Signal { target, signal } => reply(&answer, self.signal_target(&target, signal).map(Reply::Signalled)),
+            Request::Upgrade { program, token, force } => self.upgrade(program, token, force, answer),
+            Request::HowUpgraded { token } => reply(&answer, Ok(Reply::HowUpgraded(self.how_upgraded(token)))),
             Request::Await { actions, kill } => self.go_on_waiting(actions, kill, answer),
             request => match self.actions(request) {
                 Ok((actions, kill)) => self.begin(actions, kill, call.wait, answer),
@@ -214,6 +216,8 @@ impl Daemon {
                 | Request::Specs { .. }
                 | Request::LogFiles { .. }
                 | Request::Signal { .. }
+                | Request::Upgrade { .. }
+                | Request::HowUpgraded { .. }
                 | Request::Await { .. } => Vec::new(),
             },
             false,

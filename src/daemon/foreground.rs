@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::{Daemon, Error, Event, now};
+use super::{Daemon, Error, Event, StartRequest, now};
 use crate::config::{self, AppName, AppSpec, Loaded};
 use crate::control::{Answer, Call, Reply, Request, VERSION};
 use crate::supervisor::{AppPhase, End, Settings};
 
 /// When a daemon in the foreground ends though nobody told it to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitWhen {
     /// Every app has ended by itself and is not started again.
     #[default]
@@ -56,6 +57,34 @@ pub fn has_terminal() -> bool {
 }
 
 impl Daemon {
+    /// Starts what the command line gave. An earlier daemon may have died with some of it: that goes on, and is
+    /// reloaded where it is to be otherwise now.
+    pub(super) fn start_given(&mut self) {
+        if let Some(settings) = self.options.settings.take()
+            && let Reply::Supervised { notes } = self.supervise(settings)
+        {
+            notes.iter().for_each(|note| warn!("{note}"));
+        }
+        let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
+        let (known, fresh): (Vec<AppSpec>, Vec<AppSpec>) =
+            apps.into_iter().partition(|app| self.supervisor.revision(&app.name).is_some());
+        let changed: Vec<AppSpec> = known.into_iter().filter(|app| self.spec(&app.name).as_ref() != Some(app)).collect();
+        if !changed.is_empty() {
+            self.call_myself(Request::Reload { apps: changed, base_env: Some(base_env.clone()), queue: true });
+        }
+        if !fresh.is_empty() {
+            self.calls.report_start();
+            self.call_myself(Request::Start { apps: fresh, base_env });
+        }
+    }
+
+    /// The log tells what becomes of it; nobody reads the answers.
+    fn call_myself(&mut self, request: Request) {
+        let (answer, mut answers) = mpsc::unbounded_channel();
+        self.on_call(Call { version: VERSION, request, wait: true }, answer);
+        tokio::spawn(async move { while answers.recv().await.is_some() {} });
+    }
+
     /// Begins to end, once the apps have.
     pub(super) fn look_for_the_end(&mut self) {
         if self.ending || !self.options.foreground {

@@ -17,9 +17,11 @@ mod server;
 mod signals;
 mod sockets;
 mod spawn;
+mod start;
 mod state;
 mod strangers;
 mod tree;
+mod upgrade;
 mod vault;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -27,14 +29,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::{AppName, AppSpec, Log, LogFormat};
-use crate::control::{Answer, Call, Failure, Reply};
+use crate::control::{Answer, Call, Failure};
 use crate::exit::Exit;
 use crate::logs::{self, Console, Pump};
 use crate::paths::Paths;
@@ -47,23 +49,39 @@ use relay::{Relay, Relays};
 use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
+use start::Inheritance;
+pub use upgrade::{CAN_GO_ON, try_state};
 
 /// How the daemon was started.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Options {
     /// In the foreground: a signal stops every app gracefully and ends the daemon.
     pub foreground: bool,
     /// To be started at once, with the environment of the caller.
+    #[serde(skip)]
     pub start: Option<StartRequest>,
+    /// The same apps are given at each start: a reboot has nothing to remember.
+    #[serde(default)]
+    pub given_anew: bool,
     /// `[supervisor]` of their file.
+    #[serde(skip)]
     pub settings: Option<Settings>,
     /// The daemon's own messages as JSON.
     pub json_log: bool,
-    /// Where they go instead of stderr, and the lines of the workers as well.
+    /// They go to the console instead of stderr, and the lines of the workers as well, and look like this.
+    #[serde(default)]
+    pub log_format: Option<logs::Format>,
+    /// Makes the console: nobody but the command line writes to stdout.
+    #[serde(skip)]
+    pub open_console: Option<fn(logs::Format) -> io::Result<Console>>,
+    /// Once it is made.
+    #[serde(skip)]
     pub console: Option<Console>,
     /// Lines go to files only where the configuration names them.
+    #[serde(default)]
     pub no_log_files: bool,
     /// In the foreground: when to end without being told to.
+    #[serde(default)]
     pub exit_when: ExitWhen,
 }
 
@@ -128,6 +146,8 @@ enum Event {
     Silent {
         generation: u64,
     },
+    /// A program has shown that it can go on with the state.
+    Upgrade(upgrade::Pending),
     /// The saved state was written, or could not be.
     Saved(io::Result<()>),
     /// The failure of an action, now with the log lines that explain it.
@@ -180,6 +200,20 @@ struct Daemon {
     /// What is written down beside the supervisor.
     rest: state::Rest,
     saving: saving::Saving,
+    /// What this process passes on if it becomes another program.
+    handles: start::Handles,
+    upgrading: Option<upgrade::Pending>,
+}
+
+/// A daemon that is up, and what its loop listens to.
+struct Started {
+    daemon: Daemon,
+    inbox: mpsc::UnboundedReceiver<Event>,
+    log_problems: mpsc::UnboundedReceiver<logs::Event>,
+    signals: Signals,
+    server: tokio::task::JoinHandle<()>,
+    /// Ends when the last conversation with a client has.
+    conversations: mpsc::Receiver<()>,
 }
 
 /// Runs the daemon until it is told to end.
@@ -187,100 +221,82 @@ struct Daemon {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
-    match options.console.clone() {
+    let given = upgrade::inherited().transpose().map_err(system("cannot take over from the former program"))?;
+    let open = options.open_console;
+    let (format, json) = match &given {
+        Some((Inheritance { options, .. }, _)) => (options.log_format, options.json_log),
+        None => (options.log_format, options.json_log),
+    };
+    let console = match (format, open) {
+        (Some(format), Some(open)) => Some(open(format).map_err(system("cannot start a thread for stdout"))?),
+        (Some(_), None) | (None, _) => None,
+    };
+    match console.clone() {
         Some(console) => messages::on_console(console),
-        None => messages::on_stderr(options.json_log),
+        None => messages::on_stderr(json),
     }
-    let lock = lock(&paths)?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
-    let result = runtime.block_on(serve(&paths, options));
-    // Tasks that wait for processes which are gone have nothing left to do.
-    runtime.shutdown_background();
-    drop(lock);
+    let result = run_with(&paths, options, given, console.clone());
+    if let Some(console) = console {
+        // Among objects there is no place for other words.
+        if let (Err(why), logs::Format::Json) = (&result, console.format())
+            && !matches!(why, Error::Ended { .. })
+        {
+            console.message("error", None, &why.to_string());
+        }
+        console.finish(LAST_WORDS);
+    }
     result
 }
 
-fn lock(paths: &Paths) -> Result<Flock<std::fs::File>, Error> {
-    let path = paths.lock();
-    let file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(system(format!("cannot open {}", path.display())))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Running(path))
+fn run_with(
+    paths: &Paths,
+    options: Options,
+    given: Option<(Inheritance, upgrade::Back)>,
+    console: Option<Console>,
+) -> Result<(), Error> {
+    let (mut inheritance, back) = match given {
+        None => (Inheritance::of_new(paths, options)?, None),
+        Some((inheritance, back)) => (inheritance, Some(back)),
+    };
+    inheritance.options.console = console;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
+    let result = runtime.block_on(serve(paths, inheritance, back));
+    // Tasks that wait for processes which are gone have nothing left to do.
+    runtime.shutdown_background();
+    result
 }
 
-async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
-    let listener = bind(paths)?;
-    if let Err(why) = process::set_child_subreaper() {
-        warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
-    }
-    let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
-    let (log_events, mut log_problems) = mpsc::unbounded_channel();
-    let mut vault = vault::Vault::open();
-    let kept_before: HashSet<String> = vault.names().map(str::to_owned).collect();
-    let keeper = vault.has_keeper().then(std::os::unix::process::parent_id);
-    let pump = start_pump(&mut vault, log_events).map_err(system("cannot start the log thread"))?;
-    if let Some(console) = options.console.clone() {
-        pump.show_on(console);
-    }
-    let takeover = support();
-    if let takeover::Support::No { why } = &takeover {
-        warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
-    }
-    let (events, mut inbox) = mpsc::unbounded_channel();
-    let (open, mut conversations) = mpsc::channel(1);
-    let server = tokio::spawn(server::accept(listener, events.clone(), open));
-    let started = now();
-    let saving = saving::Saving::start(paths, &options, &events).map_err(system("cannot start the thread that saves"))?;
-    let mut daemon = Daemon {
-        supervisor: Supervisor::new(fastrand::u64(..)),
-        events,
-        paths: paths.clone(),
-        options,
-        pump,
-        takeover,
-        nofile,
-        apps: HashMap::new(),
-        running: HashMap::new(),
-        meter: memory::Memory::default(),
-        calls: Calls::default(),
-        remembered: Default::default(),
-        strangers: Default::default(),
-        inbox: Default::default(),
-        ending: false,
-        verdict: Verdict::default(),
-        admin: admin::Admin::default(),
-        started,
-        vault,
-        keeper,
-        kept_before,
-        rest: state::Rest::default(),
-        saving,
+async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Back>) -> Result<(), Error> {
+    let started = Daemon::start(paths, inheritance).await;
+    let Started { mut daemon, mut inbox, mut log_problems, mut signals, server, mut conversations } = match (started, back) {
+        (Ok(started), back) => {
+            // Up: there is no way back from here.
+            drop(back);
+            started
+        }
+        (Err(why), Some(back)) => return Err(system("the former program cannot go on either")(back.go(&why.to_string()))),
+        (Err(why), None) => return Err(why),
     };
-    let mut signals = Signals::new().map_err(system("cannot catch signals"))?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut now_and_then = tokio::time::interval(Duration::from_secs(10));
     now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
-    daemon.go_on();
-    daemon.start_given();
-    daemon.open_admin();
     loop {
         daemon.settle();
         daemon.look_for_the_end();
+        daemon.upgrade_if_due();
         if daemon.over() {
             break;
         }
         let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
+        let upgrade_wakes = daemon.upgrade_wakes();
         tokio::select! {
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
             () = daemon.vault.turn() => {}
+            () = sleep_until(upgrade_wakes) => {}
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
@@ -303,27 +319,6 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     calls.exit_failure().map_or_else(|| verdict.result(), |why| Err(Error::Start(why)))
 }
 
-/// With the journal of an earlier daemon, if there is one: then none of its lines is lost.
-fn start_pump(vault: &mut vault::Vault, events: mpsc::UnboundedSender<logs::Event>) -> io::Result<Pump> {
-    if let Some(journal) = vault.get(vault::name::JOURNAL) {
-        match Pump::start_with_journal(events.clone(), journal) {
-            Ok(pump) => return Ok(pump),
-            Err(why) => warn!("the journal of the logs is of no use, so a line that was being written may be cut: {why}"),
-        }
-    }
-    let journal = logs::Journal::create()?;
-    vault.keep(vault::name::JOURNAL.to_owned(), &journal);
-    Pump::start_with_journal(events, journal)
-}
-
-/// `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that take their sockets from `LISTEN_FDS`.
-fn support() -> takeover::Support {
-    if std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off") {
-        return takeover::Support::No { why: "RSUP_TAKEOVER=off".into() };
-    }
-    takeover::probe_support()
-}
-
 fn now() -> Time {
     Time(process::now())
 }
@@ -333,17 +328,6 @@ async fn sleep_until(wake: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// The control socket: mode 0600 in a folder that nobody else can enter.
-fn bind(paths: &Paths) -> Result<UnixListener, Error> {
-    let path = paths.socket();
-    // We hold the lock, so a socket that is there belongs to nobody.
-    let _ = std::fs::remove_file(&path);
-    let what = || format!("cannot listen on {}", path.display());
-    let listener = UnixListener::bind(&path).map_err(system(what()))?;
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(system(what()))?;
-    Ok(listener)
 }
 
 impl Daemon {
@@ -381,6 +365,7 @@ impl Daemon {
             Event::HowEnded { pid, answer } => self.vault.how_ended(pid, answer),
             Event::Silent { generation } => self.vault.forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),
             Event::Saved(how) => self.on_saved(how),
+            Event::Upgrade(pending) => self.on_upgrade(pending),
             Event::Explained { op, failure } => self.on_explained(op, failure),
         }
     }
@@ -461,23 +446,6 @@ impl Daemon {
         let wanted = self.apps.get(name).into_iter().flat_map(|app| app.sockets.all());
         let wanted = wanted.map(|(address, place, fd)| (vault::name::socket(name, address, place), fd)).collect();
         self.vault.keep_exactly(&beginning, wanted);
-    }
-
-    fn start_given(&mut self) {
-        if let Some(settings) = self.options.settings.take()
-            && let Reply::Supervised { notes } = self.supervise(settings)
-        {
-            notes.iter().for_each(|note| warn!("{note}"));
-        }
-        let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
-        let (answer, mut answers) = mpsc::unbounded_channel();
-        self.calls.report_start();
-        self.on_call(
-            Call { version: crate::control::VERSION, request: crate::control::Request::Start { apps, base_env }, wait: true },
-            answer,
-        );
-        // The log tells the rest; nobody reads the answers.
-        tokio::spawn(async move { while answers.recv().await.is_some() {} });
     }
 }
 

@@ -44,9 +44,9 @@ const MOST_KEPT: usize = 16_384;
 const MOST_ENDS: usize = 4096;
 
 /// A daemon that lived this long starts with a clean sheet.
-const STABLE: Duration = Duration::from_secs(10);
+const STABLE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Ends of processes that nobody has asked for yet: those of workers that came to us.
 #[derive(Default)]

@@ -99,6 +99,8 @@ struct State {
     /// The last attempt to write failed.
     failing: Option<String>,
     closed: bool,
+    /// The reader is gone.
+    abandoned: bool,
 }
 
 impl Console {
@@ -160,8 +162,21 @@ impl Console {
         self.shared.lock().lost
     }
 
-    /// Nothing more will come: the reader ends when it has read what there is.
-    pub fn close(&self) {
+    /// Nothing more will come: the reader ends when it has read what there is. Waits for that, but not
+    /// for ever.
+    pub fn finish(&self, patience: Duration) {
+        self.close();
+        let state = self.shared.lock();
+        drop(self.shared.drained.wait_timeout_while(state, patience, |state| !state.abandoned));
+    }
+
+    /// Waits until everything is written that is there, but not for ever.
+    pub fn flush(&self, patience: Duration) {
+        let state = self.shared.lock();
+        drop(self.shared.drained.wait_timeout_while(state, patience, |state| state.waiting > 0 && !state.abandoned));
+    }
+
+    fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.filled.notify_one();
     }
@@ -232,7 +247,7 @@ impl Reader {
         state.stuck = false;
         state.failing = None;
         drop(state);
-        self.shared.drained.notify_one();
+        self.shared.drained.notify_all();
     }
 
     /// The chunk could not be written from this byte on. True for the first failure in a row.
@@ -245,8 +260,15 @@ impl Reader {
         state.loss.add(chunk.told.loss);
         let first = state.failing.replace(why.to_owned()).is_none();
         drop(state);
-        self.shared.drained.notify_one();
+        self.shared.drained.notify_all();
         first
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.lock().abandoned = true;
+        self.shared.drained.notify_all();
     }
 }
 

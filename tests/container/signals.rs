@@ -185,19 +185,51 @@ fn sighup_stops_what_has_lost_its_terminal_and_reloads_what_has_none() {
 /// The engine kills it, and starts it again with the same volume: what the state says of the dead must not
 /// keep it down, though the pids are given out anew.
 #[test]
-fn a_container_that_was_killed_comes_up_again() {
+fn a_container_that_was_killed_comes_up_again_as_its_file_says_now() {
     let home = Home::new();
-    let port = web(&home, "web", "instances = 2");
-    for _ in 0..2 {
+    let port = web(&home, "web", "instances = 2\nenv = { APP_VERSION = \"v0\" }");
+    for run in 0..3 {
+        let version = format!("v{run}");
+        edit(&home, &format!("v{}", run.max(1) - 1), &version);
         let Some(container) = Container::start(&home, &[]) else { return };
-        up(&home, "web");
+        // Nobody asks from outside before: whoever finds a dead daemon's state alone brings it to life.
+        wait_said(&home, "rsup is up");
+        wait_for("the new version alone", || match get(local(port), "/") {
+            Ok(answer) if answer.json()["version"] == *version => Ok(()),
+            other => Err(format!("{other:?}\n{}", said(&home))),
+        });
+        home.wait_view("web", "all are ready", crate::common::is_ready);
+        if run == 2 {
+            container.signal(Signal::SIGTERM);
+            return container.ends_with(&home, 0);
+        }
         container.signal(Signal::SIGKILL);
         container.end(); // the code is what `unshare` makes of it
         wait_for("everything is gone with it", || if home.processes().is_empty() { Ok(()) } else { Err("not yet") });
     }
-    let Some(container) = Container::start(&home, &[]) else { return };
+}
+
+/// The new program has the same pid, the same output and the same ways to end.
+#[test]
+fn an_upgrade_leaves_everything_as_it_was() {
+    let home = Home::new();
+    let port = web(&home, "web", "instances = 2");
+    let address = crate::support::admin(&home);
+    let Some(container) = Container::start(&home, &["--log-format", "json", "--no-log-files"]) else { return };
     up(&home, "web");
-    assert_eq!(get(local(port), "/").unwrap().status, 200);
+    let before = home.pids("web");
+    home.ok(&["upgrade", RSUP]);
+    assert_eq!(home.pids("web"), before);
+    crate::support::wait_status(address, "/readiness", 200);
+    get(local(port), "/log?n=1000").unwrap();
+    // The sample app says who it is in front of each line.
+    wait_for("its lines are on stdout as before", || {
+        let text = fs::read_to_string(home.path("stdout")).unwrap();
+        let count = text.lines().filter(|line| line.contains(r#""app":"web","instance":"#)).count();
+        if count >= 1000 { Ok(()) } else { Err(format!("{count} lines")) }
+    });
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 0);
+    let text = fs::read_to_string(home.path("stdout")).unwrap();
+    assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
 }

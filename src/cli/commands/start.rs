@@ -343,7 +343,7 @@ fn needs_start(view: &AppView) -> bool {
 fn foreground(apps: Vec<AppSpec>, settings: Option<Settings>, args: &ForegroundArgs, cx: &Context) -> Result<(), Problem> {
     let paths = cx.paths()?;
     paths.create().map_err(Problem::usage)?;
-    let client = Client::new(&paths)?;
+    let client = Client::new(&paths)?.of_next_daemon();
     match client.try_ask(Request::Ping) {
         Err(CallError::NoDaemon) => {}
         Ok(Reply::Pong { pid, .. }) => {
@@ -363,12 +363,13 @@ fn foreground(apps: Vec<AppSpec>, settings: Option<Settings>, args: &ForegroundA
         None if cx.out.json => logs::Format::Json,
         Some(LogFormat::Text) | None => logs::Format::Text,
     };
-    let (console, writer) = render::to_stdout(format)?;
     let options = daemon::Options {
         foreground: true,
         start,
         settings,
-        console: Some(console.clone()),
+        given_anew: true,
+        log_format: Some(format),
+        open_console: Some(render::to_stdout),
         no_log_files: args.no_log_files,
         exit_when: match args.exit_when.unwrap_or(ExitWhen::All) {
             ExitWhen::All => daemon::ExitWhen::All,
@@ -377,19 +378,11 @@ fn foreground(apps: Vec<AppSpec>, settings: Option<Settings>, args: &ForegroundA
         },
         ..Default::default()
     };
-    let result = daemon::run(paths, options);
-    let result = match (result, format) {
-        (Ok(()), _) => Ok(()),
-        // The log has said why.
-        (Err(daemon::Error::Ended { code }), _) => Err(Problem::Said(code)),
-        (Err(error), logs::Format::Json) => {
-            console.message("error", None, &error.to_string());
-            Err(Problem::Said(FAILED))
-        }
-        (Err(error), logs::Format::Text) => Err(error.into()),
-    };
-    writer.finish();
-    result
+    daemon::run(paths, options).map_err(|error| match format {
+        // It is among the other objects.
+        logs::Format::Json if !matches!(error, daemon::Error::Ended { .. }) => Problem::Said(FAILED),
+        logs::Format::Json | logs::Format::Text => error.into(),
+    })
 }
 
 fn background(apps: &[AppSpec], settings: Option<Settings>, wait: bool, cx: &Context) -> Result<(), Problem> {

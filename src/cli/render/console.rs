@@ -2,50 +2,22 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::error_text;
-use crate::cli::problem::Problem;
 use crate::logs::{Console, Format, Reader};
 
 /// How much is written at once. A pipe takes so much in one go as soon as somebody reads it.
 const PIECE: usize = 16 << 10;
-/// How long the end of rsup waits for whoever reads its output.
-const LAST_LINES: Duration = Duration::from_secs(2);
-
-/// The thread that writes to stdout. It may be held up for ever by whoever should read that; nobody
+/// Starts the thread that writes to stdout. It may be held up for ever by whoever should read that; nobody
 /// waits for it.
-pub struct Writer {
-    console: Console,
-    ended: mpsc::Receiver<()>,
-}
-
-/// Starts it.
-pub fn to_stdout(format: Format) -> Result<(Console, Writer), Problem> {
+pub fn to_stdout(format: Format) -> io::Result<Console> {
     let (console, reader) = Console::new(format);
-    let (sender, ended) = mpsc::channel();
-    thread::Builder::new()
-        .name("rsup-stdout".into())
-        .spawn(move || {
-            write(reader);
-            drop(sender);
-        })
-        .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
-    Ok((console.clone(), Writer { console, ended }))
-}
-
-impl Writer {
-    /// Writes what is left, unless nobody reads it.
-    pub fn finish(self) {
-        self.console.close();
-        // The answer is the end of the other side.
-        let _ = self.ended.recv_timeout(LAST_LINES);
-    }
+    thread::Builder::new().name("rsup-stdout".into()).spawn(move || write(reader))?;
+    Ok(console)
 }
 
 fn write(mut reader: Reader) {
