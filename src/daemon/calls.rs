@@ -295,11 +295,11 @@ impl Daemon {
         self.supervisor.last_op().max(self.rest.results.iter().map(|(op, _)| *op).max())
     }
 
-    pub(super) fn note_result(&mut self, op: OpId, result: &Result<(), OpError>) {
-        if self.rest.results.len() == RESULTS {
-            self.rest.results.pop_front();
-        }
-        self.rest.results.push_back((op, result.clone()));
+    /// Before the state is written that knows nothing of these actions any more.
+    pub(super) fn note_results(&mut self) {
+        self.rest.results.extend(self.supervisor.ends().map(|(op, result)| (op, result.clone())));
+        let surplus = self.rest.results.len().saturating_sub(RESULTS);
+        self.rest.results.drain(..surplus);
     }
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {

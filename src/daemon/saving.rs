@@ -69,6 +69,7 @@ impl Daemon {
 
     pub(super) fn save_if_needed(&mut self) {
         if self.saving.unsaved || self.supervisor.to_be_saved() {
+            self.note_results();
             self.save();
         }
     }

@@ -13,9 +13,9 @@ fn the_daemon_makes_another_which_does_the_same() {
     let port = home.web("web", "instances = 2");
     home.ok(&["start"]);
     let before = home.pids("web");
-    let daemon = home.daemon();
     let load = Load::start(port, "/");
     for _ in 0..3 {
+        let daemon = home.daemon();
         let keeper = home.keeper();
         signal(keeper, Signal::SIGKILL);
         wait_until("its end", || !is_alive(keeper));
@@ -28,7 +28,6 @@ fn the_daemon_makes_another_which_does_the_same() {
         load.more(100);
         let view = home.wait_view("web", "the same workers", is_ready);
         assert_eq!(crate::common::pids(&view), before);
-        break;
     }
     home.ok(&["reload", "web"]);
     load.more(100);

@@ -14,10 +14,14 @@ fn saved(home: &Home) -> std::path::PathBuf {
 
 /// As if the power had failed: every process is gone, and so is the runtime folder.
 fn power_cut(home: &Home) {
-    for (pid, _) in home.processes() {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL);
-    }
-    wait_until("nobody is left", || home.processes().is_empty());
+    // Again and again: keeper and daemon bring each other back.
+    wait_until("nobody is left", || {
+        let left = home.processes();
+        for (pid, _) in &left {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid as i32), Signal::SIGKILL);
+        }
+        left.is_empty()
+    });
     fs::remove_dir_all(home.rsup_home().join("run")).unwrap();
     let text = fs::read_to_string(saved(home)).unwrap();
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
