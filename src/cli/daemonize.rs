@@ -33,15 +33,16 @@ pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
         Err(CallError::NoDaemon) => {}
         Err(error) => return Err(client.explain(error)),
     }
+    start(paths, client)
+}
+
+/// Starts a keeper, which starts the daemon, and waits until that answers; where a unit of systemd's
+/// is to start it, has that done.
+pub fn start(paths: &Paths, client: Client) -> Result<Client, Problem> {
     if let Some((manager, unit)) = systemctl::installed() {
         manager.start(&unit, false)?;
         return until_service_answers(client, &unit);
     }
-    start(paths, client)
-}
-
-/// Starts a keeper, which starts the daemon, and waits until that answers.
-pub fn start(paths: &Paths, client: Client) -> Result<Client, Problem> {
     paths.create().map_err(Problem::usage)?;
     let (log, begin) = open_log(paths)?;
     let mut child = spawn(command("keeper", log))?;

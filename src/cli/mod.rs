@@ -12,6 +12,7 @@ mod problem;
 mod progress;
 mod render;
 mod respec;
+mod settings;
 mod systemctl;
 mod targets;
 mod trial;

@@ -120,6 +120,9 @@ impl Daemon {
         let kept_before = vault.names().map(str::to_owned).collect();
         let (log_events, log_problems) = mpsc::unbounded_channel();
         let pump = start_pump(&mut vault, log_events).map_err(system("cannot start the log thread"))?;
+        if let Some(console) = inheritance.options.console.clone() {
+            pump.show_on(console);
+        }
         let takeover = support();
         if let takeover::Support::No { why } = &takeover {
             warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
@@ -147,6 +150,8 @@ impl Daemon {
             strangers: Default::default(),
             inbox: VecDeque::new(),
             ending: false,
+            verdict: Default::default(),
+            admin: Default::default(),
             started: now(),
             vault,
             keeper,
@@ -165,6 +170,7 @@ impl Daemon {
         }
         daemon.vault.keep_program();
         daemon.start_given();
+        daemon.open_admin();
         // From now on commands are heard; until then they wait in the queue.
         let server = tokio::spawn(server::accept(listener, events, open));
         Ok(Started { daemon, inbox, log_problems, signals, server, conversations })

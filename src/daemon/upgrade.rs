@@ -352,6 +352,9 @@ impl Daemon {
         let own = [self.handles.lock.as_fd(), self.handles.control.as_fd(), previous.as_fd()];
         let fds: Vec<BorrowedFd<'_>> =
             held.into_iter().map(|(_, fd)| fd).chain(keeper).chain(self.given.sockets()).chain(own).collect();
+        if let Some(console) = &self.options.console {
+            console.flush(SETTLE);
+        }
         execute(program, &manifest, &fds)
     }
 

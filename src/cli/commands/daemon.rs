@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::getpid;
 
-use crate::cli::Context;
 use crate::cli::problem::Problem;
+use crate::cli::{Context, render};
 use crate::daemon;
 use crate::paths::Paths;
 
@@ -58,7 +58,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             .spawn(end_with_stdin)
             .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
     }
-    daemon::run(paths, daemon::Options { json_log: cx.out.json, ..Default::default() })?;
+    daemon::run(paths, daemon::Options { json_log: cx.out.json, open_console: Some(render::to_stdout), ..Default::default() })?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! Every part of it makes a `String` from typed views; [`Output`] writes it. So the looks can be
 //! tested without a terminal.
 
+mod console;
 mod describe;
 mod list;
 mod logs;
@@ -22,6 +23,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use serde::Serialize;
 
+pub use console::to_stdout;
 pub use describe::descriptions;
 pub use list::list;
 pub use logs::LogLines;

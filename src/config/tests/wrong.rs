@@ -291,3 +291,11 @@ fn command_line() {
     assert_snapshot!(shown(Script { command: words(&["./data.bin"]), ..Script::default() }));
     assert_snapshot!(shown(Script::default()));
 }
+
+#[test]
+fn admin_addresses() {
+    let of = |admin: &str| errors(&format!("[app.a]\ncommand = \"a\"\nlisten = 3001\n[supervisor]\n{admin}\n"));
+    assert_snapshot!(of("admin = \"0.0.0.0:9700\""));
+    assert_snapshot!(of("admin = \"unix:/run/admin.sock\"\nadmin_public = \"yes\""));
+    assert_snapshot!(of("admin = \"127.0.0.1:3001\""));
+}
