@@ -74,6 +74,7 @@ pub enum Verb {
     Demo(commands::demo::Args),
     Verify(commands::verify::Args),
     Ping(commands::ping::Args),
+    Upgrade(commands::upgrade::Args),
     Kill(commands::kill::Args),
     Startup(commands::startup::Args),
     Unstartup(commands::unstartup::Args),
@@ -117,6 +118,11 @@ pub fn command() -> clap::Command {
 
 /// Does what the arguments say; the exit code of the process.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // Before anything else: it is to stay small.
+    if args.get(1).is_some_and(|verb| verb == "keeper") {
+        return crate::keeper::run();
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -153,6 +159,7 @@ fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
         Verb::Demo(args) => commands::demo::run(args, cx),
         Verb::Verify(args) => commands::verify::run(args, cx),
         Verb::Ping(args) => commands::ping::run(args, cx),
+        Verb::Upgrade(args) => commands::upgrade::run(args, cx),
         Verb::Kill(args) => commands::kill::run(args, cx),
         Verb::Startup(args) => commands::startup::run(args, cx),
         Verb::Unstartup(args) => commands::unstartup::run(args, cx),

@@ -1,6 +1,7 @@
 //! The daemon: the only event loop, and the tasks whose job is waiting. Tasks send events and decide
 //! nothing; the supervisor decides; [`effects`] carries out.
 
+mod adopt;
 mod calls;
 mod drain;
 mod effects;
@@ -8,27 +9,33 @@ mod memory;
 mod notify;
 mod probe;
 mod relay;
+mod saving;
 mod server;
 mod signals;
 mod sockets;
 mod spawn;
+mod start;
+mod state;
 mod strangers;
 pub mod systemd;
 mod tree;
+mod upgrade;
+mod vault;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
-use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
+
+use serde::{Deserialize, Serialize};
 
 use crate::config::{AppName, AppSpec, Log, LogFormat};
 use crate::control::{Answer, Call, Failure};
+use crate::exit::Exit;
 use crate::logs::{self, Pump};
 use crate::paths::Paths;
 use crate::supervisor::{Input, OpId, Supervisor, Time, WorkerId};
@@ -39,20 +46,26 @@ use relay::{Relay, Relays};
 use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
+use start::Inheritance;
+pub use upgrade::{CAN_GO_ON, try_state};
 
 /// How the daemon was started.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Options {
     /// In the foreground: a signal stops every app gracefully and ends the daemon.
     pub foreground: bool,
     /// To be started at once, with the environment of the caller.
+    #[serde(skip)]
     pub start: Option<StartRequest>,
+    /// The same apps are given at each start: a reboot has nothing to remember.
+    #[serde(default)]
+    pub given_anew: bool,
     /// The daemon's own messages as JSON.
     pub json_log: bool,
-    /// As a service: another daemon that runs here is waited for, not an error.
+    /// As a service: another daemon that runs here is waited for, not an error, and the manager's
+    /// store of descriptors takes the keeper's place.
+    #[serde(default)]
     pub service: bool,
-    /// Apps that ran when the daemon ended are started again.
-    pub resurrect: bool,
 }
 
 /// As [`crate::control::Request::Start`].
@@ -97,6 +110,25 @@ enum Event {
     ShutDown {
         app: AppName,
     },
+    /// A worker's program runs.
+    Executed {
+        worker: WorkerId,
+        pid: u32,
+        listener: Option<takeover::Listener>,
+    },
+    /// How did this process end, which was never our child?
+    HowEnded {
+        pid: u32,
+        answer: oneshot::Sender<Exit>,
+    },
+    /// All that a worker which is gone has printed has been read.
+    Silent {
+        generation: u64,
+    },
+    /// A program has shown that it can go on with the state.
+    Upgrade(upgrade::Pending),
+    /// The saved state was written, or could not be.
+    Saved(io::Result<()>),
     /// The failure of an action, now with the log lines that explain it.
     Explained {
         op: OpId,
@@ -139,6 +171,29 @@ struct Daemon {
     systemd: systemd::Notifier,
     /// Sockets of `.socket` units.
     given: Arc<Given>,
+    /// What outlives this process.
+    vault: vault::Vault,
+    /// The keeper that started us.
+    keeper: Option<u32>,
+    /// The names in the vault when this daemon came.
+    kept_before: HashSet<String>,
+    /// What is written down beside the supervisor.
+    rest: state::Rest,
+    saving: saving::Saving,
+    /// What this process passes on if it becomes another program.
+    handles: start::Handles,
+    upgrading: Option<upgrade::Pending>,
+}
+
+/// A daemon that is up, and what its loop listens to.
+struct Started {
+    daemon: Daemon,
+    inbox: mpsc::UnboundedReceiver<Event>,
+    log_problems: mpsc::UnboundedReceiver<logs::Event>,
+    signals: Signals,
+    server: tokio::task::JoinHandle<()>,
+    /// Ends when the last conversation with a client has.
+    conversations: mpsc::Receiver<()>,
 }
 
 /// Runs the daemon until it is told to end.
@@ -146,15 +201,22 @@ struct Daemon {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
-    log_to_stderr(options.json_log);
-    let received = systemd::receive();
-    let lock = if options.service { systemd::wait_for_lock(&paths, &received.notifier, lock) } else { lock(&paths) }?;
+    let (inheritance, back) = match upgrade::inherited() {
+        None => {
+            log_to_stderr(options.json_log);
+            (Inheritance::of_new(&paths, options)?, None)
+        }
+        Some(inherited) => {
+            let (inheritance, back) = inherited.map_err(system("cannot take over from the former program"))?;
+            (inheritance, Some(back))
+        }
+    };
+    log_to_stderr(inheritance.options.json_log);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
-    let result = runtime.block_on(serve(&paths, options, received));
+    let result = runtime.block_on(serve(&paths, inheritance, back));
     // Tasks that wait for processes which are gone have nothing left to do.
     runtime.shutdown_background();
-    drop(lock);
     result
 }
 
@@ -169,99 +231,57 @@ fn log_to_stderr(json: bool) {
     };
 }
 
-fn lock(paths: &Paths) -> Result<Flock<std::fs::File>, Error> {
-    let path = paths.lock();
-    let file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(system(format!("cannot open {}", path.display())))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Running(path))
-}
-
-async fn serve(paths: &Paths, options: Options, received: systemd::Received) -> Result<(), Error> {
-    let listener = bind(paths)?;
-    if let Err(why) = process::set_child_subreaper() {
-        warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
-    }
-    let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
-    let (log_events, mut log_problems) = mpsc::unbounded_channel();
-    let pump = Pump::start(log_events).map_err(system("cannot start the log thread"))?;
-    let takeover = support();
-    if let takeover::Support::No { why } = &takeover {
-        warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
-    }
-    let (events, mut inbox) = mpsc::unbounded_channel();
-    let (open, mut conversations) = mpsc::channel(1);
-    let server = tokio::spawn(server::accept(listener, events.clone(), open));
-    let started = now();
-    let mut daemon = Daemon {
-        supervisor: Supervisor::new(fastrand::u64(..)),
-        events,
-        paths: paths.clone(),
-        options,
-        pump,
-        takeover,
-        nofile,
-        apps: HashMap::new(),
-        running: HashMap::new(),
-        meter: memory::Memory::default(),
-        calls: Calls::default(),
-        remembered: Default::default(),
-        strangers: Default::default(),
-        inbox: Default::default(),
-        ending: false,
-        started,
-        systemd: received.notifier,
-        given: systemd::given(received.sockets),
+async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Back>) -> Result<(), Error> {
+    let started = Daemon::start(paths, inheritance).await;
+    let Started { mut daemon, mut inbox, mut log_problems, mut signals, server, mut conversations } = match (started, back) {
+        (Ok(started), back) => {
+            // Up: there is no way back from here.
+            drop(back);
+            started
+        }
+        (Err(why), Some(back)) => return Err(system("the former program cannot go on either")(back.go(&why.to_string()))),
+        (Err(why), None) => return Err(why),
     };
-    let mut signals = Signals::new().map_err(system("cannot catch signals"))?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut now_and_then = tokio::time::interval(Duration::from_secs(10));
     now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
-    daemon.start_given();
     loop {
         daemon.settle();
         daemon.tell_systemd();
+        daemon.upgrade_if_due();
         if daemon.over() {
             break;
         }
         let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
+        let upgrade_wakes = daemon.upgrade_wakes();
         tokio::select! {
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
+            () = daemon.vault.turn() => {}
+            () = sleep_until(upgrade_wakes) => {}
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
             () = sleep_until(daemon.systemd.wake()) => {}
-            _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.look_for_strangers(),
+            _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.now_and_then(),
         }
         // What has queued up meanwhile is handled before the next look at the clock.
         while let Ok(event) = inbox.try_recv() {
             daemon.on_event(event);
         }
     }
-    tree::sweep_all().await;
+    tree::sweep_all(daemon.vault.made_keeper()).await;
     let _ = std::fs::remove_file(paths.socket());
     server.abort();
     daemon.pump.shutdown();
+    daemon.end_of_state();
     let Daemon { calls, .. } = daemon;
     // Answers that are on their way still get there.
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
     calls.exit_failure().map_or(Ok(()), |why| Err(Error::Start(why)))
-}
-
-/// `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that take their sockets from `LISTEN_FDS`.
-fn support() -> takeover::Support {
-    if std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off") {
-        return takeover::Support::No { why: "RSUP_TAKEOVER=off".into() };
-    }
-    takeover::probe_support()
 }
 
 fn now() -> Time {
@@ -275,17 +295,6 @@ async fn sleep_until(wake: Option<tokio::time::Instant>) {
     }
 }
 
-/// The control socket: mode 0600 in a folder that nobody else can enter.
-fn bind(paths: &Paths) -> Result<UnixListener, Error> {
-    let path = paths.socket();
-    // We hold the lock, so a socket that is there belongs to nobody.
-    let _ = std::fs::remove_file(&path);
-    let what = || format!("cannot listen on {}", path.display());
-    let listener = UnixListener::bind(&path).map_err(system(what()))?;
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(system(what()))?;
-    Ok(listener)
-}
-
 impl Daemon {
     fn handle(&mut self, input: Input) {
         self.supervisor.handle(now(), input);
@@ -295,9 +304,13 @@ impl Daemon {
     /// Carries out effects until the supervisor wants nothing more.
     fn settle(&mut self) {
         loop {
+            // Before the effects, so that whatever was done is known to have been wanted; and after
+            // those that must not be done twice.
+            self.save_if_needed();
             while let Some(effect) = self.supervisor.poll_effect() {
                 self.carry_out(effect);
             }
+            self.save_if_needed();
             let Some(input) = self.inbox.pop_front() else { return };
             self.supervisor.handle(now(), input);
         }
@@ -312,6 +325,11 @@ impl Daemon {
             Event::Call { call, answer } => self.on_call(call, answer),
             Event::ShutDown { app } => self.mend(&app),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
+            Event::Executed { worker, pid, listener } => self.on_executed(worker, pid, listener),
+            Event::HowEnded { pid, answer } => self.vault.how_ended(pid, answer),
+            Event::Silent { generation } => self.vault.forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),
+            Event::Saved(how) => self.on_saved(how),
+            Event::Upgrade(pending) => self.on_upgrade(pending),
             Event::Explained { op, failure } => self.on_explained(op, failure),
         }
     }
@@ -330,6 +348,11 @@ impl Daemon {
                 self.stop_everything();
             }
         }
+    }
+
+    fn now_and_then(&mut self) {
+        self.look_for_strangers();
+        self.save_again();
     }
 
     /// Everything is stopped and everybody has his answer.
@@ -357,15 +380,32 @@ impl Daemon {
     }
 
     fn app(&mut self, name: &AppName) -> &mut AppResources {
-        self.apps.entry(name.clone()).or_insert_with(|| {
+        Self::resources(&mut self.apps, &self.events, &self.given, name)
+    }
+
+    fn resources<'a>(
+        apps: &'a mut HashMap<AppName, AppResources>,
+        events: &Events,
+        given: &Arc<Given>,
+        name: &AppName,
+    ) -> &'a mut AppResources {
+        apps.entry(name.clone()).or_insert_with(|| {
             let (ready, watch) = watch::channel(false);
             AppResources {
-                sockets: Sockets::default(),
-                relays: Relays::new(name.clone(), watch, self.events.clone()),
+                sockets: Sockets::new(given.clone()),
+                relays: Relays::new(name.clone(), watch, events.clone()),
                 relaying: HashMap::new(),
                 ready,
             }
         })
+    }
+
+    /// Makes the vault hold the app's sockets as they are now.
+    fn keep_sockets(&mut self, name: &AppName) {
+        let beginning = vault::name::sockets(name);
+        let wanted = self.apps.get(name).into_iter().flat_map(|app| app.sockets.all());
+        let wanted = wanted.map(|(address, place, fd)| (vault::name::socket(name, address, place), fd)).collect();
+        self.vault.keep_exactly(&beginning, wanted);
     }
 
     fn start_given(&mut self) {

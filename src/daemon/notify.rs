@@ -21,18 +21,33 @@ pub struct Channel {
     tasks: [JoinHandle<()>; 2],
 }
 
-impl Channel {
-    /// Opens them; the descriptor is the worker's end of Node's channel.
-    pub fn open(paths: &Paths, id: &WorkerId, events: Events) -> io::Result<(Self, OwnedFd)> {
+/// The daemon's ends, before anybody listens to them.
+pub struct Ends {
+    pub datagrams: OwnedFd,
+    pub node: OwnedFd,
+}
+
+impl Ends {
+    /// Opens them; the other descriptor is the worker's end of Node's channel.
+    pub fn open(paths: &Paths, id: &WorkerId) -> io::Result<(Self, OwnedFd)> {
         let path = paths.notify(id.generation);
         let _ = std::fs::remove_file(&path);
-        let datagrams = UnixDatagram::bind(&path)?;
+        let datagrams = std::os::unix::net::UnixDatagram::bind(&path)?;
+        datagrams.set_nonblocking(true)?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let ours = UnixStream::from_std(ours)?;
+        Ok((Self { datagrams: datagrams.into(), node: ours.into() }, theirs.into()))
+    }
+}
+
+impl Channel {
+    /// Listens to both.
+    pub fn listen(ends: Ends, paths: &Paths, id: &WorkerId, events: Events) -> io::Result<Self> {
+        let datagrams = UnixDatagram::from_std(ends.datagrams.into())?;
+        let stream = UnixStream::from_std(ends.node.into())?;
         let tasks =
-            [tokio::spawn(sd_notify(datagrams, id.clone(), events.clone())), tokio::spawn(node(ours, id.clone(), events))];
-        Ok((Self { path, tasks }, theirs.into()))
+            [tokio::spawn(sd_notify(datagrams, id.clone(), events.clone())), tokio::spawn(node(stream, id.clone(), events))];
+        Ok(Self { path: paths.notify(id.generation), tasks })
     }
 
     pub fn path(&self) -> &Path {

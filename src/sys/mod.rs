@@ -12,6 +12,9 @@
 //! | [`spawn`] | fork and exec with exact file descriptors |
 //! | [`process`] | signals, exits, limits, clock, credentials |
 //! | [`procfs`] | memory, processor time and descendants of a process |
+//! | [`rescue`] | what a living worker still holds of ours |
+//! | [`inherit`] | descriptors that pass through exec |
+//! | [`fdpass`] | descriptors over unix sockets |
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
 //! | [`readiness`] | descriptors that the event loop waits for |
 //! | [`inherited`] | what a service manager handed to this process |
@@ -22,14 +25,16 @@
 #![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod durable;
-mod fdpass;
+pub mod fdpass;
 pub mod holder;
+pub mod inherit;
 pub mod inherited;
 pub mod listen;
 pub mod process;
 pub mod procfs;
 mod raw;
 pub mod readiness;
+pub mod rescue;
 pub mod sockdiag;
 pub mod spawn;
 pub mod steer;

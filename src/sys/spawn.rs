@@ -47,6 +47,10 @@ pub struct Plan {
     pub takeover: bool,
     /// Whether to set `PR_SET_NO_NEW_PRIVS`: see [`takeover::Support::Yes`].
     pub no_new_privs: bool,
+    /// Whether processes of the same user that are no ancestors may look into it as a tracer may
+    /// (`PR_SET_PTRACER_ANY`): the next daemon is none, and where Yama's `ptrace_scope` is 1 it could
+    /// neither answer the worker's `bind(2)` nor take its sockets back.
+    pub allow_tracer: bool,
     /// Limits of open files, if not to be those of this process: see [`process::raise_nofile`].
     pub nofile: Option<Limit>,
     /// Whom to become, if not this process's user.
@@ -67,6 +71,7 @@ impl Plan {
             extra: Vec::new(),
             takeover: false,
             no_new_privs: false,
+            allow_tracer: false,
             nofile: None,
             credentials: None,
         }
@@ -199,6 +204,7 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     prepared.listen = !plan.listen.is_empty();
     prepared.filter = filter;
     prepared.no_new_privs = plan.no_new_privs;
+    prepared.allow_tracer = plan.allow_tracer;
     prepared.nofile = plan.nofile;
     prepared.credentials = plan.credentials.as_ref();
 

@@ -9,12 +9,6 @@ use crate::common::load::Load;
 use crate::common::{self, Home, http, is_ready, wait_for, wait_until};
 use crate::machine::{Machine, PROGRAM, TESTS};
 
-/// A new daemon takes back the workers of one that was killed. Until it does, this test says what is
-/// true without: the workers live on, the service is back at once.
-const ADOPTION: bool = false;
-/// Apps come back after a reboot. Until they do: the service does.
-const RESURRECTION: bool = false;
-
 const SERVICE: &str = "rsup.service";
 const CONFIG: &str = "/srv/web/supervisor.toml";
 
@@ -173,19 +167,13 @@ fn kill(m: &Machine, port: u16) {
     m.wait_show(SERVICE, "ActiveState", "active");
     assert_eq!(m.show(SERVICE, "NRestarts"), "1");
     assert!(workers.iter().all(|pid| m.lives(*pid)), "KillMode=process leaves the workers alone");
-    if ADOPTION {
-        load.more(500);
-        load.lossless();
-        assert_eq!(m.pids("web"), workers, "the same processes");
-        m.wait_show(SERVICE, "StatusText", "1 app ready (2 workers)");
-        m.ok(&["rsup", "delete", "web"]);
-    } else {
-        drop(load.stop());
-        for pid in workers {
-            m.run(&["kill", "-KILL", &pid.to_string()]);
-            wait_until("the worker is gone", || !m.lives(pid));
-        }
-    }
+    load.more(500);
+    let report = load.lossless();
+    eprintln!("         {} requests, none failed", report.requests);
+    assert_eq!(m.pids("web"), workers, "the same processes");
+    m.wait_show(SERVICE, "StatusText", "1 app ready (2 workers)");
+    m.ok(&["rsup", "reload", "web"]);
+    m.ok(&["rsup", "delete", "web"]);
 }
 
 /// Other settings of the service, as an administrator makes them.
@@ -324,11 +312,9 @@ fn socket(m: &Machine, port: u16) {
 fn reboot(machine: &mut Machine, port: u16) {
     machine.reboot();
     machine.wait_show(SERVICE, "ActiveState", "active");
-    if RESURRECTION {
-        assert!(is_ready(&machine.view("web")), "active means ready");
-        assert_eq!(http::get(http::local(port), "/health").unwrap().status, 200);
-        machine.ok(&["rsup", "delete", "web"]);
-    }
+    assert!(is_ready(&machine.view("web")), "active means ready");
+    assert_eq!(http::get(http::local(port), "/health").unwrap().status, 200);
+    machine.ok(&["rsup", "delete", "web"]);
     assert_eq!(machine.ok(&["systemctl", "--failed", "--no-legend"]).out, "");
 }
 
@@ -430,6 +416,10 @@ fn odd_names(m: &Machine, home: &Home) {
     );
     odd(&["start", "/srv/odd/supervisor.toml"]).ok();
     m.ok(&["systemctl", "reload", "odd.service"]);
+    // A unit of any name is found, and started instead of a daemon beside it.
+    m.ok(&["systemctl", "stop", "odd.service"]);
+    odd(&["start", "/srv/odd/supervisor.toml"]).ok();
+    assert_eq!(m.show("odd.service", "ActiveState"), "active");
     odd(&["unstartup", "--name", "odd"]).ok();
     assert_eq!(m.show(SERVICE, "ActiveState"), "active", "the other one is not touched");
 }

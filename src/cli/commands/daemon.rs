@@ -27,9 +27,16 @@ pub struct Args {
     /// As a service of systemd: stay in the foreground, go on from the saved state
     #[arg(long, hide = true, conflicts_with = "until_eof")]
     service: bool,
+    /// Say whether this program can go on with the state that `rsup upgrade` hands over
+    #[arg(long, hide = true)]
+    try_state: bool,
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    if args.try_state {
+        daemon::try_state().map_err(|why| Problem::failed("state", why))?;
+        return cx.out.text(&format!("{}\n", daemon::CAN_GO_ON));
+    }
     let paths = cx.paths()?;
     paths.create().map_err(Problem::usage)?;
     // Whoever started us may hold signals back; that passes from process to process.
@@ -51,8 +58,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             .spawn(end_with_stdin)
             .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
     }
-    let options = daemon::Options { json_log: cx.out.json, ..daemon::Options::default() };
-    daemon::run(paths, options)?;
+    daemon::run(paths, daemon::Options { json_log: cx.out.json, ..Default::default() })?;
     Ok(())
 }
 
@@ -62,7 +68,7 @@ fn serve(paths: Paths, cx: &Context) -> Result<(), Problem> {
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         point_to_journal(&paths.daemon_log());
     }
-    let options = daemon::Options { json_log: cx.out.json, service: true, resurrect: true, ..daemon::Options::default() };
+    let options = daemon::Options { json_log: cx.out.json, service: true, ..daemon::Options::default() };
     daemon::run(paths, options).map_err(|error| {
         let problem = Problem::from(error);
         cx.out.problem(&problem);

@@ -20,4 +20,5 @@ pub mod start;
 pub mod startup;
 pub mod stop;
 pub mod unstartup;
+pub mod upgrade;
 pub mod verify;

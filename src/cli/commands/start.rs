@@ -299,7 +299,9 @@ fn foreground(apps: Vec<AppSpec>, cx: &Context) -> Result<(), Problem> {
         Err(error) => return Err(client.explain(error)),
     }
     let start = Some(StartRequest { apps, base_env: cx.base_env() });
-    daemon::run(paths, daemon::Options { foreground: true, start, json_log: cx.out.json, ..Default::default() })?;
+    let options =
+        daemon::Options { foreground: true, start, given_anew: true, json_log: cx.out.json, ..daemon::Options::default() };
+    daemon::run(paths, options)?;
     Ok(())
 }
 

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use socket2::{SockRef, Socket};
@@ -87,6 +87,11 @@ impl Given {
         self.0.iter().filter_map(name).collect()
     }
 
+    /// All of them.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.0.iter().map(AsFd::as_fd)
+    }
+
     fn has(&self, fd: impl AsFd) -> bool {
         let Ok(inode) = holder::inode_of(fd.as_fd()) else { return false };
         self.0.iter().any(|given| holder::inode_of(given.as_fd()).is_ok_and(|other| other == inode))
@@ -109,7 +114,7 @@ impl Group {
         if size == 0 || size > limit {
             return Err(ListenError::TooMany { addr, slots: size, limit });
         }
-        let mut group = Group { addr, family, sockets: vec![first], indexes: vec![0], given: true };
+        let mut group = Group { addr, family, sockets: vec![first], indexes: vec![0], others: 0, given: true };
         // Somebody's sockets in the group already would come before ours.
         let joined = group.joiners().map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
         let listeners = sockdiag::listeners(addr.port()).map_err(|error| ListenError::new(addr, "the list of sockets", error))?;

@@ -24,6 +24,8 @@ pub(super) struct Prepared<'a> {
     pub(super) listen: bool,
     pub(super) filter: Option<Vec<sock_filter>>,
     pub(super) no_new_privs: bool,
+    /// See [`super::Plan::allow_tracer`].
+    pub(super) allow_tracer: bool,
     pub(super) nofile: Option<Limit>,
     pub(super) credentials: Option<&'a Credentials>,
     /// What `envp` points to.
@@ -55,6 +57,7 @@ impl<'a> Prepared<'a> {
             listen: false,
             filter: None,
             no_new_privs: false,
+            allow_tracer: false,
             nofile: None,
             credentials: None,
             _env: env,
@@ -138,6 +141,14 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
             if let Some(slot) = plan.envp.get_mut(spare) {
                 *slot = plan.listen_pid.as_ptr().cast();
             }
+        }
+        if plan.allow_tracer {
+            // Fails with EINVAL where there is no Yama, and then is not needed.
+            libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
+        }
+        // Who started us may be dead by now, and would not know of us.
+        if !fdpass::send(plan.report, &[0], None) {
+            return (Step::Exec, errno());
         }
         let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());
