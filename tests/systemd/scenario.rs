@@ -419,7 +419,7 @@ fn odd_names(m: &Machine, home: &Home) {
     // A unit of any name is found, and started instead of a daemon beside it.
     m.ok(&["systemctl", "stop", "odd.service"]);
     odd(&["start", "/srv/odd/supervisor.toml"]).ok();
-    assert_eq!(m.show("odd.service", "ActiveState"), "active");
+    m.wait_show("odd.service", "ActiveState", "active");
     odd(&["unstartup", "--name", "odd"]).ok();
     assert_eq!(m.show(SERVICE, "ActiveState"), "active", "the other one is not touched");
 }
