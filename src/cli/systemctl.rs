@@ -141,8 +141,10 @@ pub fn installed() -> Option<(Manager, String)> {
     }
     let scope = if geteuid().is_root() { Scope::System } else { Scope::User };
     let (manager, env) = (Manager(scope), environment(scope).ok()?);
-    let text = std::fs::read_to_string(manager.folder().ok()?.join(format!("{NAME}.service"))).ok()?;
-    (text.starts_with(MARK) && unit::is_for(&text, &env)).then(|| (manager, format!("{NAME}.service")))
+    let ours = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(MARK) && unit::is_for(&text, &env));
+    let files = std::fs::read_dir(manager.folder().ok()?).ok()?.flatten().map(|entry| entry.path());
+    let found = files.filter(|path| path.extension().is_some_and(|end| end == "service")).find(|path| ours(path))?;
+    Some((manager, found.file_name()?.to_str()?.to_owned()))
 }
 
 /// Writes a unit, all of it or nothing. One that is not ours stays.

@@ -116,7 +116,6 @@ impl Daemon {
 
     fn adopt_sockets(&mut self, app: &AppName, living: &mut HashMap<u64, Living>) {
         let Some((addresses, slots)) = self.supervisor.sockets(app) else { return };
-        let given = self.given.clone();
         let by_slot: HashMap<u16, u64> = self.supervisor.workers(app).map(|w| (w.id.slot, w.id.generation)).collect();
         for address in addresses {
             let steering = self.supervisor.steering(app).to_vec();
@@ -134,8 +133,8 @@ impl Daemon {
             let vault = &self.vault;
             let kept = |place| vault.get(&name::socket(app, &address, place));
             // Borrowed apart from the vault.
-            let resources = Self::resources(&mut self.apps, &self.events, app);
-            if let Err(why) = resources.sockets.adopt(&address, slots, &steering, kept, of_worker, others, &given) {
+            let resources = Self::resources(&mut self.apps, &self.events, &self.given, app);
+            if let Err(why) = resources.sockets.adopt(&address, slots, &steering, kept, of_worker, others) {
                 complain(&format!("{app}: {address}"), why);
             }
         }

@@ -92,9 +92,8 @@ impl Daemon {
     }
 
     fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16) -> Result<(), String> {
-        let given = self.given.clone();
         let resources = self.app(app);
-        resources.sockets.hold(addresses, slots, &given).map_err(|why| why.to_string())?;
+        resources.sockets.hold(addresses, slots).map_err(|why| why.to_string())?;
         // The relays that run hold sockets of addresses that may have been given up, and know
         // nothing of new ones.
         let looked_after: Vec<Option<u16>> = resources.relaying.drain().map(|(slot, _)| slot).collect();

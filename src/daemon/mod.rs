@@ -71,7 +71,9 @@ pub struct Options {
     pub settings: Option<Settings>,
     /// The daemon's own messages as JSON.
     pub json_log: bool,
-    /// As a service: another daemon that runs here is waited for, not an error.
+    /// As a service: another daemon that runs here is waited for, not an error, and the manager's
+    /// store of descriptors takes the keeper's place.
+    #[serde(default)]
     pub service: bool,
     /// Apps that ran when the daemon ended are started again.
     pub resurrect: bool,
@@ -198,6 +200,9 @@ struct Daemon {
     verdict: Verdict,
     admin: admin::Admin,
     started: Time,
+    systemd: systemd::Notifier,
+    /// Sockets of `.socket` units.
+    given: Arc<Given>,
     /// What outlives this process.
     vault: vault::Vault,
     /// The keeper that started us.
@@ -210,9 +215,6 @@ struct Daemon {
     /// What this process passes on if it becomes another program.
     handles: start::Handles,
     upgrading: Option<upgrade::Pending>,
-    systemd: systemd::Notifier,
-    /// Sockets of `.socket` units.
-    given: Arc<Given>,
 }
 
 /// A daemon that is up, and what its loop listens to.
@@ -443,14 +445,19 @@ impl Daemon {
     }
 
     fn app(&mut self, name: &AppName) -> &mut AppResources {
-        Self::resources(&mut self.apps, &self.events, name)
+        Self::resources(&mut self.apps, &self.events, &self.given, name)
     }
 
-    fn resources<'a>(apps: &'a mut HashMap<AppName, AppResources>, events: &Events, name: &AppName) -> &'a mut AppResources {
+    fn resources<'a>(
+        apps: &'a mut HashMap<AppName, AppResources>,
+        events: &Events,
+        given: &Arc<Given>,
+        name: &AppName,
+    ) -> &'a mut AppResources {
         apps.entry(name.clone()).or_insert_with(|| {
             let (ready, watch) = watch::channel(false);
             AppResources {
-                sockets: Sockets::default(),
+                sockets: Sockets::new(given.clone()),
                 relays: Relays::new(name.clone(), watch, events.clone()),
                 relaying: HashMap::new(),
                 ready,

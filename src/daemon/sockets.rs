@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tracing::warn;
 
@@ -28,6 +29,8 @@ pub struct Sockets {
     bound: BTreeMap<Listen, Bound>,
     /// Some worker has been ready: from then on groups keep their family.
     served: bool,
+    /// Sockets of `.socket` units.
+    given: Arc<Given>,
 }
 
 enum Bound {
@@ -69,13 +72,17 @@ pub struct Changed {
 }
 
 impl Sockets {
+    pub fn new(given: Arc<Given>) -> Self {
+        Self { given, ..Self::default() }
+    }
+
     /// Opens what is missing, closes what is not listed, grows what is too small. Nothing changes
-    /// for the addresses that stay. A socket that was `given` to us for an address is used instead of
-    /// a new one: it becomes the lobby.
+    /// for the addresses that stay. A socket of a `.socket` unit is used instead of a new one: it
+    /// becomes the lobby.
     ///
     /// # Errors
     /// Names the address and who holds it; what was newly opened is closed again.
-    pub fn hold(&mut self, addresses: &[Listen], slots: u16, given: &Given) -> Result<(), ListenError> {
+    pub fn hold(&mut self, addresses: &[Listen], slots: u16) -> Result<(), ListenError> {
         let size = index(slots);
         let mut opened = Vec::new();
         for address in addresses {
@@ -92,7 +99,7 @@ impl Sockets {
                         continue;
                     }
                     Some(Bound::Unix { .. }) | None => {
-                        let group = open(*addr, *v6only, size, given)?;
+                        let group = open(*addr, *v6only, size, &self.given)?;
                         let table = Table { weights: vec![0; size], balance: Balance::Random, hold: LOBBY };
                         if let Err(source) = group.steer(&table) {
                             return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
@@ -103,7 +110,7 @@ impl Sockets {
                 Listen::Unix(_) if self.bound.contains_key(address) => continue,
                 Listen::Unix(path) => {
                     let fail = |why: std::io::Error| ListenError::Path { path: path.clone(), reason: why.to_string() };
-                    match given.unix(path).map_err(fail)? {
+                    match self.given.unix(path).map_err(fail)? {
                         Some(fd) => Bound::Unix { fd, path: path.clone(), given: true },
                         None => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone(), given: false },
                     }
@@ -132,10 +139,9 @@ impl Sockets {
         kept: impl Fn(usize) -> Option<OwnedFd>,
         of_worker: impl Fn(u16) -> Option<OwnedFd>,
         others_live: bool,
-        given: &Given,
     ) -> Result<(), String> {
         let Listen::Tcp { addr, v6only } = address else {
-            return self.adopt_unix(address, kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)), given);
+            return self.adopt_unix(address, kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)));
         };
         let mut fds: Vec<Option<OwnedFd>> = (0..).map(&kept).take_while(Option::is_some).collect();
         fds.resize_with(fds.len().max(index(slots)), || None);
@@ -146,18 +152,19 @@ impl Sockets {
             }
         }
         if fds[LOBBY].is_none()
-            && let Ok(Found::Same(first)) = given.tcp(*addr, *v6only)
+            && let Ok(Found::Same(first)) = self.given.tcp(*addr, *v6only)
         {
             fds[LOBBY] = Some(first);
         }
         let mut group = if fds.iter().any(Option::is_some) {
-            Group::adopt(fds).map_err(|why| format!("cannot take back the sockets of {address}: {why}"))?
+            let mut group = Group::adopt(fds).map_err(|why| format!("cannot take back the sockets of {address}: {why}"))?;
+            group.recognise(&self.given);
+            group
         } else if others_live {
             Group::join(*addr, *v6only, index(slots)).map_err(|why| why.to_string())?
         } else {
-            Group::open(*addr, *v6only, index(slots)).map_err(|why| why.to_string())?
+            open(*addr, *v6only, index(slots), &self.given).map_err(|why| why.to_string())?
         };
-        group.recognise(given);
         let mut weights = vec![0; group.len()];
         let before = steering.iter().find(|s| s.address == *address).map_or(&[][..], |s| &s.weights);
         for (place, weight) in weights.iter_mut().skip(1).zip(before) {
@@ -179,15 +186,15 @@ impl Sockets {
         Ok(())
     }
 
-    fn adopt_unix(&mut self, address: &Listen, kept: Option<OwnedFd>, given: &Given) -> Result<(), String> {
+    fn adopt_unix(&mut self, address: &Listen, kept: Option<OwnedFd>) -> Result<(), String> {
         let Listen::Unix(path) = address else { return Ok(()) };
-        let found = given.unix(path).map_err(|why| why.to_string())?;
-        let is_given = found.is_some();
-        let fd = match kept.or(found) {
+        let theirs = self.given.unix(path).map_err(|why| why.to_string())?;
+        let given = theirs.is_some();
+        let fd = match theirs.or(kept) {
             Some(fd) => fd,
             None => listen::open_unix(path).map_err(|why| why.to_string())?,
         };
-        self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone(), given: is_given });
+        self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone(), given });
         Ok(())
     }
 

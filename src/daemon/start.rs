@@ -35,6 +35,8 @@ pub struct Handles {
 pub struct Inheritance {
     pub options: Options,
     pub handles: Handles,
+    /// From the service manager.
+    pub received: Received,
     /// What the program before had in its vault.
     pub held: BTreeMap<String, OwnedFd>,
     pub keeper: Option<OwnedFd>,
@@ -44,8 +46,6 @@ pub struct Inheritance {
     pub state: Option<String>,
     /// Why another program could not begin.
     pub failed: Option<String>,
-    /// What the service manager has handed over.
-    pub received: Received,
 }
 
 impl Inheritance {
@@ -59,13 +59,13 @@ impl Inheritance {
         Ok(Self {
             options,
             handles: Handles { lock, control },
+            received,
             held: BTreeMap::new(),
             keeper: None,
             made_keeper: None,
             born_of: None,
             state: None,
             failed: None,
-            received,
         })
     }
 }
@@ -111,10 +111,11 @@ impl Daemon {
             warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
         }
         let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
-        let Received { stored, sockets, notifier } = std::mem::take(&mut inheritance.received);
+        let received = std::mem::take(&mut inheritance.received);
+        let store = received.notifier.link().cloned();
         let mut vault = match is_upgrade {
-            true => inheritance.vault(notifier.link().cloned()),
-            false => Vault::open(notifier.link().cloned(), stored),
+            true => inheritance.vault(store),
+            false => Vault::open(store, received.stored),
         };
         let keeper = if is_upgrade { inheritance.born_of } else { vault.has_keeper().then(std::os::unix::process::parent_id) };
         let kept_before = vault.names().map(str::to_owned).collect();
@@ -153,6 +154,8 @@ impl Daemon {
             verdict: Default::default(),
             admin: Default::default(),
             started: now(),
+            systemd: received.notifier,
+            given: systemd::given(received.sockets),
             vault,
             keeper,
             kept_before,
@@ -160,8 +163,6 @@ impl Daemon {
             saving,
             handles,
             upgrading: None,
-            systemd: notifier,
-            given: systemd::given(sockets),
         };
         info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
         match state {

@@ -7,10 +7,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::systemd;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::systemd;
 use crate::config::{AppName, Listen};
 use crate::exit::Exit;
 use crate::keeper::link::{Heard, Link};

@@ -168,9 +168,11 @@ fn kill(m: &Machine, port: u16) {
     assert_eq!(m.show(SERVICE, "NRestarts"), "1");
     assert!(workers.iter().all(|pid| m.lives(*pid)), "KillMode=process leaves the workers alone");
     load.more(500);
-    load.lossless();
+    let report = load.lossless();
+    eprintln!("         {} requests, none failed", report.requests);
     assert_eq!(m.pids("web"), workers, "the same processes");
     m.wait_show(SERVICE, "StatusText", "1 app ready (2 workers)");
+    m.ok(&["rsup", "reload", "web"]);
     m.ok(&["rsup", "delete", "web"]);
 }
 
@@ -414,6 +416,10 @@ fn odd_names(m: &Machine, home: &Home) {
     );
     odd(&["start", "/srv/odd/supervisor.toml"]).ok();
     m.ok(&["systemctl", "reload", "odd.service"]);
+    // A unit of any name is found, and started instead of a daemon beside it.
+    m.ok(&["systemctl", "stop", "odd.service"]);
+    odd(&["start", "/srv/odd/supervisor.toml"]).ok();
+    m.wait_show("odd.service", "ActiveState", "active");
     odd(&["unstartup", "--name", "odd"]).ok();
     assert_eq!(m.show(SERVICE, "ActiveState"), "active", "the other one is not touched");
 }

@@ -68,7 +68,7 @@ fn serve(paths: Paths, cx: &Context) -> Result<(), Problem> {
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         point_to_journal(&paths.daemon_log());
     }
-    let options = daemon::Options { json_log: cx.out.json, service: true, resurrect: true, ..daemon::Options::default() };
+    let options = daemon::Options { json_log: cx.out.json, service: true, ..daemon::Options::default() };
     daemon::run(paths, options).map_err(|error| {
         let problem = Problem::from(error);
         cx.out.problem(&problem);
