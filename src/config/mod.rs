@@ -3,6 +3,7 @@
 //! The text becomes a tree of values with their places (`raw`), which `check` reads key by key with
 //! the help of a `cursor`. The command line of `rsup start server.js` builds the same tree.
 
+mod capabilities;
 mod check;
 mod cursor;
 mod env;
@@ -10,6 +11,7 @@ mod env_file;
 mod error;
 mod init;
 mod keys;
+mod limits;
 mod listen;
 mod policy;
 mod probe;
@@ -18,6 +20,7 @@ mod script;
 mod suggest;
 mod types;
 mod units;
+mod user;
 
 #[cfg(test)]
 mod tests;
@@ -77,6 +80,11 @@ pub fn resolve_cwd(spec: &mut AppSpec) -> io::Result<()> {
     }
     spec.cwd_resolved = resolved;
     Ok(())
+}
+
+/// Looks the user of an app up anew, with its groups of now.
+pub fn resolve_user(spec: &mut AppSpec) -> Result<(), String> {
+    user::again(spec)
 }
 
 /// Absolute, with symbolic links kept.

@@ -5,12 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::cursor::Machine;
+use crate::sys::cgroup::Controllers;
 use super::*;
 
 mod rules;
 mod wrong;
 
-pub(super) const MACHINE: Machine = Machine { cores: 4, ipv6: true };
+const ALL_CONTROLLERS: Controllers = Controllers { memory: true, cpu: true, tasks: true };
+pub(super) const MACHINE: Machine = Machine { cores: 4, ipv6: true, privileged: true, controllers: ALL_CONTROLLERS };
 const EXAMPLE: &str = include_str!("../../supervisor.toml.example");
 
 fn loaded(text: &str) -> Loaded {

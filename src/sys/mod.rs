@@ -15,11 +15,15 @@
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
 //! | [`readiness`] | descriptors that the event loop waits for |
 //! | [`holder`] | who listens on a port or path |
+//! | [`capability`] | the privileges of root, one by one |
+//! | [`cgroup`] | limits for the tree of a worker, and the end of it |
 //! | [`durable`] | memory that outlives the process, filled from pipes |
 
 #![allow(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod capability;
+pub mod cgroup;
 pub mod durable;
 mod fdpass;
 pub mod holder;

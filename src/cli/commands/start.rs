@@ -86,6 +86,9 @@ struct ScriptArgs {
     /// The signal that asks a worker to stop, SIGTERM by default
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
+    /// The user that workers run as; needs root
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
 }
 
 impl ScriptArgs {
@@ -106,6 +109,7 @@ impl ScriptArgs {
             (self.drain_timeout.is_some(), "--drain-timeout"),
             (self.kill_timeout.is_some(), "--kill-timeout"),
             (self.stop_signal.is_some(), "--stop-signal"),
+            (self.user.is_some(), "--user"),
         ];
         options.into_iter().find_map(|(given, name)| given.then_some(name))
     }
@@ -134,6 +138,7 @@ impl ScriptArgs {
             drain_timeout: self.drain_timeout,
             kill_timeout: self.kill_timeout,
             stop_signal: self.stop_signal,
+            user: self.user,
         })
     }
 }
