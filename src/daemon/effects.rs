@@ -45,7 +45,9 @@ impl Daemon {
             Effect::Drain { worker } => self.drain(worker),
             Effect::Signal { worker, signal, reach } => self.signal(&worker, signal, reach),
             Effect::Forget { worker } => {
-                self.running.remove(&worker.generation);
+                if let Some(ended) = self.running.remove(&worker.generation) {
+                    self.isolation.forget(&ended.confinement);
+                }
                 self.forget_later(worker.generation);
                 self.meter.forget(worker.generation);
             }
@@ -60,6 +62,7 @@ impl Daemon {
             }
             Effect::Removed { app } => {
                 self.apps.remove(&app);
+                self.isolation.forget_app(&app);
             }
         }
     }

@@ -4,6 +4,7 @@
 mod calls;
 mod drain;
 mod effects;
+mod isolation;
 mod memory;
 mod notify;
 mod probe;
@@ -17,6 +18,7 @@ mod tree;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,6 +88,11 @@ enum Event {
         worker: WorkerId,
         call: spawn::BindCall,
     },
+    /// Somebody says that a worker is ready; who, if the kernel tells.
+    Said {
+        worker: WorkerId,
+        by: Option<u32>,
+    },
     /// A worker ended the listening of a socket of ours.
     ShutDown {
         app: AppName,
@@ -115,8 +122,7 @@ struct Daemon {
     options: Options,
     pump: Pump,
     takeover: takeover::Support,
-    /// The limit of open files that rsup was started with: workers get that one.
-    nofile: Option<process::Limit>,
+    isolation: isolation::Isolation,
     apps: HashMap<AppName, AppResources>,
     /// By generation.
     running: HashMap<u64, Running>,
@@ -164,6 +170,7 @@ fn lock(paths: &Paths) -> Result<Flock<std::fs::File>, Error> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(&path)
         .map_err(system(format!("cannot open {}", path.display())))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Running(path))
@@ -192,7 +199,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         options,
         pump,
         takeover,
-        nofile,
+        isolation: isolation::Isolation::begin(paths, nofile),
         apps: HashMap::new(),
         running: HashMap::new(),
         meter: memory::Memory::default(),
@@ -234,7 +241,9 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let _ = std::fs::remove_file(paths.socket());
     server.abort();
     daemon.pump.shutdown();
-    let Daemon { calls, .. } = daemon;
+    let Daemon { calls, isolation, .. } = daemon;
+    isolation.end();
+    let _ = std::fs::remove_dir(paths.notify_of_others());
     // Answers that are on their way still get there.
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
@@ -295,6 +304,7 @@ impl Daemon {
                 self.handle(input);
             }
             Event::Call { call, answer } => self.on_call(call, answer),
+            Event::Said { worker, by } => self.on_said(&worker, by),
             Event::ShutDown { app } => self.mend(&app),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
             Event::Explained { op, failure } => self.on_explained(op, failure),

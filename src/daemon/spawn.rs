@@ -10,12 +10,14 @@ use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
 use super::tree::{self, Marks};
+use super::isolation::{self, Confinement};
 use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
+use crate::sys::cgroup::Leaf;
 use crate::sys::process;
-use crate::sys::procfs::{PipeId, StartTime};
+use crate::sys::procfs::{self, PipeId, StartTime};
 use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover::{self, Answer, Bind};
@@ -33,6 +35,8 @@ pub struct Running {
     /// What is left of the tree is to be killed.
     kill: Arc<AtomicBool>,
     _notify: Option<notify::Channel>,
+    /// Of the worker and of what is run for it.
+    pub confinement: Confinement,
     pub drain: Option<AbortOnDrop>,
 }
 
@@ -53,9 +57,19 @@ impl Running {
     pub fn signal_tree(&mut self, signal: i32) {
         if signal == nix::libc::SIGKILL {
             self.kill.store(true, Ordering::Relaxed);
+            // At one stroke, where the kernel can; what follows finds nobody then.
+            let _ = self.confinement.leaf().map(Leaf::kill);
         }
         let _ = process::signal(&self.pidfd, signal);
         tree::signal(&self.remains(|_| false), signal);
+    }
+
+    /// Whether the process is the worker or one below it.
+    pub fn owns(&self, pid: u32) -> bool {
+        pid == self.pid
+            || procfs::session_of(pid).is_ok_and(|session| session == self.pid)
+            || self.confinement.leaf().is_some_and(|leaf| leaf.members().contains(&pid))
+            || tree::below(self.pid).iter().any(|(below, _)| *below == pid)
     }
 
     /// What is left of the worker's tree.
@@ -69,6 +83,7 @@ impl Running {
 pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMap<String, String> {
     let spec = &revision.spec;
     let mut env = revision.env();
+    isolation::follow_user(&mut env, spec);
     if let Some(port) = spec.listen.iter().find_map(Listen::tcp).map(|a| a.port()) {
         env.insert("PORT".into(), spec.env.get("PORT").cloned().unwrap_or_else(|| port.to_string()));
     }
@@ -87,7 +102,9 @@ pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMa
 
 pub fn c_strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<CString>, String> {
     let convert = |text: &str| {
-        CString::new(text).map_err(|_| format!("{text:?} has a NUL byte in it, which no argument or variable can have"))
+        // Not the text itself: the value of a variable may be a secret.
+        let name = text.split(['=', '\0']).next().unwrap_or_default();
+        CString::new(text).map_err(|_| format!("{name:?} has a NUL byte in it, which no argument or variable can have"))
     };
     texts.into_iter().map(convert).collect()
 }
@@ -118,28 +135,42 @@ impl Daemon {
             plan.takeover = true;
             plan.no_new_privs = *needs_no_new_privs;
         }
-        plan.nofile = self.nofile;
+        let confinement = self.isolation.of(id, spec)?;
+        confinement.apply(&mut plan)?;
+        if let Some(owner) = confinement.owner() {
+            isolation::give(&plan.stdout, owner).and_then(|()| isolation::give(&plan.stderr, owner)).map_err(|why| format!("its pipes cannot be given to its user: {why}"))?;
+        }
         let mut channel = None;
         if spec.readiness.check == Check::Notify {
-            let (ours, node) = notify::Channel::open(&self.paths, id, self.events.clone())
+            let (ours, node) = notify::Channel::open(&self.paths, id, confinement.owner(), self.events.clone())
                 .map_err(|why| format!("no channel for its notification: {why}"))?;
             env.insert("NOTIFY_SOCKET".into(), ours.path().display().to_string());
             plan.extra.push((node, "NODE_CHANNEL_FD".into()));
             channel = Some(ours);
         }
         plan.env = c_environment(&env)?;
-        let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
+        let child = spawn::spawn(plan).map_err(|why| {
+            self.isolation.forget(&confinement);
+            why.to_string()
+        })?;
         let source = |key| Source { app: spec.name.shared(), instance: u32::from(instance), key };
         self.pump.attach(source(id.generation), Stream::Out, out, &settings);
         self.pump.attach(source(id.generation), Stream::Err, err, &settings);
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
         }
-        self.watch(id, child, output, channel);
+        self.watch(id, child, output, channel, confinement);
         Ok(())
     }
 
-    fn watch(&mut self, id: &WorkerId, child: Child, output: [PipeId; 2], channel: Option<notify::Channel>) {
+    fn watch(
+        &mut self,
+        id: &WorkerId,
+        child: Child,
+        output: [PipeId; 2],
+        channel: Option<notify::Channel>,
+        confinement: Confinement,
+    ) {
         let Child { pid, pidfd, exec, .. } = child;
         let pidfd = Arc::new(pidfd);
         let running = Running {
@@ -147,10 +178,11 @@ impl Daemon {
             pid,
             pidfd: pidfd.clone(),
             exited: false,
-            marks: Marks { worker: id.clone(), leader: pid, output },
+            marks: Marks { worker: id.clone(), leader: pid, output, cgroup: confinement.leaf().cloned() },
             tree: Vec::new(),
             kill: Arc::default(),
             _notify: channel,
+            confinement,
             drain: None,
         };
         self.running.insert(id.generation, running);
@@ -165,6 +197,8 @@ impl Daemon {
             return Input::Exited { worker, exit, descendants: false };
         };
         running.exited = true;
+        let starved = exit.is_kill() && running.confinement.leaf().is_some_and(|leaf| leaf.out_of_memory() > 0);
+        let exit = if starved { Exit::OutOfMemory } else { exit };
         let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
         if descendants {
             let (id, marks, tree, kill) = (worker.clone(), running.marks.clone(), running.tree.clone(), running.kill.clone());
