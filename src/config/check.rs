@@ -303,9 +303,13 @@ fn clamp(cores: usize) -> u16 {
 pub(super) fn max_memory(value: &Value) -> Result<u64, Bad> {
     match units::size(value)? {
         0 => Err(value.bad("no process lives in no memory").hint("leave it out for no limit")),
-        n if n < 1 << 20 => Err(value
-            .bad(format!("{n} bytes are less than any process needs"))
-            .hint(format!("write \"{n}M\" if it is megabytes"))),
+        n if n < 1 << 20 => {
+            let bad = value.bad(format!("{n} bytes are less than any process needs"));
+            Err(match value.as_int() {
+                Some(_) => bad.hint(format!("write \"{n}M\" if it is megabytes")),
+                None => bad.hint("write \"100M\" or more"),
+            })
+        }
         n => Ok(n),
     }
 }

@@ -67,8 +67,10 @@ fn capabilities(value: &Value) -> Result<Capabilities, Bad> {
                 "none" => bad.hint("write [] to keep none"),
                 lower => {
                     let full = if lower.starts_with("cap_") { lower.to_owned() } else { format!("cap_{lower}") };
-                    match suggest::nearest(&full.to_ascii_uppercase(), Capabilities::names()) {
-                        Some(near) => bad.hint(format!("did you mean \"{near}\"?")),
+                    let known: Vec<String> = Capabilities::names().iter().map(|name| name.to_ascii_lowercase()).collect();
+                    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+                    match suggest::nearest(&full, &known) {
+                        Some(near) => bad.hint(format!("did you mean \"{}\"?", near.to_ascii_uppercase())),
                         None => bad.hint("capabilities(7) lists them"),
                     }
                 }

@@ -29,7 +29,7 @@ static ELSEWHERE: &[(&[&str], &str)] = &[
     (&["LimitNOFILE", "open_files", "ulimit", "ulimits", "rlimit_nofile"], "write `limits = { nofile = 65536 }`"),
     (&["MemoryMax", "mem_limit"], "write `limits = { memory = \"500M\" }`; `max_memory` replaces the worker before"),
     (&["CPUQuota", "cpus", "cpu_quota"], "write `limits = { cpu = 1.5 }`, in cores"),
-    (&["TasksMax", "pids_limit", "nproc", "LimitNPROC"], "write `limits = { tasks = 100 }`"),
+    (&["TasksMax", "pids", "pids_limit", "nproc", "LimitNPROC"], "write `limits = { tasks = 100 }`"),
     (&["NoNewPrivileges"], "write `limits = { no_new_privs = true }`"),
     (
         &["AmbientCapabilities", "CapabilityBoundingSet", "cap_add", "cap_drop", "caps"],

@@ -62,7 +62,8 @@ pub(super) fn again(spec: &mut AppSpec) -> Result<(), String> {
     let gid = account.gid.unwrap_or(run_as.gid);
     let groups = member_of(&account, gid);
     let group = name_of_group(gid);
-    spec.run_as = Some(RunAs { user: account.name, group, uid: account.uid, gid, groups, home: account.home, shell: account.shell });
+    spec.run_as =
+        Some(RunAs { user: account.name, group, uid: account.uid, gid, groups, home: account.home, shell: account.shell });
     Ok(())
 }
 
@@ -122,7 +123,10 @@ fn groups(value: &Value) -> Result<Vec<u32>, Bad> {
 
 /// The number -1 means "as it is" to the kernel.
 fn id(value: &Value, number: i64, what: &str) -> Result<u32, Bad> {
-    u32::try_from(number).ok().filter(|id| *id != u32::MAX).ok_or_else(|| value.bad(format!("{number} is not the number of a {what}")))
+    u32::try_from(number)
+        .ok()
+        .filter(|id| *id != u32::MAX)
+        .ok_or_else(|| value.bad(format!("{number} is not the number of a {what}")))
 }
 
 fn unknown(value: &Value, what: &str, name: &str, file: &str, make: &str) -> Bad {
@@ -155,7 +159,9 @@ pub(super) fn umask(value: &Value, text: &str) -> Result<u32, Bad> {
         Kind::String(text) => text.trim().strip_prefix("0o").unwrap_or(text.trim()).to_owned(),
         // An integer without `0o` would be decimal, which nobody means.
         Kind::Int(number) if text.starts_with("0o") => format!("{number:o}"),
-        Kind::Int(number) => return Err(value.bad(format!("{number} is a decimal number here")).hint(format!("write \"{number:03}\""))),
+        Kind::Int(number) => {
+            return Err(value.bad(format!("{number} is a decimal number here")).hint(format!("write \"{number:03}\"")));
+        }
         _ => return Err(value.expected("a umask").hint(HINT)),
     };
     let octal = !digits.is_empty() && digits.len() <= 4 && digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit));

@@ -253,7 +253,15 @@ mod tests {
 
     fn other() -> RunAs {
         let uid = geteuid().as_raw() + 1;
-        RunAs { user: "web".into(), group: "web".into(), uid, gid: uid, groups: vec![], home: "/w".into(), shell: "/bin/sh".into() }
+        RunAs {
+            user: "web".into(),
+            group: "web".into(),
+            uid,
+            gid: uid,
+            groups: vec![],
+            home: "/w".into(),
+            shell: "/bin/sh".into(),
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
-use super::tree::{self, Marks};
 use super::isolation::{self, Confinement};
+use super::tree::{self, Marks};
 use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
@@ -138,7 +138,9 @@ impl Daemon {
         let confinement = self.isolation.of(id, spec)?;
         confinement.apply(&mut plan)?;
         if let Some(owner) = confinement.owner() {
-            isolation::give(&plan.stdout, owner).and_then(|()| isolation::give(&plan.stderr, owner)).map_err(|why| format!("its pipes cannot be given to its user: {why}"))?;
+            isolation::give(&plan.stdout, owner)
+                .and_then(|()| isolation::give(&plan.stderr, owner))
+                .map_err(|why| format!("its pipes cannot be given to its user: {why}"))?;
         }
         let mut channel = None;
         if spec.readiness.check == Check::Notify {

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const PATIENCE_MS: u16 = 50;
 /// Permissions of a new log file, before the umask.
 const MODE: u32 = 0o640;
+/// And of a folder that is made for it.
+const FOLDER_MODE: u32 = 0o750;
 
 /// What all files have in common.
 pub(super) struct Common {
@@ -329,7 +331,7 @@ fn open(path: &Path) -> io::Result<Open> {
     let open = || OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(flags.bits()).open(path);
     let file = match open() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            fs::create_dir_all(rotate::folder(path))?;
+            fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(rotate::folder(path))?;
             open()?
         }
         other => other?,

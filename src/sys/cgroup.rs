@@ -43,7 +43,9 @@ impl Controllers {
     }
 
     fn names(self) -> impl Iterator<Item = &'static str> {
-        [(self.memory, "memory"), (self.cpu, "cpu"), (self.tasks, "pids")].into_iter().filter_map(|(has, name)| has.then_some(name))
+        [(self.memory, "memory"), (self.cpu, "cpu"), (self.tasks, "pids")]
+            .into_iter()
+            .filter_map(|(has, name)| has.then_some(name))
     }
 }
 
@@ -115,11 +117,8 @@ impl Tree {
     #[must_use]
     pub fn lacking(&self, bounds: &Bounds) -> Option<String> {
         let (needs, has) = (bounds.needs(), self.controllers);
-        let missing = Controllers {
-            memory: needs.memory && !has.memory,
-            cpu: needs.cpu && !has.cpu,
-            tasks: needs.tasks && !has.tasks,
-        };
+        let missing =
+            Controllers { memory: needs.memory && !has.memory, cpu: needs.cpu && !has.cpu, tasks: needs.tasks && !has.tasks };
         let names: Vec<&str> = missing.names().collect();
         let why = self.lacks.as_deref().unwrap_or("it may be bound to cgroup v1, or not be delegated to rsup");
         (!names.is_empty()).then(|| format!("{} has no controller `{}`: {why}", self.base.display(), names.join("`, `")))
@@ -315,8 +314,10 @@ pub fn name_for(runtime: &Path) -> String {
         return "rsup".to_owned();
     }
     // FNV-1a: the same in every build.
-    let hash = runtime.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
+    let hash = runtime
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     format!("rsup-{hash:016x}")
 }

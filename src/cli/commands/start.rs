@@ -345,7 +345,14 @@ fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
 fn already(view: &AppView, cx: &Context) -> Outcome {
     let phase = if view.phase == AppPhase::Ready { String::new() } else { format!(" ({})", view.phase.as_str()) };
     cx.out.note(&format!("{0} runs already{phase}; `rsup reload {0}` replaces it", view.name));
-    Outcome { app: view.name.clone(), kind: OperationKind::Start, took_ms: 0, view: Some(view.clone()), failure: None, notes: Vec::new() }
+    Outcome {
+        app: view.name.clone(),
+        kind: OperationKind::Start,
+        took_ms: 0,
+        view: Some(view.clone()),
+        failure: None,
+        notes: Vec::new(),
+    }
 }
 
 fn clash(old: &AppSpec) -> Outcome {

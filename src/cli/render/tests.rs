@@ -122,7 +122,10 @@ fn secrets_in_an_environment_are_hidden() {
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let worker = Environment::of(WorkerEnv { app: name("api"), instance: 0, pid: Some(123), env }, false);
     let json = serde_json::to_string(&worker).unwrap();
-    assert_eq!(json, r#"{"app":"api","instance":0,"pid":123,"env":{"API_KEY":null,"DATABASE_URL":null,"PORT":"3001","RSUP_APP":"api"}}"#);
+    assert_eq!(
+        json,
+        r#"{"app":"api","instance":0,"pid":123,"env":{"API_KEY":null,"DATABASE_URL":null,"PORT":"3001","RSUP_APP":"api"}}"#
+    );
     let text = environments(&[worker], Look::PLAIN);
     assert_eq!(text, "# API_KEY=***\n# DATABASE_URL=***\nPORT=3001\nRSUP_APP=api\n# 2 values hidden; --show-values shows them\n");
 }
