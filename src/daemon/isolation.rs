@@ -122,10 +122,11 @@ impl Isolation {
                 );
             }
         }
-        if let Some(nice) = limits.nice.filter(|nice| *nice < 0 && !self.mine.has(Capabilities::SYS_NICE)) {
+        let own = rustix::process::getpriority_process(None).unwrap_or(0);
+        if let Some(nice) = limits.nice.filter(|nice| i32::from(*nice) < own && !self.mine.has(Capabilities::SYS_NICE)) {
             return refused(
-                format!("`{name}`: limits.nice = {nice} goes before others, which only root (CAP_SYS_NICE) can grant"),
-                "write 0 or more, or start rsup as root".into(),
+                format!("`{name}`: limits.nice = {nice} goes before rsup's own {own}, which only root (CAP_SYS_NICE) can grant"),
+                format!("write {own} or more, or start rsup as root"),
             );
         }
         if let (Some(wanted), Some(Limit { hard, .. })) = (limits.nofile, self.nofile)
@@ -274,10 +275,10 @@ mod tests {
         assert!(powerless().refuse(&made_up::spec("api")).is_ok());
         assert!(refused(|spec| spec.run_as = Some(other())).message.contains("user web"));
         assert!(refused(|spec| spec.limits.capabilities = Some(Capabilities::default())).message.contains("CAP_SETPCAP"));
-        assert!(refused(|spec| spec.limits.nice = Some(-1)).message.contains("CAP_SYS_NICE"));
+        assert!(refused(|spec| spec.limits.nice = Some(-20)).message.contains("CAP_SYS_NICE"));
         assert!(refused(|spec| spec.limits.nofile = Some(1001)).message.contains("1000"));
         let mut spec = made_up::spec("api");
-        (spec.limits.nice, spec.limits.nofile) = (Some(1), Some(1000));
+        (spec.limits.nice, spec.limits.nofile) = (Some(19), Some(1000));
         assert!(powerless().refuse(&spec).is_ok());
     }
 

@@ -41,8 +41,11 @@ def ask(path):
         body = json.dumps({"version": 1, "request": "list", "wait": False}).encode()
         s.sendall(len(body).to_bytes(4, "big") + body)
         answer = b""
-        while piece := s.recv(65536):
-            answer += piece
+        try:
+            while piece := s.recv(65536):
+                answer += piece
+        except ConnectionResetError:
+            pass  # it was answered without being heard
         return answer[4:].decode()
 
 

@@ -1,10 +1,10 @@
 //! rsup talks to nobody: watched by strace.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::common::apps::sample;
-use crate::common::{Home, RSUP, is_ready, try_run};
+use crate::common::{Home, RSUP, is_ready, try_run, wait_until};
 
 /// Whether there is strace; or says why the test is skipped.
 fn strace() -> bool {
@@ -34,19 +34,24 @@ fn nothing_is_connected_to_but_the_machine_itself() {
         sample()
     ));
     let trace = home.path("trace");
-    let traced = |args: &[&str]| {
+    let strace = |args: &[&str]| {
         let mut command = home.command("strace");
-        // -D: the daemon stays the child of who started it. -f, -ff: it and all others are watched too.
-        command.args(["-D", "-q", "-ff", "-e", "trace=connect,sendto,sendmsg,bind", "-o"]).arg(&trace).arg(RSUP).args(args);
-        try_run(command).expect("it runs")
+        command.args(["-q", "-ff", "-e", "trace=connect,sendto,sendmsg", "-o"]).arg(&trace).arg(RSUP).args(args);
+        command
     };
-    // The daemon itself goes on under strace.
-    traced(&["start"]).ok();
-    for args in [&["list"] as &[&str], &["reload", "web"], &["describe", "web"], &["check"], &["logs", "web", "--lines", "1"]] {
+    // The daemon with its workers, for as long as it lives; then the clients.
+    let mut daemon = strace(&["daemon"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("strace");
+    fs::create_dir_all(home.rsup_home()).expect("a folder");
+    wait_until("the daemon", || home.run(&["ping"]).code == 0);
+    let traced = |args: &[&str]| try_run(strace(args)).expect("it runs");
+    for args in
+        [&["start"] as &[&str], &["list"], &["reload", "web"], &["describe", "web"], &["check"], &["logs", "web", "--lines", "1"]]
+    {
         traced(args).ok();
     }
     assert!(is_ready(&home.view("web")));
     traced(&["kill"]).ok();
+    daemon.wait().expect("strace ends with the daemon");
     let mut local = 0;
     for entry in fs::read_dir(home.folder()).expect("the folder").flatten() {
         if !entry.file_name().to_string_lossy().starts_with("trace.") {

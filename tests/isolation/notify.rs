@@ -55,12 +55,12 @@ fn a_folder_that_the_user_cannot_pass_is_named() {
     if !root() {
         return;
     }
-    // As mktemp makes it, closed to all others.
+    // As rsup makes it, closed to all others.
     let home = Home::new();
     if !app(&home, "user = \"nobody\"\ncwd = \"/\"") {
         return;
     }
-    home.run(&["start"]).code(1).says(&["out of reach of user 65534", &format!("{} is closed to it", home.folder().display())]);
+    home.run(&["start"]).code(1).says(&["out of reach of user 65534", &format!("{} is closed to it", home.rsup_home().display())]);
 }
 
 #[test]

@@ -165,7 +165,7 @@ fn rsup_of_an_ordinary_user_refuses_before_anything_starts() {
     config("user = \"www-data\"");
     run(&["check"]).ok().says(&["only a root rsup can run workers as `www-data`"]);
     // What it may do, it does; its own user is no other.
-    config("user = \"nobody\"\numask = \"077\"\nlimits = { nice = 3, no_new_privs = true }");
+    config("user = \"nobody\"\numask = \"077\"\nlimits = { nice = 19, no_new_privs = true }");
     run(&["start"]).ok();
     let pid = run(&["list", "--json"]).json()[0]["workers"][0]["pid"].as_u64().expect("a pid") as u32;
     assert!(is_alive(pid));
