@@ -172,9 +172,14 @@ impl Isolation {
             },
             Err(_) => None,
         };
+        Ok(self.around(spec, leaf))
+    }
+
+    /// With this cgroup, be it new or that of a worker which runs already.
+    fn around(&self, spec: &AppSpec, leaf: Option<Leaf>) -> Confinement {
         let limits = &spec.limits;
         let become_other = |who: &&RunAs| self.can_become(who);
-        Ok(Confinement {
+        Confinement {
             credentials: spec.run_as.as_ref().filter(become_other).map(credentials),
             nofile: limits.nofile.map(|n| Limit { soft: n, hard: n }).or(self.nofile),
             nice: limits.nice,
@@ -182,7 +187,7 @@ impl Isolation {
             no_new_privs: limits.no_new_privs,
             capabilities: limits.capabilities.map(Capabilities::bits),
             leaf,
-        })
+        }
     }
 
     /// The worker is gone.

@@ -60,7 +60,9 @@ fn a_folder_that_the_user_cannot_pass_is_named() {
     if !app(&home, "user = \"nobody\"\ncwd = \"/\"") {
         return;
     }
-    home.run(&["start"]).code(1).says(&["out of reach of user 65534", &format!("{} is closed to it", home.rsup_home().display())]);
+    home.run(&["start"])
+        .code(1)
+        .says(&["out of reach of user 65534", &format!("{} is closed to it", home.rsup_home().display())]);
 }
 
 #[test]

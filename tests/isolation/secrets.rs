@@ -126,3 +126,28 @@ fn folders_of_logs_elsewhere_are_not_open_to_all() {
     assert_eq!(mode(home.path("far/away/out.log")), 0o640);
     assert_eq!((mode(home.path("far")), mode(home.path("far/away"))), (0o750, 0o750));
 }
+
+#[test]
+fn a_link_that_a_worker_made_is_not_written_through() {
+    if !crate::root() {
+        return;
+    }
+    let home = crate::open_home();
+    let folder = home.path("of-nobody");
+    fs::create_dir(&folder).expect("a folder");
+    let victim = home.write("victim", "untouched\n");
+    std::os::unix::fs::symlink(&victim, folder.join("out.log")).expect("a link");
+    std::os::unix::fs::lchown(folder.join("out.log"), Some(crate::NOBODY), Some(crate::NOBODY)).expect("lchown");
+    std::os::unix::fs::symlink(home.path("mine.log"), folder.join("err.log")).expect("a link");
+    std::os::unix::fs::chown(&folder, Some(crate::NOBODY), Some(crate::NOBODY)).expect("chown");
+    home.config(
+        "[app.a]\ncommand = [\"sh\", \"-c\", \"echo forged; echo fine >&2; exec sleep 1000\"]\nuser = \"nobody\"\n\
+         log = { out = \"of-nobody/out.log\", err = \"of-nobody/err.log\" }\n",
+    );
+    home.ok(&["start"]);
+    wait_until("the refusal in the log", || home.daemon_log().contains("a link of user 65534"));
+    wait_until("the line by way of root's own link", || {
+        fs::read_to_string(home.path("mine.log")).is_ok_and(|t| t.contains("fine"))
+    });
+    assert_eq!(fs::read_to_string(victim).expect("the victim"), "untouched\n");
+}
