@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod exit;
+pub mod keeper;
 pub mod load;
 pub mod logs;
 pub mod paths;

@@ -72,6 +72,21 @@ impl Paths {
         self.runtime.join("daemon.lock")
     }
 
+    /// Locked by the keeper as long as it lives.
+    pub fn keeper_lock(&self) -> PathBuf {
+        self.runtime.join("keeper.lock")
+    }
+
+    /// What a daemon needs to go on from where a killed one was; gone once one has ended on purpose.
+    pub fn live_state(&self) -> PathBuf {
+        self.runtime.join("state.json")
+    }
+
+    /// What is started again after a reboot.
+    pub fn saved_state(&self) -> PathBuf {
+        self.state.join("state.json")
+    }
+
     /// Where one worker says that it is ready (sd_notify(3)).
     pub fn notify(&self, generation: u64) -> PathBuf {
         self.runtime.join(format!("notify.{generation}"))
@@ -128,6 +143,11 @@ impl Paths {
     pub fn check(&self) -> Result<(), String> {
         check_owner(&self.runtime, 0o077)
     }
+}
+
+/// This program, even if its file has been replaced meanwhile.
+pub fn program() -> PathBuf {
+    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 /// Refuses a folder that is not this user's, or that has one of the `forbidden` permission bits.

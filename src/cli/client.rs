@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -11,13 +11,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::daemonize;
 use super::problem::{FAILED, Problem, Report};
-use crate::control::{self, Answer, Call, Failure, Reply, Request};
+use crate::control::{self, Accepted, Answer, Call, Failure, Reply, Request};
+use crate::keeper;
 use crate::paths::Paths;
 use crate::supervisor::Progress;
 
 /// How long the daemon may take for an answer that needs no waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a daemon that died may take to be back, and how often it is looked for.
+const RETURN: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+
+/// How many deaths of the daemon a call outlives.
+const LIVES: u32 = 100;
 
 /// Said when nobody listens on the socket.
 pub const NO_DAEMON: &str = "no daemon runs";
@@ -44,10 +53,9 @@ pub enum CallError {
 }
 
 /// Calls the daemon of these folders.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
-    log: PathBuf,
+    paths: Paths,
     patience: Duration,
 }
 
@@ -55,7 +63,7 @@ impl Client {
     /// Refuses to talk to a socket in a folder that others can write to.
     pub fn new(paths: &Paths) -> Result<Self, Problem> {
         paths.check().map_err(Problem::usage)?;
-        Ok(Self { socket: paths.socket(), log: paths.daemon_log(), patience: PATIENCE })
+        Ok(Self { paths: paths.clone(), patience: PATIENCE })
     }
 
     /// The same, with less patience.
@@ -94,7 +102,29 @@ impl Client {
         interrupt: Option<&SignalFd>,
         progress: &dyn Fn(&Progress),
     ) -> Result<Reply, CallError> {
-        let result = self.talk(call, patience, interrupt, progress);
+        let mut accepted = Vec::new();
+        let mut result = self.talk(call, patience, interrupt, progress, &mut accepted);
+        if let Err(CallError::NoDaemon) = result
+            && self.revive()
+        {
+            result = self.talk(call, patience, interrupt, progress, &mut accepted);
+        }
+        // The daemon died, and the next one knows what was under way.
+        let mut lives = LIVES;
+        while let Err(CallError::Broken(_)) = result
+            && lives > 0
+            && keeper::is_at_work(&self.paths)
+            && (call.request.only_asks() || !accepted.is_empty())
+        {
+            lives -= 1;
+            let call = if call.request.only_asks() {
+                call.clone()
+            } else {
+                let kill = call.request == Request::Kill;
+                Call { request: Request::Await { actions: accepted.clone(), kill }, ..*call }
+            };
+            result = self.talk(&call, patience, interrupt, progress, &mut Vec::new());
+        }
         // An answer that makes no sense may come from another version, which a ping may tell.
         if let Err(CallError::Broken(_)) = result
             && call.request != Request::Ping
@@ -106,18 +136,45 @@ impl Client {
         result
     }
 
+    /// A daemon that died is back in a moment, if its keeper lives.
+    fn connect(&self) -> Result<UnixStream, CallError> {
+        let socket = self.paths.socket();
+        let deadline = Instant::now() + RETURN;
+        loop {
+            match UnixStream::connect(&socket) {
+                Ok(stream) => return Ok(stream),
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                    if Instant::now() >= deadline || !keeper::is_at_work(&self.paths) {
+                        return Err(CallError::NoDaemon);
+                    }
+                    std::thread::sleep(POLL);
+                }
+                Err(error) => return Err(CallError::Local(format!("cannot connect to {}: {error}", socket.display()))),
+            }
+        }
+    }
+
+    /// A daemon that was killed together with its keeper has left its state, and its workers: the
+    /// first command that comes starts the next one.
+    fn revive(&self) -> bool {
+        if !self.paths.live_state().exists() || keeper::is_at_work(&self.paths) {
+            return false;
+        }
+        // The one that is started is asked as well, by a client that does not come here again.
+        static ONCE: AtomicBool = AtomicBool::new(false);
+        !ONCE.swap(true, Ordering::Relaxed) && daemonize::start(&self.paths, self.clone()).is_ok()
+    }
+
     fn talk(
         &self,
         call: &Call,
         patience: Option<Duration>,
         interrupt: Option<&SignalFd>,
         progress: &dyn Fn(&Progress),
+        accepted: &mut Vec<Accepted>,
     ) -> Result<Reply, CallError> {
         let frame = control::encode(call).map_err(|error| CallError::Local(error.to_string()))?;
-        let stream = UnixStream::connect(&self.socket).map_err(|error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::ConnectionRefused => CallError::NoDaemon,
-            _ => CallError::Local(format!("cannot connect to {}: {error}", self.socket.display())),
-        })?;
+        let stream = self.connect()?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(|error| CallError::Local(error.to_string()))?;
         if let Err(error) = io::Write::write_all(&mut &stream, &frame) {
             match error.kind() {
@@ -131,6 +188,7 @@ impl Client {
         let deadline = patience.map(|patience| Instant::now() + patience);
         loop {
             match answers.next(deadline, interrupt)? {
+                Answer::Accepted(actions) => *accepted = actions,
                 Answer::Progress(step) => progress(&step),
                 Answer::Done(reply) => return Ok(reply),
                 Answer::Failed(failure) => return Err(CallError::Failed(failure)),
@@ -140,7 +198,7 @@ impl Client {
 
     /// An error of a call in words.
     pub fn explain(&self, error: CallError) -> Problem {
-        let log = || format!("the daemon's log may tell more: {}", self.log.display());
+        let log = || format!("the daemon's log may tell more: {}", self.paths.daemon_log().display());
         match error {
             CallError::NoDaemon => Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT),
             CallError::Failed(failure) => failure.into(),

@@ -1,9 +1,9 @@
-//! Finds the daemon, or starts one in the background and waits until it answers.
+//! Finds the daemon, or starts one in the background, under a keeper, and waits until it answers.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use super::client::{CallError, Client};
 use super::environment;
 use super::problem::{FAILED, Problem, Report};
 use crate::control::{self, Reply, Request};
-use crate::paths::Paths;
+use crate::paths::{self, Paths};
 
 /// A new daemon must answer within this time.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -32,9 +32,14 @@ pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
         Err(CallError::NoDaemon) => {}
         Err(error) => return Err(client.explain(error)),
     }
+    start(paths, client)
+}
+
+/// Starts a keeper, which starts the daemon, and waits until that answers.
+pub fn start(paths: &Paths, client: Client) -> Result<Client, Problem> {
     paths.create().map_err(Problem::usage)?;
     let (log, begin) = open_log(paths)?;
-    let mut child = spawn(command(log))?;
+    let mut child = spawn(command("keeper", log))?;
     until_it_answers(paths, client, &mut child, begin)
 }
 
@@ -45,7 +50,7 @@ pub fn own(home: &Path) -> Result<(Client, Child), Problem> {
     let client = Client::new(&paths)?;
     paths.create().map_err(Problem::usage)?;
     let (log, begin) = open_log(&paths)?;
-    let mut command = command(log);
+    let mut command = command("daemon", log);
     // The other end of the pipe is the child's `stdin`, in our hands.
     command.arg("--until-eof").stdin(Stdio::piped()).env("RSUP_HOME", home);
     let mut child = spawn(command)?;
@@ -115,10 +120,10 @@ fn open_log(paths: &Paths) -> Result<(File, u64), Problem> {
     open().map_err(|error: std::io::Error| Problem::failed("local", format!("cannot write {}: {error}", path.display())))
 }
 
-fn command(log: File) -> Command {
-    let mut command = Command::new(program());
+fn command(verb: &str, log: File) -> Command {
+    let mut command = Command::new(paths::program());
     // Not in the caller's folder, which would stay in use for ever.
-    command.arg("daemon").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
+    command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
     if let Some(home) = std::env::var_os("RSUP_HOME").filter(|home| !home.is_empty())
         && let Ok(home) = std::path::absolute(home)
     {
@@ -135,11 +140,6 @@ fn spawn(mut command: Command) -> Result<Child, Problem> {
         format!("cannot start the daemon: {}: {error}", command.get_program().display())
     };
     command.spawn().map_err(|error| Problem::failed("spawn", failed(error, &command)))
-}
-
-/// This program, even if its file has been replaced meanwhile.
-pub fn program() -> PathBuf {
-    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 /// The last lines of what was added to a file.

@@ -113,6 +113,11 @@ pub fn command() -> clap::Command {
 
 /// Does what the arguments say; the exit code of the process.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    let args: Vec<OsString> = args.into_iter().collect();
+    // Before anything else: it is to stay small.
+    if args.get(1).is_some_and(|verb| verb == "keeper") {
+        return crate::keeper::run();
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {

@@ -282,6 +282,13 @@ pub struct Log {
     pub compress: bool,
 }
 
+impl Log {
+    /// The default.
+    pub fn plain() -> Self {
+        Self { out: None, err: None, format: LogFormat::Text, timestamps: true, max_size: 50 << 20, keep: 10, compress: true }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {

@@ -1,7 +1,7 @@
 //! What the CLI and the daemon say to each other.
 //!
-//! One request per connection: the client sends a [`Call`], the daemon any number of
-//! [`Answer::Progress`] and then exactly one [`Answer::Done`] or [`Answer::Failed`].
+//! One request per connection: the client sends a [`Call`], the daemon at most one [`Answer::Accepted`],
+//! any number of [`Answer::Progress`] and then exactly one [`Answer::Done`] or [`Answer::Failed`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{AppName, AppSpec};
 pub use crate::supervisor::FailureCode;
-use crate::supervisor::{AppView, Description, OperationKind, Progress};
+use crate::supervisor::{AppView, Description, OpId, OperationKind, Progress};
 
 /// Raised when an older peer could misread a frame. A daemon refuses other versions in words.
 pub const VERSION: u32 = 1;
@@ -78,6 +78,44 @@ pub enum Request {
     },
     /// Stop every app gracefully and end the daemon.
     Kill,
+    /// Go on waiting for actions that a daemon which died since had [accepted](Answer::Accepted).
+    Await {
+        actions: Vec<Accepted>,
+        /// They are those of a [`Request::Kill`].
+        kill: bool,
+    },
+}
+
+impl Request {
+    /// It changes nothing: whoever got no answer may ask again.
+    pub fn only_asks(&self) -> bool {
+        match self {
+            Self::Ping
+            | Self::List
+            | Self::Describe { .. }
+            | Self::Env { .. }
+            | Self::Specs { .. }
+            | Self::LogFiles { .. }
+            | Self::Await { .. } => true,
+            Self::Start { .. }
+            | Self::Resume { .. }
+            | Self::Stop { .. }
+            | Self::Restart { .. }
+            | Self::Reload { .. }
+            | Self::Delete { .. }
+            | Self::Scale { .. }
+            | Self::Signal { .. }
+            | Self::Kill => false,
+        }
+    }
+}
+
+/// A long action that has been accepted: its name outlives the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accepted {
+    pub op: OpId,
+    pub app: AppName,
+    pub kind: OperationKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +164,8 @@ impl fmt::Display for Target {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
+    /// The first answer to a long action that is waited for.
+    Accepted(Vec<Accepted>),
     Progress(Progress),
     Done(Reply),
     Failed(Failure),

@@ -6,12 +6,18 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::state::Ending;
 use super::{Daemon, Event, now, spawn};
 use crate::config::{AppName, AppSpec};
-use crate::control::{Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo, Target, WorkerEnv};
+use crate::control::{
+    Accepted, Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo, Target, WorkerEnv,
+};
 use crate::exit::signal_name;
 use crate::supervisor::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
-use crate::sys::{process, procfs, takeover};
+use crate::sys::{procfs, takeover};
+
+/// Results that are remembered for clients that lost their daemon.
+const RESULTS: usize = 64;
 
 /// How long the log thread may take to hand out a worker's last lines.
 const TAIL_PATIENCE: Duration = Duration::from_secs(1);
@@ -56,8 +62,19 @@ impl Calls {
         OpId(self.next_op)
     }
 
+    fn wait_for(&mut self, number: u64, actions: Vec<Accepted>, kill: bool, answer: UnboundedSender<Answer>) {
+        self.ops.extend(actions.iter().map(|action| (action.op, number)));
+        let actions = actions.into_iter().map(|Accepted { op, app, kind }| Action { op, app, kind, outcome: None }).collect();
+        self.open.insert(number, Open { answer, since: now(), actions, kill });
+    }
+
     pub fn finished(&self) -> bool {
         self.open.is_empty()
+    }
+
+    /// Actions of a former daemon may still be under way: new ones get other names.
+    pub fn go_on_after(&mut self, last: Option<OpId>) {
+        self.next_op = self.next_op.max(last.map_or(0, |op| op.0));
     }
 
     /// The next call is the one that `--foreground` was given.
@@ -109,6 +126,7 @@ impl Daemon {
                 reply(&answer, result);
             }
             Request::Signal { target, signal } => reply(&answer, self.signal_target(&target, signal).map(Reply::Signalled)),
+            Request::Await { actions, kill } => self.go_on_waiting(actions, kill, answer),
             request => match self.actions(request) {
                 Ok((actions, kill)) => self.begin(actions, kill, call.wait, answer),
                 Err(failure) => {
@@ -181,7 +199,7 @@ impl Daemon {
                     vec![(app, supervisor::Request::Scale { instances: wanted as u16 })]
                 }
                 Request::Kill => {
-                    self.ending = true;
+                    self.note_end(Ending::Kill);
                     return Ok((each(self.supervisor.names().cloned().collect(), || supervisor::Request::Stop), true));
                 }
                 Request::Ping
@@ -190,7 +208,8 @@ impl Daemon {
                 | Request::Env { .. }
                 | Request::Specs { .. }
                 | Request::LogFiles { .. }
-                | Request::Signal { .. } => Vec::new(),
+                | Request::Signal { .. }
+                | Request::Await { .. } => Vec::new(),
             },
             false,
         ))
@@ -203,20 +222,43 @@ impl Daemon {
             self.calls.start = Some(Start::Call(number));
         }
         let with_ops: Vec<_> = requests.into_iter().map(|(app, request)| (self.calls.op(), app, request)).collect();
-        let action = |(op, app, request): &(OpId, AppName, supervisor::Request)| Action {
-            op: *op,
-            app: app.clone(),
-            kind: request.kind(),
-            outcome: None,
-        };
-        let actions = with_ops.iter().map(action).collect();
-        self.calls.ops.extend(with_ops.iter().map(|(op, ..)| (*op, number)));
-        self.calls.open.insert(number, Open { answer, since: now(), actions, kill });
+        let accepted: Vec<Accepted> =
+            with_ops.iter().map(|(op, app, request)| Accepted { op: *op, app: app.clone(), kind: request.kind() }).collect();
+        if wait {
+            let _ = answer.send(Answer::Accepted(accepted.clone()));
+        }
+        self.calls.wait_for(number, accepted, kill, answer);
+        self.unsaved_for_reboot();
         for (op, app, request) in with_ops {
             self.handle(Input::Request { op, app, request });
         }
         if !wait {
             self.answer_early(number);
+        }
+        self.close_if_done(number);
+    }
+
+    /// For a client that lost the daemon which had accepted its actions.
+    fn go_on_waiting(&mut self, actions: Vec<Accepted>, kill: bool, answer: UnboundedSender<Answer>) {
+        self.calls.next_call += 1;
+        let number = self.calls.next_call;
+        // Each stop of an end was begun anew by this daemon, under another name.
+        let actions = if kill && self.ending { self.under_way() } else { actions };
+        self.calls.wait_for(number, actions.clone(), kill, answer);
+        for Accepted { op, app, .. } in actions {
+            if self.supervisor.is_under_way(op) {
+                continue;
+            }
+            let result = match self.rest.results.iter().find(|(of, _)| *of == op) {
+                Some((_, result)) => result.clone(),
+                None => Err(OpError {
+                    code: FailureCode::Internal,
+                    message: format!("rsup was killed before it began with `{app}`, or too long ago; nothing was lost"),
+                    hint: Some("rsup list shows what there is; then try again".into()),
+                    worker: None,
+                }),
+            };
+            self.on_finished(op, result);
         }
         self.close_if_done(number);
     }
@@ -230,6 +272,22 @@ impl Daemon {
             let outcome = self.outcome(app, kind, now(), None);
             self.set_outcome(op, outcome);
         }
+    }
+
+    fn under_way(&self) -> Vec<Accepted> {
+        self.supervisor.under_way().map(|(app, op, kind)| Accepted { op, app: app.clone(), kind }).collect()
+    }
+
+    /// The latest action that an earlier daemon may have begun.
+    pub(super) fn last_op(&self) -> Option<OpId> {
+        self.supervisor.last_op().max(self.rest.results.iter().map(|(op, _)| *op).max())
+    }
+
+    pub(super) fn note_result(&mut self, op: OpId, result: &Result<(), OpError>) {
+        if self.rest.results.len() == RESULTS {
+            self.rest.results.pop_front();
+        }
+        self.rest.results.push_back((op, result.clone()));
     }
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
@@ -316,7 +374,11 @@ impl Daemon {
 
     /// A signal, or the end of a foreground start: every app is stopped gracefully, then the daemon ends.
     pub(super) fn stop_everything(&mut self) {
-        self.ending = true;
+        self.note_end(Ending::Signal);
+        self.stop_all_apps();
+    }
+
+    pub(super) fn stop_all_apps(&mut self) {
         let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
         for app in apps {
             let op = self.calls.op();
@@ -404,7 +466,7 @@ impl Daemon {
                         format!("cannot send {} to pid {}: {why}", signal_name(signal), running.pid),
                     )
                 };
-                process::signal(&running.pidfd, signal).map_err(failed)?;
+                running.signal(signal).map_err(failed)?;
                 reached.push(running.pid);
             }
         }

@@ -2,12 +2,11 @@
 
 use tracing::{info, warn};
 
-use super::{AbortOnDrop, Daemon, Event, complain, drain, probe};
+use super::{AbortOnDrop, Daemon, Event, complain, drain, probe, vault};
 use crate::config::{AppName, Listen};
 use crate::exit::signal_name;
 use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
 use crate::sys::listen::{is_nonblocking, set_nonblocking};
-use crate::sys::process;
 use std::os::fd::AsFd;
 
 /// Ended workers whose last log lines are kept, 8 KB each at the most.
@@ -18,6 +17,7 @@ impl Daemon {
         match effect {
             Effect::Listen { app, addresses, slots } => {
                 let result = self.listen(&app, &addresses, slots);
+                self.keep_sockets(&app);
                 self.inbox.push_back(Input::Listening { app, result });
             }
             Effect::Unlisten { app } => {
@@ -26,6 +26,7 @@ impl Daemon {
                     let _ = resources.ready.send(false);
                     resources.sockets.close();
                 }
+                self.keep_sockets(&app);
             }
             Effect::Steer { app, balance, tables } => self.steer(&app, balance, &tables),
             Effect::Relay { app, slot, on } => self.relay(&app, slot, on),
@@ -43,16 +44,28 @@ impl Daemon {
                 });
             }
             Effect::Drain { worker } => self.drain(worker),
-            Effect::Signal { worker, signal, reach } => self.signal(&worker, signal, reach),
+            Effect::Signal { worker, signal, reach } => {
+                self.signal(&worker, signal, reach);
+                // That it was told is not to be forgotten.
+                self.unsaved();
+            }
             Effect::Forget { worker } => {
                 if let Some(ended) = self.running.remove(&worker.generation) {
                     self.isolation.forget(&ended.confinement);
                 }
+                self.rest.processes.remove(&worker.generation);
+                self.forget_output(worker.generation);
+                let others = [vault::name::binds, vault::name::notify, vault::name::node];
+                others.iter().for_each(|name| self.vault.forget(&name(worker.generation)));
                 self.forget_later(worker.generation);
                 self.meter.forget(worker.generation);
             }
             Effect::Progress(progress) => self.calls.progress(&progress),
-            Effect::Finished { op, result } => self.on_finished(op, result),
+            Effect::Finished { op, result } => {
+                self.unsaved_for_reboot();
+                self.note_result(op, &result);
+                self.on_finished(op, result);
+            }
             Effect::Log { app, text, bad } => {
                 if bad {
                     warn!("{app}: {text}");
@@ -63,8 +76,20 @@ impl Daemon {
             Effect::Removed { app } => {
                 self.apps.remove(&app);
                 self.isolation.forget_app(&app);
+                self.keep_sockets(&app);
+                self.unsaved_for_reboot();
             }
         }
+    }
+
+    /// Nothing is written to a worker's pipes any more: once they are empty, nobody has to keep them.
+    pub(super) fn forget_output(&mut self, generation: u64) {
+        let read = self.pump.tail(generation);
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let _ = read.await;
+            let _ = events.send(Event::Silent { generation });
+        });
     }
 
     /// The last words of a worker are asked for after its end: those of the latest few are kept.
@@ -186,7 +211,7 @@ impl Daemon {
         let Some(running) = self.running.get_mut(&worker.generation) else { return };
         running.remember_tree();
         let result = match reach {
-            Reach::Worker => process::signal(&running.pidfd, signal),
+            Reach::Worker => running.signal(signal),
             Reach::Tree => {
                 running.signal_tree(signal);
                 Ok(())

@@ -9,8 +9,9 @@ use tracing::{debug, warn};
 
 use crate::config::{AppName, AppSpec, Capabilities, RunAs};
 use crate::control::{Failure, FailureCode};
+use crate::exit::Exit;
 use crate::paths::Paths;
-use crate::supervisor::WorkerId;
+use crate::supervisor::{Worker, WorkerId};
 use crate::sys::capability;
 use crate::sys::cgroup::{self, Bounds, Leaf, Tree};
 use crate::sys::process::Limit;
@@ -61,6 +62,12 @@ impl Confinement {
 
     pub fn leaf(&self) -> Option<&Leaf> {
         self.leaf.as_ref()
+    }
+
+    /// How it ended, now that the kernel has told by what.
+    pub fn judge(&self, exit: Exit) -> Exit {
+        let starved = exit.is_kill() && self.leaf().is_some_and(|leaf| leaf.out_of_memory() > 0);
+        if starved { Exit::OutOfMemory } else { exit }
     }
 }
 
@@ -173,6 +180,16 @@ impl Isolation {
             Err(_) => None,
         };
         Ok(self.around(spec, leaf))
+    }
+
+    /// Of a worker that an earlier daemon started; with its pid, if it lives.
+    pub fn adopt(&self, worker: &Worker, pid: Option<u32>) -> Confinement {
+        let tree = self.tree.as_ref().ok();
+        let leaf = tree.and_then(|tree| match pid {
+            Some(pid) => tree.leaf_of(pid),
+            None => tree.leaf(worker.id.app.as_str(), worker.id.generation),
+        });
+        self.around(worker.spec(), leaf)
     }
 
     /// With this cgroup, be it new or that of a worker which runs already.

@@ -1,6 +1,7 @@
 //! The daemon: the only event loop, and the tasks whose job is waiting. Tasks send events and decide
 //! nothing; the supervisor decides; [`effects`] carries out.
 
+mod adopt;
 mod calls;
 mod drain;
 mod effects;
@@ -9,14 +10,17 @@ mod memory;
 mod notify;
 mod probe;
 mod relay;
+mod saving;
 mod server;
 mod signals;
 mod sockets;
 mod spawn;
+mod state;
 mod strangers;
 mod tree;
+mod vault;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -24,11 +28,12 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::config::{AppName, AppSpec, Log, LogFormat};
 use crate::control::{Answer, Call, Failure};
+use crate::exit::Exit;
 use crate::logs::{self, Pump};
 use crate::paths::Paths;
 use crate::supervisor::{Input, OpId, Supervisor, Time, WorkerId};
@@ -97,6 +102,23 @@ enum Event {
     ShutDown {
         app: AppName,
     },
+    /// A worker's program runs.
+    Executed {
+        worker: WorkerId,
+        pid: u32,
+        listener: Option<takeover::Listener>,
+    },
+    /// How did this process end, which was never our child?
+    HowEnded {
+        pid: u32,
+        answer: oneshot::Sender<Exit>,
+    },
+    /// All that a worker which is gone has printed has been read.
+    Silent {
+        generation: u64,
+    },
+    /// The saved state was written, or could not be.
+    Saved(io::Result<()>),
     /// The failure of an action, now with the log lines that explain it.
     Explained {
         op: OpId,
@@ -135,6 +157,15 @@ struct Daemon {
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
     started: Time,
+    /// What outlives this process.
+    vault: vault::Vault,
+    /// The keeper that started us.
+    keeper: Option<u32>,
+    /// The names in the vault when this daemon came.
+    kept_before: HashSet<String>,
+    /// What is written down beside the supervisor.
+    rest: state::Rest,
+    saving: saving::Saving,
 }
 
 /// Runs the daemon until it is told to end.
@@ -183,7 +214,10 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     }
     let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
     let (log_events, mut log_problems) = mpsc::unbounded_channel();
-    let pump = Pump::start(log_events).map_err(system("cannot start the log thread"))?;
+    let mut vault = vault::Vault::open();
+    let kept_before: HashSet<String> = vault.names().map(str::to_owned).collect();
+    let keeper = vault.has_keeper().then(std::os::unix::process::parent_id);
+    let pump = start_pump(&mut vault, log_events).map_err(system("cannot start the log thread"))?;
     let takeover = support();
     if let takeover::Support::No { why } = &takeover {
         warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
@@ -192,6 +226,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let (open, mut conversations) = mpsc::channel(1);
     let server = tokio::spawn(server::accept(listener, events.clone(), open));
     let started = now();
+    let saving = saving::Saving::start(paths, &options, &events).map_err(system("cannot start the thread that saves"))?;
     let mut daemon = Daemon {
         supervisor: Supervisor::new(fastrand::u64(..)),
         events,
@@ -209,6 +244,11 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         inbox: Default::default(),
         ending: false,
         started,
+        vault,
+        keeper,
+        kept_before,
+        rest: state::Rest::default(),
+        saving,
     };
     let mut signals = Signals::new().map_err(system("cannot catch signals"))?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
@@ -216,6 +256,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let mut now_and_then = tokio::time::interval(Duration::from_secs(10));
     now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
+    daemon.go_on();
     daemon.start_given();
     loop {
         daemon.settle();
@@ -227,20 +268,22 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
+            () = daemon.vault.turn() => {}
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
-            _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.look_for_strangers(),
+            _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.now_and_then(),
         }
         // What has queued up meanwhile is handled before the next look at the clock.
         while let Ok(event) = inbox.try_recv() {
             daemon.on_event(event);
         }
     }
-    tree::sweep_all().await;
+    tree::sweep_all(daemon.vault.made_keeper()).await;
     let _ = std::fs::remove_file(paths.socket());
     server.abort();
     daemon.pump.shutdown();
+    daemon.end_of_state();
     let Daemon { calls, isolation, .. } = daemon;
     isolation.end();
     let _ = std::fs::remove_dir(paths.notify_of_others());
@@ -248,6 +291,19 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
     calls.exit_failure().map_or(Ok(()), |why| Err(Error::Start(why)))
+}
+
+/// With the journal of an earlier daemon, if there is one: then none of its lines is lost.
+fn start_pump(vault: &mut vault::Vault, events: mpsc::UnboundedSender<logs::Event>) -> io::Result<Pump> {
+    if let Some(journal) = vault.get(vault::name::JOURNAL) {
+        match Pump::start_with_journal(events.clone(), journal) {
+            Ok(pump) => return Ok(pump),
+            Err(why) => warn!("the journal of the logs is of no use, so a line that was being written may be cut: {why}"),
+        }
+    }
+    let journal = logs::Journal::create()?;
+    vault.keep(vault::name::JOURNAL.to_owned(), &journal);
+    Pump::start_with_journal(events, journal)
 }
 
 /// `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that take their sockets from `LISTEN_FDS`.
@@ -289,9 +345,13 @@ impl Daemon {
     /// Carries out effects until the supervisor wants nothing more.
     fn settle(&mut self) {
         loop {
+            // Before the effects, so that whatever was done is known to have been wanted; and after
+            // those that must not be done twice.
+            self.save_if_needed();
             while let Some(effect) = self.supervisor.poll_effect() {
                 self.carry_out(effect);
             }
+            self.save_if_needed();
             let Some(input) = self.inbox.pop_front() else { return };
             self.supervisor.handle(now(), input);
         }
@@ -307,6 +367,10 @@ impl Daemon {
             Event::Said { worker, by } => self.on_said(&worker, by),
             Event::ShutDown { app } => self.mend(&app),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
+            Event::Executed { worker, pid, listener } => self.on_executed(worker, pid, listener),
+            Event::HowEnded { pid, answer } => self.vault.how_ended(pid, answer),
+            Event::Silent { generation } => self.vault.forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),
+            Event::Saved(how) => self.on_saved(how),
             Event::Explained { op, failure } => self.on_explained(op, failure),
         }
     }
@@ -325,6 +389,11 @@ impl Daemon {
                 self.stop_everything();
             }
         }
+    }
+
+    fn now_and_then(&mut self) {
+        self.look_for_strangers();
+        self.save_again();
     }
 
     /// Everything is stopped and everybody has his answer.
@@ -352,15 +421,27 @@ impl Daemon {
     }
 
     fn app(&mut self, name: &AppName) -> &mut AppResources {
-        self.apps.entry(name.clone()).or_insert_with(|| {
+        Self::resources(&mut self.apps, &self.events, name)
+    }
+
+    fn resources<'a>(apps: &'a mut HashMap<AppName, AppResources>, events: &Events, name: &AppName) -> &'a mut AppResources {
+        apps.entry(name.clone()).or_insert_with(|| {
             let (ready, watch) = watch::channel(false);
             AppResources {
                 sockets: Sockets::default(),
-                relays: Relays::new(name.clone(), watch, self.events.clone()),
+                relays: Relays::new(name.clone(), watch, events.clone()),
                 relaying: HashMap::new(),
                 ready,
             }
         })
+    }
+
+    /// Makes the vault hold the app's sockets as they are now.
+    fn keep_sockets(&mut self, name: &AppName) {
+        let beginning = vault::name::sockets(name);
+        let wanted = self.apps.get(name).into_iter().flat_map(|app| app.sockets.all());
+        let wanted = wanted.map(|(address, place, fd)| (vault::name::socket(name, address, place), fd)).collect();
+        self.vault.keep_exactly(&beginning, wanted);
     }
 
     fn start_given(&mut self) {

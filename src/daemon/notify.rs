@@ -31,45 +31,66 @@ pub struct Channel {
     tasks: [JoinHandle<()>; 2],
 }
 
-impl Channel {
-    /// Opens them for a worker of this user, or of our own; the descriptor is the worker's end of
+/// The daemon's ends, before anybody listens to them.
+pub struct Ends {
+    pub datagrams: OwnedFd,
+    pub node: OwnedFd,
+}
+
+/// Where the worker finds its socket: out of reach of every other user.
+fn place(paths: &Paths, id: &WorkerId, owner: Option<&Credentials>) -> PathBuf {
+    match owner.filter(|owner| owner.uid != geteuid().as_raw()) {
+        None => paths.notify(id.generation),
+        Some(_) => paths.notify_of_others().join(id.generation.to_string()),
+    }
+}
+
+impl Ends {
+    /// Opens them for a worker of this user, or of our own; the other descriptor is the worker's end of
     /// Node's channel.
-    pub fn open(paths: &Paths, id: &WorkerId, owner: Option<&Credentials>, events: Events) -> Result<(Self, OwnedFd), String> {
-        let owner = owner.filter(|owner| owner.uid != geteuid().as_raw());
-        let path = match owner {
-            None => paths.notify(id.generation),
-            Some(owner) => {
-                let folder = paths.create_notify_of_others()?;
-                if let Some(closed) = owner.first_closed(&folder) {
-                    return Err(format!(
-                        "NOTIFY_SOCKET in {} would be out of reach of user {}: {} is closed to it",
-                        folder.display(),
-                        owner.uid,
-                        closed.display()
-                    ));
-                }
-                folder.join(id.generation.to_string())
+    pub fn open(paths: &Paths, id: &WorkerId, owner: Option<&Credentials>) -> Result<(Self, OwnedFd), String> {
+        let other = owner.filter(|owner| owner.uid != geteuid().as_raw());
+        if let Some(other) = other {
+            let folder = paths.create_notify_of_others()?;
+            if let Some(closed) = other.first_closed(&folder) {
+                return Err(format!(
+                    "NOTIFY_SOCKET in {} would be out of reach of user {}: {} is closed to it",
+                    folder.display(),
+                    other.uid,
+                    closed.display()
+                ));
             }
-        };
-        Self::at(path, id, owner, events).map_err(|why| why.to_string())
+        }
+        Self::at(&place(paths, id, owner), other).map_err(|why| why.to_string())
     }
 
-    fn at(path: PathBuf, id: &WorkerId, owner: Option<&Credentials>, events: Events) -> io::Result<(Self, OwnedFd)> {
-        let _ = std::fs::remove_file(&path);
-        let datagrams = UnixDatagram::bind(&path)?;
+    fn at(path: &Path, other: Option<&Credentials>) -> io::Result<(Self, OwnedFd)> {
+        let _ = std::fs::remove_file(path);
+        let datagrams = std::os::unix::net::UnixDatagram::bind(path)?;
+        datagrams.set_nonblocking(true)?;
         setsockopt(&datagrams, sockopt::PassCred, &true)?;
         // To send takes the permission to write.
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        if let Some(owner) = owner {
-            chown(&path, Some(Uid::from_raw(owner.uid)), None)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        if let Some(other) = other {
+            chown(path, Some(Uid::from_raw(other.uid)), None)?;
         }
-        let from = owner.map_or(geteuid().as_raw(), |owner| owner.uid);
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let ours = UnixStream::from_std(ours)?;
-        let tasks =
-            [tokio::spawn(sd_notify(datagrams, id.clone(), from, events.clone())), tokio::spawn(node(ours, id.clone(), events))];
-        Ok((Self { path, tasks }, theirs.into()))
+        Ok((Self { datagrams: datagrams.into(), node: ours.into() }, theirs.into()))
+    }
+}
+
+impl Channel {
+    /// Listens to both.
+    pub fn listen(ends: Ends, paths: &Paths, id: &WorkerId, owner: Option<&Credentials>, events: Events) -> io::Result<Self> {
+        let datagrams = UnixDatagram::from_std(ends.datagrams.into())?;
+        let stream = UnixStream::from_std(ends.node.into())?;
+        let from = owner.map_or(geteuid().as_raw(), |owner| owner.uid);
+        let tasks = [
+            tokio::spawn(sd_notify(datagrams, id.clone(), from, events.clone())),
+            tokio::spawn(node(stream, id.clone(), events)),
+        ];
+        Ok(Self { path: place(paths, id, owner), tasks })
     }
 
     pub fn path(&self) -> &Path {

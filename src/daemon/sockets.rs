@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use tracing::warn;
@@ -107,6 +107,81 @@ impl Sockets {
         }
         self.bound.extend(opened);
         Ok(())
+    }
+
+    /// Takes back what is held of an address, instead of opening it: `kept` knows sockets by their
+    /// place in the group, `of_worker` those that a live worker has. `others_live`: workers live whose
+    /// sockets cannot be had, so the address is in use all the same.
+    ///
+    /// # Errors
+    /// As for [`Self::hold`].
+    pub fn adopt(
+        &mut self,
+        address: &Listen,
+        slots: u16,
+        steering: &[Steering],
+        kept: impl Fn(usize) -> Option<OwnedFd>,
+        of_worker: impl Fn(u16) -> Option<OwnedFd>,
+        others_live: bool,
+    ) -> Result<(), String> {
+        let Listen::Tcp { addr, v6only } = address else {
+            return self.adopt_unix(address, kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)));
+        };
+        let mut fds: Vec<Option<OwnedFd>> = (0..).map(&kept).take_while(Option::is_some).collect();
+        fds.resize_with(fds.len().max(index(slots)), || None);
+        for slot in 0..slots {
+            let place = &mut fds[index(slot)];
+            if place.is_none() {
+                *place = kept(index(slot)).or_else(|| of_worker(slot));
+            }
+        }
+        let mut group = if fds.iter().any(Option::is_some) {
+            Group::adopt(fds).map_err(|why| format!("cannot take back the sockets of {address}: {why}"))?
+        } else if others_live {
+            Group::join(*addr, *v6only, index(slots)).map_err(|why| why.to_string())?
+        } else {
+            Group::open(*addr, *v6only, index(slots)).map_err(|why| why.to_string())?
+        };
+        let mut weights = vec![0; group.len()];
+        let before = steering.iter().find(|s| s.address == *address).map_or(&[][..], |s| &s.weights);
+        for (place, weight) in weights.iter_mut().skip(1).zip(before) {
+            *place = *weight;
+        }
+        let table = Table { weights, balance: Balance::Random, hold: LOBBY };
+        // The order is a guess at first, and right unless a worker shut its socket down or some were lost.
+        let order = |group: &mut Group| {
+            mend(group)?;
+            group.steer(&table)?;
+            group.find_order()?;
+            group.steer(&table)
+        };
+        if let Err(why) = order(&mut group) {
+            warn!("{address}: the order of its sockets is not known for sure: {why}");
+        }
+        self.served |= table.weights.iter().any(|w| *w > 0);
+        self.bound.insert(address.clone(), Bound::Tcp { group, table });
+        Ok(())
+    }
+
+    fn adopt_unix(&mut self, address: &Listen, kept: Option<OwnedFd>) -> Result<(), String> {
+        let Listen::Unix(path) = address else { return Ok(()) };
+        let fd = match kept {
+            Some(fd) => fd,
+            None => listen::open_unix(path).map_err(|why| why.to_string())?,
+        };
+        self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone() });
+        Ok(())
+    }
+
+    /// Every socket, with its place in the group of its address.
+    pub fn all(&self) -> impl Iterator<Item = (&Listen, usize, BorrowedFd<'_>)> {
+        self.bound.iter().flat_map(|(address, bound)| {
+            let fds: Vec<BorrowedFd<'_>> = match bound {
+                Bound::Tcp { group, .. } => (0..group.len()).map(|place| group.fd(place)).collect(),
+                Bound::Unix { fd, .. } => vec![fd.as_fd()],
+            };
+            fds.into_iter().enumerate().map(move |(place, fd)| (address, place, fd))
+        })
     }
 
     pub fn close(&mut self) {
@@ -237,7 +312,7 @@ impl Sockets {
         Ok(Some(Changed { address: address.clone(), accepted }))
     }
 
-    pub fn socket(&self, address: &Listen, slot: u16) -> Option<std::os::fd::BorrowedFd<'_>> {
+    pub fn socket(&self, address: &Listen, slot: u16) -> Option<BorrowedFd<'_>> {
         match self.bound.get(address)? {
             Bound::Tcp { group, .. } => Some(group.fd(index(slot))),
             Bound::Unix { .. } => None,

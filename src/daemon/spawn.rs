@@ -5,12 +5,16 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::isolation::{self, Confinement};
-use super::tree::{self, Marks};
+use super::state::Process;
+use super::tree::{self, Marks, Orphans};
+use super::vault::name;
 use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
@@ -22,18 +26,22 @@ use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover::{self, Answer, Bind};
 
+/// How long the keeper may take to tell how a process ended.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A worker's process, or what is left of it.
 pub struct Running {
     pub id: WorkerId,
     pub pid: u32,
-    pub pidfd: Arc<OwnedFd>,
+    /// None for one that was gone when this daemon came.
+    pub pidfd: Option<Arc<OwnedFd>>,
     /// The process itself is gone; descendants may live on.
     pub exited: bool,
-    marks: Marks,
+    pub marks: Marks,
     /// Descendants as last seen alive: those that have shed every mark are known by this alone.
-    tree: Vec<(u32, StartTime)>,
+    pub tree: Vec<(u32, StartTime)>,
     /// What is left of the tree is to be killed.
-    kill: Arc<AtomicBool>,
+    pub kill: Arc<AtomicBool>,
     _notify: Option<notify::Channel>,
     /// Of the worker and of what is run for it.
     pub confinement: Confinement,
@@ -54,13 +62,22 @@ impl Running {
         }
     }
 
+    /// # Errors
+    /// `ESRCH` when the process is gone, and as `pidfd_send_signal(2)`.
+    pub fn signal(&self, signal: i32) -> std::io::Result<()> {
+        match &self.pidfd {
+            Some(pidfd) => process::signal(pidfd, signal),
+            None => Err(std::io::Error::from_raw_os_error(nix::libc::ESRCH)),
+        }
+    }
+
     pub fn signal_tree(&mut self, signal: i32) {
         if signal == nix::libc::SIGKILL {
             self.kill.store(true, Ordering::Relaxed);
             // At one stroke, where the kernel can; what follows finds nobody then.
             let _ = self.confinement.leaf().map(Leaf::kill);
         }
-        let _ = process::signal(&self.pidfd, signal);
+        let _ = self.signal(signal);
         tree::signal(&self.remains(|_| false), signal);
     }
 
@@ -70,6 +87,15 @@ impl Running {
             || procfs::session_of(pid).is_ok_and(|session| session == self.pid)
             || self.confinement.leaf().is_some_and(|leaf| leaf.members().contains(&pid))
             || tree::below(self.pid).iter().any(|(below, _)| *below == pid)
+    }
+
+    /// The process is gone; waits for its descendants.
+    pub fn await_end_of_tree(&self, events: Events) {
+        let (worker, marks, tree, kill) = (self.id.clone(), self.marks.clone(), self.tree.clone(), self.kill.clone());
+        tokio::spawn(async move {
+            tree::until_gone(&marks, &tree, &kill).await;
+            let _ = events.send(Event::Input(Input::TreeGone { worker }));
+        });
     }
 
     /// What is left of the worker's tree.
@@ -117,12 +143,23 @@ pub fn c_environment(env: &BTreeMap<String, String>) -> Result<Vec<CString>, Str
 impl Daemon {
     /// Forks; that its program runs, and its end, come later as inputs.
     pub(super) fn spawn(&mut self, id: &WorkerId, instance: u16, revision: &Arc<Revision>) -> Result<(), String> {
+        let confinement = self.isolation.of(id, &revision.spec)?;
+        self.spawn_in(&confinement, id, instance, revision).inspect_err(|_| self.isolation.forget(&confinement))
+    }
+
+    fn spawn_in(
+        &mut self,
+        confinement: &Confinement,
+        id: &WorkerId,
+        instance: u16,
+        revision: &Arc<Revision>,
+    ) -> Result<(), String> {
         let spec = &revision.spec;
         let settings = self.log_settings(&spec.name, &spec.log);
         let (out, out_write) = logs::pipe().map_err(|why| format!("no pipe for its output: {why}"))?;
         let (err, err_write) = logs::pipe().map_err(|why| format!("no pipe for its errors: {why}"))?;
         let known = |why| format!("its pipes cannot be looked at: {why}");
-        let output = [PipeId::of(&out).map_err(known)?, PipeId::of(&err).map_err(known)?];
+        let output = vec![PipeId::of(&out).map_err(known)?, PipeId::of(&err).map_err(known)?];
         let mut env = environment(id, instance, revision);
         let mut plan =
             Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
@@ -135,60 +172,80 @@ impl Daemon {
             plan.takeover = true;
             plan.no_new_privs = *needs_no_new_privs;
         }
-        let confinement = self.isolation.of(id, spec)?;
         confinement.apply(&mut plan)?;
         if let Some(owner) = confinement.owner() {
             isolation::give(&plan.stdout, owner)
                 .and_then(|()| isolation::give(&plan.stderr, owner))
                 .map_err(|why| format!("its pipes cannot be given to its user: {why}"))?;
         }
+        // Root may look into any process, whatever Yama says.
+        plan.allow_tracer = !nix::unistd::geteuid().is_root();
         let mut channel = None;
         if spec.readiness.check == Check::Notify {
-            let (ours, node) = notify::Channel::open(&self.paths, id, confinement.owner(), self.events.clone())
-                .map_err(|why| format!("no channel for its notification: {why}"))?;
+            let owner = confinement.owner();
+            let failed = |why: String| format!("no channel for its notification: {why}");
+            let (ends, theirs) = notify::Ends::open(&self.paths, id, owner).map_err(failed)?;
+            self.vault.keep(name::notify(id.generation), &ends.datagrams);
+            self.vault.keep(name::node(id.generation), &ends.node);
+            let ours = notify::Channel::listen(ends, &self.paths, id, owner, self.events.clone())
+                .map_err(|why| failed(why.to_string()))?;
             env.insert("NOTIFY_SOCKET".into(), ours.path().display().to_string());
-            plan.extra.push((node, "NODE_CHANNEL_FD".into()));
+            plan.extra.push((theirs, "NODE_CHANNEL_FD".into()));
             channel = Some(ours);
         }
         plan.env = c_environment(&env)?;
-        let child = spawn::spawn(plan).map_err(|why| {
-            self.isolation.forget(&confinement);
-            why.to_string()
-        })?;
+        for (stream, pipe) in [(Stream::Out, &out), (Stream::Err, &err)] {
+            self.vault.keep(name::output(id.generation, stream, spec.name.as_str(), u32::from(instance)), pipe);
+        }
+        let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
+        self.record(id, Process { pid: child.pid, started: child.started });
         let source = |key| Source { app: spec.name.shared(), instance: u32::from(instance), key };
         self.pump.attach(source(id.generation), Stream::Out, out, &settings);
         self.pump.attach(source(id.generation), Stream::Err, err, &settings);
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
         }
-        self.watch(id, child, output, channel, confinement);
+        let Child { pid, pidfd, exec, .. } = child;
+        let marks =
+            Marks { worker: id.clone(), leader: pid, output, cgroup: confinement.leaf().cloned(), orphans: Orphans::Here };
+        let pidfd = Arc::new(pidfd);
+        self.watch(id, pid, Some(pidfd.clone()), marks, channel, confinement.clone());
+        tokio::spawn(until_end(id.clone(), pid, pidfd, Some(exec), self.events.clone()));
         Ok(())
     }
 
-    fn watch(
+    pub(super) fn watch(
         &mut self,
         id: &WorkerId,
-        child: Child,
-        output: [PipeId; 2],
-        channel: Option<notify::Channel>,
+        pid: u32,
+        pidfd: Option<Arc<OwnedFd>>,
+        marks: Marks,
+        notify: Option<notify::Channel>,
         confinement: Confinement,
     ) {
-        let Child { pid, pidfd, exec, .. } = child;
-        let pidfd = Arc::new(pidfd);
+        let exited = pidfd.is_none();
         let running = Running {
             id: id.clone(),
             pid,
-            pidfd: pidfd.clone(),
-            exited: false,
-            marks: Marks { worker: id.clone(), leader: pid, output, cgroup: confinement.leaf().cloned() },
+            pidfd,
+            exited,
+            marks,
             tree: Vec::new(),
             kill: Arc::default(),
-            _notify: channel,
+            _notify: notify,
             confinement,
             drain: None,
         };
         self.running.insert(id.generation, running);
-        tokio::spawn(until_end(id.clone(), pid, pidfd, exec, self.events.clone()));
+    }
+
+    /// The worker's program runs, and its trapped calls arrive at the listener.
+    pub(super) fn on_executed(&mut self, worker: WorkerId, pid: u32, listener: Option<takeover::Listener>) {
+        if let Some(listener) = listener {
+            self.vault.keep(name::binds(worker.generation), &listener);
+            tokio::spawn(answer_binds(worker.clone(), listener, self.events.clone()));
+        }
+        self.handle(Input::Spawned { worker, pid });
     }
 
     /// Adds to the end of a worker what is left of its tree, and waits for that to go.
@@ -199,16 +256,10 @@ impl Daemon {
             return Input::Exited { worker, exit, descendants: false };
         };
         running.exited = true;
-        let starved = exit.is_kill() && running.confinement.leaf().is_some_and(|leaf| leaf.out_of_memory() > 0);
-        let exit = if starved { Exit::OutOfMemory } else { exit };
+        let exit = running.confinement.judge(exit);
         let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
         if descendants {
-            let (id, marks, tree, kill) = (worker.clone(), running.marks.clone(), running.tree.clone(), running.kill.clone());
-            let events = self.events.clone();
-            tokio::spawn(async move {
-                tree::until_gone(&marks, &tree, &kill).await;
-                let _ = events.send(Event::Input(Input::TreeGone { worker: id }));
-            });
+            running.await_end_of_tree(self.events.clone());
         }
         Input::Exited { worker, exit, descendants }
     }
@@ -274,27 +325,34 @@ impl Daemon {
         for slot in slots {
             self.start_relays(&worker.app, slot);
         }
+        self.keep_sockets(&worker.app);
     }
 }
 
 /// An app with a TCP address may want to bind it itself.
-fn wants_takeover(spec: &AppSpec) -> bool {
+pub fn wants_takeover(spec: &AppSpec) -> bool {
     spec.listen.iter().any(|l| l.tcp().is_some())
 }
 
-async fn until_end(id: WorkerId, pid: u32, pidfd: Arc<OwnedFd>, exec: ExecReport, events: Events) {
-    let started = executed(exec).await;
-    let failed = started.is_err();
-    let _ = events.send(Event::Input(match started {
-        Ok(notify) => {
-            if let Some(listener) = notify {
-                tokio::spawn(answer_binds(id.clone(), listener, events.clone()));
+/// Without a report, the program runs already.
+pub async fn until_end(id: WorkerId, pid: u32, pidfd: Arc<OwnedFd>, exec: Option<ExecReport>, events: Events) {
+    let mut failed = false;
+    if let Some(exec) = exec {
+        let _ = events.send(match executed(exec).await {
+            Ok(listener) => Event::Executed { worker: id.clone(), pid, listener },
+            Err(reason) => {
+                failed = true;
+                Event::Input(Input::SpawnFailed { worker: id.clone(), reason })
             }
-            Input::Spawned { worker: id.clone(), pid }
-        }
-        Err(reason) => Input::SpawnFailed { worker: id.clone(), reason },
-    }));
-    let exit = ended(&pidfd).await;
+        });
+    }
+    let mut exit = ended(&pidfd).await;
+    if exit == Exit::Unknown {
+        // Not our child: an earlier daemon's, which our keeper may have inherited.
+        let (answer, told) = oneshot::channel();
+        let _ = events.send(Event::HowEnded { pid, answer });
+        exit = tokio::time::timeout(KEEPER_PATIENCE, told).await.ok().and_then(Result::ok).unwrap_or(Exit::Unknown);
+    }
     if !failed {
         // The loop looks for descendants.
         let _ = events.send(Event::Input(Input::Exited { worker: id, exit, descendants: false }));
@@ -328,7 +386,7 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
 }
 
 /// Passes trapped calls to the loop, one by one, until nobody is left who could make one.
-async fn answer_binds(worker: WorkerId, listener: takeover::Listener, events: Events) {
+pub async fn answer_binds(worker: WorkerId, listener: takeover::Listener, events: Events) {
     let Ok(listener) = readable(listener) else { return };
     let listener = Arc::new(listener);
     loop {

@@ -22,27 +22,72 @@ pub struct Marks {
     /// The worker's pid: that of its session.
     pub leader: u32,
     /// The pipes that its output goes to.
-    pub output: [PipeId; 2],
+    pub output: Vec<PipeId>,
     /// Where there is one, nobody leaves it.
     pub cgroup: Option<Leaf>,
+    pub orphans: Orphans,
+}
+
+/// Where the orphans of a worker go: to its nearest ancestor that is a reaper (prctl(2),
+/// `PR_SET_CHILD_SUBREAPER`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Orphans {
+    /// The worker is this daemon's own child.
+    Here,
+    /// An earlier daemon started it; to our keeper, if that is this process, or to whoever reaps for
+    /// all, whose other children may be those of another rsup.
+    Adopted { keeper: Option<u32> },
+}
+
+impl Orphans {
+    fn list(self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+        match self {
+            Self::Here => procfs::children(known),
+            Self::Adopted { .. } => procfs::children_of(std::os::unix::process::parent_id(), known),
+        }
+    }
+
+    /// Only processes of this rsup are among them.
+    fn are_ours(self) -> bool {
+        match self {
+            Self::Here => true,
+            Self::Adopted { keeper } => keeper == Some(std::os::unix::process::parent_id()),
+        }
+    }
 }
 
 impl Marks {
     fn are_on(&self, orphan: u32) -> bool {
-        procfs::session_of(orphan).is_ok_and(|session| session == self.leader)
-            || procfs::environ_of(orphan, "RSUP_WORKER")
-                .ok()
-                .flatten()
-                .is_some_and(|value| value.to_str() == Some(&self.worker.to_string()))
-            || procfs::writes_to(orphan, &self.output)
+        let by_name = || procfs::session_of(orphan).is_ok_and(|session| session == self.leader) || is_named(orphan, &self.worker);
+        (self.orphans.are_ours() && by_name()) || procfs::writes_to(orphan, &self.output)
     }
+}
+
+/// Whether a process has the worker's name in its environment.
+fn is_named(pid: u32, worker: &WorkerId) -> bool {
+    let value = procfs::environ_of(pid, "RSUP_WORKER").ok().flatten();
+    value.is_some_and(|value| value.to_str() == Some(&worker.to_string()))
+}
+
+/// The worker's own process, among the children of our keeper: for one that a daemon started and
+/// had no time to write down.
+pub fn unrecorded(worker: &WorkerId, orphans: Orphans) -> Option<(u32, StartTime)> {
+    if !orphans.are_ours() {
+        return None;
+    }
+    orphans.list(|_| false).into_iter().find(|(pid, _)| is_named(*pid, worker))
+}
+
+/// Whether exec has happened: from then on the worker has its own environment.
+pub fn runs_its_program(pid: u32, worker: &WorkerId) -> bool {
+    is_named(pid, worker)
 }
 
 /// Orphans of the worker that came to us, known by its marks, with their descendants, and those
 /// seen below it earlier. Children of ours that are `known` to be something else are not looked at.
 pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)], known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
     let mut found: Vec<(u32, StartTime)> = Vec::new();
-    for (orphan, started) in procfs::children(&known) {
+    for (orphan, started) in marks.orphans.list(&known) {
         if orphan != marks.leader && marks.are_on(orphan) {
             found.push((orphan, started));
             found.extend(procfs::descendants(orphan));
@@ -96,8 +141,14 @@ const LAST_SWEEP: Duration = Duration::from_secs(2);
 
 /// At the end, when no worker is left: whoever still is below us is an orphan of one, even if it
 /// has shed every mark.
-pub async fn sweep_all() {
-    let left = || procfs::descendants(std::process::id());
+/// All but `spared`, with what is below it.
+pub async fn sweep_all(spared: Option<u32>) {
+    let left = || {
+        let below_spared: Vec<u32> = spared.into_iter().flat_map(procfs::descendants).map(|(pid, _)| pid).collect();
+        let mut all = procfs::descendants(std::process::id());
+        all.retain(|(pid, _)| Some(*pid) != spared && !below_spared.contains(pid));
+        all
+    };
     let found = left();
     if found.is_empty() {
         return;

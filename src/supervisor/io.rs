@@ -166,6 +166,27 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Whether something is lost if it is carried out and then forgotten: if not, the state need
+    /// not be written down for it.
+    pub fn matters(&self) -> bool {
+        match self {
+            Self::Probe { .. } | Self::Progress(_) => false,
+            Self::Listen { .. }
+            | Self::Unlisten { .. }
+            | Self::Steer { .. }
+            | Self::Relay { .. }
+            | Self::Spawn { .. }
+            | Self::Drain { .. }
+            | Self::Signal { .. }
+            | Self::Forget { .. }
+            | Self::Finished { .. }
+            | Self::Log { .. }
+            | Self::Removed { .. } => true,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steering {
     pub address: Listen,

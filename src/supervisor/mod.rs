@@ -90,6 +90,11 @@ impl Supervisor {
         Some(effect)
     }
 
+    /// Whether the state has to be written down before the effects that wait are carried out.
+    pub fn to_be_saved(&self) -> bool {
+        self.out.iter().any(Effect::matters)
+    }
+
     /// When [`Input::Tick`] is due.
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
         self.apps.values().filter_map(|app| app.wakes(now)).min()

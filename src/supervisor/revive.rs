@@ -1,21 +1,24 @@
 //! A life after the daemon's death: the state was read back, and what it says is compared with what
 //! is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::app::{App, Wanted};
-use super::io::Effect;
+use super::io::{Effect, Steering};
 use super::types::{OpId, Time, WorkerId};
-use super::view::Exit;
+use super::view::{Exit, OperationKind};
 use super::{Supervisor, each};
+use crate::config::{AppName, Listen};
 
 /// What became of a worker's process while there was no daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Found {
     /// It lives, and runs its program (exec has happened).
     Alive { pid: u32 },
+    /// It lives, but its listening sockets cannot be had: it is replaced, as by a reload.
+    OutOfReach { pid: u32 },
     /// It is gone; `descendants` of it may still live.
     Gone { exit: Exit, descendants: bool },
     /// There never was one: the daemon was killed between the wish and the fork.
@@ -34,8 +37,9 @@ impl Supervisor {
     }
 
     /// Instead of [`Self::revive`] if the machine was started anew since: no process and no socket
-    /// is left, and no time of the state means anything. What is wanted is started again.
-    pub fn reboot(&mut self, now: Time) {
+    /// is left, and no time of the state means anything. What is wanted is started again; with
+    /// `down`, nothing is: all apps are known, and stopped.
+    pub fn reboot(&mut self, now: Time, down: bool) {
         self.act(now, |apps, cx| {
             apps.retain(|name, app| {
                 let keep = app.wanted != Wanted::Deleted;
@@ -44,8 +48,32 @@ impl Supervisor {
                 }
                 keep
             });
-            each(apps, cx, |app, _| app.reboot());
+            each(apps, cx, |app, _| app.reboot(down));
         });
+    }
+
+    /// What an app has, or has asked for: its addresses, and the number of slots of each.
+    pub fn sockets(&self, app: &AppName) -> Option<(Vec<Listen>, u16)> {
+        let listening = &self.apps.get(app)?.listening;
+        let all = [&listening.held, &listening.pending];
+        let slots = all.iter().filter_map(|held| Some(held.as_ref()?.slots)).max()?;
+        let addresses: BTreeSet<&Listen> = all.into_iter().flatten().flat_map(|held| &held.addresses).collect();
+        Some((addresses.into_iter().cloned().collect(), slots))
+    }
+
+    /// The weights that were last put in force.
+    pub fn steering(&self, app: &AppName) -> &[Steering] {
+        self.apps.get(app).and_then(|app| app.steered.as_ref()).map_or(&[], |(_, tables)| tables)
+    }
+
+    /// The actions under way, one for each app at the most.
+    pub fn under_way(&self) -> impl Iterator<Item = (&AppName, OpId, OperationKind)> {
+        self.apps.values().filter_map(|app| app.operation.as_ref().map(|o| (&app.name, o.op, o.kind)))
+    }
+
+    /// The action is under way, or waits for its turn.
+    pub fn is_under_way(&self, op: OpId) -> bool {
+        self.apps.values().flat_map(App::ops).any(|other| other == op)
     }
 
     /// The latest action that the state still knows of. Later ones need other names.

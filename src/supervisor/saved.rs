@@ -285,7 +285,7 @@ mod tests {
             assert!(std::iter::from_fn(|| state.poll_effect()).count() > 5);
         }
         let mut state = read(VERSION_1).unwrap();
-        state.reboot(now);
+        state.reboot(now, false);
         let started: Vec<Effect> =
             std::iter::from_fn(|| state.poll_effect()).filter(|e| matches!(e, Effect::Listen { .. })).collect();
         assert_eq!(started.len(), 1, "{started:#?}");

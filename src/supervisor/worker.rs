@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::app::REPLACED_BY_RELOAD;
+use super::app::{OUT_OF_REACH, REPLACED_BY_RELOAD};
 use super::types::{Revision, Time, WorkerId};
 use super::view::WorkerPhase;
 use crate::config::{AppSpec, Check, Probe};
@@ -162,6 +162,11 @@ impl Worker {
     /// It is to go because of a reload, for no fault of its own.
     pub fn goes_by_reload(&self) -> bool {
         self.condemned.as_deref() == Some(REPLACED_BY_RELOAD)
+    }
+
+    /// Its listening sockets are not in the daemon's hands: nothing can be steered to it.
+    pub fn is_out_of_reach(&self) -> bool {
+        self.condemned.as_deref() == Some(OUT_OF_REACH)
     }
 
     /// Neither being taken away nor gone.

@@ -150,6 +150,13 @@ impl Tree {
         ours.then_some(Leaf { path })
     }
 
+    /// The one made for a worker, if it is still there.
+    #[must_use]
+    pub fn leaf(&self, app: &str, generation: u64) -> Option<Leaf> {
+        let path = self.base.join(format!("app.{app}")).join(generation.to_string());
+        path.is_dir().then_some(Leaf { path })
+    }
+
     /// No worker of the app is left.
     pub fn forget_app(&self, app: &str) {
         let _ = fs::remove_dir(self.base.join(format!("app.{app}")));

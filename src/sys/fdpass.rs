@@ -1,9 +1,9 @@
-//! A message with a file descriptor over a unix socket (`SCM_RIGHTS`, unix(7)), sent from where
-//! nothing may allocate: between fork and exec.
+//! A message with a file descriptor over a unix socket (`SCM_RIGHTS`, unix(7)); [`send`] also from
+//! where nothing may allocate: between fork and exec.
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::raw;
 
@@ -37,9 +37,24 @@ pub(super) unsafe fn send(socket: c_int, payload: &[u8], fd: Option<c_int>) -> b
     }
 }
 
+/// As [`send`], with an error that says why.
+///
+/// # Errors
+/// As `sendmsg(2)`: `WouldBlock` if the socket is non-blocking and full.
+pub fn send_message(socket: impl AsFd, payload: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    raw::retry(|| {
+        // SAFETY: both are borrowed for the call.
+        let sent = unsafe { send(socket.as_fd().as_raw_fd(), payload, fd.map(|fd| fd.as_raw_fd())) };
+        if sent { Ok(()) } else { Err(io::Error::last_os_error()) }
+    })
+}
+
 /// Receives what [`send`] sent: the length of the payload (0 at the end) and the descriptor,
-/// close-on-exec.
-pub(super) fn receive(socket: impl AsFd, payload: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+/// close-on-exec. What is longer than `payload` is cut; a second descriptor is closed by the kernel.
+///
+/// # Errors
+/// As `recvmsg(2)`.
+pub fn receive(socket: impl AsFd, payload: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut iov = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
     let mut control = Control::default();
     // SAFETY: all pointers are to locals and to `payload`, with their lengths; the kernel writes

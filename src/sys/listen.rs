@@ -23,6 +23,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use super::holder::{self, Holder};
 use super::{raw, sockdiag, steer};
 
+mod adopt;
 mod error;
 mod queue;
 mod unix;
@@ -60,6 +61,8 @@ pub struct Group {
     sockets: Vec<Socket>,
     /// The kernel's index of each.
     indexes: Vec<usize>,
+    /// Sockets in the kernel's group that are not in our hands: see [`Group::join`].
+    others: usize,
 }
 
 /// What [`Group::mend`] found.
@@ -96,30 +99,9 @@ impl Group {
         let first = open_socket(addr, family, Sharing::AfterListen)?;
         let actual =
             first.local_addr().map_err(|error| ListenError::new(addr, "getsockname", error))?.as_socket().unwrap_or(addr);
-        let mut group = Group { addr: actual, family, sockets: vec![first], indexes: vec![0] };
+        let mut group = Group { addr: actual, family, sockets: vec![first], indexes: vec![0], others: 0 };
         group.grow(size)?;
         Ok(group)
-    }
-
-    /// Takes back the sockets of a group that an earlier process of rsup opened, in index order.
-    ///
-    /// # Errors
-    /// When there is none, or one is not a listening socket of the same address and family.
-    pub fn adopt(fds: Vec<OwnedFd>) -> io::Result<Group> {
-        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
-        let sockets: Vec<Socket> = fds.into_iter().map(Socket::from).collect();
-        let mut seen: Option<(SocketAddr, Family)> = None;
-        for (index, socket) in sockets.iter().enumerate() {
-            if !socket.is_listener()? {
-                return Err(invalid(format!("socket {index} does not listen")));
-            }
-            let this = identity(socket)?;
-            if *seen.get_or_insert(this) != this {
-                return Err(invalid(format!("socket {index} listens on {} instead", this.0)));
-            }
-        }
-        let (addr, family) = seen.ok_or_else(|| invalid("no sockets".to_owned()))?;
-        Ok(Group { addr, family, indexes: (0..sockets.len()).collect(), sockets })
     }
 
     /// The address, with the port that was picked if 0 was asked for. For [`Family::V6Mapped`]
@@ -161,7 +143,7 @@ impl Group {
         while self.sockets.len() < size {
             match open_socket(self.addr, self.family, Sharing::FromTheStart) {
                 Ok(socket) => {
-                    self.indexes.push(self.sockets.len());
+                    self.indexes.push(self.sockets.len() + self.others);
                     self.sockets.push(socket);
                 }
                 Err(error) => {
@@ -209,6 +191,10 @@ impl Group {
     /// When one cannot listen again: it is then in no place that a program could name.
     pub fn mend(&mut self) -> io::Result<Mended> {
         let mut mended = Mended::Whole;
+        if self.others > 0 && self.fewer_others()? {
+            self.find_order()?;
+            mended = Mended::Again;
+        }
         // Others may be shut down in the meantime.
         for _ in 0..ROUNDS {
             let mut left = Vec::new();
@@ -263,13 +249,17 @@ impl Group {
             // Without the 12 bytes of timestamps, where those are in use.
             Ok((info.tcpi_snd_mss as usize + SEGMENT_STEP - 1).saturating_sub(LEAST_SEGMENT) / SEGMENT_STEP)
         };
-        let found: io::Result<Vec<usize>> = (0..self.sockets.len()).map(slot_at).collect();
+        let found: io::Result<Vec<usize>> = (0..self.sockets.len() + self.others).map(slot_at).collect();
         for socket in &self.sockets {
             offer(socket, 0)?;
         }
         let mut indexes = vec![usize::MAX; self.sockets.len()];
         for (index, slot) in found?.into_iter().enumerate() {
-            *indexes.get_mut(slot).ok_or_else(unknown)? = index;
+            match indexes.get_mut(slot) {
+                Some(place) => *place = index,
+                None if self.others > 0 => {}
+                None => return Err(unknown()),
+            }
         }
         if indexes.contains(&usize::MAX) { Err(unknown()) } else { Ok(indexes) }
     }
@@ -308,7 +298,7 @@ impl Group {
             )));
         }
         let mut by_index = steer::Table {
-            weights: vec![0; self.sockets.len()],
+            weights: vec![0; self.sockets.len() + self.others],
             hold: self.indexes[table.hold.min(self.sockets.len() - 1)],
             balance: table.balance,
         };
@@ -398,6 +388,7 @@ impl Group {
         self.indexes = (0..self.sockets.len()).collect();
         self.addr = addr;
         self.family = want;
+        self.others = 0;
         Ok(empty(old, addr.port()))
     }
 
@@ -499,6 +490,12 @@ fn mapped(addr: SocketAddr) -> SocketAddr {
         SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
         SocketAddr::V6(_) => addr,
     }
+}
+
+/// The address of a TCP socket; `None` for any other.
+#[must_use]
+pub fn local_address(fd: impl AsFd) -> Option<SocketAddr> {
+    socket2::SockRef::from(&fd).local_addr().ok()?.as_socket()
 }
 
 /// Address and family of a listening socket, as [`Group`] names them.

@@ -12,6 +12,9 @@
 //! | [`spawn`] | fork and exec with exact file descriptors |
 //! | [`process`] | signals, exits, limits, clock, credentials |
 //! | [`procfs`] | memory, processor time and descendants of a process |
+//! | [`rescue`] | what a living worker still holds of ours |
+//! | [`inherit`] | descriptors that pass through exec |
+//! | [`fdpass`] | descriptors over unix sockets |
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
 //! | [`readiness`] | descriptors that the event loop waits for |
 //! | [`holder`] | who listens on a port or path |
@@ -25,13 +28,15 @@
 pub mod capability;
 pub mod cgroup;
 pub mod durable;
-mod fdpass;
+pub mod fdpass;
 pub mod holder;
+pub mod inherit;
 pub mod listen;
 pub mod process;
 pub mod procfs;
 mod raw;
 pub mod readiness;
+pub mod rescue;
 pub mod sockdiag;
 pub mod spawn;
 pub mod steer;

@@ -51,6 +51,10 @@ pub struct Plan {
     pub takeover: bool,
     /// Whether to set `PR_SET_NO_NEW_PRIVS`: see [`takeover::Support::Yes`].
     pub no_new_privs: bool,
+    /// Whether processes of the same user that are no ancestors may look into it as a tracer may
+    /// (`PR_SET_PTRACER_ANY`): the next daemon is none, and where Yama's `ptrace_scope` is 1 it could
+    /// neither answer the worker's `bind(2)` nor take its sockets back.
+    pub allow_tracer: bool,
     /// Limits of open files, if not to be those of this process: see [`process::raise_nofile`].
     pub nofile: Option<Limit>,
     /// Whom to become, if not this process's user.
@@ -79,6 +83,7 @@ impl Plan {
             extra: Vec::new(),
             takeover: false,
             no_new_privs: false,
+            allow_tracer: false,
             nofile: None,
             credentials: None,
             nice: None,
@@ -255,6 +260,7 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     };
     let cgroup = plan.cgroup.as_ref().map(|fd| lift(fd.as_fd())).transpose()?;
     let cgroup = cgroup.as_ref().map(AsRawFd::as_raw_fd);
+    prepared.allow_tracer = plan.allow_tracer;
 
     let signals = process::block_signals().map_err(system(Step::Fork))?;
     // SAFETY: the child calls `run` alone, which makes only async-signal-safe calls on memory

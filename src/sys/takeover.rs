@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use libc::{seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp, sock_filter};
 
-use super::{listen, process, raw};
+use super::{listen, process, raw, rescue};
 
 mod support;
 pub use support::{Support, probe_support};
@@ -344,11 +344,7 @@ fn app_socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSocket> {
         result => result,
     }
     .map_err(|error| raw::context("pidfd_open", &error))?;
-    // SAFETY: three integers.
-    let copy = raw::check_long(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
-        .map_err(|error| raw::context("pidfd_getfd", &error))?;
-    // SAFETY: the kernel has just made it for us.
-    let copy = unsafe { raw::own(copy as c_int) };
+    let copy = rescue::getfd(&pidfd, fd).map_err(|error| raw::context("pidfd_getfd", &error))?;
     let option = |name| raw::getsockopt::<c_int>(&copy, libc::SOL_SOCKET, name);
     let is_v6 = option(libc::SO_DOMAIN)? == libc::AF_INET6;
     Ok(AppSocket {

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
-use crate::common::{Home, is_alive, wait_for};
-use crate::{ALICE, BOB, NOBODY, open, open_home, root, script, the_pid};
+use crate::common::{Home, command_line, is_alive, wait_for};
+use crate::{ALICE, BOB, NOBODY, open, open_home, root, script, status, the_pid};
 
 const SLEEPER: &str = "command = [\"sleep\", \"1000\"]";
 
@@ -48,13 +48,23 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
     home.ok(&["start", "--only", "waits", "--no-wait"]);
     home.wait_view("waits", "its worker", |view| view["workers"][0]["pid"].is_u64());
     let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
-    let neighbours: Vec<u32> = ["other", "mine", "waits"].iter().map(|app| the_pid(&home, app)).collect();
+    let mut neighbours: Vec<u32> = ["other", "mine", "waits"].iter().map(|app| the_pid(&home, app)).collect();
+    let keeper: u32 = status(daemon, "PPid").parse().expect("a number");
+    assert!(command_line(keeper).contains("keeper"), "the daemon has no keeper: {}", command_line(keeper));
+    neighbours.push(keeper);
     let rsup = home.rsup_home();
-    let files: Vec<String> =
-        ["state/daemon.log", "state/logs/other-out.log", "state/logs/mine-err.log", "state/state.json", "run/daemon.lock"]
-            .iter()
-            .map(|file| rsup.join(file).display().to_string())
-            .collect();
+    let files: Vec<String> = [
+        "state/daemon.log",
+        "state/logs/other-out.log",
+        "state/logs/mine-err.log",
+        "state/state.json",
+        "run/state.json",
+        "run/daemon.lock",
+        "run/keeper.lock",
+    ]
+    .iter()
+    .map(|file| rsup.join(file).display().to_string())
+    .collect();
     let sockets: Vec<String> = (0..10).map(|n| rsup.join(format!("run.notify/{n}")).display().to_string()).collect();
     assert!(sockets.iter().any(|path| fs::symlink_metadata(path).is_ok()), "the socket of `waits` is not where it is attacked");
     let env = format!(

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::common::{Home, apps, is_alive, signal, wait_for, wait_until};
-use crate::{root, texts, the_pid};
+use crate::{texts, the_pid};
 
 /// The folder of a worker's own cgroup; `None` where rsup has none to give, which is then said.
 fn cgroup(pid: u32) -> Option<PathBuf> {
@@ -104,21 +104,26 @@ fn a_process_that_shed_every_mark_dies_with_its_worker() {
 
 #[test]
 fn a_cgroup_outlives_the_daemon_with_its_worker() {
-    if !root() {
-        return;
-    }
     let home = Home::new();
-    home.ok(&["start", "-n", "a", "--", "sleep", "1000"]);
+    let Some(python) = apps::python() else { return };
+    home.config(&format!("[app.a]\n{}\nkill_timeout = \"2s\"\n", apps::toml_command(&[python, "-c", SHEDS])));
+    home.ok(&["start"]);
     let pid = the_pid(&home, "a");
     let Some(folder) = cgroup(pid) else { return };
+    let members = || fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+    wait_until("the orphan", || members().lines().count() == 2);
+    let before = members();
     let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
     signal(daemon, Signal::SIGKILL);
     wait_until("the daemon's end", || !is_alive(daemon));
-    assert!(is_alive(pid), "nobody may kill the workers of a dead daemon");
-    assert_eq!(fs::read_to_string(folder.join("cgroup.procs")).expect("members").trim(), pid.to_string());
-    signal(pid, Signal::SIGKILL);
-    wait_until("the worker's end", || !is_alive(pid));
-    for folder in folder.ancestors().take(3) {
-        wait_until("an empty cgroup can be removed", || fs::remove_dir(folder).is_ok() || !folder.exists());
-    }
+    let next = home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+    assert_ne!(daemon, next);
+    assert_eq!(the_pid(&home, "a"), pid, "nobody may kill the workers of a dead daemon");
+    assert_eq!(members(), before);
+    // The next one knows it again: with the worker goes what it left behind.
+    home.ok(&["stop", "a"]);
+    assert!(before.lines().all(|pid| !is_alive(pid.parse().expect("a pid"))), "{before}");
+    let base = folder.ancestors().nth(2).expect("of rsup").to_owned();
+    home.ok(&["kill"]);
+    wait_until("all of it is taken away", || !base.exists());
 }

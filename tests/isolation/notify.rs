@@ -81,3 +81,27 @@ fn what_another_process_of_the_same_user_says_does_not_count() {
     home.write("go", "");
     start.wait().ok();
 }
+
+#[test]
+fn a_worker_of_another_user_is_heard_by_the_next_daemon_too() {
+    if !root() {
+        return;
+    }
+    let home = open_home();
+    if !app(&home, "user = \"nobody\"") {
+        return;
+    }
+    home.ok(&["start", "--no-wait"]);
+    home.wait_view("a", "its worker", |view| view["workers"][0]["phase"] == "starting");
+    let (pid, path) = (the_pid(&home, "a"), socket(&home));
+    let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+    crate::common::signal(daemon, nix::sys::signal::Signal::SIGKILL);
+    wait_until("the daemon's end", || !crate::common::is_alive(daemon));
+    home.ok(&["ping"]);
+    assert_eq!(fs::symlink_metadata(&path).expect("the socket").uid(), NOBODY);
+    UnixDatagram::unbound().expect("a socket").send_to(b"READY=1", &path).expect("sent");
+    wait_until("a stranger is not believed", || home.daemon_log().contains("none of its own, said that it is ready"));
+    home.write("go", "");
+    home.wait_view("a", "that it is ready", |view| view["workers"][0]["phase"] == "ready");
+    assert_eq!(the_pid(&home, "a"), pid);
+}

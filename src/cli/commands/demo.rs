@@ -139,7 +139,7 @@ fn free_port() -> Result<SocketAddr, Problem> {
 }
 
 fn sample_app(sandbox: &Sandbox, addr: SocketAddr) -> Result<AppSpec, Problem> {
-    let program = daemonize::program().into_os_string().into_string().unwrap_or_else(|_| "/proc/self/exe".into());
+    let program = crate::paths::program().into_os_string().into_string().unwrap_or_else(|_| "/proc/self/exe".into());
     let mut spec = config::from_script(&Script {
         name: Some(APP.into()),
         command: vec![program, "sample-app".into()],

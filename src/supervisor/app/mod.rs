@@ -24,6 +24,8 @@ use crate::config::{AppName, AppSpec, Balance, Listen};
 /// The reason of workers that go because of a reload, and stay if it fails.
 pub const REPLACED_BY_RELOAD: &str = "replaced by a reload";
 pub const RESTARTED: &str = "restarted";
+/// The reason of workers whose sockets are not in the daemon's hands.
+pub const OUT_OF_REACH: &str = "rsup was killed together with its keeper, and may not take the worker's sockets back";
 const SCALED_DOWN: &str = "scaled down";
 
 /// Events kept for `describe`.

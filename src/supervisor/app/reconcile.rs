@@ -241,7 +241,9 @@ impl App {
     fn weights(&self, address: &Listen) -> Vec<u32> {
         let weigh = |take_unready: bool| -> Vec<u32> {
             let takes = |w: &Worker| match &w.state {
-                State::Ready { unready, .. } => (take_unready || !unready) && w.spec().listen.contains(address),
+                State::Ready { unready, .. } => {
+                    (take_unready || !unready) && !w.is_out_of_reach() && w.spec().listen.contains(address)
+                }
                 State::Spawning { .. }
                 | State::Starting { .. }
                 | State::Draining { .. }

@@ -8,8 +8,8 @@ use super::super::operation::Course;
 use super::super::revive::Found;
 use super::super::types::{OpId, WorkerId};
 use super::super::view::{Exit, Step};
-use super::super::worker::State;
-use super::{App, Context, Listening};
+use super::super::worker::{Clock, State};
+use super::{App, Context, Listening, OUT_OF_REACH, Wanted};
 use crate::exit::SIGKILL;
 
 /// What was on its way up had nobody to see it ready: it gets at least this much time.
@@ -57,9 +57,13 @@ impl App {
     fn resolve(&mut self, id: &WorkerId, found: &Found, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else { return };
         match (&worker.state, *found) {
-            (State::Sweeping { .. }, Found::Alive { .. } | Found::Gone { descendants: true, .. }) => {}
+            (State::Sweeping { .. }, Found::Alive { .. } | Found::OutOfReach { .. } | Found::Gone { descendants: true, .. }) => {}
             (State::Sweeping { .. }, Found::Gone { descendants: false, .. } | Found::NeverStarted) => self.remove(id, cx),
             (_, Found::Alive { pid }) => self.lives(id, pid, cx),
+            (_, Found::OutOfReach { pid }) => {
+                self.lives(id, pid, cx);
+                self.out_of_reach(id, cx);
+            }
             (_, Found::Gone { exit, descendants }) => self.on_exited(id, exit, descendants, cx),
             (State::Spawning { .. }, Found::NeverStarted) => self.never_started(id),
             (State::Draining { .. } | State::Stopping { .. } | State::Killing { .. }, Found::NeverStarted) => self.remove(id, cx),
@@ -101,6 +105,19 @@ impl App {
         }
     }
 
+    /// No traffic can be steered to it any more, and no probe reaches it.
+    fn out_of_reach(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
+        let Some(worker) = self.worker(id) else { return };
+        worker.condemned = Some(OUT_OF_REACH.to_owned());
+        if let State::Ready { unready, readiness, liveness, .. } = &mut worker.state {
+            *unready = true;
+            *readiness = Clock::never();
+            *liveness = Clock::never();
+        }
+        let instance = worker.instance;
+        self.note(format!("{instance} is replaced: {OUT_OF_REACH}"), true, cx);
+    }
+
     /// Only on: a daemon relays nothing before it is told to, and must not touch the sockets of
     /// workers that accept from them.
     fn relays_again(&self, cx: &mut Context<'_>) {
@@ -132,13 +149,16 @@ impl App {
     }
 
     /// Nothing is left but what is wanted.
-    pub fn reboot(&mut self) {
+    pub fn reboot(&mut self, down: bool) {
         // A reload that did not get to its end has changed nothing.
         if let Some(operation) = self.operation.take().filter(|o| o.may_go_back())
             && let Some(before) = operation.before
         {
             self.target = before.target;
             self.instances = before.instances;
+        }
+        if down {
+            self.wanted = Wanted::Down;
         }
         self.queue.clear();
         self.slots.clear();

@@ -174,7 +174,7 @@ impl World {
         self.asked.clear();
         self.now = Time(ms(self.random.u64(..30_000)));
         self.reviving = true;
-        self.core.reboot(self.now);
+        self.core.reboot(self.now, false);
         let effects = self.effects();
         for effect in &effects {
             self.carry_out(effect);

@@ -11,6 +11,15 @@ use super::{StartTime, Stat, stat};
 /// if it changes between two reads.
 const LIST: usize = 64 << 10;
 
+/// The children of process `parent`; zombies left out, and those that are `known`. By a scan of all
+/// processes: for another process than this one the kernel's own list may be incomplete.
+#[must_use]
+pub fn children_of(parent: u32, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+    let of_parent = |(_, stat): &(u32, Stat)| stat.parent == parent && stat.state != b'Z';
+    let all = super::all().into_iter().filter(|pid| !known(*pid)).filter_map(|pid| Some((pid, stat(pid).ok()?)));
+    all.filter(of_parent).map(|(pid, stat)| (pid, stat.started)).collect()
+}
+
 /// The children of this process, orphans that came to it included; zombies left out, and those that
 /// are `known`, which cost nothing.
 #[must_use]

@@ -104,16 +104,59 @@ fn a_group_survives_its_process_state() {
         if family == Family::V6Mapped {
             group.change_family(family).unwrap();
         }
-        let fds = (0..3).map(|slot| group.dup(slot).unwrap()).collect();
+        let fds = (0..3).map(|slot| group.dup(slot).ok()).collect();
         let same = Group::adopt(fds).unwrap();
         assert_eq!((same.addr(), same.family(), same.len()), (group.addr(), family, 3));
     }
     assert!(Group::adopt(Vec::new()).is_err());
     let one = Group::open(localhost(), false, 1).unwrap();
     let two = Group::open(localhost(), false, 1).unwrap();
-    assert!(Group::adopt(vec![one.dup(0).unwrap(), two.dup(0).unwrap()]).is_err());
-    let mute = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    assert!(Group::adopt(vec![mute.into()]).is_err());
+    assert!(Group::adopt(vec![None, None]).is_err());
+    assert!(Group::adopt(vec![one.dup(0).ok(), two.dup(0).ok()]).is_err());
+    let file = std::fs::File::open("/dev/null").unwrap();
+    assert!(Group::adopt(vec![Some(file.into())]).is_err());
+}
+
+/// Every slot gets the connections that are meant for it.
+fn assert_steered(group: &Group) {
+    for slot in 0..group.len() {
+        group.steer(&sole(group.len(), slot)).unwrap();
+        let _client = TcpStream::connect(group.addr()).unwrap();
+        assert!(accept_nonblocking(group.fd(slot)).unwrap().is_some(), "slot {slot} of {group:?}");
+    }
+}
+
+#[test]
+fn what_is_left_of_a_group_becomes_whole_again() {
+    for left in [[false, true, true, false, true], [true, false, false, false, false], [false, false, false, false, true]] {
+        let group = Group::open(localhost(), false, 5).unwrap();
+        group.steer(&sole(5, 4)).unwrap();
+        // As workers hold them: of the others, the kernel moves the last into each hole.
+        let copies: Vec<_> = left.iter().enumerate().map(|(slot, held)| held.then(|| group.dup(slot).unwrap())).collect();
+        drop(group);
+        let mut again = Group::adopt(copies).unwrap();
+        again.steer(&sole(5, 0)).unwrap();
+        again.find_order().unwrap();
+        assert_steered(&again);
+    }
+}
+
+#[test]
+fn a_group_beside_sockets_that_cannot_be_had() {
+    let group = Group::open(localhost(), false, 3).unwrap();
+    group.steer(&sole(3, 2)).unwrap();
+    let beyond_reach: Vec<_> = [1, 2].map(|slot| group.dup(slot).unwrap()).into();
+    let addr = group.addr();
+    drop(group);
+    let mut ours = Group::join(addr, false, 4).unwrap();
+    ours.steer(&sole(4, 0)).unwrap();
+    ours.find_order().unwrap();
+    assert_steered(&ours);
+    // When those workers end, the kernel moves ours into their places.
+    drop(beyond_reach);
+    assert_eq!(ours.mend().unwrap(), Mended::Again);
+    assert_steered(&ours);
+    assert_eq!(ours.mend().unwrap(), Mended::Whole);
 }
 
 #[test]

@@ -98,5 +98,5 @@ fn orphans_of_others_are_left_alone() {
     assert_eq!(gone.raw_os_error(), Some(libc::ECHILD));
     let (plan, _out) = super::plan(&["sh", "-c", "kill -9 $$"]);
     let child = spawn(plan).unwrap();
-    assert_eq!(ended(&child).to_string(), "SIGKILL");
+    assert_eq!(ended(&child).to_string(), "killed by SIGKILL");
 }

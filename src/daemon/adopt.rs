@@ -1,0 +1,255 @@
+//! Going on from where a dead daemon was: its workers live, its descriptors are in the vault, and
+//! its state is on file.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::isolation::Confinement;
+use super::spawn::{answer_binds, until_end, wants_takeover};
+use super::state::{Process, State};
+use super::tree::{self, Marks, Orphans};
+use super::vault::name;
+use super::{Daemon, complain, notify, now};
+use crate::config::{AppName, Check, Listen, Log};
+use crate::logs::{Source, Stream};
+use crate::supervisor::{Found, Worker, WorkerId, WorkerPhase};
+use crate::sys::listen::local_address;
+use crate::sys::procfs::{self, PipeId};
+use crate::sys::{process, rescue, takeover};
+
+/// How long a worker that was forked just before the daemon's death may take to come to its exec.
+const EXEC: Duration = Duration::from_secs(1);
+/// And how long the end of one that is of no use may take.
+const END: Duration = Duration::from_secs(2);
+
+/// A worker's process that lives.
+struct Living {
+    process: Process,
+    pidfd: Arc<OwnedFd>,
+    /// Its copies of listening sockets, where nobody else has one.
+    sockets: Vec<OwnedFd>,
+}
+
+impl Daemon {
+    /// Takes over what the state says, as far as it is still there.
+    pub(super) fn adopt(&mut self, state: State) {
+        let State { daemon, supervisor, .. } = state;
+        self.supervisor = supervisor;
+        self.rest = daemon;
+        self.ending = self.rest.ending.is_some();
+        self.calls.go_on_after(self.last_op());
+        let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
+        let workers: Vec<Worker> = apps.iter().flat_map(|app| self.supervisor.workers(app)).cloned().collect();
+        let mut living: HashMap<u64, Living> = workers.iter().filter_map(|w| Some((w.id.generation, self.living(w)?))).collect();
+        for app in &apps {
+            self.adopt_sockets(app, &mut living);
+        }
+        let mut found = BTreeMap::new();
+        for worker in &workers {
+            let what = match living.remove(&worker.id.generation) {
+                Some(living) => self.adopt_worker(worker, living),
+                None => self.adopt_remains(worker),
+            };
+            found.insert(worker.id.clone(), what);
+        }
+        self.rest.processes.retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
+        self.adopt_output(&workers);
+        let live = found.values().filter(|f| matches!(f, Found::Alive { .. } | Found::OutOfReach { .. })).count();
+        info!("{live} of {} workers of an earlier daemon are adopted", workers.len());
+        self.supervisor.revive(now(), &found);
+        for app in &apps {
+            if self.apps.contains_key(app) {
+                self.start_relays(app, None);
+            }
+        }
+        if self.ending {
+            // The earlier daemon may have died before it told anybody.
+            self.stop_all_apps();
+        }
+    }
+
+    /// The worker's process, if it lives and can be of use.
+    fn living(&mut self, worker: &Worker) -> Option<Living> {
+        let id = &worker.id;
+        let early = worker.phase() == WorkerPhase::Spawning;
+        let Some(process) = self.rest.processes.get(&id.generation).copied() else {
+            // Forked, and the daemon was killed before it could write that down.
+            let (pid, started) = tree::unrecorded(id, self.orphans()).filter(|_| early)?;
+            warn!("{id}: pid {pid} was started and not written down; it is ended, and started anew");
+            end(Process { pid, started });
+            return None;
+        };
+        let Process { pid, started } = process;
+        // The pidfd is taken first and the identity checked after: then it cannot be a stranger's.
+        let pidfd = Arc::new(process::pidfd_open(pid).ok()?);
+        if !procfs::is_alive(pid, started) {
+            return None;
+        }
+        let deadline = Instant::now() + EXEC;
+        while early && !tree::runs_its_program(pid, id) && procfs::is_alive(pid, started) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let sockets = match rescue::listening_sockets(&pidfd, pid) {
+            Ok(sockets) => sockets,
+            Err(why) => {
+                info!("{id}: cannot look for its sockets: {why}");
+                Vec::new()
+            }
+        };
+        let coming = early || worker.phase() == WorkerPhase::Starting;
+        let deaf = wants_takeover(worker.spec()) && self.vault.get(&name::binds(id.generation)).is_none() && sockets.is_empty();
+        if (early && !tree::runs_its_program(pid, id)) || (coming && deaf) {
+            // Nobody could answer its bind(2) any more; it has never served.
+            info!("{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew");
+            end(process);
+            return None;
+        }
+        Some(Living { process, pidfd, sockets })
+    }
+
+    fn orphans(&self) -> Orphans {
+        Orphans::Adopted { keeper: self.keeper }
+    }
+
+    fn adopt_sockets(&mut self, app: &AppName, living: &mut HashMap<u64, Living>) {
+        let Some((addresses, slots)) = self.supervisor.sockets(app) else { return };
+        let by_slot: HashMap<u16, u64> = self.supervisor.workers(app).map(|w| (w.id.slot, w.id.generation)).collect();
+        for address in addresses {
+            let steering = self.supervisor.steering(app).to_vec();
+            let wanted = address.tcp();
+            let of_worker = |slot: u16| {
+                let living = living.get(by_slot.get(&slot)?)?;
+                let fd = living.sockets.iter().find(|fd| match (&address, local_address(fd)) {
+                    (Listen::Tcp { .. }, Some(socket)) => wanted.is_some_and(|wanted| wanted.port() == socket.port()),
+                    (Listen::Unix(path), None) => rescue::unix_path(fd).is_some_and(|bound| bound == *path),
+                    (Listen::Tcp { .. }, None) | (Listen::Unix(_), Some(_)) => false,
+                })?;
+                fd.try_clone().ok()
+            };
+            let others = by_slot.values().any(|generation| living.contains_key(generation));
+            let vault = &self.vault;
+            let kept = |place| vault.get(&name::socket(app, &address, place));
+            // Borrowed apart from the vault.
+            let resources = Self::resources(&mut self.apps, &self.events, app);
+            if let Err(why) = resources.sockets.adopt(&address, slots, &steering, kept, of_worker, others) {
+                complain(&format!("{app}: {address}"), why);
+            }
+        }
+        self.keep_sockets(app);
+    }
+
+    fn adopt_worker(&mut self, worker: &Worker, living: Living) -> Found {
+        let Living { process: Process { pid, .. }, pidfd, sockets } = living;
+        let id = &worker.id;
+        let spec = worker.spec();
+        let confinement = self.isolation.adopt(worker, Some(pid));
+        let notify = self.adopt_notify(worker, &confinement);
+        let marks = self.marks(worker, pid, &confinement);
+        self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
+        tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
+        if let Some(listener) = self.vault.get(&name::binds(id.generation)) {
+            tokio::spawn(answer_binds(id.clone(), takeover::Listener::from(listener), self.events.clone()));
+        }
+        if spec.max_memory.is_some() {
+            self.meter.limit(id.generation);
+        }
+        let kept = |address: &Listen| {
+            sockets.iter().any(|fd| local_address(fd).is_some_and(|s| address.tcp().is_some_and(|a| a.port() == s.port())))
+                || self.kept_before.contains(&name::socket(&id.app, address, usize::from(id.slot) + 1))
+        };
+        let within_reach = spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
+        if within_reach { Found::Alive { pid } } else { Found::OutOfReach { pid } }
+    }
+
+    /// What is left of a worker that ended while there was no daemon.
+    fn adopt_remains(&mut self, worker: &Worker) -> Found {
+        let id = &worker.id;
+        let Some(Process { pid, .. }) = self.rest.processes.get(&id.generation).copied() else { return Found::NeverStarted };
+        let confinement = self.isolation.adopt(worker, None);
+        let exit = confinement.judge(self.vault.how_ended_now(pid));
+        let marks = self.marks(worker, pid, &confinement);
+        self.watch(id, pid, None, marks, None, confinement);
+        let Some(running) = self.running.get(&id.generation) else { return Found::NeverStarted };
+        let descendants = !running.remains(|_| false).is_empty();
+        if descendants {
+            running.await_end_of_tree(self.events.clone());
+        }
+        Found::Gone { exit, descendants }
+    }
+
+    fn marks(&self, worker: &Worker, leader: u32, confinement: &Confinement) -> Marks {
+        let id = &worker.id;
+        let output = [Stream::Out, Stream::Err]
+            .into_iter()
+            .filter_map(|stream| self.output_pipe(id, stream, u32::from(worker.instance), leader))
+            .filter_map(|pipe| PipeId::of(pipe).ok())
+            .collect();
+        Marks { worker: id.clone(), leader, output, cgroup: confinement.leaf().cloned(), orphans: self.orphans() }
+    }
+
+    /// From the vault, or else from the worker itself.
+    fn output_pipe(&self, id: &WorkerId, stream: Stream, instance: u32, pid: u32) -> Option<OwnedFd> {
+        let number = match stream {
+            Stream::Out => 1,
+            Stream::Err => 2,
+        };
+        let name = name::output(id.generation, stream, id.app.as_str(), instance);
+        self.vault.get(&name).or_else(|| rescue::output_pipe(pid, number).ok())
+    }
+
+    fn adopt_notify(&self, worker: &Worker, confinement: &Confinement) -> Option<notify::Channel> {
+        let id = &worker.id;
+        if worker.spec().readiness.check != Check::Notify {
+            return None;
+        }
+        let datagrams = self.vault.get(&name::notify(id.generation))?;
+        let node = self.vault.get(&name::node(id.generation))?;
+        let ends = notify::Ends { datagrams, node };
+        notify::Channel::listen(ends, &self.paths, id, confinement.owner(), self.events.clone())
+            .inspect_err(|why| complain(&format!("{id}: its notifications cannot be heard"), why))
+            .ok()
+    }
+
+    /// Goes on reading the output of all workers: also what dead ones have left in their pipes.
+    fn adopt_output(&mut self, workers: &[Worker]) {
+        for worker in workers {
+            let (id, instance) = (&worker.id, u32::from(worker.instance));
+            let Some(pid) = self.rest.processes.get(&id.generation).map(|p| p.pid) else { continue };
+            for stream in [Stream::Out, Stream::Err] {
+                let name = name::output(id.generation, stream, id.app.as_str(), instance);
+                if let Some(pipe) = self.output_pipe(id, stream, instance, pid) {
+                    self.vault.keep_exactly(&name, vec![(name.clone(), std::os::fd::AsFd::as_fd(&pipe))]);
+                }
+            }
+        }
+        let names: Vec<String> = self.vault.names().map(str::to_owned).collect();
+        for kept in names {
+            let Some((generation, stream, app, instance)) = name::parse_output(&kept) else { continue };
+            let Some(pipe) = self.vault.get(&kept) else { continue };
+            let app = AppName::new(app);
+            let log = workers.iter().find(|w| w.id.generation == generation).map(|w| &w.spec().log);
+            let log = log.or_else(|| self.supervisor.revision(&app).map(|r| &r.spec.log)).cloned();
+            let settings = self.log_settings(&app, &log.unwrap_or_else(Log::plain));
+            self.pump.attach(Source { app: app.shared(), instance, key: generation }, stream, pipe, &settings);
+            if !workers.iter().any(|w| w.id.generation == generation) {
+                self.forget_output(generation);
+            }
+        }
+        self.pump.adopted();
+    }
+}
+
+/// Ends a process that never served, with what is below it, and waits for that.
+fn end(process: Process) {
+    let mut all = tree::below(process.pid);
+    all.push((process.pid, process.started));
+    let deadline = Instant::now() + END;
+    while all.iter().any(|(pid, started)| procfs::is_alive(*pid, *started)) && Instant::now() < deadline {
+        tree::signal(&all, nix::libc::SIGKILL);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

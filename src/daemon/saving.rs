@@ -1,0 +1,171 @@
+//! When the state is written down, and what a new daemon makes of what it finds.
+
+use std::io;
+
+use tracing::{error, info, warn};
+
+use super::state::{self, Ending, Process, ReadError, Saver, State};
+use super::{Daemon, Event, Events, Options, complain, now};
+use crate::paths::Paths;
+use crate::supervisor::WorkerId;
+use crate::sys::process;
+
+/// How the writing goes.
+pub struct Saving {
+    boot: String,
+    /// None where a reboot has nothing to remember: what is to run is given anew each time.
+    saver: Option<Saver>,
+    /// What the live state does not say yet.
+    unsaved: bool,
+    /// Nor the saved one.
+    unsaved_for_reboot: bool,
+    /// Why the live state, or the saved one, could not be written the last time.
+    troubles: [Option<String>; 2],
+}
+
+impl Saving {
+    pub fn start(paths: &Paths, options: &Options, events: &Events) -> io::Result<Self> {
+        let events = events.clone();
+        let told = move |how| drop(events.send(Event::Saved(how)));
+        let saver = match given_anew(options) {
+            true => None,
+            false => Some(Saver::start(paths.saved_state(), told)?),
+        };
+        // Without /proc nothing of rsup works.
+        let boot = process::boot_id()?;
+        Ok(Self { boot, saver, unsaved: false, unsaved_for_reboot: false, troubles: [None, None] })
+    }
+
+    /// What is wrong with it, in words.
+    pub fn trouble(&self) -> Option<&str> {
+        self.troubles.iter().flatten().next().map(String::as_str)
+    }
+
+    fn note(&mut self, which: usize, what: &str, how: io::Result<()>) {
+        let trouble = how.err().map(|why| format!("{what}: {why}"));
+        match (&self.troubles[which], &trouble) {
+            (None, Some(new)) => error!("{new}; serving goes on"),
+            (Some(_), None) => info!("the state can be written again"),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        self.troubles[which] = trouble;
+    }
+}
+
+/// In the foreground with apps: the same ones are given at each start.
+fn given_anew(options: &Options) -> bool {
+    options.foreground && options.start.is_some()
+}
+
+impl Daemon {
+    /// Something happened that the next daemon has to know.
+    pub(super) fn unsaved(&mut self) {
+        self.saving.unsaved = true;
+    }
+
+    /// And that a reboot must not forget.
+    pub(super) fn unsaved_for_reboot(&mut self) {
+        self.saving.unsaved = true;
+        self.saving.unsaved_for_reboot = true;
+    }
+
+    pub(super) fn record(&mut self, worker: &WorkerId, process: Process) {
+        self.rest.processes.insert(worker.generation, process);
+        // At once: until then nobody else knows of it.
+        self.save();
+    }
+
+    pub(super) fn save_if_needed(&mut self) {
+        if self.saving.unsaved || self.supervisor.to_be_saved() {
+            self.save();
+        }
+    }
+
+    fn save(&mut self) {
+        self.saving.unsaved = false;
+        let bytes = match state::encode(&self.saving.boot, &self.rest, &self.supervisor) {
+            Ok(bytes) => bytes,
+            Err(why) => return complain("the state cannot be put into words", why),
+        };
+        let path = self.paths.live_state();
+        let how = state::write(&path, &bytes, false);
+        // It is tried again with the next change, or in a while.
+        self.saving.unsaved_for_reboot &= !self.ending;
+        self.saving.note(0, &format!("cannot write {}, so a killed rsup could not go on", path.display()), how);
+        if std::mem::take(&mut self.saving.unsaved_for_reboot)
+            && let Some(saver) = &self.saving.saver
+        {
+            saver.save(bytes);
+        }
+    }
+
+    /// From time to time, in case a disk was full.
+    pub(super) fn save_again(&mut self) {
+        if self.saving.trouble().is_some() {
+            self.unsaved_for_reboot();
+            self.save();
+        }
+    }
+
+    pub(super) fn on_saved(&mut self, how: io::Result<()>) {
+        let path = self.paths.saved_state();
+        self.saving.note(1, &format!("cannot write {}, so a reboot would forget changes", path.display()), how);
+    }
+
+    /// Everything is to be stopped: what is wanted now is what a later daemon is to know.
+    pub(super) fn note_end(&mut self, why: Ending) {
+        self.rest.ending = Some(why);
+        self.unsaved_for_reboot();
+        self.save();
+        self.ending = true;
+    }
+
+    /// The end on purpose: nobody has to go on.
+    pub(super) fn end_of_state(&mut self) {
+        if let Err(why) = std::fs::remove_file(self.paths.live_state())
+            && why.kind() != io::ErrorKind::NotFound
+        {
+            complain("the state of this daemon cannot be removed", why);
+        }
+        self.vault.bye();
+        self.saving.saver = None;
+    }
+
+    /// Goes on from where an earlier daemon was, if there was one.
+    pub(super) fn go_on(&mut self) {
+        match self.read(&self.paths.live_state()) {
+            Some(state) if state.boot == self.saving.boot => return self.adopt(state),
+            Some(_) | None => {}
+        }
+        if given_anew(&self.options) {
+            return;
+        }
+        let Some(state) = self.read(&self.paths.saved_state()) else { return };
+        let State { boot, daemon, supervisor } = state;
+        // After a reboot everything that was wanted comes back, whatever ended it.
+        let down = daemon.ending == Some(Ending::Kill) && boot == self.saving.boot;
+        self.supervisor = supervisor;
+        self.calls.go_on_after(self.last_op());
+        let apps = self.supervisor.names().count();
+        match (apps, down) {
+            (0, _) => {}
+            (_, true) => info!("{apps} apps are known from before `rsup kill`, and stay stopped"),
+            (_, false) => info!("{apps} apps come back as they were"),
+        }
+        self.supervisor.reboot(now(), down);
+        self.unsaved_for_reboot();
+    }
+
+    fn read(&self, path: &std::path::Path) -> Option<State> {
+        match state::read(path) {
+            Ok(state) => Some(state),
+            Err(ReadError::None) => None,
+            Err(why) => {
+                let aside =
+                    state::put_aside(path).map_or_else(|| "left as it is".into(), |to| format!("put aside as {}", to.display()));
+                warn!("the state in {} cannot be used: {why}; it is {aside}", path.display());
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The state, written down: for the next daemon of this boot, and for the next boot.
+//!
+//! Two files with the same content. The *live* one, in the runtime folder, is written before effects
+//! are carried out, and is gone once a daemon has ended on purpose; it need not survive the machine,
+//! so nobody waits for a disk. The *saved* one, in the state folder, is written by a thread of its
+//! own, with fsync(2), whenever something changed that a reboot must not forget. Both are replaced
+//! by rename(2), mode 0600.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use serde::{Deserialize, Serialize};
+
+use crate::supervisor::{OpError, OpId, STATE_VERSION, Supervisor};
+use crate::sys::procfs::StartTime;
+
+/// What is written.
+#[derive(Serialize)]
+struct Writing<'a> {
+    version: u32,
+    rsup: &'static str,
+    boot: &'a str,
+    daemon: &'a Rest,
+    supervisor: &'a Supervisor,
+}
+
+/// What was read.
+#[derive(Debug, Deserialize)]
+pub struct State {
+    /// The kernel's name of the boot in which it was written.
+    pub boot: String,
+    pub daemon: Rest,
+    pub supervisor: Supervisor,
+}
+
+/// What the daemon knows beside the supervisor. Fields that are new get `#[serde(default)]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rest {
+    /// Every app is being stopped, and then the daemon ends.
+    #[serde(default)]
+    pub ending: Option<Ending>,
+    /// Processes of workers, by generation.
+    #[serde(default)]
+    pub processes: BTreeMap<u64, Process>,
+    /// How the latest actions ended: who waited for one may have lost the daemon before its answer.
+    #[serde(default)]
+    pub results: VecDeque<(OpId, Result<(), OpError>)>,
+}
+
+/// Why a daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// The user wants everything to be down (`rsup kill`): apps are known to the next daemon, and stay down.
+    Kill,
+    /// The machine or another supervisor ends it: apps come back with the next one.
+    Signal,
+}
+
+/// A worker's process, named for good: a number alone may be another's by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    pub started: StartTime,
+}
+
+/// Why a state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("there is none")]
+    None,
+    #[error("{0}")]
+    Io(io::Error),
+    #[error("it was written by rsup {rsup} in a form (version {version}) that this rsup does not know")]
+    Version { version: u32, rsup: String },
+    #[error("it cannot be understood: {0}")]
+    Broken(serde_json::Error),
+}
+
+/// The state as it is written.
+///
+/// # Errors
+/// None is known: everything in it can be written as JSON.
+pub fn encode(boot: &str, rest: &Rest, supervisor: &Supervisor) -> io::Result<Vec<u8>> {
+    let state = Writing { version: STATE_VERSION, rsup: env!("CARGO_PKG_VERSION"), boot, daemon: rest, supervisor };
+    Ok(serde_json::to_vec(&state)?)
+}
+
+/// Understands what was written.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn decode(bytes: &[u8]) -> Result<State, ReadError> {
+    // The version is looked at first: the rest may mean something else in another one.
+    #[derive(Deserialize)]
+    struct Head {
+        version: u32,
+        #[serde(default)]
+        rsup: String,
+    }
+    let Head { version, rsup } = serde_json::from_slice(bytes).map_err(ReadError::Broken)?;
+    if version != STATE_VERSION {
+        return Err(ReadError::Version { version, rsup });
+    }
+    serde_json::from_slice(bytes).map_err(ReadError::Broken)
+}
+
+/// Reads a state file.
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read(path: &Path) -> Result<State, ReadError> {
+    match fs::read(path) {
+        Ok(bytes) => decode(&bytes),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Err(ReadError::None),
+        Err(why) => Err(ReadError::Io(why)),
+    }
+}
+
+/// Moves a state that cannot be used out of the way, so that nothing overwrites it; where to.
+pub fn put_aside(path: &Path) -> Option<PathBuf> {
+    let aside = (0..100).map(|n| path.with_extension(format!("json.unread{n}"))).find(|p| !p.exists())?;
+    fs::rename(path, &aside).ok().map(|()| aside)
+}
+
+/// Replaces a file as a whole, for its owner alone. `durable`: it is on the disk when this returns.
+///
+/// # Errors
+/// As for writing; the file is then as it was.
+pub fn write(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    // tempfile makes files of mode 0600, and removes them if anything fails.
+    let mut file = tempfile::Builder::new().prefix(".state").tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    if durable {
+        file.as_file().sync_all()?;
+    }
+    file.persist(path).map_err(|why| why.error)?;
+    if durable {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Writes the saved state in a thread of its own: a disk may take its time. Of what comes while it
+/// writes only the latest is written.
+pub struct Saver {
+    states: Option<mpsc::Sender<Vec<u8>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Saver {
+    /// `told` hears after each write how it went.
+    ///
+    /// # Errors
+    /// When there are no threads left.
+    pub fn start(path: PathBuf, told: impl Fn(io::Result<()>) + Send + 'static) -> io::Result<Self> {
+        let (states, queue) = mpsc::channel::<Vec<u8>>();
+        let write_all = move || {
+            while let Ok(first) = queue.recv() {
+                let latest = queue.try_iter().last().unwrap_or(first);
+                told(write(&path, &latest, true));
+            }
+        };
+        let thread = std::thread::Builder::new().name("rsup-state".into()).spawn(write_all)?;
+        Ok(Self { states: Some(states), thread: Some(thread) })
+    }
+
+    pub fn save(&self, bytes: Vec<u8>) {
+        if let Some(states) = &self.states {
+            // Fails only if the thread has died, which a panic alone could bring about.
+            let _ = states.send(bytes);
+        }
+    }
+}
+
+impl Drop for Saver {
+    /// Waits until the latest state is written.
+    fn drop(&mut self) {
+        self.states = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Written by version 1; never to be changed.
+    const VERSION_1: &[u8] = include_bytes!("fixtures/state-1.json");
+
+    #[test]
+    fn a_state_of_version_1_is_read() {
+        let state = decode(VERSION_1).unwrap();
+        assert_eq!(state.boot, "11111111-2222-3333-4444-555555555555");
+        assert_eq!(state.daemon.ending, Some(Ending::Signal));
+        assert_eq!(state.daemon.processes[&7], Process { pid: 4711, started: StartTime(99) });
+        assert_eq!(state.supervisor.names().map(ToString::to_string).collect::<Vec<_>>(), ["back", "ending", "web"]);
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_is_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        assert!(matches!(read(&path), Err(ReadError::None)));
+        let rest = Rest {
+            ending: None,
+            processes: [(3, Process { pid: 5, started: StartTime(6) })].into(),
+            results: [(OpId(9), Ok(()))].into(),
+        };
+        for durable in [false, true] {
+            write(&path, &encode("boot", &rest, &Supervisor::new(1)).unwrap(), durable).unwrap();
+            let state = read(&path).unwrap();
+            assert_eq!((state.boot.as_str(), &state.daemon), ("boot", &rest));
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
+    }
+
+    #[test]
+    fn another_version_and_nonsense_are_told_apart_and_kept() {
+        let future = decode(br#"{"version": 99, "rsup": "7.0", "what": ["ever"]}"#).unwrap_err().to_string();
+        assert!(future.contains("rsup 7.0") && future.contains("version 99"), "{future}");
+        for broken in [&b""[..], b"{", b"[]", b"{\"version\": 1}", &VERSION_1[..VERSION_1.len() - 9]] {
+            assert!(matches!(decode(broken), Err(ReadError::Broken(_))));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        for n in 0..3 {
+            fs::write(&path, format!("{n}")).unwrap();
+            let aside = put_aside(&path).unwrap();
+            assert_eq!(fs::read_to_string(aside).unwrap(), format!("{n}"));
+        }
+    }
+
+    #[test]
+    fn a_saver_writes_the_latest_and_tells_of_failures() {
+        let folder = tempfile::tempdir().unwrap();
+        let (told, hears) = mpsc::channel();
+        let path = folder.path().join("state.json");
+        let tell = told.clone();
+        let saver = Saver::start(path.clone(), move |how| tell.send(how.is_ok()).unwrap_or_default()).unwrap();
+        (0..50).for_each(|n| saver.save(format!("{n}").into_bytes()));
+        drop(saver);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "49");
+        let saver =
+            Saver::start(folder.path().join("no/such/folder"), move |how| told.send(how.is_ok()).unwrap_or_default()).unwrap();
+        saver.save(Vec::new());
+        drop(saver);
+        let all: Vec<bool> = hears.iter().collect();
+        assert!(all.len() >= 2 && all[..all.len() - 1].iter().all(|ok| *ok) && !all[all.len() - 1], "{all:?}");
+    }
+}

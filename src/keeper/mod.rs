@@ -1,0 +1,324 @@
+//! The keeper: a tiny process above the daemon, so that nothing a worker needs dies with it.
+//!
+//! * It holds duplicates of listening sockets, log pipes and seccomp listeners by name, and gives
+//!   them to the next daemon: the contract of systemd's `FDSTORE=1`. It never looks into them.
+//! * It starts a daemon that died again, at once the first time, then with backoff.
+//! * It is the reaper of the dead daemon's workers, and tells the next one how they ended.
+//!
+//! One thread, one loop, no policy. It ends when the daemon says that it ends on purpose.
+
+pub mod link;
+pub mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use crate::exit::Exit;
+use crate::paths::Paths;
+use crate::sys::{fdpass, inherit, process};
+use wire::{FromKeeper, ToKeeper};
+
+/// The name of the program that daemons are started from. Without it, the keeper's own.
+pub const PROGRAM: &str = "program";
+
+/// The variable that tells a daemon, or a keeper that a daemon made, the number of its end of the
+/// pair.
+pub const SOCKET: &str = "RSUP_KEEPER_FD";
+
+/// How many descriptors are kept at the most: three for each worker and some for each app.
+const MOST_KEPT: usize = 16_384;
+
+/// How many ends of processes nobody has asked for are remembered.
+const MOST_ENDS: usize = 4096;
+
+/// A daemon that lived this long starts with a clean sheet.
+const STABLE: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Ends of processes that nobody has asked for yet: those of workers that came to us.
+#[derive(Default)]
+struct Ends(VecDeque<(u32, Exit)>);
+
+impl Ends {
+    fn note(&mut self, pid: u32, exit: Exit) {
+        if self.0.len() == MOST_ENDS {
+            self.0.pop_front();
+        }
+        self.0.push_back((pid, exit));
+    }
+
+    fn take(&mut self, pid: u32) -> Exit {
+        let at = self.0.iter().position(|(other, _)| *other == pid);
+        at.and_then(|at| self.0.remove(at)).map_or(Exit::Unknown, |(_, exit)| exit)
+    }
+}
+
+/// The daemon as its keeper sees it.
+struct Daemon {
+    pid: u32,
+    pidfd: OwnedFd,
+    socket: OwnedFd,
+    since: Instant,
+}
+
+struct Keeper {
+    kept: BTreeMap<String, OwnedFd>,
+    ends: Ends,
+    daemon: Option<Daemon>,
+    /// Deaths in a row.
+    deaths: u32,
+    start_at: Instant,
+    /// The daemon ends on purpose.
+    bye: bool,
+}
+
+/// Runs until the daemon has ended on purpose; the exit code.
+///
+/// Called by `rsup start`, it starts the daemon; called by a daemon whose keeper died, it finds
+/// that one's socket in [`SOCKET`].
+pub fn run() -> u8 {
+    match try_run() {
+        Ok(code) => code,
+        Err(why) => {
+            say(&format!("cannot keep: {why}"));
+            1
+        }
+    }
+}
+
+/// To the daemon's log; nobody is left to tell if that fails.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "keeper: {text}");
+}
+
+fn try_run() -> io::Result<u8> {
+    let paths = Paths::from_env().and_then(|paths| paths.create().map(|()| paths)).map_err(io::Error::other)?;
+    // Away from the terminal and from the group of whoever started us.
+    let _ = nix::unistd::setsid();
+    let _lock = lock(&paths)?;
+    process::set_child_subreaper()?;
+    let _ = process::raise_nofile();
+    let caught: SigSet = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    caught.thread_set_mask()?;
+    let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let mut keeper =
+        Keeper { kept: BTreeMap::new(), ends: Ends::default(), daemon: None, deaths: 0, start_at: Instant::now(), bye: false };
+    if let Some(number) = std::env::var(SOCKET).ok().and_then(|text| text.parse().ok()) {
+        let socket = inherit::take(number)?;
+        let pid = nix::unistd::getppid().as_raw() as u32;
+        keeper.daemon = Some(Daemon { pid, pidfd: process::pidfd_open(pid)?, socket, since: Instant::now() });
+    }
+    loop {
+        if keeper.daemon.is_none() {
+            if keeper.bye {
+                return Ok(0);
+            }
+            if keeper.deaths > 0 && keeper.kept.keys().all(|name| name == PROGRAM) {
+                // Nothing depends on us: whoever started us is told by this, and the log says why.
+                return Ok(1);
+            }
+            if keeper.start_at <= Instant::now() {
+                keeper.start();
+            }
+        }
+        keeper.wait(&signals)?;
+        while let Some(signal) = signals.read_signal()? {
+            keeper.on_signal(signal.ssi_signo as i32);
+        }
+        keeper.listen();
+    }
+}
+
+/// Held as long as the keeper lives: it tells commands that a daemon will be back. A lock of the
+/// open file, because that kind can be asked for without being taken.
+fn lock(paths: &Paths) -> io::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(paths.keeper_lock())?;
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+        Ok(_) => Ok(file),
+        Err(_) => Err(io::Error::other("another keeper is at work already")),
+    }
+}
+
+/// Whether a keeper is at work: a daemon that does not answer will then be back soon.
+pub fn is_at_work(paths: &Paths) -> bool {
+    let Ok(file) = File::options().write(true).open(paths.keeper_lock()) else { return false };
+    let mut lock = whole_file();
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+}
+
+fn whole_file() -> libc::flock {
+    libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+impl Keeper {
+    /// Until something happens.
+    fn wait(&self, signals: &SignalFd) -> io::Result<()> {
+        let mut wanted = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        if let Some(daemon) = &self.daemon {
+            wanted.push(PollFd::new(daemon.socket.as_fd(), PollFlags::POLLIN));
+            wanted.push(PollFd::new(daemon.pidfd.as_fd(), PollFlags::POLLIN));
+        }
+        let timeout = match self.daemon {
+            Some(_) => PollTimeout::NONE,
+            None => {
+                let left = self.start_at.saturating_duration_since(Instant::now());
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO)
+            }
+        };
+        match poll(&mut wanted, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(why) => Err(why.into()),
+        }
+    }
+
+    fn on_signal(&mut self, signal: i32) {
+        match signal {
+            libc::SIGCHLD => self.reap(),
+            // Of no terminal of ours.
+            libc::SIGHUP => {}
+            // To stop is the daemon's business.
+            _ => match &self.daemon {
+                Some(daemon) => drop(process::signal(&daemon.pidfd, signal)),
+                None => self.bye = true,
+            },
+        }
+    }
+
+    /// Takes away the dead, and remembers how they ended.
+    fn reap(&mut self) {
+        match process::reap_orphans(|_| false) {
+            Ok(dead) => dead.into_iter().for_each(|(pid, exit)| self.ends.note(pid, exit)),
+            Err(why) => say(&format!("cannot wait for processes: {why}")),
+        }
+    }
+
+    /// Hears what the daemon has to say, to its last word if it is dead.
+    fn listen(&mut self) {
+        let Some(daemon) = &self.daemon else { return };
+        // Asked first: what it said before its death is in the queue by then.
+        let dead = process::has_ended(&daemon.pidfd).unwrap_or(true);
+        let mut packet = [0; wire::LONGEST + 1];
+        loop {
+            let Some(daemon) = &self.daemon else { return };
+            match fdpass::receive(&daemon.socket, &mut packet) {
+                // Ended, or there is nothing (more) to hear.
+                Ok((0, _)) | Err(_) => break,
+                Ok((length, fd)) => match ToKeeper::parse(&packet[..length]) {
+                    Some(message) => self.on_message(message, fd),
+                    None => say("the daemon said something that makes no sense"),
+                },
+            }
+        }
+        if dead {
+            self.on_death();
+        }
+    }
+
+    fn on_message(&mut self, message: ToKeeper, fd: Option<OwnedFd>) {
+        match message {
+            ToKeeper::Hello(_) => self.tell(&FromKeeper::Hello(wire::VERSION), None),
+            ToKeeper::Keep(name) => match fd {
+                Some(_) if self.kept.len() >= MOST_KEPT && !self.kept.contains_key(&name) => {
+                    say(&format!("{name} is not kept: {MOST_KEPT} others are"));
+                }
+                Some(fd) => drop(self.kept.insert(name, fd)),
+                None => say(&format!("{name} came without its descriptor")),
+            },
+            ToKeeper::Drop(name) => drop(self.kept.remove(&name)),
+            ToKeeper::GiveBack => {
+                for (name, fd) in &self.kept {
+                    self.tell(&FromKeeper::Kept(name.clone()), Some(fd));
+                }
+                self.tell(&FromKeeper::AllKept, None);
+            }
+            ToKeeper::HowEnded(pid) => {
+                self.reap();
+                let exit = self.ends.take(pid);
+                self.tell(&FromKeeper::Ended(pid, exit), None);
+            }
+            ToKeeper::Bye => self.bye = true,
+        }
+    }
+
+    /// Waits while the daemon's queue is full: it asked, so it reads. If it dies, this fails.
+    fn tell(&self, message: &FromKeeper, fd: Option<&OwnedFd>) {
+        let Some(daemon) = &self.daemon else { return };
+        while let Err(why) = fdpass::send_message(&daemon.socket, &message.encode(), fd.map(AsFd::as_fd)) {
+            let mut room = [PollFd::new(daemon.socket.as_fd(), PollFlags::POLLOUT)];
+            if why.kind() != io::ErrorKind::WouldBlock || poll(&mut room, PollTimeout::NONE).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn on_death(&mut self) {
+        let Some(daemon) = self.daemon.take() else { return };
+        self.reap();
+        if self.bye {
+            return;
+        }
+        if daemon.since.elapsed() >= STABLE {
+            self.deaths = 0;
+        }
+        let pause = match self.deaths {
+            0 => Duration::ZERO,
+            more => (FIRST_PAUSE * 2u32.saturating_pow(more - 1)).min(LONGEST_PAUSE),
+        };
+        self.deaths = self.deaths.saturating_add(1).min(16);
+        self.start_at = Instant::now() + pause;
+        let how = self.ends.take(daemon.pid);
+        say(&format!("the daemon (pid {}) {how}; {} descriptors are kept", daemon.pid, self.kept.len()));
+    }
+
+    fn start(&mut self) {
+        match self.try_start() {
+            Ok(daemon) => {
+                if self.deaths > 0 {
+                    say(&format!("started the daemon again (pid {})", daemon.pid));
+                }
+                self.daemon = Some(daemon);
+            }
+            Err(why) => {
+                self.deaths = self.deaths.saturating_add(1).min(16);
+                self.start_at = Instant::now() + LONGEST_PAUSE;
+                say(&format!("cannot start the daemon: {why}"));
+            }
+        }
+    }
+
+    fn try_start(&self) -> io::Result<Daemon> {
+        let (ours, theirs) = pair()?;
+        let number = inherit::leave_open(&theirs)?;
+        let program = match self.kept.get(PROGRAM) {
+            // The kernel looks this path up in the child, before exec closes the descriptor.
+            Some(fd) => format!("/proc/self/fd/{}", fd.as_raw_fd()),
+            None => "/proc/self/exe".to_owned(),
+        };
+        let mut command = Command::new(program);
+        command.arg0("rsup").arg("daemon").env(SOCKET, number.to_string());
+        let child = command.stdin(Stdio::null()).spawn()?;
+        let pid = child.id();
+        Ok(Daemon { pid, pidfd: process::pidfd_open(pid)?, socket: ours, since: Instant::now() })
+    }
+}
+
+/// A pair whose first end never waits.
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((ours, theirs))
+}

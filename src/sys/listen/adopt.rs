@@ -1,0 +1,94 @@
+//! Groups that an earlier process of rsup opened.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use socket2::Socket;
+
+use super::{Family, Group, ListenError, Sharing, identity, open_socket};
+use crate::sys::{holder, sockdiag};
+
+impl Group {
+    /// Takes back a group: `fds` by slot. Those that are missing are opened anew, in the same group
+    /// of the kernel. The order of the sockets there is a guess until [`Group::find_order`].
+    ///
+    /// # Errors
+    /// When there is none at all, when one belongs to another address or family, and as for opening.
+    pub fn adopt(fds: Vec<Option<OwnedFd>>) -> io::Result<Group> {
+        let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
+        let mut seen: Option<(SocketAddr, Family)> = None;
+        for (slot, fd) in fds.iter().enumerate() {
+            let Some(fd) = fd else { continue };
+            let this = identity(&Socket::from(fd.try_clone()?))?;
+            if *seen.get_or_insert(this) != this {
+                return Err(invalid(format!("socket {slot} listens on {} instead", this.0)));
+            }
+        }
+        let (addr, family) = seen.ok_or_else(|| invalid("no sockets".to_owned()))?;
+        let mut next = fds.iter().flatten().count();
+        let mut left = 0..next;
+        let (mut sockets, mut indexes) = (Vec::new(), Vec::new());
+        for fd in fds {
+            match fd {
+                Some(fd) => {
+                    sockets.push(Socket::from(fd));
+                    indexes.extend(left.next());
+                }
+                None => {
+                    sockets.push(open_socket(addr, family, Sharing::FromTheStart).map_err(io::Error::other)?);
+                    indexes.push(next);
+                    next += 1;
+                }
+            }
+        }
+        let mut group = Group { addr, family, sockets, indexes, others: 0 };
+        group.count_others()?;
+        Ok(group)
+    }
+
+    /// Opens `size` sockets in the same group of the kernel as those of a dead rsup's workers, which
+    /// cannot be had back. No traffic goes to those any more once this group is steered.
+    ///
+    /// # Errors
+    /// As for opening; nothing stays open.
+    pub fn join(addr: SocketAddr, v6only: bool, size: usize) -> Result<Group, ListenError> {
+        let family = match addr {
+            SocketAddr::V4(_) => Family::V4,
+            SocketAddr::V6(_) => Family::V6 { only: v6only },
+        };
+        let mut group = Group { addr, family, sockets: Vec::new(), indexes: Vec::new(), others: 0 };
+        group.grow(size)?;
+        group.count_others().map_err(|error| ListenError::new(addr, "sock_diag", error))?;
+        for index in &mut group.indexes {
+            *index += group.others;
+        }
+        Ok(group)
+    }
+
+    /// Asks the kernel for the order of the sockets. A program that lets probes through must be in force.
+    ///
+    /// # Errors
+    /// When not every socket was found; the order is then as it was.
+    pub fn find_order(&mut self) -> io::Result<()> {
+        if self.sockets.len() + self.others > 1 {
+            self.indexes = self.identify()?;
+        }
+        Ok(())
+    }
+
+    /// Whether some of those that are not in our hands have left.
+    pub(super) fn fewer_others(&mut self) -> io::Result<bool> {
+        let before = self.others;
+        self.count_others()?;
+        Ok(self.others < before)
+    }
+
+    /// Sockets that share the address and are not in our hands.
+    fn count_others(&mut self) -> io::Result<()> {
+        let ours: Vec<u64> = self.sockets.iter().map(|s| holder::inode_of(s.as_fd())).collect::<io::Result<_>>()?;
+        let all = sockdiag::listeners(self.addr.port())?;
+        self.others = all.iter().filter(|other| other.local == self.addr && !ours.contains(&other.inode)).count();
+        Ok(())
+    }
+}

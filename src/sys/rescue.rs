@@ -1,0 +1,63 @@
+//! What a living worker still holds of ours, when nobody else does: its copies of listening sockets,
+//! and the pipe that its output goes to.
+
+use std::ffi::c_int;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::raw;
+
+/// Duplicates of the listening sockets that process `pid`, which is that of `pidfd`, has open.
+///
+/// # Errors
+/// `EPERM` where the kernel forbids `pidfd_getfd(2)`: it wants the same right as ptrace(2), so a
+/// process of another user or, where Yama's `ptrace_scope` is 1, one that is no descendant and has
+/// not allowed it, is closed to us.
+pub fn listening_sockets(pidfd: impl AsFd, pid: u32) -> io::Result<Vec<OwnedFd>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        let is_socket = fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| is_socket) else { continue };
+        match getfd(&pidfd, number) {
+            Ok(fd) => {
+                // `SO_ACCEPTCONN`, socket(7).
+                if raw::getsockopt::<c_int>(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens != 0) {
+                    found.push(fd);
+                }
+            }
+            // Closed meanwhile.
+            Err(why) if raw::is_errno(&why, libc::EBADF) => {}
+            Err(why) => return Err(why),
+        }
+    }
+    Ok(found)
+}
+
+pub(super) fn getfd(pidfd: impl AsFd, number: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: three integers.
+    let fd = raw::check_long(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_fd().as_raw_fd(), number, 0) })?;
+    // SAFETY: the kernel has just made it for us, close-on-exec.
+    Ok(unsafe { raw::own(fd as c_int) })
+}
+
+/// The path that a listening unix socket is bound to.
+#[must_use]
+pub fn unix_path(fd: impl AsFd) -> Option<PathBuf> {
+    socket2::SockRef::from(&fd).local_addr().ok()?.as_pathname().map(Path::to_path_buf)
+}
+
+/// The reading end of the pipe that is a process's standard output (1) or error (2).
+///
+/// # Errors
+/// `InvalidInput` when it is no pipe; `EACCES` for a process that we may not look into. (Yama does
+/// not matter here: this is reading in the sense of ptrace(2), not attaching.)
+pub fn output_pipe(pid: u32, number: u32) -> io::Result<OwnedFd> {
+    let path = format!("/proc/{pid}/fd/{number}");
+    if !fs::metadata(&path)?.file_type().is_fifo() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?.into())
+}
