@@ -1,10 +1,10 @@
 //! What holds workers apart: their user, what they may use and do, and the cgroup around each.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use nix::unistd::{Gid, Uid, getegid, geteuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups};
 use tracing::{debug, warn};
 
 use crate::config::{AppName, AppSpec, Capabilities, RunAs};
@@ -93,8 +93,12 @@ impl Isolation {
         self.mine.has(Capabilities::SETGID) && (who.uid == geteuid().as_raw() || self.mine.has(Capabilities::SETUID))
     }
 
+    /// To become it changes nothing.
     fn is_me(who: &RunAs) -> bool {
-        who.uid == geteuid().as_raw() && who.gid == getegid().as_raw()
+        let own = getegid().as_raw();
+        let mine: BTreeSet<u32> = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).chain([own]).collect();
+        let wanted: BTreeSet<u32> = who.groups.iter().copied().chain([who.gid]).collect();
+        who.uid == geteuid().as_raw() && who.gid == own && wanted == mine
     }
 
     /// What this daemon has not the privileges for, before anything is begun.
@@ -104,9 +108,10 @@ impl Isolation {
         if let Some(who) = spec.run_as.as_ref().filter(|who| !Self::is_me(who) && !self.can_become(who)) {
             return refused(
                 format!(
-                    "`{name}` is to run as user {} and group {}, but this rsup runs as user {} and cannot become another",
+                    "`{name}` is to run as user {}, group {} and groups {:?}, but this rsup runs as user {} with its own groups and cannot become another",
                     who.user,
                     who.group,
+                    who.groups,
                     geteuid()
                 ),
                 "start it as root (sudo rsup start), or leave out `user`, `group` and `groups`".into(),
@@ -195,9 +200,10 @@ impl Isolation {
     /// With this cgroup, be it new or that of a worker which runs already.
     fn around(&self, spec: &AppSpec, leaf: Option<Leaf>) -> Confinement {
         let limits = &spec.limits;
-        let become_other = |who: &&RunAs| self.can_become(who);
+        // What cannot be had is tried all the same, and fails: never as somebody else than was said.
+        let change = |who: &&RunAs| self.can_become(who) || !Self::is_me(who);
         Confinement {
-            credentials: spec.run_as.as_ref().filter(become_other).map(credentials),
+            credentials: spec.run_as.as_ref().filter(change).map(credentials),
             nofile: limits.nofile.map(|n| Limit { soft: n, hard: n }).or(self.nofile),
             nice: limits.nice,
             umask: spec.umask,
@@ -302,6 +308,22 @@ mod tests {
         let mut spec = made_up::spec("api");
         (spec.limits.nice, spec.limits.nofile) = (Some(19), Some(1000));
         assert!(powerless().refuse(&spec).is_ok());
+    }
+
+    #[test]
+    fn nobody_runs_as_somebody_else_than_was_said() {
+        let mut spec = made_up::spec("api");
+        spec.run_as = Some(other());
+        // As after a reboot, with a daemon that has lost its privileges: the change of user fails then.
+        assert_eq!(powerless().around(&spec, None).credentials, Some(credentials(&other())));
+        let groups = getgroups().unwrap().into_iter().map(Gid::as_raw).collect();
+        let me = RunAs { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups, ..other() };
+        spec.run_as = Some(RunAs { groups: vec![424_242], ..me.clone() });
+        assert!(powerless().refuse(&spec).is_err());
+        assert!(powerless().around(&spec, None).credentials.is_some());
+        spec.run_as = Some(me);
+        assert!(powerless().refuse(&spec).is_ok());
+        assert_eq!(powerless().around(&spec, None).credentials, None);
     }
 
     #[test]
