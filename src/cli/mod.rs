@@ -72,6 +72,7 @@ pub enum Verb {
     Demo(commands::demo::Args),
     Verify(commands::verify::Args),
     Ping(commands::ping::Args),
+    Upgrade(commands::upgrade::Args),
     Kill(commands::kill::Args),
     #[command(hide = true)]
     Daemon(commands::daemon::Args),
@@ -154,6 +155,7 @@ fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
         Verb::Demo(args) => commands::demo::run(args, cx),
         Verb::Verify(args) => commands::verify::run(args, cx),
         Verb::Ping(args) => commands::ping::run(args, cx),
+        Verb::Upgrade(args) => commands::upgrade::run(args, cx),
         Verb::Kill(args) => commands::kill::run(args, cx),
         Verb::Daemon(args) => commands::daemon::run(args, cx),
         Verb::SampleApp(args) => commands::sample_app::run(args, cx),

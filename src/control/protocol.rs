@@ -78,6 +78,18 @@ pub enum Request {
     },
     /// Stop every app gracefully and end the daemon.
     Kill,
+    /// Become another program, with workers and sockets untouched. Answered by [`Reply::Upgrading`]
+    /// once the program has shown that it can read the state; [`Request::HowUpgraded`] tells the rest.
+    Upgrade {
+        program: PathBuf,
+        /// The client's name for it.
+        token: u64,
+        /// Do not wait for connections that the daemon itself passes on.
+        force: bool,
+    },
+    HowUpgraded {
+        token: u64,
+    },
     /// Go on waiting for actions that a daemon which died since had [accepted](Answer::Accepted).
     Await {
         actions: Vec<Accepted>,
@@ -96,6 +108,7 @@ impl Request {
             | Self::Env { .. }
             | Self::Specs { .. }
             | Self::LogFiles { .. }
+            | Self::HowUpgraded { .. }
             | Self::Await { .. } => true,
             Self::Start { .. }
             | Self::Resume { .. }
@@ -105,6 +118,7 @@ impl Request {
             | Self::Delete { .. }
             | Self::Scale { .. }
             | Self::Signal { .. }
+            | Self::Upgrade { .. }
             | Self::Kill => false,
         }
     }
@@ -192,6 +206,24 @@ pub enum Reply {
     Signalled(Vec<u32>),
     /// The daemon has stopped every app and ends now.
     Killed,
+    /// The new program can read the state; the daemon becomes it in a moment.
+    Upgrading,
+    HowUpgraded(HowUpgraded),
+}
+
+/// What became of an upgrade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HowUpgraded {
+    UnderWay,
+    Done {
+        version: String,
+    },
+    Failed {
+        why: String,
+    },
+    /// The daemon knows nothing of it.
+    Unknown,
 }
 
 /// What became of one app in a long action.

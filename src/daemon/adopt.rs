@@ -169,8 +169,11 @@ impl Daemon {
     fn adopt_remains(&mut self, worker: &Worker) -> Found {
         let id = &worker.id;
         let Some(Process { pid, .. }) = self.rest.processes.get(&id.generation).copied() else { return Found::NeverStarted };
+        // After an upgrade it may be a zombie of our own.
+        let ours = process::pidfd_open(pid).ok().filter(|_| procfs::parent_of(pid) == Some(std::process::id()));
+        let exit = ours.and_then(|pidfd| process::wait(pidfd).ok().flatten()).unwrap_or_else(|| self.vault.how_ended_now(pid));
         let confinement = self.isolation.adopt(worker, None);
-        let exit = confinement.judge(self.vault.how_ended_now(pid));
+        let exit = confinement.judge(exit);
         let marks = self.marks(worker, pid, &confinement);
         self.watch(id, pid, None, marks, None, confinement);
         let Some(running) = self.running.get(&id.generation) else { return Found::NeverStarted };
@@ -188,7 +191,10 @@ impl Daemon {
             .filter_map(|stream| self.output_pipe(id, stream, u32::from(worker.instance), leader))
             .filter_map(|pipe| PipeId::of(pipe).ok())
             .collect();
-        Marks { worker: id.clone(), leader, output, cgroup: confinement.leaf().cloned(), orphans: self.orphans() }
+        // After an upgrade workers are our own children still.
+        let here = procfs::parent_of(leader) == Some(std::process::id());
+        let orphans = if here { Orphans::Here } else { self.orphans() };
+        Marks { worker: id.clone(), leader, output, cgroup: confinement.leaf().cloned(), orphans }
     }
 
     /// From the vault, or else from the worker itself.

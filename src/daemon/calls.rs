@@ -126,6 +126,8 @@ impl Daemon {
                 reply(&answer, result);
             }
             Request::Signal { target, signal } => reply(&answer, self.signal_target(&target, signal).map(Reply::Signalled)),
+            Request::Upgrade { program, token, force } => self.upgrade(program, token, force, answer),
+            Request::HowUpgraded { token } => reply(&answer, Ok(Reply::HowUpgraded(self.how_upgraded(token)))),
             Request::Await { actions, kill } => self.go_on_waiting(actions, kill, answer),
             request => match self.actions(request) {
                 Ok((actions, kill)) => self.begin(actions, kill, call.wait, answer),
@@ -209,6 +211,8 @@ impl Daemon {
                 | Request::Specs { .. }
                 | Request::LogFiles { .. }
                 | Request::Signal { .. }
+                | Request::Upgrade { .. }
+                | Request::HowUpgraded { .. }
                 | Request::Await { .. } => Vec::new(),
             },
             false,
@@ -283,11 +287,11 @@ impl Daemon {
         self.supervisor.last_op().max(self.rest.results.iter().map(|(op, _)| *op).max())
     }
 
-    pub(super) fn note_result(&mut self, op: OpId, result: &Result<(), OpError>) {
-        if self.rest.results.len() == RESULTS {
-            self.rest.results.pop_front();
-        }
-        self.rest.results.push_back((op, result.clone()));
+    /// Before the state is written that knows nothing of these actions any more.
+    pub(super) fn note_results(&mut self) {
+        self.rest.results.extend(self.supervisor.ends().map(|(op, result)| (op, result.clone())));
+        let surplus = self.rest.results.len().saturating_sub(RESULTS);
+        self.rest.results.drain(..surplus);
     }
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {

@@ -63,7 +63,6 @@ impl Daemon {
             Effect::Progress(progress) => self.calls.progress(&progress),
             Effect::Finished { op, result } => {
                 self.unsaved_for_reboot();
-                self.note_result(op, &result);
                 self.on_finished(op, result);
             }
             Effect::Log { app, text, bad } => {

@@ -15,21 +15,22 @@ mod server;
 mod signals;
 mod sockets;
 mod spawn;
+mod start;
 mod state;
 mod strangers;
 mod tree;
+mod upgrade;
 mod vault;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
-use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
+
+use serde::{Deserialize, Serialize};
 
 use crate::config::{AppName, AppSpec, Log, LogFormat};
 use crate::control::{Answer, Call, Failure};
@@ -43,14 +44,20 @@ use relay::{Relay, Relays};
 use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
+use start::Inheritance;
+pub use upgrade::{CAN_GO_ON, try_state};
 
 /// How the daemon was started.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Options {
     /// In the foreground: a signal stops every app gracefully and ends the daemon.
     pub foreground: bool,
     /// To be started at once, with the environment of the caller.
+    #[serde(skip)]
     pub start: Option<StartRequest>,
+    /// The same apps are given at each start: a reboot has nothing to remember.
+    #[serde(default)]
+    pub given_anew: bool,
     /// The daemon's own messages as JSON.
     pub json_log: bool,
 }
@@ -117,6 +124,8 @@ enum Event {
     Silent {
         generation: u64,
     },
+    /// A program has shown that it can go on with the state.
+    Upgrade(upgrade::Pending),
     /// The saved state was written, or could not be.
     Saved(io::Result<()>),
     /// The failure of an action, now with the log lines that explain it.
@@ -166,6 +175,20 @@ struct Daemon {
     /// What is written down beside the supervisor.
     rest: state::Rest,
     saving: saving::Saving,
+    /// What this process passes on if it becomes another program.
+    handles: start::Handles,
+    upgrading: Option<upgrade::Pending>,
+}
+
+/// A daemon that is up, and what its loop listens to.
+struct Started {
+    daemon: Daemon,
+    inbox: mpsc::UnboundedReceiver<Event>,
+    log_problems: mpsc::UnboundedReceiver<logs::Event>,
+    signals: Signals,
+    server: tokio::task::JoinHandle<()>,
+    /// Ends when the last conversation with a client has.
+    conversations: mpsc::Receiver<()>,
 }
 
 /// Runs the daemon until it is told to end.
@@ -173,14 +196,19 @@ struct Daemon {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
-    log_to_stderr(options.json_log);
-    let lock = lock(&paths)?;
+    let (inheritance, back) = match upgrade::inherited() {
+        None => (Inheritance::of_new(&paths, options)?, None),
+        Some(inherited) => {
+            let (inheritance, back) = inherited.map_err(system("cannot take over from the former program"))?;
+            (inheritance, Some(back))
+        }
+    };
+    log_to_stderr(inheritance.options.json_log);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
-    let result = runtime.block_on(serve(&paths, options));
+    let result = runtime.block_on(serve(&paths, inheritance, back));
     // Tasks that wait for processes which are gone have nothing left to do.
     runtime.shutdown_background();
-    drop(lock);
     result
 }
 
@@ -195,80 +223,35 @@ fn log_to_stderr(json: bool) {
     };
 }
 
-fn lock(paths: &Paths) -> Result<Flock<std::fs::File>, Error> {
-    let path = paths.lock();
-    let file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(system(format!("cannot open {}", path.display())))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Running(path))
-}
-
-async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
-    let listener = bind(paths)?;
-    if let Err(why) = process::set_child_subreaper() {
-        warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
-    }
-    let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
-    let (log_events, mut log_problems) = mpsc::unbounded_channel();
-    let mut vault = vault::Vault::open();
-    let kept_before: HashSet<String> = vault.names().map(str::to_owned).collect();
-    let keeper = vault.has_keeper().then(std::os::unix::process::parent_id);
-    let pump = start_pump(&mut vault, log_events).map_err(system("cannot start the log thread"))?;
-    let takeover = support();
-    if let takeover::Support::No { why } = &takeover {
-        warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
-    }
-    let (events, mut inbox) = mpsc::unbounded_channel();
-    let (open, mut conversations) = mpsc::channel(1);
-    let server = tokio::spawn(server::accept(listener, events.clone(), open));
-    let started = now();
-    let saving = saving::Saving::start(paths, &options, &events).map_err(system("cannot start the thread that saves"))?;
-    let mut daemon = Daemon {
-        supervisor: Supervisor::new(fastrand::u64(..)),
-        events,
-        paths: paths.clone(),
-        options,
-        pump,
-        takeover,
-        isolation: isolation::Isolation::begin(paths, nofile),
-        apps: HashMap::new(),
-        running: HashMap::new(),
-        meter: memory::Memory::default(),
-        calls: Calls::default(),
-        remembered: Default::default(),
-        strangers: Default::default(),
-        inbox: Default::default(),
-        ending: false,
-        started,
-        vault,
-        keeper,
-        kept_before,
-        rest: state::Rest::default(),
-        saving,
+async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Back>) -> Result<(), Error> {
+    let started = Daemon::start(paths, inheritance).await;
+    let Started { mut daemon, mut inbox, mut log_problems, mut signals, server, mut conversations } = match (started, back) {
+        (Ok(started), back) => {
+            // Up: there is no way back from here.
+            drop(back);
+            started
+        }
+        (Err(why), Some(back)) => return Err(system("the former program cannot go on either")(back.go(&why.to_string()))),
+        (Err(why), None) => return Err(why),
     };
-    let mut signals = Signals::new().map_err(system("cannot catch signals"))?;
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut now_and_then = tokio::time::interval(Duration::from_secs(10));
     now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
-    daemon.go_on();
-    daemon.start_given();
     loop {
         daemon.settle();
+        daemon.upgrade_if_due();
         if daemon.over() {
             break;
         }
         let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
+        let upgrade_wakes = daemon.upgrade_wakes();
         tokio::select! {
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
             () = daemon.vault.turn() => {}
+            () = sleep_until(upgrade_wakes) => {}
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
@@ -293,27 +276,6 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
     calls.exit_failure().map_or(Ok(()), |why| Err(Error::Start(why)))
 }
 
-/// With the journal of an earlier daemon, if there is one: then none of its lines is lost.
-fn start_pump(vault: &mut vault::Vault, events: mpsc::UnboundedSender<logs::Event>) -> io::Result<Pump> {
-    if let Some(journal) = vault.get(vault::name::JOURNAL) {
-        match Pump::start_with_journal(events.clone(), journal) {
-            Ok(pump) => return Ok(pump),
-            Err(why) => warn!("the journal of the logs is of no use, so a line that was being written may be cut: {why}"),
-        }
-    }
-    let journal = logs::Journal::create()?;
-    vault.keep(vault::name::JOURNAL.to_owned(), &journal);
-    Pump::start_with_journal(events, journal)
-}
-
-/// `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that take their sockets from `LISTEN_FDS`.
-fn support() -> takeover::Support {
-    if std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off") {
-        return takeover::Support::No { why: "RSUP_TAKEOVER=off".into() };
-    }
-    takeover::probe_support()
-}
-
 fn now() -> Time {
     Time(process::now())
 }
@@ -323,17 +285,6 @@ async fn sleep_until(wake: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
-}
-
-/// The control socket: mode 0600 in a folder that nobody else can enter.
-fn bind(paths: &Paths) -> Result<UnixListener, Error> {
-    let path = paths.socket();
-    // We hold the lock, so a socket that is there belongs to nobody.
-    let _ = std::fs::remove_file(&path);
-    let what = || format!("cannot listen on {}", path.display());
-    let listener = UnixListener::bind(&path).map_err(system(what()))?;
-    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).map_err(system(what()))?;
-    Ok(listener)
 }
 
 impl Daemon {
@@ -371,6 +322,7 @@ impl Daemon {
             Event::HowEnded { pid, answer } => self.vault.how_ended(pid, answer),
             Event::Silent { generation } => self.vault.forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),
             Event::Saved(how) => self.on_saved(how),
+            Event::Upgrade(pending) => self.on_upgrade(pending),
             Event::Explained { op, failure } => self.on_explained(op, failure),
         }
     }

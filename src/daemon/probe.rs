@@ -43,7 +43,7 @@ enum Kind {
     Nothing,
 }
 
-/// Commands of exec probes: children of ours that are not workers.
+/// Commands of exec probes and the like: children of ours that are not workers.
 static COMMANDS: Mutex<Option<HashSet<u32>>> = Mutex::new(None);
 
 fn commands<T>(act: impl FnOnce(&mut HashSet<u32>) -> T) -> T {
@@ -51,7 +51,7 @@ fn commands<T>(act: impl FnOnce(&mut HashSet<u32>) -> T) -> T {
     act(guard.get_or_insert_default())
 }
 
-/// Whether the process is the command of a probe, which its try waits for.
+/// Whether the process is such a command, whose end somebody waits for.
 pub fn is_ours(pid: u32) -> bool {
     commands(|all| all.contains(&pid))
 }
@@ -160,19 +160,23 @@ async fn exec(
     plan.env = c_environment(env)?;
     confinement.apply(&mut plan)?;
     let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
-    let (pid, pidfd) = (child.pid, Arc::new(child.pidfd));
-    commands(|all| all.insert(pid));
     let name = command.first().map_or("", String::as_str);
-    let exit = tokio::time::timeout(limit, ended(&pidfd)).await;
-    let result = match exit {
-        Ok(Exit::Code(0)) => Ok(()),
-        Ok(exit) => Err(format!("`{name}` {exit}")),
-        Err(_) => {
-            let _ = process::signal_group(pid, nix::libc::SIGKILL);
-            ended(&pidfd).await;
-            Err(format!("`{name}` took longer than {}", crate::supervisor::humane(limit)))
-        }
-    };
+    match end_of_command(child.pid, child.pidfd, limit).await {
+        Some(Exit::Code(0)) => Ok(()),
+        Some(exit) => Err(format!("`{name}` {exit}")),
+        None => Err(format!("`{name}` took longer than {}", crate::supervisor::humane(limit))),
+    }
+}
+
+/// Waits for a child of ours that is no worker; `None` for one that took too long and was killed.
+pub async fn end_of_command(pid: u32, pidfd: OwnedFd, limit: Duration) -> Option<Exit> {
+    commands(|all| all.insert(pid));
+    let pidfd = Arc::new(pidfd);
+    let exit = tokio::time::timeout(limit, ended(&pidfd)).await.ok();
+    if exit.is_none() {
+        let _ = process::signal_group(pid, nix::libc::SIGKILL);
+        ended(&pidfd).await;
+    }
     commands(|all| all.remove(&pid));
-    result
+    exit
 }

@@ -56,6 +56,11 @@ impl Relays {
         self.relayed.load(Ordering::Relaxed)
     }
 
+    /// Connections that rsup holds or passes on at this moment.
+    pub fn under_way(&self) -> usize {
+        MOST - self.room.available_permits()
+    }
+
     /// The queue's socket must be non-blocking and stay so.
     pub fn watch(&self, queue: Queue) -> io::Result<Relay> {
         let ours = readable(queue.fd.try_clone()?)?;

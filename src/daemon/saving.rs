@@ -27,10 +27,7 @@ impl Saving {
     pub fn start(paths: &Paths, options: &Options, events: &Events) -> io::Result<Self> {
         let events = events.clone();
         let told = move |how| drop(events.send(Event::Saved(how)));
-        let saver = match given_anew(options) {
-            true => None,
-            false => Some(Saver::start(paths.saved_state(), told)?),
-        };
+        let saver = if options.given_anew { None } else { Some(Saver::start(paths.saved_state(), told)?) };
         // Without /proc nothing of rsup works.
         let boot = process::boot_id()?;
         Ok(Self { boot, saver, unsaved: false, unsaved_for_reboot: false, troubles: [None, None] })
@@ -50,11 +47,6 @@ impl Saving {
         }
         self.troubles[which] = trouble;
     }
-}
-
-/// In the foreground with apps: the same ones are given at each start.
-fn given_anew(options: &Options) -> bool {
-    options.foreground && options.start.is_some()
 }
 
 impl Daemon {
@@ -77,13 +69,27 @@ impl Daemon {
 
     pub(super) fn save_if_needed(&mut self) {
         if self.saving.unsaved || self.supervisor.to_be_saved() {
+            self.note_results();
             self.save();
+        }
+    }
+
+    pub(super) fn encoded(&self) -> io::Result<Vec<u8>> {
+        state::encode(&self.saving.boot, &self.rest, &self.supervisor)
+    }
+
+    /// Everything is on the disk when this returns, as far as it can be.
+    pub(super) fn save_for_upgrade(&mut self) {
+        self.unsaved_for_reboot();
+        self.save();
+        if let Some(saver) = &self.saving.saver {
+            saver.finish();
         }
     }
 
     fn save(&mut self) {
         self.saving.unsaved = false;
-        let bytes = match state::encode(&self.saving.boot, &self.rest, &self.supervisor) {
+        let bytes = match self.encoded() {
             Ok(bytes) => bytes,
             Err(why) => return complain("the state cannot be put into words", why),
         };
@@ -134,10 +140,13 @@ impl Daemon {
     /// Goes on from where an earlier daemon was, if there was one.
     pub(super) fn go_on(&mut self) {
         match self.read(&self.paths.live_state()) {
-            Some(state) if state.boot == self.saving.boot => return self.adopt(state),
+            Some(state) if state.boot == self.saving.boot => {
+                self.adopt(state);
+                return self.upgrade_died();
+            }
             Some(_) | None => {}
         }
-        if given_anew(&self.options) {
+        if self.options.given_anew {
             return;
         }
         let Some(state) = self.read(&self.paths.saved_state()) else { return };

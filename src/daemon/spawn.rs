@@ -359,7 +359,7 @@ pub async fn until_end(id: WorkerId, pid: u32, pidfd: Arc<OwnedFd>, exec: Option
     }
 }
 
-async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, String> {
+pub async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, String> {
     let system = |why: std::io::Error| format!("its start cannot be watched: {why}");
     let mut report = readable(exec).map_err(system)?;
     loop {

@@ -49,6 +49,19 @@ pub struct Rest {
     /// How the latest actions ended: who waited for one may have lost the daemon before its answer.
     #[serde(default)]
     pub results: VecDeque<(OpId, Result<(), OpError>)>,
+    /// The latest.
+    #[serde(default)]
+    pub upgrade: Option<Upgrade>,
+}
+
+/// An upgrade, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upgrade {
+    /// By which the client knows it.
+    pub token: u64,
+    pub program: PathBuf,
+    /// The version that runs now, or why it was not done. None while it is under way.
+    pub result: Option<Result<String, String>>,
 }
 
 /// Why a daemon ends.
@@ -149,8 +162,13 @@ pub fn write(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
 /// Writes the saved state in a thread of its own: a disk may take its time. Of what comes while it
 /// writes only the latest is written.
 pub struct Saver {
-    states: Option<mpsc::Sender<Vec<u8>>>,
+    states: mpsc::Sender<Order>,
     thread: Option<JoinHandle<()>>,
+}
+
+enum Order {
+    Write(Vec<u8>),
+    Finish(mpsc::Sender<()>),
 }
 
 impl Saver {
@@ -159,29 +177,45 @@ impl Saver {
     /// # Errors
     /// When there are no threads left.
     pub fn start(path: PathBuf, told: impl Fn(io::Result<()>) + Send + 'static) -> io::Result<Self> {
-        let (states, queue) = mpsc::channel::<Vec<u8>>();
+        let (states, queue) = mpsc::channel::<Order>();
         let write_all = move || {
             while let Ok(first) = queue.recv() {
-                let latest = queue.try_iter().last().unwrap_or(first);
-                told(write(&path, &latest, true));
+                let (mut latest, mut waiting) = (None, Vec::new());
+                for order in std::iter::once(first).chain(queue.try_iter()) {
+                    match order {
+                        Order::Write(state) => latest = Some(state),
+                        Order::Finish(done) => waiting.push(done),
+                    }
+                }
+                if let Some(state) = latest {
+                    told(write(&path, &state, true));
+                }
+                waiting.into_iter().for_each(|done| done.send(()).unwrap_or_default());
             }
         };
         let thread = std::thread::Builder::new().name("rsup-state".into()).spawn(write_all)?;
-        Ok(Self { states: Some(states), thread: Some(thread) })
+        Ok(Self { states, thread: Some(thread) })
     }
 
+    /// Fails only if the thread has died, which a panic alone could bring about.
     pub fn save(&self, bytes: Vec<u8>) {
-        if let Some(states) = &self.states {
-            // Fails only if the thread has died, which a panic alone could bring about.
-            let _ = states.send(bytes);
+        let _ = self.states.send(Order::Write(bytes));
+    }
+
+    /// Waits until the latest state is written.
+    pub fn finish(&self) {
+        let (done, written) = mpsc::channel();
+        if self.states.send(Order::Finish(done)).is_ok() {
+            let _ = written.recv();
         }
     }
 }
 
 impl Drop for Saver {
-    /// Waits until the latest state is written.
     fn drop(&mut self) {
-        self.states = None;
+        self.finish();
+        // Ends the thread.
+        self.states = mpsc::channel().0;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -215,6 +249,7 @@ mod tests {
             ending: None,
             processes: [(3, Process { pid: 5, started: StartTime(6) })].into(),
             results: [(OpId(9), Ok(()))].into(),
+            upgrade: None,
         };
         for durable in [false, true] {
             write(&path, &encode("boot", &rest, &Supervisor::new(1)).unwrap(), durable).unwrap();

@@ -40,15 +40,32 @@ pub enum Backend {
 
 impl Vault {
     /// `held` is what was taken back from the backend.
-    pub fn new(backend: Backend, held: BTreeMap<String, OwnedFd>) -> Self {
-        Self { held, backend, made: None }
+    pub fn new(backend: Backend, held: BTreeMap<String, OwnedFd>, made: Option<u32>) -> Self {
+        Self { held, backend, made }
+    }
+
+    /// Everything that the next program of this process is to have, and the socket to the keeper.
+    pub fn descriptors(&self) -> (Vec<(&str, BorrowedFd<'_>)>, Option<BorrowedFd<'_>>) {
+        let keeper = match &self.backend {
+            Backend::Keeper(link) => Some(link.socket()),
+            Backend::Nobody | Backend::NoKeeper { .. } => None,
+        };
+        (self.held.iter().map(|(name, fd)| (name.as_str(), fd.as_fd())).collect(), keeper)
+    }
+
+    /// From now on daemons are started from the file of this very program.
+    pub fn keep_program(&mut self) {
+        match File::open("/proc/self/exe") {
+            Ok(program) => self.keep(PROGRAM.to_owned(), program),
+            Err(why) => warn!("after its death rsup would be started from the keeper's program: {why}"),
+        }
     }
 
     /// Takes up the conversation with the keeper that started us, if one did, and takes back what it
     /// holds.
     pub fn open() -> Self {
         let number = std::env::var(SOCKET).ok().and_then(|text| text.parse().ok());
-        let Some(number) = number else { return Self::new(Backend::Nobody, BTreeMap::new()) };
+        let Some(number) = number else { return Self::new(Backend::Nobody, BTreeMap::new(), None) };
         let taken = inherit::take(number).and_then(Link::take_up);
         let (backend, held) = match taken {
             Ok((link, held)) => (Backend::Keeper(link), held),
@@ -57,13 +74,7 @@ impl Vault {
                 (Backend::NoKeeper { next: Instant::now() }, BTreeMap::new())
             }
         };
-        let mut vault = Self::new(backend, held);
-        match File::open("/proc/self/exe") {
-            // From this very file, even if its path leads to another one by then.
-            Ok(program) => vault.keep(PROGRAM.to_owned(), program),
-            Err(why) => warn!("after its death rsup would be started from the keeper's program: {why}"),
-        }
-        vault
+        Self::new(backend, held, None)
     }
 
     pub fn has_keeper(&self) -> bool {

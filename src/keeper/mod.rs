@@ -45,9 +45,9 @@ const MOST_KEPT: usize = 16_384;
 const MOST_ENDS: usize = 4096;
 
 /// A daemon that lived this long starts with a clean sheet.
-const STABLE: Duration = Duration::from_secs(10);
+const STABLE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Ends of processes that nobody has asked for yet: those of workers that came to us.
 #[derive(Default)]
@@ -70,7 +70,8 @@ impl Ends {
 /// The daemon as its keeper sees it.
 struct Daemon {
     pid: u32,
-    pidfd: OwnedFd,
+    /// None if it was gone when we came.
+    pidfd: Option<OwnedFd>,
     socket: OwnedFd,
     since: Instant,
 }
@@ -119,8 +120,9 @@ fn try_run() -> io::Result<u8> {
         Keeper { kept: BTreeMap::new(), ends: Ends::default(), daemon: None, deaths: 0, start_at: Instant::now(), bye: false };
     if let Some(number) = std::env::var(SOCKET).ok().and_then(|text| text.parse().ok()) {
         let socket = inherit::take(number)?;
-        let pid = nix::unistd::getppid().as_raw() as u32;
-        keeper.daemon = Some(Daemon { pid, pidfd: process::pidfd_open(pid)?, socket, since: Instant::now() });
+        // Whoever made the pair; it may be dead by now, and then its last words are in the queue.
+        let pid = process::peer_credentials(&socket)?.pid;
+        keeper.daemon = Some(Daemon { pid, pidfd: process::pidfd_open(pid).ok(), socket, since: Instant::now() });
     }
     loop {
         if keeper.daemon.is_none() {
@@ -170,7 +172,7 @@ impl Keeper {
         let mut wanted = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         if let Some(daemon) = &self.daemon {
             wanted.push(PollFd::new(daemon.socket.as_fd(), PollFlags::POLLIN));
-            wanted.push(PollFd::new(daemon.pidfd.as_fd(), PollFlags::POLLIN));
+            wanted.extend(daemon.pidfd.as_ref().map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
         }
         let timeout = match self.daemon {
             Some(_) => PollTimeout::NONE,
@@ -192,8 +194,8 @@ impl Keeper {
             libc::SIGHUP => {}
             // To stop is the daemon's business.
             _ => match &self.daemon {
-                Some(daemon) => drop(process::signal(&daemon.pidfd, signal)),
-                None => self.bye = true,
+                Some(Daemon { pidfd: Some(pidfd), .. }) => drop(process::signal(pidfd, signal)),
+                Some(Daemon { pidfd: None, .. }) | None => self.bye = true,
             },
         }
     }
@@ -210,13 +212,18 @@ impl Keeper {
     fn listen(&mut self) {
         let Some(daemon) = &self.daemon else { return };
         // Asked first: what it said before its death is in the queue by then.
-        let dead = process::has_ended(&daemon.pidfd).unwrap_or(true);
+        let mut dead = daemon.pidfd.as_ref().is_none_or(|pidfd| process::has_ended(pidfd).unwrap_or(true));
         let mut packet = [0; wire::LONGEST + 1];
         loop {
             let Some(daemon) = &self.daemon else { return };
             match fdpass::receive(&daemon.socket, &mut packet) {
-                // Ended, or there is nothing (more) to hear.
-                Ok((0, _)) | Err(_) => break,
+                // Nobody has the other end any more.
+                Ok((0, _)) => {
+                    dead = true;
+                    break;
+                }
+                // There is nothing more to hear.
+                Err(_) => break,
                 Ok((length, fd)) => match ToKeeper::parse(&packet[..length]) {
                     Some(message) => self.on_message(message, fd),
                     None => say("the daemon said something that makes no sense"),
@@ -312,7 +319,7 @@ impl Keeper {
         command.arg0("rsup").arg("daemon").env(SOCKET, number.to_string());
         let child = command.stdin(Stdio::null()).spawn()?;
         let pid = child.id();
-        Ok(Daemon { pid, pidfd: process::pidfd_open(pid)?, socket: ours, since: Instant::now() })
+        Ok(Daemon { pid, pidfd: Some(process::pidfd_open(pid)?), socket: ours, since: Instant::now() })
     }
 }
 

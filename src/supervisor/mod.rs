@@ -95,6 +95,11 @@ impl Supervisor {
         self.out.iter().any(Effect::matters)
     }
 
+    /// The actions whose end is among the effects that wait, with what became of them.
+    pub fn ends(&self) -> impl Iterator<Item = (OpId, &Result<(), OpError>)> {
+        self.out.iter().filter_map(|effect| if let Effect::Finished { op, result } = effect { Some((*op, result)) } else { None })
+    }
+
     /// When [`Input::Tick`] is due.
     pub fn poll_timeout(&self, now: Time) -> Option<Time> {
         self.apps.values().filter_map(|app| app.wakes(now)).min()

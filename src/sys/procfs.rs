@@ -12,7 +12,7 @@ use std::time::Duration;
 mod children;
 mod meter;
 pub(super) use children::zombie_children;
-pub use children::{PipeId, children, children_of, is_alive, resident, session_of, writes_to};
+pub use children::{PipeId, children, children_of, is_alive, parent_of, resident, session_of, writes_to};
 pub use meter::Meter;
 
 /// When a process was started, in clock ticks since boot (`/proc/PID/stat`, field 22). With the

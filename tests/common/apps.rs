@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 ///
 /// # Panics
 /// With `RSUP_TEST_REQUIRE_ALL=1` nothing may be missing.
-fn missing(what: &str, why: &str) {
+pub fn missing(what: &str, why: &str) {
     assert!(std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "{what} is needed: {why}");
     eprintln!("SKIPPED: {what} is not there: {why}");
 }

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -33,6 +34,8 @@ const MARK: &str = "TEST_HOME";
 pub struct Home {
     folder: tempfile::TempDir,
     ports: RefCell<Vec<Flock<fs::File>>>,
+    /// As whom commands run, if not as the test.
+    uid: Option<u32>,
 }
 
 /// What became of a command.
@@ -80,7 +83,21 @@ impl Home {
     pub fn new() -> Self {
         // The control socket's path is limited to 107 bytes.
         let folder = tempfile::Builder::new().prefix("rs").tempdir_in("/tmp").expect("a folder in /tmp");
-        Self { folder, ports: RefCell::default() }
+        Self { folder, ports: RefCell::default(), uid: None }
+    }
+
+    /// The same for an ordinary user, with a program that this one may execute. Only root can be
+    /// somebody else: none otherwise.
+    pub fn of_user(uid: u32) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: only root can run rsup as another user");
+            return None;
+        }
+        let mut home = Self::new();
+        home.uid = Some(uid);
+        fs::copy(RSUP, home.path("rsup")).expect("copy the program");
+        std::os::unix::fs::chown(home.folder(), Some(uid), Some(uid)).expect("chown");
+        Some(home)
     }
 
     /// Not /tmp/rs…/daemon: files of the test lie there, the daemon's in `h` below it.
@@ -129,7 +146,14 @@ impl Home {
     }
 
     pub fn rsup(&self) -> Command {
-        self.command(RSUP)
+        match self.uid {
+            None => self.command(RSUP),
+            Some(uid) => {
+                let mut command = self.command(self.path("rsup").to_str().expect("UTF-8"));
+                command.uid(uid).gid(uid);
+                command
+            }
+        }
     }
 
     /// Runs the program to its end.

@@ -1,4 +1,5 @@
 //! What the tests here ask of an app again and again.
+#![allow(dead_code, reason = "two test programs share it, and neither uses everything")]
 
 use std::fs;
 

@@ -16,9 +16,16 @@ pub struct Args {
     /// End, with all apps, at the end of standard input: whoever holds its other end is gone
     #[arg(long, hide = true)]
     until_eof: bool,
+    /// Say whether this program can go on with the state that `rsup upgrade` hands over
+    #[arg(long, hide = true)]
+    try_state: bool,
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    if args.try_state {
+        daemon::try_state().map_err(|why| Problem::failed("state", why))?;
+        return cx.out.text(&format!("{}\n", daemon::CAN_GO_ON));
+    }
     let paths = cx.paths()?;
     paths.create().map_err(Problem::usage)?;
     // Whoever started us may hold signals back; that passes from process to process.
@@ -37,7 +44,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             .spawn(end_with_stdin)
             .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
     }
-    daemon::run(paths, daemon::Options { foreground: false, start: None, json_log: cx.out.json })?;
+    daemon::run(paths, daemon::Options { json_log: cx.out.json, ..Default::default() })?;
     Ok(())
 }
 

@@ -18,4 +18,5 @@ pub mod scale;
 pub mod signal;
 pub mod start;
 pub mod stop;
+pub mod upgrade;
 pub mod verify;

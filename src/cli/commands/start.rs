@@ -304,7 +304,7 @@ fn foreground(apps: Vec<AppSpec>, cx: &Context) -> Result<(), Problem> {
         Err(error) => return Err(client.explain(error)),
     }
     let start = Some(StartRequest { apps, base_env: cx.base_env() });
-    daemon::run(paths, daemon::Options { foreground: true, start, json_log: cx.out.json })?;
+    daemon::run(paths, daemon::Options { foreground: true, start, given_anew: true, json_log: cx.out.json })?;
     Ok(())
 }
 

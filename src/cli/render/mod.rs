@@ -26,7 +26,7 @@ pub use list::list;
 pub use logs::LogLines;
 pub use outcome::outcome;
 pub use report::report;
-pub use small::{Environment, Killed, Pong, Written, checked, environments, signalled};
+pub use small::{Environment, Killed, Pong, Upgraded, Written, checked, environments, signalled};
 pub use step::{activity, step};
 pub use style::{Look, Paint};
 pub use trial::{Moment, activity_line, moment, took, verdict};

@@ -32,6 +32,21 @@ impl fmt::Display for Pong {
     }
 }
 
+/// The answer of `rsup upgrade`.
+#[derive(Debug, Serialize)]
+pub struct Upgraded {
+    pub program: PathBuf,
+    pub before: String,
+    pub version: String,
+}
+
+impl fmt::Display for Upgraded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (before, version) = (harmless(&self.before), harmless(&self.version));
+        writeln!(f, "the daemon is rsup {version} now ({}), and was rsup {before}; no worker was touched", self.program.display())
+    }
+}
+
 /// The answer of `rsup kill`.
 #[derive(Debug, Serialize)]
 pub struct Killed {

@@ -56,6 +56,12 @@ fn listed() -> Option<Vec<u32>> {
     Some(pids)
 }
 
+/// The parent of a process; `None` if there is no such process.
+#[must_use]
+pub fn parent_of(pid: u32) -> Option<u32> {
+    stat(pid).ok().map(|stat| stat.parent)
+}
+
 /// Whether the process still lives; a zombie does not.
 #[must_use]
 pub fn is_alive(pid: u32, started: StartTime) -> bool {

@@ -1,0 +1,185 @@
+//! How a daemon begins: with nothing, after another one's death, or in place of another program.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::calls::Calls;
+use super::isolation::Isolation;
+use super::saving::Saving;
+use super::signals::Signals;
+use super::state::{self, Rest};
+use super::vault::{self, Vault};
+use super::{Daemon, Error, Options, Started, memory, now, server, system};
+use crate::logs::{self, Pump};
+use crate::paths::Paths;
+use crate::supervisor::Supervisor;
+use crate::sys::{process, takeover};
+
+/// Descriptors that every daemon of these folders needs, and passes on when it becomes another program.
+pub struct Handles {
+    /// Locked by flock(2) as long as it is open anywhere: there is one daemon only.
+    pub lock: Flock<File>,
+    /// The control socket.
+    pub control: OwnedFd,
+}
+
+/// What a daemon begins with.
+pub struct Inheritance {
+    pub options: Options,
+    pub handles: Handles,
+    /// What the program before had in its vault.
+    pub held: BTreeMap<String, OwnedFd>,
+    pub keeper: Option<OwnedFd>,
+    pub made_keeper: Option<u32>,
+    pub born_of: Option<u32>,
+    /// None: it is on file, if there is one.
+    pub state: Option<String>,
+    /// Why another program could not begin.
+    pub failed: Option<String>,
+}
+
+impl Inheritance {
+    /// That of a new process.
+    ///
+    /// # Errors
+    /// When another daemon runs, or the control socket cannot be had.
+    pub fn of_new(paths: &Paths, options: Options) -> Result<Self, Error> {
+        let lock = lock(paths)?;
+        let control = bind(paths)?;
+        Ok(Self {
+            options,
+            handles: Handles { lock, control },
+            held: BTreeMap::new(),
+            keeper: None,
+            made_keeper: None,
+            born_of: None,
+            state: None,
+            failed: None,
+        })
+    }
+}
+
+fn lock(paths: &Paths) -> Result<Flock<File>, Error> {
+    let path = paths.lock();
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(system(format!("cannot open {}", path.display())))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Running(path))
+}
+
+/// The control socket: mode 0600 in a folder that nobody else can enter.
+fn bind(paths: &Paths) -> Result<OwnedFd, Error> {
+    let path = paths.socket();
+    // We hold the lock, so a socket that is there belongs to nobody.
+    let _ = std::fs::remove_file(&path);
+    let what = || format!("cannot listen on {}", path.display());
+    let listener = std::os::unix::net::UnixListener::bind(&path).map_err(system(what()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(system(what()))?;
+    listener.set_nonblocking(true).map_err(system(what()))?;
+    Ok(listener.into())
+}
+
+impl Daemon {
+    /// Everything up to the first turn of the loop.
+    pub(super) async fn start(paths: &Paths, mut inheritance: Inheritance) -> Result<Started, Error> {
+        let is_upgrade = inheritance.state.is_some();
+        // Looked at before anything is touched: what cannot be read is the former program's to keep.
+        let state = match inheritance.state.take() {
+            Some(text) => Some(state::decode(text.as_bytes()).map_err(|why| Error::Start(why.to_string()))?),
+            None => None,
+        };
+        // For the tests: nothing outside could make a start fail here that would not fail the former program too.
+        #[cfg(debug_assertions)]
+        if is_upgrade && inheritance.failed.is_none() && std::env::var_os("RSUP_FAIL_AT_START").is_some() {
+            return Err(Error::Start("RSUP_FAIL_AT_START is set".into()));
+        }
+        if let Err(why) = process::set_child_subreaper() {
+            warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
+        }
+        let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
+        let mut vault = if is_upgrade { inheritance.vault() } else { Vault::open() };
+        let keeper = if is_upgrade { inheritance.born_of } else { vault.has_keeper().then(std::os::unix::process::parent_id) };
+        let kept_before = vault.names().map(str::to_owned).collect();
+        let (log_events, log_problems) = mpsc::unbounded_channel();
+        let pump = start_pump(&mut vault, log_events).map_err(system("cannot start the log thread"))?;
+        let takeover = support();
+        if let takeover::Support::No { why } = &takeover {
+            warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
+        }
+        let (events, inbox) = mpsc::unbounded_channel();
+        let Inheritance { options, handles, failed, .. } = inheritance;
+        let control = handles.control.try_clone().map_err(system("cannot listen on the control socket"))?;
+        let listener = UnixListener::from_std(control.into()).map_err(system("cannot listen on the control socket"))?;
+        let signals = Signals::new().map_err(system("cannot catch signals"))?;
+        let saving = Saving::start(paths, &options, &events).map_err(system("cannot start the thread that saves"))?;
+        let (open, conversations) = mpsc::channel(1);
+        let mut daemon = Daemon {
+            supervisor: Supervisor::new(fastrand::u64(..)),
+            events: events.clone(),
+            paths: paths.clone(),
+            options,
+            pump,
+            takeover,
+            isolation: Isolation::begin(paths, nofile),
+            apps: HashMap::new(),
+            running: HashMap::new(),
+            meter: memory::Memory::default(),
+            calls: Calls::default(),
+            remembered: VecDeque::new(),
+            strangers: Default::default(),
+            inbox: VecDeque::new(),
+            ending: false,
+            started: now(),
+            vault,
+            keeper,
+            kept_before,
+            rest: Rest::default(),
+            saving,
+            handles,
+            upgrading: None,
+        };
+        info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
+        match state {
+            Some(state) => daemon.go_on_as(state, failed),
+            None => daemon.go_on(),
+        }
+        daemon.vault.keep_program();
+        daemon.start_given();
+        // From now on commands are heard; until then they wait in the queue.
+        let server = tokio::spawn(server::accept(listener, events, open));
+        Ok(Started { daemon, inbox, log_problems, signals, server, conversations })
+    }
+}
+
+/// With the journal of an earlier daemon, if there is one: then none of its lines is lost.
+fn start_pump(vault: &mut Vault, events: mpsc::UnboundedSender<logs::Event>) -> io::Result<Pump> {
+    if let Some(journal) = vault.get(vault::name::JOURNAL) {
+        match Pump::start_with_journal(events.clone(), journal) {
+            Ok(pump) => return Ok(pump),
+            Err(why) => warn!("the journal of the logs is of no use, so a line that was being written may be cut: {why}"),
+        }
+    }
+    let journal = logs::Journal::create()?;
+    vault.keep(vault::name::JOURNAL.to_owned(), &journal);
+    Pump::start_with_journal(events, journal)
+}
+
+/// `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that take their sockets from `LISTEN_FDS`.
+fn support() -> takeover::Support {
+    if std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off") {
+        return takeover::Support::No { why: "RSUP_TAKEOVER=off".into() };
+    }
+    takeover::probe_support()
+}

@@ -1,0 +1,362 @@
+//! `rsup upgrade`: this process becomes another program, with everything it has.
+//!
+//! 1. The new program is tried: it must be able to read the state as it is now.
+//! 2. Workers between fork and exec, and connections that rsup itself passes on, are waited for.
+//! 3. A *manifest* in a memfd names every descriptor and holds the state; execve(2) leaves them open.
+//!    The pid stays the same, so workers stay our children and the keeper notices nothing.
+//! 4. A new program that cannot begin executes the old one with the same manifest. One that dies is
+//!    replaced by the keeper, which has the old program until the new one is up.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{info, warn};
+
+use super::start::{Handles, Inheritance};
+use super::state::{self, State, Upgrade};
+use super::vault::{Backend, Vault};
+use super::{Daemon, Event, Options, complain, now, probe, spawn as workers};
+use crate::control::{Answer, Failure, FailureCode, HowUpgraded, Reply};
+use crate::exit::Exit;
+use crate::keeper::link::Link;
+use crate::supervisor::{Time, WorkerPhase};
+use crate::sys::inherit;
+use crate::sys::spawn::{self, Plan};
+
+/// Names the descriptor of the manifest.
+const MANIFEST: &str = "RSUP_MANIFEST_FD";
+
+/// Names the descriptor of the state that a program is to try.
+const STATE: &str = "RSUP_STATE_FD";
+
+/// What a program says that can go on.
+pub const CAN_GO_ON: &str = "rsup can go on with this state";
+
+/// How long the new program may take to read the state when it is tried.
+const TRIAL: Duration = Duration::from_secs(10);
+
+/// What the client is told first is on its way by then.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// How long connections that rsup passes on may take to end.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// All that passes from one program to the next. Fields that are new get `#[serde(default)]`.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    /// As in the file, which is not read again: a full disk must not matter.
+    state: String,
+    options: Options,
+    /// By name in the vault.
+    held: BTreeMap<String, i32>,
+    /// The socket to the keeper, if there is one.
+    keeper: Option<i32>,
+    made_keeper: Option<u32>,
+    /// Who is asked for the orphans of adopted workers.
+    born_of: Option<u32>,
+    lock: i32,
+    control: i32,
+    /// The program before, to go back to.
+    previous: i32,
+    /// Why the new program could not begin: then this is the old one again.
+    failed: Option<String>,
+}
+
+/// The way back to the program before: everything stays open until the new one is up.
+pub struct Back {
+    manifest: Manifest,
+    open: Vec<OwnedFd>,
+    previous: OwnedFd,
+}
+
+/// An upgrade that waits for the right moment.
+pub struct Pending {
+    program: PathBuf,
+    token: u64,
+    force: bool,
+    since: Time,
+}
+
+/// What the former program left, if this one was executed by it.
+///
+/// # Errors
+/// When it cannot be understood. Then there is no way back but the keeper's.
+pub fn inherited() -> Option<io::Result<(Inheritance, Back)>> {
+    let number = std::env::var(MANIFEST).ok()?.parse().ok()?;
+    Some(take_over(number))
+}
+
+fn take_over(number: i32) -> io::Result<(Inheritance, Back)> {
+    let text = read_memory(inherit::take(number)?)?;
+    let manifest: Manifest = serde_json::from_str(&text)?;
+    let mut open = Vec::new();
+    let mut take = |number: i32| -> io::Result<OwnedFd> {
+        let fd = inherit::take(number)?;
+        let ours = fd.try_clone()?;
+        open.push(fd);
+        Ok(ours)
+    };
+    let held = manifest.held.iter().map(|(name, fd)| Ok((name.clone(), take(*fd)?))).collect::<io::Result<_>>()?;
+    let keeper = manifest.keeper.map(&mut take).transpose()?;
+    // Locked already, by the same open file.
+    let lock = Flock::lock(File::from(take(manifest.lock)?), FlockArg::LockExclusiveNonblock).map_err(|(_, why)| why)?;
+    let handles = Handles { lock, control: take(manifest.control)? };
+    let previous = inherit::take(manifest.previous)?;
+    let inheritance = Inheritance {
+        options: manifest.options.clone(),
+        handles,
+        held,
+        keeper,
+        made_keeper: manifest.made_keeper,
+        born_of: manifest.born_of,
+        state: Some(manifest.state.clone()),
+        failed: manifest.failed.clone(),
+    };
+    Ok((inheritance, Back { manifest, open, previous }))
+}
+
+impl Inheritance {
+    /// The vault of the program before.
+    pub fn vault(&mut self) -> Vault {
+        let backend = match self.keeper.take().map(Link::take_up) {
+            Some(Ok((link, _))) => Backend::Keeper(link),
+            Some(Err(why)) => {
+                warn!("the keeper cannot be used: {why}");
+                Backend::NoKeeper { next: std::time::Instant::now() }
+            }
+            None => Backend::Nobody,
+        };
+        Vault::new(backend, std::mem::take(&mut self.held), self.made_keeper)
+    }
+}
+
+impl Back {
+    /// The former program takes everything back. Returns only if it cannot be executed.
+    pub fn go(mut self, why: &str) -> io::Error {
+        warn!("this rsup cannot begin: {why}; the former one goes on");
+        // From back to back there is no way.
+        if self.manifest.failed.is_some() {
+            return io::Error::other(why.to_owned());
+        }
+        self.manifest.failed = Some(why.to_owned());
+        let path = format!("/proc/self/fd/{}", self.previous.as_raw_fd());
+        let fds: Vec<BorrowedFd<'_>> = self.open.iter().chain([&self.previous]).map(AsFd::as_fd).collect();
+        let Err(why) = execute(Path::new(&path), &self.manifest, &fds);
+        why
+    }
+}
+
+/// For `rsup daemon --try-state`: whether this program can go on with a state.
+///
+/// # Errors
+/// Why not, in words.
+pub fn try_state() -> Result<(), String> {
+    let number = std::env::var(STATE).ok().and_then(|text| text.parse().ok()).ok_or("no state was given")?;
+    let text = inherit::take(number).and_then(read_memory).map_err(|why| format!("the state cannot be read: {why}"))?;
+    state::decode(text.as_bytes()).map(|_| ()).map_err(|why| format!("the state cannot be taken over: {why}"))
+}
+
+fn memory(text: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"rsup", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(text)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(file)
+}
+
+fn read_memory(fd: OwnedFd) -> io::Result<String> {
+    let mut text = String::new();
+    let mut file = File::from(fd);
+    // The position is shared with whoever wrote it.
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Runs the program to see whether it can. The error says what came of it.
+async fn try_out(program: PathBuf, state: Vec<u8>) -> Result<(), String> {
+    let system = |why: io::Error| why.to_string();
+    let said = memory(b"").map_err(system)?;
+    let output = || said.try_clone().map(OwnedFd::from).map_err(system);
+    let argv = workers::c_strings([program.to_string_lossy().as_ref(), "daemon", "--try-state"])?;
+    let mut plan = Plan::new(argv, "/".into(), output()?, output()?);
+    plan.env = environment(None)?;
+    plan.extra.push((memory(&state).map_err(system)?.into(), STATE.to_owned()));
+    let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
+    workers::executed(child.exec).await?;
+    let exit = probe::end_of_command(child.pid, child.pidfd, TRIAL).await;
+    let exit = exit.ok_or_else(|| format!("it did not end within {} s", TRIAL.as_secs()))?;
+    let words = read_memory(said.into()).unwrap_or_default();
+    if exit == Exit::Code(0) {
+        return if words.contains(CAN_GO_ON) { Ok(()) } else { Err("it is no rsup that could go on from this one".into()) };
+    }
+    let words: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
+    Err(if words.is_empty() { exit.to_string() } else { format!("{exit}: {}", words.join(" / ")) })
+}
+
+/// This process's own, with the descriptor of a manifest.
+fn environment(manifest: Option<i32>) -> Result<Vec<CString>, String> {
+    let mut env = Vec::new();
+    for (name, value) in std::env::vars_os().filter(|(name, _)| name != MANIFEST && name != STATE) {
+        let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
+        env.push(CString::new(entry).map_err(|why| why.to_string())?);
+    }
+    if let Some(number) = manifest {
+        env.push(CString::new(format!("{MANIFEST}={number}")).map_err(|why| why.to_string())?);
+    }
+    Ok(env)
+}
+
+/// Becomes the program. Returns only if that fails, and then everything is as before.
+fn execute(program: &Path, manifest: &Manifest, fds: &[BorrowedFd<'_>]) -> io::Result<Infallible> {
+    let memory = memory(&serde_json::to_vec(manifest)?)?;
+    let number = inherit::leave_open(&memory)?;
+    let result = (|| {
+        for fd in fds {
+            inherit::leave_open(fd)?;
+        }
+        let path = CString::new(program.as_os_str().as_bytes())?;
+        let env = environment(Some(number)).map_err(io::Error::other)?;
+        Ok(nix::unistd::execve(&path, &[c"rsup", c"daemon"], &env)?)
+    })();
+    for fd in fds {
+        let _ = inherit::close_on_exec(fd);
+    }
+    result
+}
+
+impl Daemon {
+    /// Tries the new program, and then waits for the right moment.
+    pub(super) fn upgrade(&mut self, program: PathBuf, token: u64, force: bool, answer: UnboundedSender<Answer>) {
+        let refused =
+            |why: String| Answer::Failed(Failure::new(FailureCode::BadRequest, why).hint("the rsup that runs goes on as it is"));
+        if self.upgrading.is_some() || self.ending {
+            let what = if self.ending { "rsup is about to end" } else { "another upgrade is under way" };
+            return drop(answer.send(refused(what.into())));
+        }
+        let state = match self.encoded() {
+            Ok(state) => state,
+            Err(why) => return drop(answer.send(refused(format!("the state cannot be put into words: {why}")))),
+        };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            match try_out(program.clone(), state).await {
+                Ok(()) => {
+                    let _ = answer.send(Answer::Done(Reply::Upgrading));
+                    let _ = events.send(Event::Upgrade(Pending { program, token, force, since: now() }));
+                }
+                Err(why) => drop(answer.send(refused(format!("cannot run {}: {why}", program.display())))),
+            }
+        });
+    }
+
+    pub(super) fn on_upgrade(&mut self, pending: Pending) {
+        let Pending { program, token, .. } = &pending;
+        self.rest.upgrade = Some(Upgrade { token: *token, program: program.clone(), result: None });
+        self.upgrading = Some(pending);
+    }
+
+    /// What became of an upgrade.
+    pub(super) fn how_upgraded(&self, token: u64) -> HowUpgraded {
+        match self.rest.upgrade.as_ref().filter(|upgrade| upgrade.token == token) {
+            None => HowUpgraded::Unknown,
+            Some(Upgrade { result: None, .. }) => HowUpgraded::UnderWay,
+            Some(Upgrade { result: Some(Ok(version)), .. }) => HowUpgraded::Done { version: version.clone() },
+            Some(Upgrade { result: Some(Err(why)), .. }) => HowUpgraded::Failed { why: why.clone() },
+        }
+    }
+
+    /// When to look again whether an upgrade can be done.
+    pub(super) fn upgrade_wakes(&self) -> Option<tokio::time::Instant> {
+        self.upgrading.as_ref().map(|_| tokio::time::Instant::now() + SETTLE)
+    }
+
+    /// Called at every turn of the loop.
+    pub(super) fn upgrade_if_due(&mut self) {
+        let Some(pending) = &self.upgrading else { return };
+        let waited = now().since(pending.since);
+        if waited < SETTLE {
+            return;
+        }
+        let relayed: usize = self.apps.values().map(|app| app.relays.under_way()).sum();
+        let in_between =
+            self.supervisor.names().any(|app| self.supervisor.workers(app).any(|worker| worker.phase() == WorkerPhase::Spawning));
+        if (relayed > 0 && !pending.force) || in_between {
+            if waited >= QUIET {
+                let why = match relayed {
+                    0 => "a worker does not come to its start".to_owned(),
+                    n => format!("rsup itself still passes on {n} connection(s), which would break; `--force` breaks them"),
+                };
+                self.upgrade_failed(why);
+            }
+            return;
+        }
+        let program = pending.program.clone();
+        let Err(why) = self.become_program(&program);
+        self.upgrade_failed(format!("cannot run {}: {why}", program.display()));
+    }
+
+    fn upgrade_failed(&mut self, why: String) {
+        warn!("not upgraded: {why}");
+        self.upgrading = None;
+        if let Some(upgrade) = &mut self.rest.upgrade {
+            upgrade.result = Some(Err(why));
+        }
+        self.unsaved();
+    }
+
+    fn become_program(&mut self, program: &Path) -> io::Result<Infallible> {
+        info!("becoming {}", program.display());
+        // Written to the disk first: the thread that does so ends with this program.
+        self.save_for_upgrade();
+        let state = String::from_utf8(self.encoded()?).map_err(io::Error::other)?;
+        let previous = File::open("/proc/self/exe")?;
+        let (held, keeper) = self.vault.descriptors();
+        let manifest = Manifest {
+            state,
+            options: self.options.clone(),
+            held: held.iter().map(|(name, fd)| ((*name).to_owned(), fd.as_raw_fd())).collect(),
+            keeper: keeper.map(|fd| fd.as_raw_fd()),
+            made_keeper: self.vault.made_keeper(),
+            born_of: self.keeper,
+            lock: self.handles.lock.as_fd().as_raw_fd(),
+            control: self.handles.control.as_raw_fd(),
+            previous: previous.as_raw_fd(),
+            failed: None,
+        };
+        let own = [self.handles.lock.as_fd(), self.handles.control.as_fd(), previous.as_fd()];
+        let fds: Vec<BorrowedFd<'_>> = held.into_iter().map(|(_, fd)| fd).chain(keeper).chain(own).collect();
+        execute(program, &manifest, &fds)
+    }
+
+    /// Goes on as the new program, or as the old one again.
+    pub(super) fn go_on_as(&mut self, state: State, failed: Option<String>) {
+        self.adopt(state);
+        if let Some(upgrade) = &mut self.rest.upgrade {
+            upgrade.result = Some(match failed {
+                None => Ok(env!("CARGO_PKG_VERSION").to_owned()),
+                Some(why) => Err(format!("{} could not begin: {why}; the former rsup went on", upgrade.program.display())),
+            });
+        }
+        self.unsaved();
+    }
+
+    /// A daemon that died in an upgrade was the new program; this is the old one.
+    pub(super) fn upgrade_died(&mut self) {
+        if let Some(upgrade) = self.rest.upgrade.as_mut().filter(|upgrade| upgrade.result.is_none()) {
+            let why = format!("{} died before it was up; the former rsup went on", upgrade.program.display());
+            complain("not upgraded", &why);
+            upgrade.result = Some(Err(why));
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Nothing that happens to rsup itself reaches the users of its apps.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../lifecycle/support.rs"]
+mod support;
+
+mod both;
+mod daemon;
+mod keeper;
+mod reboot;
+mod supervisors;
+mod upgrade;

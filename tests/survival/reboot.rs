@@ -1,0 +1,98 @@
+//! What a machine that was started anew finds. (A real one is booted in tests/systemd.)
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use nix::sys::signal::Signal;
+
+use crate::common::{Home, is_ready, signal, wait_until};
+use crate::support::Life;
+
+fn saved(home: &Home) -> std::path::PathBuf {
+    home.rsup_home().join("state/state.json")
+}
+
+/// As if the power had failed: every process is gone, and so is the runtime folder.
+fn power_cut(home: &Home) {
+    // Again and again: keeper and daemon bring each other back.
+    wait_until("nobody is left", || {
+        let left = home.processes();
+        for (pid, _) in &left {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid as i32), Signal::SIGKILL);
+        }
+        left.is_empty()
+    });
+    fs::remove_dir_all(home.rsup_home().join("run")).unwrap();
+    let text = fs::read_to_string(saved(home)).unwrap();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert!(text.contains(boot.trim()));
+    fs::write(saved(home), text.replace(boot.trim(), "another-boot")).unwrap();
+}
+
+#[test]
+fn apps_come_back_as_they_were() {
+    let home = Home::new();
+    home.web("web", "instances = 2");
+    home.app("stopped", "command = [\"sleep\", \"1000\"]");
+    home.app("deleted", "command = [\"sleep\", \"1000\"]");
+    home.ok(&["start"]);
+    home.ok(&["stop", "stopped"]);
+    home.ok(&["delete", "deleted"]);
+    home.ok(&["scale", "web", "3"]);
+    home.ok(&["reload", "web"]);
+    // Written, and for nobody else to read: it has the environment of every app.
+    wait_until("the state is saved", || fs::read_to_string(saved(&home)).is_ok_and(|t| t.contains("\"last_revision\":2")));
+    assert_eq!(fs::metadata(saved(&home)).unwrap().permissions().mode() & 0o777, 0o600);
+    power_cut(&home);
+    home.app("new", "command = [\"sleep\", \"1000\"]");
+    home.ok(&["start", "supervisor.toml", "--only", "new"]);
+    let view = home.wait_view("web", "ready", is_ready);
+    assert_eq!((view["revision"].as_u64(), view["instances"].as_u64()), (Some(2), Some(2)), "{view:#}");
+    assert_eq!(home.view("stopped")["phase"], "stopped");
+    assert!(home.view("deleted").is_null());
+    assert!(is_ready(&home.view("new")));
+}
+
+#[test]
+fn after_rsup_kill_apps_are_known_and_stay_down() {
+    let home = Home::new();
+    home.web("web", "instances = 2");
+    home.app("other", "command = [\"sleep\", \"1000\"]");
+    home.ok(&["start"]);
+    home.ok(&["kill"]);
+    assert!(!home.rsup_home().join("run/state.json").exists());
+    home.run(&["ping"]).code(1).says(&["no daemon runs"]);
+    home.ok(&["start", "supervisor.toml", "--only", "other"]);
+    assert_eq!(home.view("web")["phase"], "stopped");
+    home.ok(&["start", "web"]);
+    assert!(is_ready(&home.view("web")));
+}
+
+#[test]
+fn after_a_signal_they_come_back() {
+    let home = Home::new();
+    home.web("web", "instances = 2");
+    home.ok(&["start"]);
+    signal(home.daemon(), Signal::SIGTERM);
+    wait_until("the end of all", || home.processes().is_empty());
+    home.app("other", "command = [\"sleep\", \"1000\"]");
+    home.ok(&["start", "supervisor.toml", "--only", "other"]);
+    home.wait_view("web", "ready", is_ready);
+}
+
+#[test]
+fn a_state_that_cannot_be_read_is_put_aside_and_said() {
+    let home = Home::new();
+    home.app("web", "command = [\"sleep\", \"1000\"]");
+    home.ok(&["start"]);
+    home.ok(&["kill"]);
+    for (text, words) in [("{ not json", "cannot be understood"), ("{\"version\": 99, \"rsup\": \"9.1.0\"}", "rsup 9.1.0")] {
+        fs::write(saved(&home), text).unwrap();
+        home.ok(&["start"]);
+        assert!(home.daemon_log().contains(words), "{}", home.daemon_log());
+        assert!(home.daemon_log().contains("put aside"), "{}", home.daemon_log());
+        home.ok(&["kill"]);
+    }
+    let aside = fs::read_to_string(home.rsup_home().join("state/state.json.unread0")).unwrap();
+    assert_eq!(aside, "{ not json", "nothing was lost");
+}
