@@ -317,6 +317,7 @@ impl Keeper {
         };
         let mut command = Command::new(program);
         command.arg0("rsup").arg("daemon").env(SOCKET, number.to_string());
+        command.envs(process::nofile_found().map(|soft| (process::NOFILE, soft)));
         let child = command.stdin(Stdio::null()).spawn()?;
         let pid = child.id();
         Ok(Daemon { pid, pidfd: Some(process::pidfd_open(pid)?), socket: ours, since: Instant::now() })

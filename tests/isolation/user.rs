@@ -186,3 +186,28 @@ fn a_user_on_the_command_line() {
     assert!(status(the_pid(&home, "a"), "Uid").starts_with("65534 "));
     home.run(&["start", "-n", "b", "--user", "nobodi", "--", "sleep", "1000"]).code(2).says(&["no user `nobodi`", "nobody"]);
 }
+
+#[test]
+fn the_limit_of_open_files_is_that_of_whoever_started_rsup() {
+    let home = open_home();
+    let soft = |pid: u32| {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("files");
+        files.split_whitespace().nth(3).map(str::to_owned)
+    };
+    let mut shell = home.command("sh");
+    shell.args(["-c", &format!("ulimit -Sn 777; exec {RSUP} start -n a -- sleep 1000")]);
+    try_run(shell).expect("it runs").ok();
+    let daemon = || home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+    assert_eq!(soft(the_pid(&home, "a")).as_deref(), Some("777"));
+    assert_ne!(soft(daemon()).as_deref(), Some("777"), "rsup itself has more");
+    // Not that of the keeper, nor of the program before.
+    let before = daemon();
+    crate::common::signal(before, nix::sys::signal::Signal::SIGKILL);
+    crate::common::wait_until("the daemon's end", || !is_alive(before));
+    home.ok(&["reload", "a"]);
+    assert_eq!(soft(the_pid(&home, "a")).as_deref(), Some("777"));
+    home.ok(&["upgrade"]);
+    home.ok(&["reload", "a"]);
+    assert_eq!(soft(the_pid(&home, "a")).as_deref(), Some("777"));
+}
