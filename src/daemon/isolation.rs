@@ -66,7 +66,8 @@ impl Confinement {
 
     /// How it ended, now that the kernel has told by what.
     pub fn judge(&self, exit: Exit) -> Exit {
-        let starved = exit.is_kill() && self.leaf().is_some_and(|leaf| leaf.out_of_memory() > 0);
+        // Of an orphan that nobody waited for, the count alone is known.
+        let starved = (exit.is_kill() || exit == Exit::Unknown) && self.leaf().is_some_and(|leaf| leaf.out_of_memory() > 0);
         if starved { Exit::OutOfMemory } else { exit }
     }
 }
