@@ -17,8 +17,18 @@ pub enum Exit {
         signal: i32,
         core_dumped: bool,
     },
+    /// The kernel killed it at the memory limit of its cgroup.
+    OutOfMemory,
     /// The status went to somebody else (the process was not our child).
     Unknown,
+}
+
+impl Exit {
+    /// By SIGKILL, whoever sent it.
+    #[must_use]
+    pub fn is_kill(self) -> bool {
+        matches!(self, Self::Signal { signal: SIGKILL, .. })
+    }
 }
 
 impl fmt::Display for Exit {
@@ -29,6 +39,7 @@ impl fmt::Display for Exit {
                 write!(f, "killed by {}", signal_name(*signal))?;
                 if *core_dumped { f.write_str(" (core dumped)") } else { Ok(()) }
             }
+            Self::OutOfMemory => f.write_str("killed by the kernel at its memory limit (limits.memory)"),
             Self::Unknown => f.write_str("ended with an unknown status"),
         }
     }

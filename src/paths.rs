@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The longest path of a unix socket that Linux takes (`sun_path` with its final zero).
@@ -92,6 +92,27 @@ impl Paths {
         self.runtime.join(format!("notify.{generation}"))
     }
 
+    /// The folder for the same of workers that run as another user. They cannot enter the runtime
+    /// folder, so it is beside it; each socket in it is open to its worker's user alone.
+    pub fn notify_of_others(&self) -> PathBuf {
+        let mut name = self.runtime.clone().into_os_string();
+        name.push(".notify");
+        name.into()
+    }
+
+    /// Makes that folder, which anybody may pass and nobody list, and checks one that exists.
+    pub fn create_notify_of_others(&self) -> Result<PathBuf, String> {
+        let folder = self.notify_of_others();
+        let failed = |error| format!("cannot make the folder {}: {error}", folder.display());
+        match DirBuilder::new().mode(0o711).create(&folder) {
+            // The umask may have closed it.
+            Ok(()) => fs::set_permissions(&folder, fs::Permissions::from_mode(0o711)).map_err(failed)?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => check_owner(&folder, 0o022)?,
+            Err(error) => return Err(failed(error)),
+        }
+        Ok(folder)
+    }
+
     /// What the daemon says of itself.
     pub fn daemon_log(&self) -> PathBuf {
         self.state.join("daemon.log")
@@ -152,7 +173,7 @@ fn check_owner(folder: &Path, forbidden: u32) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

@@ -103,7 +103,8 @@ fn scaled(failure: Option<Failure>) -> Vec<Answer> {
     let app = AppName::new("api");
     let ready = Step::Ready { after_ms: 512 };
     let step = Progress { app: app.clone(), instance: 0, revision: 2, pid: Some(123), step: ready, done: 1, total: 1 };
-    let outcome = Outcome { app, kind: OperationKind::Scale, took_ms: 900, view: Some(api(AppPhase::Ready)), failure };
+    let outcome =
+        Outcome { app, kind: OperationKind::Scale, took_ms: 900, view: Some(api(AppPhase::Ready)), failure, notes: Vec::new() };
     vec![Answer::Progress(step), Answer::Done(Reply::Finished(vec![outcome]))]
 }
 

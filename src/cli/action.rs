@@ -72,7 +72,7 @@ pub fn each(
 
 /// The outcome of an action that the daemon, or we, refused.
 pub fn failed(app: &AppName, kind: OperationKind, took_ms: u64, failure: Failure) -> Outcome {
-    Outcome { app: app.clone(), kind, took_ms, view: None, failure: Some(failure) }
+    Outcome { app: app.clone(), kind, took_ms, view: None, failure: Some(failure), notes: Vec::new() }
 }
 
 /// Prints what became of each app; an error if one of them failed.
@@ -92,6 +92,9 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Pr
             }
             None if !out.json => out.text(&render::outcome(outcome, !wait, out.look))?,
             None => {}
+        }
+        for note in &outcome.notes {
+            out.note(&format!("{}: {note}", outcome.app));
         }
     }
     if outcomes.iter().any(|outcome| outcome.failure.is_some()) { Err(Problem::Said(FAILED)) } else { Ok(()) }

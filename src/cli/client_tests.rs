@@ -76,6 +76,7 @@ fn progress_comes_before_the_end_however_the_bytes_are_cut() {
         took_ms: 3,
         view: Some(app("api", AppPhase::Stopped, vec![])),
         failure: None,
+        notes: Vec::new(),
     };
     let frames: Vec<u8> =
         [Answer::Progress(step.clone()), Answer::Progress(step.clone()), Answer::Done(Reply::Finished(vec![outcome.clone()]))]

@@ -59,6 +59,9 @@ pub fn spec(app: &str) -> AppSpec {
             keep: 10,
             compress: true,
         },
+        run_as: None,
+        umask: None,
+        limits: Limits::default(),
     }
 }
 

@@ -22,7 +22,7 @@ mod values;
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]
-mod made_up;
+pub(crate) mod made_up;
 #[cfg(test)]
 mod tests;
 

@@ -45,6 +45,8 @@ fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, P
         config::resolve_cwd(&mut spec).map_err(|error| {
             Problem::failed("bad_request", format!("{} cannot run in {}\n{error}", old.name, old.cwd.display()))
         })?;
+        config::resolve_user(&mut spec)
+            .map_err(|why| Problem::failed("bad_request", format!("{} has lost its user\n{why}", old.name)))?;
         return Ok(spec);
     };
     match loaded.config.apps.iter().find(|spec| spec.name == old.name) {

@@ -176,7 +176,7 @@ impl Trial<'_> {
             Err(CallError::Interrupted) => return Err(Halt::Interrupted),
             Err(CallError::Failed(failure)) => {
                 let (app, kind) = (self.app.clone(), crate::supervisor::OperationKind::Reload);
-                Outcome { app, kind, took_ms: ms(took), view: None, failure: Some(failure) }
+                Outcome { app, kind, took_ms: ms(took), view: None, failure: Some(failure), notes: Vec::new() }
             }
             Err(error) => return Err(self.client.explain(error).into()),
         };

@@ -7,7 +7,7 @@ use super::cursor::{Context, Cursor, Machine};
 use super::listen::{self, Placed};
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::*;
-use super::{admin, env, keys, policy, probe, suggest, units};
+use super::{admin, env, keys, limits, policy, probe, suggest, units, user};
 
 /// The most workers that one app can have: what the steering program has room for, surge included.
 pub const MOST_INSTANCES: u16 = 250;
@@ -142,6 +142,10 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
     let restart = policy::restart(cx, &mut c);
     let reload = policy::reload(cx, &mut c, instances, listen_timeout);
     let log = policy::log(cx, &mut c);
+    let run_as = user::read(cx, &mut c);
+    let text = cx.source.clone();
+    let umask = c.maybe(cx, "umask", |value| user::umask(value, text.text.get(value.span.clone()).unwrap_or_default()));
+    let limits = limits::read(cx, &mut c, max_memory);
     let (readiness, liveness) = probe::read(cx, &mut c, &listen, listen_timeout, restart.min_uptime);
     c.finish(cx);
 
@@ -165,6 +169,9 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
         restart,
         reload,
         log,
+        run_as,
+        umask,
+        limits,
     })
 }
 
@@ -295,12 +302,16 @@ fn clamp(cores: usize) -> u16 {
     u16::try_from(cores).unwrap_or(MOST_INSTANCES).clamp(1, MOST_INSTANCES)
 }
 
-fn max_memory(value: &Value) -> Result<u64, Bad> {
+pub(super) fn max_memory(value: &Value) -> Result<u64, Bad> {
     match units::size(value)? {
         0 => Err(value.bad("no process lives in no memory").hint("leave it out for no limit")),
-        n if n < 1 << 20 => Err(value
-            .bad(format!("{n} bytes are less than any process needs"))
-            .hint(format!("write \"{n}M\" if it is megabytes"))),
+        n if n < 1 << 20 => {
+            let bad = value.bad(format!("{n} bytes are less than any process needs"));
+            Err(match value.as_int() {
+                Some(_) => bad.hint(format!("write \"{n}M\" if it is megabytes")),
+                None => bad.hint("write \"100M\" or more"),
+            })
+        }
         n => Ok(n),
     }
 }

@@ -7,12 +7,16 @@ use super::error::{Problem, Source};
 use super::keys::Section;
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::suggest;
+use crate::sys::cgroup::{self, Controllers};
 
 /// What a check needs to know of the machine; given, so that tests can choose it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
     pub cores: usize,
     pub ipv6: bool,
+    /// This process may run others as another user.
+    pub privileged: bool,
+    pub controllers: Controllers,
 }
 
 impl Machine {
@@ -20,6 +24,8 @@ impl Machine {
         Self {
             cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
             ipv6: std::path::Path::new("/proc/net/if_inet6").exists(),
+            privileged: nix::unistd::geteuid().is_root(),
+            controllers: cgroup::controllers_of_machine(),
         }
     }
 }

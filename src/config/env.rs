@@ -37,6 +37,9 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>) -> Env {
     match app.take("env") {
         None => {}
         Some(Value { kind: Kind::Table(table), .. }) => {
+            // The lines around a mistake may hold secrets: the name alone is shown.
+            let names_only = Source::excerpt(&cx.source.path, &cx.source.text);
+            let outer = std::mem::replace(&mut cx.source, names_only);
             for entry in &table.entries {
                 if let Some((message, hint)) = name_problem(&entry.key) {
                     cx.error(Bad { span: entry.span.clone(), message, hint });
@@ -47,9 +50,12 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>) -> Env {
                 }
                 match text(&entry.value) {
                     Ok(text) => drop(env.vars.insert(entry.key.clone(), text)),
-                    Err(bad) => cx.error(Bad { message: format!("`{}`: {}", entry.key, bad.message), ..bad }),
+                    Err(bad) => {
+                        cx.error(Bad { span: entry.span.clone(), message: format!("`{}`: {}", entry.key, bad.message), ..bad });
+                    }
                 }
             }
+            cx.source = outer;
         }
         Some(other) => {
             let bad = other.expected("a table").hint("write `env = { NODE_ENV = \"production\" }`");

@@ -32,6 +32,11 @@ pub(super) static APP: Section = Section {
         "restart",
         "reload",
         "log",
+        "user",
+        "group",
+        "groups",
+        "umask",
+        "limits",
     ],
 };
 
@@ -67,5 +72,8 @@ pub(super) static RELOAD: Section =
 pub(super) static LOG: Section =
     Section { header: "[app.NAME.log]", keys: &["out", "err", "format", "timestamps", "max_size", "keep", "compress"] };
 
+pub(super) static LIMITS: Section =
+    Section { header: "[app.NAME.limits]", keys: &["nofile", "nice", "no_new_privs", "capabilities", "memory", "cpu", "tasks"] };
+
 /// All of them, the likeliest home of a misplaced key first.
-pub(super) static ALL: &[&Section] = &[&APP, &RESTART, &READINESS, &STOP, &RELOAD, &LOG, &LIVENESS, &SUPERVISOR, &ROOT];
+pub(super) static ALL: &[&Section] = &[&APP, &RESTART, &READINESS, &STOP, &RELOAD, &LOG, &LIMITS, &LIVENESS, &SUPERVISOR, &ROOT];

@@ -4,6 +4,7 @@
 //! the help of a `cursor`. The command line of `rsup start server.js` builds the same tree.
 
 mod admin;
+mod capabilities;
 mod check;
 mod cursor;
 mod env;
@@ -11,6 +12,7 @@ mod env_file;
 mod error;
 mod init;
 mod keys;
+mod limits;
 mod listen;
 mod policy;
 mod probe;
@@ -19,6 +21,7 @@ mod script;
 mod suggest;
 mod types;
 mod units;
+mod user;
 
 #[cfg(test)]
 mod tests;
@@ -78,6 +81,11 @@ pub fn resolve_cwd(spec: &mut AppSpec) -> io::Result<()> {
     }
     spec.cwd_resolved = resolved;
     Ok(())
+}
+
+/// Looks the user of an app up anew, with its groups of now.
+pub fn resolve_user(spec: &mut AppSpec) -> Result<(), String> {
+    user::again(spec)
 }
 
 /// Absolute, with symbolic links kept.

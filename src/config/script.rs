@@ -32,6 +32,7 @@ pub struct Script {
     pub drain_timeout: Option<String>,
     pub kill_timeout: Option<String>,
     pub stop_signal: Option<String>,
+    pub user: Option<String>,
 }
 
 /// The words of the command line as one text, so that an error can point into it.
@@ -87,6 +88,7 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
         ("--listen-timeout", "listen_timeout", &script.listen_timeout),
         ("--drain-timeout", "drain_timeout", &script.drain_timeout),
         ("--kill-timeout", "kill_timeout", &script.kill_timeout),
+        ("--user", "user", &script.user),
     ];
     for (option, key, given) in options {
         if let Some(given) = given {

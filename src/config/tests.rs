@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::cursor::Machine;
 use super::*;
+use crate::sys::cgroup::Controllers;
 
 mod rules;
 mod wrong;
 
-pub(super) const MACHINE: Machine = Machine { cores: 4, ipv6: true };
+const ALL_CONTROLLERS: Controllers = Controllers { memory: true, cpu: true, tasks: true };
+pub(super) const MACHINE: Machine = Machine { cores: 4, ipv6: true, privileged: true, controllers: ALL_CONTROLLERS };
 const EXAMPLE: &str = include_str!("../../supervisor.toml.example");
 
 fn loaded(text: &str) -> Loaded {
@@ -82,10 +84,10 @@ fn a_basic_app_gets_every_default() {
 #[test]
 fn the_example_loads_and_says_the_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("supervisor.toml.example");
-    let loaded = load(&path).unwrap_or_else(|errors| panic!("{}", errors.render(false)));
+    let loaded = parse_on(MACHINE, EXAMPLE, &path).unwrap_or_else(|errors| panic!("{}", errors.render(false)));
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let apps = &loaded.config.apps;
-    assert_eq!(apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>(), ["api", "web", "queue"]);
+    assert_eq!(apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>(), ["api", "web", "jail", "queue"]);
     let (web, plain) = (&apps[1], app("listen = 3002"));
     assert_eq!((&web.stop, &web.restart, &web.reload, &web.log), (&plain.stop, &plain.restart, &plain.reload, &plain.log));
     assert_eq!(web.readiness, app("listen = 3002\nreadiness = \"/ready\"").readiness);

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::capabilities::Capabilities;
+
 /// Name of an app: 1 to 64 characters of `[A-Za-z0-9_.-]`, not beginning with `-` or `.`, not `all`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AppName(Arc<str>);
@@ -90,6 +92,73 @@ pub struct AppSpec {
     pub restart: Restart,
     pub reload: Reload,
     pub log: Log,
+    /// Whom workers run as; `None`: the user that rsup runs as.
+    #[serde(default)]
+    pub run_as: Option<RunAs>,
+    /// Permission bits that files of the workers do not get (umask(2)); `None`: as rsup's own.
+    #[serde(default)]
+    pub umask: Option<u32>,
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+impl AppSpec {
+    /// The same with every value that may be a secret replaced: for whoever shows it.
+    #[must_use]
+    pub fn without_secrets(mut self) -> Self {
+        let hide = |values: &mut BTreeMap<String, String>| values.values_mut().for_each(|value| HIDDEN.clone_into(value));
+        hide(&mut self.env);
+        for probe in [Some(&mut self.readiness), self.liveness.as_mut()].into_iter().flatten() {
+            if let Check::Http { headers, .. } = &mut probe.check {
+                hide(headers);
+            }
+        }
+        self
+    }
+}
+
+/// Stands for a value that is not shown.
+pub const HIDDEN: &str = "***";
+
+/// A user with its groups, as of the last start or reload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunAs {
+    /// Its name; its number if it has none.
+    pub user: String,
+    pub group: String,
+    pub uid: u32,
+    pub gid: u32,
+    /// Supplementary groups; exactly these.
+    pub groups: Vec<u32>,
+    pub home: PathBuf,
+    pub shell: PathBuf,
+}
+
+/// What a worker may use and do; what is `None` is as rsup itself has it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Open files, soft and hard.
+    pub nofile: Option<u64>,
+    /// -20 to 19 (nice(2)).
+    pub nice: Option<i8>,
+    /// No program that it executes gains privileges (`PR_SET_NO_NEW_PRIVS`).
+    pub no_new_privs: bool,
+    /// The only ones that the worker, and whatever it executes, can have.
+    pub capabilities: Option<Capabilities>,
+    /// Bytes of a worker with its descendants; it is killed at this (`memory.max` of a cgroup).
+    pub memory: Option<u64>,
+    /// In cores, for a worker with its descendants (`cpu.max`).
+    pub cpu: Option<f64>,
+    /// Processes and threads of a worker with its descendants (`pids.max`).
+    pub tasks: Option<u32>,
+}
+
+impl Limits {
+    /// Whether it takes a cgroup to enforce them.
+    pub fn need_cgroup(&self) -> bool {
+        self.memory.is_some() || self.cpu.is_some() || self.tasks.is_some()
+    }
 }
 
 /// An address that the workers of an app listen on.

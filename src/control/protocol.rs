@@ -248,6 +248,9 @@ pub struct Outcome {
     /// As it is now; absent once deleted.
     pub view: Option<AppView>,
     pub failure: Option<Failure>,
+    /// What cannot be done for it here.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// What happened, to what, why, and what to type next.

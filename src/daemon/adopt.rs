@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::isolation::Confinement;
 use super::spawn::{answer_binds, until_end, wants_takeover};
 use super::state::{Process, State};
 use super::tree::{self, Marks, Orphans};
@@ -145,9 +146,10 @@ impl Daemon {
         let Living { process: Process { pid, .. }, pidfd, sockets } = living;
         let id = &worker.id;
         let spec = worker.spec();
-        let notify = self.adopt_notify(worker);
-        let marks = self.marks(worker, pid);
-        self.watch(id, pid, Some(pidfd.clone()), marks, notify);
+        let confinement = self.isolation.adopt(worker, Some(pid));
+        let notify = self.adopt_notify(worker, &confinement);
+        let marks = self.marks(worker, pid, &confinement);
+        self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
         tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
         if let Some(listener) = self.vault.get(&name::binds(id.generation)) {
             tokio::spawn(answer_binds(id.clone(), takeover::Listener::from(listener), self.events.clone()));
@@ -170,8 +172,10 @@ impl Daemon {
         // After an upgrade it may be a zombie of our own.
         let ours = process::pidfd_open(pid).ok().filter(|_| procfs::parent_of(pid) == Some(std::process::id()));
         let exit = ours.and_then(|pidfd| process::wait(pidfd).ok().flatten()).unwrap_or_else(|| self.vault.how_ended_now(pid));
-        let marks = self.marks(worker, pid);
-        self.watch(id, pid, None, marks, None);
+        let confinement = self.isolation.adopt(worker, None);
+        let exit = confinement.judge(exit);
+        let marks = self.marks(worker, pid, &confinement);
+        self.watch(id, pid, None, marks, None, confinement);
         let Some(running) = self.running.get(&id.generation) else { return Found::NeverStarted };
         let descendants = !running.remains(|_| false).is_empty();
         if descendants {
@@ -180,7 +184,7 @@ impl Daemon {
         Found::Gone { exit, descendants }
     }
 
-    fn marks(&self, worker: &Worker, leader: u32) -> Marks {
+    fn marks(&self, worker: &Worker, leader: u32, confinement: &Confinement) -> Marks {
         let id = &worker.id;
         let output = [Stream::Out, Stream::Err]
             .into_iter()
@@ -190,7 +194,7 @@ impl Daemon {
         // After an upgrade workers are our own children still.
         let here = procfs::parent_of(leader) == Some(std::process::id());
         let orphans = if here { Orphans::Here } else { self.orphans() };
-        Marks { worker: id.clone(), leader, output, orphans }
+        Marks { worker: id.clone(), leader, output, cgroup: confinement.leaf().cloned(), orphans }
     }
 
     /// From the vault, or else from the worker itself.
@@ -203,7 +207,7 @@ impl Daemon {
         self.vault.get(&name).or_else(|| rescue::output_pipe(pid, number).ok())
     }
 
-    fn adopt_notify(&self, worker: &Worker) -> Option<notify::Channel> {
+    fn adopt_notify(&self, worker: &Worker, confinement: &Confinement) -> Option<notify::Channel> {
         let id = &worker.id;
         if worker.spec().readiness.check != Check::Notify {
             return None;
@@ -211,7 +215,7 @@ impl Daemon {
         let datagrams = self.vault.get(&name::notify(id.generation))?;
         let node = self.vault.get(&name::node(id.generation))?;
         let ends = notify::Ends { datagrams, node };
-        notify::Channel::listen(ends, &self.paths, id, self.events.clone())
+        notify::Channel::listen(ends, &self.paths, id, confinement.owner(), self.events.clone())
             .inspect_err(|why| complain(&format!("{id}: its notifications cannot be heard"), why))
             .ok()
     }

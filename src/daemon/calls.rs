@@ -348,7 +348,10 @@ impl Daemon {
         if kind == OperationKind::Delete && failure.is_none() {
             view = None;
         }
-        Outcome { app, kind, took_ms: now().since(since).as_millis() as u64, view, failure }
+        let begun = matches!(kind, OperationKind::Start | OperationKind::Restart | OperationKind::Reload);
+        let spec = self.supervisor.revision(&app).map(|revision| &revision.spec).filter(|_| begun);
+        let notes = spec.and_then(|spec| self.isolation.lacking(spec)).into_iter().collect();
+        Outcome { app, kind, took_ms: now().since(since).as_millis() as u64, view, failure, notes }
     }
 
     fn set_outcome(&mut self, op: OpId, outcome: Outcome) {
@@ -425,6 +428,8 @@ impl Daemon {
                     .into(),
             );
         }
+        notes.extend(self.isolation.lacking(&spec));
+        let spec = spec.without_secrets();
         Some(Description { app, spec, out_log: logs.out, err_log: logs.err, events: self.supervisor.events(name, now()), notes })
     }
 
@@ -520,6 +525,7 @@ impl Daemon {
             if spec.command.is_empty() || spec.instances == 0 {
                 return Err(Failure::new(FailureCode::BadRequest, format!("`{}` has no command or no instances", spec.name)));
             }
+            self.isolation.refuse(spec)?;
             let taken: BTreeMap<_, _> = self
                 .supervisor
                 .names()

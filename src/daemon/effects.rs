@@ -48,7 +48,9 @@ impl Daemon {
                 self.unsaved();
             }
             Effect::Forget { worker } => {
-                self.running.remove(&worker.generation);
+                if let Some(ended) = self.running.remove(&worker.generation) {
+                    self.isolation.forget(&ended.confinement);
+                }
                 self.rest.processes.remove(&worker.generation);
                 self.forget_output(worker.generation);
                 let others = [vault::name::binds, vault::name::notify, vault::name::node];
@@ -65,6 +67,7 @@ impl Daemon {
             Effect::Removed { app } => {
                 self.apps.remove(&app);
                 self.admin.forget(&app);
+                self.isolation.forget_app(&app);
                 self.keep_sockets(&app);
                 self.unsaved_for_reboot();
             }

@@ -7,6 +7,7 @@ mod calls;
 mod drain;
 mod effects;
 mod foreground;
+mod isolation;
 mod memory;
 mod messages;
 mod notify;
@@ -136,6 +137,11 @@ enum Event {
         worker: WorkerId,
         call: spawn::BindCall,
     },
+    /// Somebody says that a worker is ready; who, if the kernel tells.
+    Said {
+        worker: WorkerId,
+        by: Option<u32>,
+    },
     /// A worker ended the listening of a socket of ours.
     ShutDown {
         app: AppName,
@@ -184,8 +190,7 @@ struct Daemon {
     options: Options,
     pump: Pump,
     takeover: takeover::Support,
-    /// The limit of open files that rsup was started with: workers get that one.
-    nofile: Option<process::Limit>,
+    isolation: isolation::Isolation,
     apps: HashMap<AppName, AppResources>,
     /// By generation.
     running: HashMap<u64, Running>,
@@ -332,7 +337,9 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
     server.abort();
     daemon.pump.shutdown();
     daemon.end_of_state();
-    let Daemon { calls, verdict, .. } = daemon;
+    let Daemon { calls, verdict, isolation, .. } = daemon;
+    isolation.end();
+    let _ = std::fs::remove_dir(paths.notify_of_others());
     // Answers that are on their way still get there.
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
@@ -379,6 +386,7 @@ impl Daemon {
             }
             Event::Ask(ask) => self.on_ask(ask),
             Event::Call { call, answer } => self.on_call(call, answer),
+            Event::Said { worker, by } => self.on_said(&worker, by),
             Event::ShutDown { app } => self.mend(&app),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
             Event::Executed { worker, pid, listener } => self.on_executed(worker, pid, listener),

@@ -14,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::Daemon;
+use super::isolation::Confinement;
 use super::sockets::ProbeTarget;
 use super::spawn::{c_environment, c_strings, ended, environment};
 use crate::config::{Check, Probe};
@@ -36,6 +37,7 @@ enum Kind {
     Exec {
         env: BTreeMap<String, String>,
         cwd: PathBuf,
+        confinement: Confinement,
     },
     /// Not something to try.
     Nothing,
@@ -73,7 +75,8 @@ impl Daemon {
             Check::Exec { .. } => {
                 let mut env = environment(id, instance, &revision);
                 env.insert("RSUP_PID".into(), pid.unwrap_or(0).to_string());
-                Kind::Exec { env, cwd: spec.cwd_resolved.clone() }
+                let confinement = self.running.get(&id.generation)?.confinement.clone();
+                Kind::Exec { env, cwd: spec.cwd_resolved.clone(), confinement }
             }
             Check::Notify | Check::Alive => Kind::Nothing,
         };
@@ -88,7 +91,9 @@ pub async fn run(attempt: Try) -> Result<(), String> {
     let result = match (kind, &probe.check) {
         (Kind::Http(target), Check::Http { .. }) => tokio::time::timeout(limit, http(target, &probe.check)).await,
         (Kind::Tcp { target, queue }, _) => return tcp(target, &queue, limit).await,
-        (Kind::Exec { env, cwd }, Check::Exec { command }) => return exec(command, &env, cwd, limit).await,
+        (Kind::Exec { env, cwd, confinement }, Check::Exec { command }) => {
+            return exec(command, &env, cwd, &confinement, limit).await;
+        }
         (Kind::Http(_) | Kind::Exec { .. } | Kind::Nothing, _) => return Ok(()),
     };
     result.unwrap_or_else(|_| Err(format!("no answer within {}", crate::supervisor::humane(limit))))
@@ -141,11 +146,19 @@ async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<()
     }
 }
 
-async fn exec(command: &[String], env: &BTreeMap<String, String>, cwd: PathBuf, limit: Duration) -> Result<(), String> {
+/// As the worker's user, with its limits, in its cgroup.
+async fn exec(
+    command: &[String],
+    env: &BTreeMap<String, String>,
+    cwd: PathBuf,
+    confinement: &Confinement,
+    limit: Duration,
+) -> Result<(), String> {
     let null =
         || std::fs::File::options().write(true).open("/dev/null").map(OwnedFd::from).map_err(|why| format!("/dev/null: {why}"));
     let mut plan = spawn::Plan::new(c_strings(command.iter().map(String::as_str))?, cwd, null()?, null()?);
     plan.env = c_environment(env)?;
+    confinement.apply(&mut plan)?;
     let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
     let name = command.first().map_or("", String::as_str);
     match end_of_command(child.pid, child.pidfd, limit).await {

@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
+use super::isolation::{self, Confinement};
 use super::state::Process;
 use super::tree::{self, Marks, Orphans};
 use super::vault::name;
@@ -18,8 +19,9 @@ use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
 use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
+use crate::sys::cgroup::Leaf;
 use crate::sys::process;
-use crate::sys::procfs::{PipeId, StartTime};
+use crate::sys::procfs::{self, PipeId, StartTime};
 use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover::{self, Answer, Bind};
@@ -41,6 +43,8 @@ pub struct Running {
     /// What is left of the tree is to be killed.
     pub kill: Arc<AtomicBool>,
     _notify: Option<notify::Channel>,
+    /// Of the worker and of what is run for it.
+    pub confinement: Confinement,
     pub drain: Option<AbortOnDrop>,
 }
 
@@ -70,9 +74,19 @@ impl Running {
     pub fn signal_tree(&mut self, signal: i32) {
         if signal == nix::libc::SIGKILL {
             self.kill.store(true, Ordering::Relaxed);
+            // At one stroke, where the kernel can; what follows finds nobody then.
+            let _ = self.confinement.leaf().map(Leaf::kill);
         }
         let _ = self.signal(signal);
         tree::signal(&self.remains(|_| false), signal);
+    }
+
+    /// Whether the process is the worker or one below it.
+    pub fn owns(&self, pid: u32) -> bool {
+        pid == self.pid
+            || procfs::session_of(pid).is_ok_and(|session| session == self.pid)
+            || self.confinement.leaf().is_some_and(|leaf| leaf.members().contains(&pid))
+            || tree::below(self.pid).iter().any(|(below, _)| *below == pid)
     }
 
     /// The process is gone; waits for its descendants.
@@ -95,6 +109,7 @@ impl Running {
 pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMap<String, String> {
     let spec = &revision.spec;
     let mut env = revision.env();
+    isolation::follow_user(&mut env, spec);
     if let Some(port) = spec.listen.iter().find_map(Listen::tcp).map(|a| a.port()) {
         env.insert("PORT".into(), spec.env.get("PORT").cloned().unwrap_or_else(|| port.to_string()));
     }
@@ -113,7 +128,9 @@ pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMa
 
 pub fn c_strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<CString>, String> {
     let convert = |text: &str| {
-        CString::new(text).map_err(|_| format!("{text:?} has a NUL byte in it, which no argument or variable can have"))
+        // Not the text itself: the value of a variable may be a secret.
+        let name = text.split(['=', '\0']).next().unwrap_or_default();
+        CString::new(text).map_err(|_| format!("{name:?} has a NUL byte in it, which no argument or variable can have"))
     };
     texts.into_iter().map(convert).collect()
 }
@@ -126,6 +143,17 @@ pub fn c_environment(env: &BTreeMap<String, String>) -> Result<Vec<CString>, Str
 impl Daemon {
     /// Forks; that its program runs, and its end, come later as inputs.
     pub(super) fn spawn(&mut self, id: &WorkerId, instance: u16, revision: &Arc<Revision>) -> Result<(), String> {
+        let confinement = self.isolation.of(id, &revision.spec)?;
+        self.spawn_in(&confinement, id, instance, revision).inspect_err(|_| self.isolation.forget(&confinement))
+    }
+
+    fn spawn_in(
+        &mut self,
+        confinement: &Confinement,
+        id: &WorkerId,
+        instance: u16,
+        revision: &Arc<Revision>,
+    ) -> Result<(), String> {
         let spec = &revision.spec;
         let settings = self.log_settings(&spec.name, &spec.log);
         let (out, out_write) = logs::pipe().map_err(|why| format!("no pipe for its output: {why}"))?;
@@ -144,16 +172,23 @@ impl Daemon {
             plan.takeover = true;
             plan.no_new_privs = *needs_no_new_privs;
         }
-        plan.nofile = self.nofile;
+        confinement.apply(&mut plan)?;
+        if let Some(owner) = confinement.owner() {
+            isolation::give(&plan.stdout, owner)
+                .and_then(|()| isolation::give(&plan.stderr, owner))
+                .map_err(|why| format!("its pipes cannot be given to its user: {why}"))?;
+        }
         // Root may look into any process, whatever Yama says.
         plan.allow_tracer = !nix::unistd::geteuid().is_root();
         let mut channel = None;
         if spec.readiness.check == Check::Notify {
-            let failed = |why| format!("no channel for its notification: {why}");
-            let (ends, theirs) = notify::Ends::open(&self.paths, id).map_err(failed)?;
+            let owner = confinement.owner();
+            let failed = |why: String| format!("no channel for its notification: {why}");
+            let (ends, theirs) = notify::Ends::open(&self.paths, id, owner).map_err(failed)?;
             self.vault.keep(name::notify(id.generation), &ends.datagrams);
             self.vault.keep(name::node(id.generation), &ends.node);
-            let ours = notify::Channel::listen(ends, &self.paths, id, self.events.clone()).map_err(failed)?;
+            let ours = notify::Channel::listen(ends, &self.paths, id, owner, self.events.clone())
+                .map_err(|why| failed(why.to_string()))?;
             env.insert("NOTIFY_SOCKET".into(), ours.path().display().to_string());
             plan.extra.push((theirs, "NODE_CHANNEL_FD".into()));
             channel = Some(ours);
@@ -171,9 +206,10 @@ impl Daemon {
             self.meter.limit(id.generation);
         }
         let Child { pid, pidfd, exec, .. } = child;
-        let marks = Marks { worker: id.clone(), leader: pid, output, orphans: Orphans::Here };
+        let marks =
+            Marks { worker: id.clone(), leader: pid, output, cgroup: confinement.leaf().cloned(), orphans: Orphans::Here };
         let pidfd = Arc::new(pidfd);
-        self.watch(id, pid, Some(pidfd.clone()), marks, channel);
+        self.watch(id, pid, Some(pidfd.clone()), marks, channel, confinement.clone());
         tokio::spawn(until_end(id.clone(), pid, pidfd, Some(exec), self.events.clone()));
         Ok(())
     }
@@ -185,6 +221,7 @@ impl Daemon {
         pidfd: Option<Arc<OwnedFd>>,
         marks: Marks,
         notify: Option<notify::Channel>,
+        confinement: Confinement,
     ) {
         let exited = pidfd.is_none();
         let running = Running {
@@ -196,6 +233,7 @@ impl Daemon {
             tree: Vec::new(),
             kill: Arc::default(),
             _notify: notify,
+            confinement,
             drain: None,
         };
         self.running.insert(id.generation, running);
@@ -218,6 +256,7 @@ impl Daemon {
             return Input::Exited { worker, exit, descendants: false };
         };
         running.exited = true;
+        let exit = running.confinement.judge(exit);
         let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
         if descendants {
             running.await_end_of_tree(self.events.clone());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::calls::Calls;
+use super::isolation::Isolation;
 use super::saving::Saving;
 use super::signals::Signals;
 use super::state::{self, Rest};
@@ -76,6 +77,7 @@ fn lock(paths: &Paths) -> Result<Flock<File>, Error> {
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(&path)
         .map_err(system(format!("cannot open {}", path.display())))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Running(path))
@@ -142,7 +144,7 @@ impl Daemon {
             options,
             pump,
             takeover,
-            nofile,
+            isolation: Isolation::begin(paths, nofile),
             apps: HashMap::new(),
             running: HashMap::new(),
             meter: memory::Memory::default(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::warn;
 
 use crate::supervisor::WorkerId;
+use crate::sys::cgroup::Leaf;
 use crate::sys::process;
 use crate::sys::procfs::{self, PipeId, StartTime};
 
@@ -22,6 +23,8 @@ pub struct Marks {
     pub leader: u32,
     /// The pipes that its output goes to.
     pub output: Vec<PipeId>,
+    /// Where there is one, nobody leaves it.
+    pub cgroup: Option<Leaf>,
     pub orphans: Orphans,
 }
 
@@ -84,10 +87,17 @@ pub fn runs_its_program(pid: u32, worker: &WorkerId) -> bool {
 /// seen below it earlier. Children of ours that are `known` to be something else are not looked at.
 pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)], known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
     let mut found: Vec<(u32, StartTime)> = Vec::new();
-    for (orphan, started) in marks.orphans.list(known) {
+    for (orphan, started) in marks.orphans.list(&known) {
         if orphan != marks.leader && marks.are_on(orphan) {
             found.push((orphan, started));
             found.extend(procfs::descendants(orphan));
+        }
+    }
+    for pid in marks.cgroup.iter().flat_map(Leaf::members).filter(|pid| *pid != marks.leader && !known(*pid)) {
+        if !found.iter().any(|(p, _)| *p == pid)
+            && let Ok(started) = procfs::start_time(pid)
+        {
+            found.push((pid, started));
         }
     }
     for (pid, started) in earlier {
@@ -118,6 +128,7 @@ pub async fn until_gone(marks: &Marks, earlier: &[(u32, StartTime)], kill: &Atom
             return;
         }
         if kill.load(Ordering::Relaxed) {
+            let _ = marks.cgroup.as_ref().map(Leaf::kill);
             signal(&left, nix::libc::SIGKILL);
         }
         tokio::time::sleep(pause).await;

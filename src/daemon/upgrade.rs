@@ -33,8 +33,8 @@ use crate::control::{Answer, Failure, FailureCode, HowUpgraded, Reply};
 use crate::exit::Exit;
 use crate::keeper::link::Link;
 use crate::supervisor::{Time, WorkerPhase};
-use crate::sys::inherit;
 use crate::sys::spawn::{self, Plan};
+use crate::sys::{inherit, process};
 
 /// Names the descriptor of the manifest.
 const MANIFEST: &str = "RSUP_MANIFEST_FD";
@@ -217,7 +217,7 @@ async fn try_out(program: PathBuf, state: Vec<u8>) -> Result<(), String> {
 /// This process's own, with the descriptor of a manifest.
 fn environment(manifest: Option<i32>, variables: &[(String, String)]) -> Result<Vec<CString>, String> {
     let mut env = Vec::new();
-    for (name, value) in std::env::vars_os().filter(|(name, _)| name != MANIFEST && name != STATE) {
+    for (name, value) in std::env::vars_os().filter(|(name, _)| name != MANIFEST && name != STATE && name != process::NOFILE) {
         let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
         env.push(CString::new(entry).map_err(|why| why.to_string())?);
     }
@@ -226,6 +226,9 @@ fn environment(manifest: Option<i32>, variables: &[(String, String)]) -> Result<
     }
     if let Some(number) = manifest {
         env.push(CString::new(format!("{MANIFEST}={number}")).map_err(|why| why.to_string())?);
+    }
+    if let Some(soft) = process::nofile_found() {
+        env.push(CString::new(format!("{}={soft}", process::NOFILE)).map_err(|why| why.to_string())?);
     }
     Ok(env)
 }

@@ -14,7 +14,7 @@ use super::wire::{self, FromKeeper, ToKeeper};
 use super::{SOCKET, pair};
 use crate::exit::Exit;
 use crate::sys::readiness::readable;
-use crate::sys::{fdpass, inherit};
+use crate::sys::{fdpass, inherit, process};
 
 /// How long a keeper may take to answer while the daemon starts and can do nothing else.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -79,6 +79,7 @@ impl Link {
         let (ours, theirs) = pair()?;
         let number = inherit::leave_open(&theirs)?;
         let mut command = Command::new(program);
+        command.envs(process::nofile_found().map(|soft| (process::NOFILE, soft)));
         let child = command.arg("keeper").env(SOCKET, number.to_string()).stdin(Stdio::null()).spawn();
         drop(theirs);
         let mut link = Link { socket: readable(ours)?, unsent: VecDeque::new(), asked: Vec::new() };

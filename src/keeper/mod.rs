@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -147,7 +148,7 @@ fn try_run() -> io::Result<u8> {
 /// Held as long as the keeper lives: it tells commands that a daemon will be back. A lock of the
 /// open file, because that kind can be asked for without being taken.
 fn lock(paths: &Paths) -> io::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).open(paths.keeper_lock())?;
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(paths.keeper_lock())?;
     match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
         Ok(_) => Ok(file),
         Err(_) => Err(io::Error::other("another keeper is at work already")),
@@ -316,6 +317,7 @@ impl Keeper {
         };
         let mut command = Command::new(program);
         command.arg0("rsup").arg("daemon").env(SOCKET, number.to_string());
+        command.envs(process::nofile_found().map(|soft| (process::NOFILE, soft)));
         let child = command.stdin(Stdio::null()).spawn()?;
         let pid = child.id();
         Ok(Daemon { pid, pidfd: Some(process::pidfd_open(pid)?), socket: ours, since: Instant::now() })

@@ -1,7 +1,7 @@
 //! What the daemon and its keeper say to each other: one message per packet of a `SOCK_SEQPACKET`
 //! pair, a letter and what belongs to it; a descriptor, if any, travels beside it.
 
-use crate::exit::Exit;
+use crate::exit::{Exit, SIGKILL};
 
 /// Raised when an older keeper could misunderstand a message. A daemon that finds a keeper of
 /// another version makes one of its own.
@@ -79,6 +79,8 @@ impl FromKeeper {
                     Exit::Code(code) => (0, *code),
                     Exit::Signal { signal, core_dumped: false } => (1, *signal),
                     Exit::Signal { signal, core_dumped: true } => (2, *signal),
+                    // What a keeper sees of it.
+                    Exit::OutOfMemory => (1, SIGKILL),
                     Exit::Unknown => (3, 0),
                 };
                 [b"x".as_slice(), &pid.to_be_bytes(), &[kind], &number.to_be_bytes()].concat()

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const PATIENCE_MS: u16 = 50;
 /// Permissions of a new log file, before the umask.
 const MODE: u32 = 0o640;
+/// And of a folder that is made for it.
+const FOLDER_MODE: u32 = 0o750;
 
 /// What all files have in common.
 pub(super) struct Common {
@@ -326,16 +328,34 @@ fn fitting(lines: &[u8], size: u64, max_size: u64) -> usize {
 fn open(path: &Path) -> io::Result<Open> {
     // Non-blocking for the sake of a FIFO, whose opening would wait for a reader.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let open = || OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(flags.bits()).open(path);
+    let with = |flags: OFlag| OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(flags.bits()).open(path);
+    let open = || match with(flags | OFlag::O_NOFOLLOW) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
+            trusted_link(path)?;
+            with(flags)
+        }
+        result => result,
+    };
     let file = match open() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            fs::create_dir_all(rotate::folder(path))?;
+            fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(rotate::folder(path))?;
             open()?
         }
         other => other?,
     };
     let meta = file.metadata()?;
     Ok(Open { file, identity: rotate::identity(&meta), size: meta.len(), regular: meta.is_file() })
+}
+
+/// A link that somebody else made may lead anywhere: a worker of another user, in a folder of its own,
+/// would have us write where it cannot. One of root's, such as `/dev/stdout`, is as good as one of ours.
+fn trusted_link(path: &Path) -> io::Result<()> {
+    let owner = fs::symlink_metadata(path)?.uid();
+    if owner == 0 || owner == nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    let why = format!("it is a link of user {owner}, which rsup does not follow");
+    Err(io::Error::new(ErrorKind::PermissionDenied, why))
 }
 
 #[cfg(test)]

@@ -19,11 +19,15 @@
 //! | [`readiness`] | descriptors that the event loop waits for |
 //! | [`service`] | what a service manager handed to this process |
 //! | [`holder`] | who listens on a port or path |
+//! | [`capability`] | the privileges of root, one by one |
+//! | [`cgroup`] | limits for the tree of a worker, and the end of it |
 //! | [`durable`] | memory that outlives the process, filled from pipes |
 
 #![allow(unsafe_code)]
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod capability;
+pub mod cgroup;
 pub mod durable;
 pub mod fdpass;
 pub mod holder;

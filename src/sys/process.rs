@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::procfs;
@@ -145,6 +146,13 @@ pub struct Limit {
     pub hard: u64,
 }
 
+/// The variable that tells the next rsup program, be it in this process or in a child, what the limit of
+/// open files was before the first one [raised](raise_nofile) it.
+pub const NOFILE: &str = "RSUP_NOFILE";
+
+/// What [`raise_nofile`] found.
+static FOUND: OnceLock<Limit> = OnceLock::new();
+
 /// Raises this process's soft limit of open files to the hard one and returns the limits as they
 /// were, for children: programs that use `select(2)` break beyond 1024, which is why systemd
 /// leaves the soft limit low.
@@ -156,7 +164,15 @@ pub fn raise_nofile() -> io::Result<Limit> {
     if soft < hard {
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)?;
     }
-    Ok(Limit { soft, hard })
+    let told = std::env::var(NOFILE).ok().and_then(|text| text.parse().ok());
+    let soft = told.unwrap_or(soft).min(hard);
+    Ok(*FOUND.get_or_init(|| Limit { soft, hard }))
+}
+
+/// The value of [`NOFILE`] for the next program; `None` if this one raised nothing.
+#[must_use]
+pub fn nofile_found() -> Option<String> {
+    FOUND.get().map(|found| found.soft.to_string())
 }
 
 /// The time since boot without suspended time (`CLOCK_MONOTONIC`): the same for all processes,

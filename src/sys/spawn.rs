@@ -9,6 +9,7 @@ use std::ffi::{CString, OsStr, c_int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::process::{self, Limit};
@@ -17,10 +18,13 @@ use super::takeover::{self, Listener};
 use super::{fdpass, raw};
 
 mod child;
+mod confine;
 mod error;
+mod fork;
 mod resolve;
 
 use child::Prepared;
+use confine::Confine;
 pub use error::{SpawnError, Step};
 
 /// What to start.
@@ -55,6 +59,14 @@ pub struct Plan {
     pub nofile: Option<Limit>,
     /// Whom to become, if not this process's user.
     pub credentials: Option<Credentials>,
+    /// Priority, if not that of this process (setpriority(2)).
+    pub nice: Option<i8>,
+    /// If not that of this process (umask(2)).
+    pub umask: Option<u32>,
+    /// The only capabilities that it, and all it executes, can have; a bit for each number.
+    pub capabilities: Option<u64>,
+    /// The folder of the cgroup to begin in.
+    pub cgroup: Option<OwnedFd>,
 }
 
 impl Plan {
@@ -74,6 +86,10 @@ impl Plan {
             allow_tracer: false,
             nofile: None,
             credentials: None,
+            nice: None,
+            umask: None,
+            capabilities: None,
+            cgroup: None,
         }
     }
 }
@@ -87,6 +103,35 @@ pub struct Credentials {
     pub gid: u32,
     /// Supplementary groups; exactly these.
     pub groups: Vec<u32>,
+}
+
+impl Credentials {
+    /// The first part of the path that its permission bits close to this user: a folder that it may
+    /// not pass, or the last part itself, be it folder or program. Links are followed.
+    #[must_use]
+    pub fn first_closed(&self, path: &Path) -> Option<PathBuf> {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let mut parts: Vec<&Path> = path.ancestors().collect();
+        parts.reverse();
+        parts.into_iter().find(|part| std::fs::metadata(part).is_ok_and(|found| !self.may_execute(&found))).map(Path::to_owned)
+    }
+
+    fn may_execute(&self, found: &std::fs::Metadata) -> bool {
+        let bit = if self.uid == 0 {
+            0o111
+        } else if found.uid() == self.uid {
+            0o100
+        } else if found.gid() == self.gid || self.groups.contains(&found.gid()) {
+            0o010
+        } else {
+            0o001
+        };
+        found.mode() & bit != 0 || (self.uid == 0 && found.is_dir())
+    }
+
+    fn words(&self) -> String {
+        format!("user {}", self.uid)
+    }
 }
 
 /// A process that has been forked, and is about to execute its program.
@@ -110,6 +155,7 @@ pub struct ExecReport {
     notify: Option<Listener>,
     program: PathBuf,
     cwd: PathBuf,
+    user: Option<Credentials>,
 }
 
 /// The program runs.
@@ -154,7 +200,7 @@ impl ExecReport {
                     let Some((step, errno)) = child::parse(message) else {
                         continue;
                     };
-                    let error = SpawnError::in_child(step, errno, &self.program, &self.cwd);
+                    let error = SpawnError::in_child(step, errno, &self.program, &self.cwd, self.user.as_ref());
                     return Ok(Some(Err(error)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -203,17 +249,26 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
         Prepared::new(&program_c, &plan.argv, env, &cwd, sources.iter().map(AsRawFd::as_raw_fd).collect(), theirs.as_raw_fd());
     prepared.listen = !plan.listen.is_empty();
     prepared.filter = filter;
-    prepared.no_new_privs = plan.no_new_privs;
+    prepared.confine = Confine {
+        cgroup: None,
+        nofile: plan.nofile,
+        nice: plan.nice,
+        umask: plan.umask,
+        no_new_privs: plan.no_new_privs,
+        capabilities: plan.capabilities,
+        credentials: plan.credentials.as_ref(),
+    };
+    let cgroup = plan.cgroup.as_ref().map(|fd| lift(fd.as_fd())).transpose()?;
+    let cgroup = cgroup.as_ref().map(AsRawFd::as_raw_fd);
     prepared.allow_tracer = plan.allow_tracer;
-    prepared.nofile = plan.nofile;
-    prepared.credentials = plan.credentials.as_ref();
 
     let signals = process::block_signals().map_err(system(Step::Fork))?;
     // SAFETY: the child calls `run` alone, which makes only async-signal-safe calls on memory
     // prepared above, and ends in exec or _exit; all signals are blocked, so no handler of ours
     // runs in it.
-    let pid = unsafe { libc::fork() };
+    let (pid, in_cgroup) = unsafe { fork::fork(cgroup) };
     if pid == 0 {
+        prepared.confine.cgroup = cgroup.filter(|_| !in_cgroup);
         child::run(&mut prepared);
     }
     let forked = raw::check(pid);
@@ -224,7 +279,9 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     let identified = process::pidfd_open(pid).and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));
     match identified {
         Ok((pidfd, started)) => {
-            Ok(Child { pid, pidfd, started, exec: ExecReport { socket: ours.into(), notify: None, program, cwd: plan.cwd } })
+            let user = plan.credentials;
+            let exec = ExecReport { socket: ours.into(), notify: None, program, cwd: plan.cwd, user };
+            Ok(Child { pid, pidfd, started, exec })
         }
         Err(error) => {
             // SAFETY: our child, not yet waited for.

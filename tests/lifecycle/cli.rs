@@ -288,7 +288,7 @@ fn env_is_what_the_worker_really_has() {
     home.write(".env", "FROM_FILE=1\n");
     home.web("web", "env = { OWN = \"with ' and \\\" and $x\" }\nenv_file = \".env\"");
     run_with(&home, &[("FOO", "one")], &["start"]).ok();
-    let shown = home.ok(&["env", "web", "--json"]).json();
+    let shown = home.ok(&["env", "web", "--json", "--show-values"]).json();
     let real = environ(home.pid("web"));
     let shown: BTreeMap<String, String> = serde_json::from_value(shown[0]["env"].clone()).unwrap();
     // What concerns descriptors is added at the very start.
@@ -300,7 +300,7 @@ fn env_is_what_the_worker_really_has() {
     assert_eq!(real["LISTEN_PID"], home.pid("web").to_string());
     assert_eq!(real["LISTEN_FDS"], "1");
     // And a shell can read it.
-    let text = home.ok(&["env", "web"]).out;
+    let text = home.ok(&["env", "web", "--show-values"]).out;
     let mut shell = home.command("sh");
     shell.args(["-c", &format!("{text}\nprintf %s \"$OWN\"")]);
     assert_eq!(try_run(shell).unwrap().ok().out, "with ' and \" and $x");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::cli::problem::Problem;
 use crate::cli::{Context, render};
-use crate::config;
+use crate::config::{self, AppSpec};
 
 /// Check a configuration file without starting anything; exit code 2 if it has errors
 #[derive(Debug, clap::Args)]
@@ -21,7 +21,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         cx.out.warning(&warning.render(cx.out.error_look.color));
     }
     if cx.out.json {
-        cx.out.document(&loaded.config)
+        let mut config = loaded.config;
+        config.apps = config.apps.into_iter().map(AppSpec::without_secrets).collect();
+        cx.out.document(&config)
     } else {
         cx.out.text(&render::checked(&args.file, &loaded.config, cx.out.look))
     }

@@ -1,18 +1,24 @@
 //! `rsup env`.
 
 use crate::cli::problem::Problem;
+use crate::cli::render::Environment;
 use crate::cli::{Context, render, targets};
 use crate::control::{Reply, Request};
 
 /// Show the environment that workers run with
 ///
-/// Written so that a shell can read it. It may hold secrets.
+/// Values are hidden, since most secrets live here: only those that rsup sets itself and a few that are
+/// the same everywhere (PATH, HOME, NODE_ENV and the like) are shown. With --show-values it is written so that a shell
+/// can read it. As JSON a hidden value is null.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Example:\n  rsup env api:0")]
+#[command(after_long_help = "Examples:\n  rsup env api:0\n  rsup env api:0 --show-values")]
 pub struct Args {
     /// A name, `name:worker`, or `all`
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<String>,
+    /// Show all values, secrets too
+    #[arg(long)]
+    show_values: bool,
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
@@ -24,5 +30,6 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             _ => return Err(targets::unexpected()),
         }
     }
+    let all: Vec<_> = all.into_iter().map(|worker| Environment::of(worker, args.show_values)).collect();
     if cx.out.json { cx.out.document(&all) } else { cx.out.text(&render::environments(&all, cx.out.look)) }
 }

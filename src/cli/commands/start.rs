@@ -131,6 +131,9 @@ struct ScriptArgs {
     /// The signal that asks a worker to stop, SIGTERM by default
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
+    /// The user that workers run as; needs root
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
 }
 
 impl ScriptArgs {
@@ -151,6 +154,7 @@ impl ScriptArgs {
             (self.drain_timeout.is_some(), "--drain-timeout"),
             (self.kill_timeout.is_some(), "--kill-timeout"),
             (self.stop_signal.is_some(), "--stop-signal"),
+            (self.user.is_some(), "--user"),
         ];
         options.into_iter().find_map(|(given, name)| given.then_some(name))
     }
@@ -179,6 +183,7 @@ impl ScriptArgs {
             drain_timeout: self.drain_timeout,
             kill_timeout: self.kill_timeout,
             stop_signal: self.stop_signal,
+            user: self.user,
         })
     }
 }
@@ -425,7 +430,14 @@ fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
 fn already(view: &AppView, cx: &Context) -> Outcome {
     let phase = if view.phase == AppPhase::Ready { String::new() } else { format!(" ({})", view.phase.as_str()) };
     cx.out.note(&format!("{0} runs already{phase}; `rsup reload {0}` replaces it", view.name));
-    Outcome { app: view.name.clone(), kind: OperationKind::Start, took_ms: 0, view: Some(view.clone()), failure: None }
+    Outcome {
+        app: view.name.clone(),
+        kind: OperationKind::Start,
+        took_ms: 0,
+        view: Some(view.clone()),
+        failure: None,
+        notes: Vec::new(),
+    }
 }
 
 fn clash(old: &AppSpec) -> Outcome {

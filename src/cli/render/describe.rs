@@ -152,6 +152,13 @@ impl Page {
         if let Some(max) = spec.max_memory {
             self.field("max memory", &format!("{} for each worker", round(&bytes(max))));
         }
+        if let Some(who) = &spec.run_as {
+            self.field("runs as", &format!("user {} ({}), group {} ({})", who.user, who.uid, who.group, who.gid));
+        }
+        let limits = limits(spec);
+        if !limits.is_empty() {
+            self.field("limits", &limits.join(", "));
+        }
         self.field("stop", &signal_name(spec.stop.signal));
         let restart = &spec.restart;
         let policy = match restart.policy {
@@ -175,6 +182,20 @@ impl Page {
             &format!("{} of its own; `rsup env {}` shows all", count(spec.env.len() as u64, "variable"), spec.name),
         );
     }
+}
+
+fn limits(spec: &AppSpec) -> Vec<String> {
+    let limits = &spec.limits;
+    let mut all = Vec::new();
+    all.extend(limits.memory.map(|most| format!("memory {}", round(&bytes(most)))));
+    all.extend(limits.cpu.map(|cores| format!("cpu {cores}")));
+    all.extend(limits.tasks.map(|most| format!("tasks {most}")));
+    all.extend(limits.nofile.map(|most| format!("open files {most}")));
+    all.extend(limits.nice.map(|nice| format!("nice {nice}")));
+    all.extend(spec.umask.map(|mask| format!("umask {mask:03o}")));
+    all.extend(limits.capabilities.map(|keep| format!("capabilities {keep}")));
+    all.extend(limits.no_new_privs.then(|| "no new privileges".to_owned()));
+    all
 }
 
 fn time(time: Duration) -> String {

@@ -29,7 +29,7 @@ pub use list::list;
 pub use logs::LogLines;
 pub use outcome::outcome;
 pub use report::report;
-pub use small::{Killed, Pong, Upgraded, Written, checked, environments, signalled};
+pub use small::{Environment, Killed, Pong, Upgraded, Written, checked, environments, signalled};
 pub use startup::{Installed, Removed, UnitFile, units};
 pub use step::{activity, step};
 pub use style::{Look, Paint};

@@ -1,5 +1,6 @@
 //! The answers that are one line or a few.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use serde::Serialize;
 
 use super::style::{Look, Paint};
 use super::units::{bytes, count, duration, harmless};
-use crate::config::Config;
+use crate::config::{AppName, Config, HIDDEN};
 use crate::control::{AdminView, WorkerEnv};
 use crate::exit::signal_name;
 
@@ -102,9 +103,57 @@ pub fn checked(file: &Path, config: &Config, look: Look) -> String {
     text
 }
 
-/// The answer of `rsup env`: assignments that a shell can read.
-pub fn environments(workers: &[WorkerEnv], look: Look) -> String {
+/// Variables that are no secret, whatever they hold: those of rsup itself (beside `RSUP_…`), and those that every
+/// session has.
+const OPEN: [&str; 18] = [
+    "PORT",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "NODE_APP_INSTANCE",
+    "NODE_ENV",
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "PWD",
+    "LANG",
+    "LC_ALL",
+    "TERM",
+    "TZ",
+    "HOSTNAME",
+    "TMPDIR",
+];
+
+/// One worker in the answer of `rsup env`.
+#[derive(Debug, Serialize)]
+pub struct Environment {
+    app: AppName,
+    instance: u16,
+    pid: Option<u32>,
+    /// `None`: hidden.
+    env: BTreeMap<String, Option<String>>,
+}
+
+impl Environment {
+    /// With `all`, secrets too.
+    pub fn of(worker: WorkerEnv, all: bool) -> Self {
+        let open = |name: &str| all || name.starts_with("RSUP_") || OPEN.contains(&name);
+        let shown = |(name, value): (String, String)| {
+            let value = open(&name).then_some(value);
+            (name, value)
+        };
+        let WorkerEnv { app, instance, pid, env } = worker;
+        Self { app, instance, pid, env: env.into_iter().map(shown).collect() }
+    }
+}
+
+/// The answer of `rsup env`: assignments that a shell can read. A hidden value must not be taken for the
+/// real one, so its line is a comment.
+pub fn environments(workers: &[Environment], look: Look) -> String {
     let mut text = String::new();
+    let mut hidden = 0;
     for (index, worker) in workers.iter().enumerate() {
         if workers.len() > 1 {
             let pid = worker.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
@@ -112,10 +161,19 @@ pub fn environments(workers: &[WorkerEnv], look: Look) -> String {
             text.push_str(&format!("{}{}\n", if index == 0 { "" } else { "\n" }, look.paint(Paint::Dim, &title)));
         }
         for (name, value) in &worker.env {
-            // Nothing that came from an environment holds a zero byte, the one thing that fails.
-            let quoted = shlex::try_quote(value).unwrap_or_default();
-            text.push_str(&format!("{name}={quoted}\n"));
+            match value {
+                // Nothing that came from an environment holds a zero byte, the one thing that fails.
+                Some(value) => text.push_str(&format!("{name}={}\n", shlex::try_quote(value).unwrap_or_default())),
+                None => {
+                    hidden += 1;
+                    text.push_str(&format!("{}\n", look.paint(Paint::Dim, &format!("# {name}={HIDDEN}"))));
+                }
+            }
         }
+    }
+    if hidden > 0 {
+        let note = format!("# {} hidden; --show-values shows them", count(hidden, "value"));
+        text.push_str(&format!("{}\n", look.paint(Paint::Dim, &note)));
     }
     text
 }

@@ -76,7 +76,7 @@ fn failure() {
 fn done(kind: OperationKind) -> Outcome {
     let view = app("api", AppPhase::Ready, vec![worker(0, WorkerPhase::Ready), worker(1, WorkerPhase::Ready)]);
     let view = if kind == OperationKind::Delete { None } else { Some(view) };
-    Outcome { app: name("api"), kind, took_ms: 3_210, view, failure: None }
+    Outcome { app: name("api"), kind, took_ms: 3_210, view, failure: None, notes: Vec::new() }
 }
 
 #[test]
@@ -112,5 +112,20 @@ fn environment_can_be_read_by_a_shell() {
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let one = WorkerEnv { app: name("api"), instance: 0, pid: Some(123), env };
     let two = WorkerEnv { instance: 1, pid: None, ..one.clone() };
-    insta::assert_snapshot!(environments(&[one, two], Look::PLAIN));
+    let all = [one, two].map(|worker| Environment::of(worker, true));
+    insta::assert_snapshot!(environments(&all, Look::PLAIN));
+}
+
+#[test]
+fn secrets_in_an_environment_are_hidden() {
+    let env = [("API_KEY", "s3cret"), ("DATABASE_URL", "postgres://u:s3cret@h/db"), ("PORT", "3001"), ("RSUP_APP", "api")];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let worker = Environment::of(WorkerEnv { app: name("api"), instance: 0, pid: Some(123), env }, false);
+    let json = serde_json::to_string(&worker).unwrap();
+    assert_eq!(
+        json,
+        r#"{"app":"api","instance":0,"pid":123,"env":{"API_KEY":null,"DATABASE_URL":null,"PORT":"3001","RSUP_APP":"api"}}"#
+    );
+    let text = environments(&[worker], Look::PLAIN);
+    assert_eq!(text, "# API_KEY=***\n# DATABASE_URL=***\nPORT=3001\nRSUP_APP=api\n# 2 values hidden; --show-values shows them\n");
 }

@@ -22,7 +22,7 @@ fn addresses() {
     assert_eq!(listen("[]"), []);
     assert_eq!(listen("[\"127.0.0.1:80\", \"127.0.0.2:80\", \"[::1]:80\"]").len(), 3);
 
-    let no_ipv6 = Machine { cores: 4, ipv6: false };
+    let no_ipv6 = Machine { ipv6: false, ..MACHINE };
     let text = "[app.a]\ncommand = 'a'\nlisten = 3001";
     let spec = parse_on(no_ipv6, text, Path::new("/s.toml")).expect("right").config.apps.remove(0);
     assert_eq!(spec.listen, [tcp("0.0.0.0:3001", false)]);
@@ -248,7 +248,7 @@ mod init {
 fn the_admin_address_is_of_this_machine_unless_told_twice() {
     let admin = |keys: &str| {
         let text = format!("[app.a]\ncommand = 'a'\nlisten = 3001\n[supervisor]\n{keys}");
-        parse_on(Machine { cores: 4, ipv6: true }, &text, Path::new("/s.toml")).map(|loaded| loaded.config.supervisor.admin)
+        parse_on(MACHINE, &text, Path::new("/s.toml")).map(|loaded| loaded.config.supervisor.admin)
     };
     let addr = |text: &str| Some(text.parse().expect("an address"));
     assert_eq!(admin("").expect("right"), None);
@@ -261,4 +261,80 @@ fn the_admin_address_is_of_this_machine_unless_told_twice() {
         assert!(admin(&format!("admin = {public}\nadmin_public = true")).expect("right").is_some(), "{public}");
     }
     assert!(admin("admin = 3001").is_err(), "an app has it");
+}
+
+#[test]
+fn users_become_numbers() {
+    let run_as = |keys: &str| app(keys).run_as.expect("a user");
+    let root = run_as("user = 'root'");
+    assert_eq!((root.user.as_str(), root.group.as_str(), root.uid, root.gid), ("root", "root", 0, 0));
+    assert_eq!(root.home, Path::new("/root"));
+    assert!(root.groups.contains(&0), "{root:?}");
+    assert_eq!(run_as("user = 0"), root);
+    let stranger = run_as("user = 4242424\ngroup = 0\ngroups = []");
+    assert_eq!((stranger.user.as_str(), stranger.uid, stranger.gid), ("4242424", 4_242_424, 0));
+    assert_eq!((stranger.home.as_path(), stranger.groups.len()), (Path::new("/"), 0));
+    assert_eq!(run_as("user = 4242424\ngroup = 7").groups, [7]);
+    assert_eq!(run_as("user = 'root'\ngroups = [5, 'root']").groups, [5, 0]);
+    let own = run_as("group = 7");
+    assert_eq!((own.uid, own.gid), (nix::unistd::geteuid().as_raw(), 7));
+    let mut again = app("user = 'root'");
+    let before = again.run_as.clone();
+    resolve_user(&mut again).unwrap();
+    assert_eq!(again.run_as, before);
+}
+
+#[test]
+fn only_root_becomes_another() {
+    let text = "[app.a]\ncommand = 'a'\nuser = 4242424\ngroup = 1";
+    let loaded = parse_on(Machine { privileged: false, ..MACHINE }, text, Path::new("/s.toml")).expect("right");
+    assert_eq!(
+        loaded.warnings.iter().map(Problem::message).collect::<Vec<_>>(),
+        ["only a root rsup can run workers as `4242424`"]
+    );
+}
+
+#[test]
+fn umasks_and_limits() {
+    for text in ["'027'", "'27'", "'0o27'", "0o27", "'0027'"] {
+        assert_eq!(app(&format!("umask = {text}")).umask, Some(0o27), "{text}");
+    }
+    assert_eq!(app("").umask, None);
+    let limits = app(
+        "limits = { nofile = 4096, nice = -5, no_new_privs = true, capabilities = ['net_bind_service'], memory = '1G', cpu = 1.5, tasks = 9 }",
+    )
+    .limits;
+    let keep = Capabilities::from_iter([10]);
+    let expected = Limits {
+        nofile: Some(4096),
+        nice: Some(-5),
+        no_new_privs: true,
+        capabilities: Some(keep),
+        memory: Some(1 << 30),
+        cpu: Some(1.5),
+        tasks: Some(9),
+    };
+    assert_eq!(limits, expected);
+    assert_eq!(app("limits.capabilities = []").limits.capabilities, Some(Capabilities::default()));
+    assert_eq!(app("limits.cpu = '2'").limits.cpu, Some(2.0));
+    let late = warnings("max_memory = '2G'\nlimits = { memory = '1G' }");
+    assert!(late[0].contains("comes too late"), "{late:?}");
+}
+
+#[test]
+fn what_the_machine_cannot_enforce_is_said() {
+    let text = "[app.a]\ncommand = 'a'\nlimits = { memory = '1G', cpu = 1, tasks = 9 }";
+    let some = crate::sys::cgroup::Controllers { memory: true, cpu: false, tasks: false };
+    let loaded = parse_on(Machine { controllers: some, ..MACHINE }, text, Path::new("/s.toml")).expect("right");
+    let warnings: Vec<&str> = loaded.warnings.iter().map(Problem::message).collect();
+    assert!(warnings.len() == 2 && warnings[0].contains("`cpu`") && warnings[1].contains("`pids`"), "{warnings:?}");
+}
+
+#[test]
+fn what_is_shown_holds_no_values() {
+    let spec = app("env = { A = 'hunter2' }\nlisten = 1\nreadiness = { path = '/', headers = { Authorization = 'hunter2' } }");
+    assert!(serde_json::to_string(&spec).unwrap().contains("hunter2"));
+    let shown = spec.without_secrets();
+    assert_eq!(shown.env["A"], HIDDEN);
+    assert!(!serde_json::to_string(&shown).unwrap().contains("hunter2"));
 }

@@ -299,3 +299,40 @@ fn admin_addresses() {
     assert_snapshot!(of("admin = \"unix:/run/admin.sock\"\nadmin_public = \"yes\""));
     assert_snapshot!(of("admin = \"127.0.0.1:3001\""));
 }
+
+#[test]
+fn users_and_limits() {
+    assert_snapshot!(app_errors(
+        r#"user = "nobodi"
+group = "no-such-group-here"
+groups = "video"
+umask = 27
+max_memory = "1G"
+[app.api.limits]
+nofile = 3
+nice = 20
+no_new_privs = "yes"
+capabilities = ["CAP_NET_BIND_SERVIC", "all", 1]
+memory = "100K"
+cpu = "150%"
+tasks = 0
+pids = 3
+"#
+    ));
+    assert_snapshot!(app_errors(
+        "user = 'www-data:www-data'\numask = '777'\nlimits = { cpu = 0, memory = -1 }\nuid = 3\nCPUQuota = 1"
+    ));
+    assert_snapshot!(app_errors("user = 4242424\nlimits = { capabilities = 'none', cpu = nan }"));
+}
+
+#[test]
+fn secrets_beside_a_mistake_are_not_shown() {
+    for text in [
+        "env = { API_KEY = 'hunter2', 'BAD NAME' = 'hunter2' }",
+        "env = { API_KEY = ['hunter2'] }",
+        "[app.api.env]\nRSUP_X = 'hunter2'",
+    ] {
+        let shown = app_errors(text);
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}

@@ -530,6 +530,9 @@ pub fn web(instances: u16) -> AppSpec {
         },
         reload: Reload { max_surge: 1, min_ready: ms(0), deadline: ms(60_000), auto_rollback: true },
         log: Log { out: None, err: None, format: LogFormat::Text, timestamps: false, max_size: 0, keep: 0, compress: false },
+        run_as: None,
+        umask: None,
+        limits: Limits::default(),
     }
 }
 

@@ -6,8 +6,8 @@ use std::ptr;
 
 use libc::sock_filter;
 
-use super::{Credentials, Step};
-use crate::sys::process::Limit;
+use super::Step;
+use super::confine::Confine;
 use crate::sys::{fdpass, takeover};
 
 /// What [`run`] needs.
@@ -23,11 +23,9 @@ pub(super) struct Prepared<'a> {
     listen_pid: Box<[u8; 24]>,
     pub(super) listen: bool,
     pub(super) filter: Option<Vec<sock_filter>>,
-    pub(super) no_new_privs: bool,
     /// See [`super::Plan::allow_tracer`].
     pub(super) allow_tracer: bool,
-    pub(super) nofile: Option<Limit>,
-    pub(super) credentials: Option<&'a Credentials>,
+    pub(super) confine: Confine<'a>,
     /// What `envp` points to.
     _env: Vec<CString>,
 }
@@ -56,10 +54,8 @@ impl<'a> Prepared<'a> {
             listen_pid,
             listen: false,
             filter: None,
-            no_new_privs: false,
             allow_tracer: false,
-            nofile: None,
-            credentials: None,
+            confine: Confine::default(),
             _env: env,
         }
     }
@@ -108,14 +104,8 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
         // should be nothing: all that rsup opens is close-on-exec.
         let first = plan.sources.len() as libc::c_uint;
         libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        if let Some(Limit { soft, hard }) = plan.nofile {
-            let limit = libc::rlimit { rlim_cur: soft.min(hard) as _, rlim_max: hard as _ };
-            if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) < 0 {
-                return (Step::Limit, errno());
-            }
-        }
-        if plan.no_new_privs && libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 {
-            return (Step::Filter, errno());
+        if let Err(failed) = plan.confine.privileged() {
+            return failed;
         }
         // While still privileged.
         if let Some(filter) = &plan.filter {
@@ -128,8 +118,8 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
                 return (Step::Filter, errno());
             }
         }
-        if let Some(error) = plan.credentials.and_then(become_user) {
-            return error;
+        if let Err(failed) = plan.confine.become_user() {
+            return failed;
         }
         // As that user: a directory may be open to it alone.
         if libc::chdir(plan.cwd.as_ptr()) < 0 {
@@ -172,21 +162,6 @@ fn default_signals() {
             libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), MASK);
         }
     }
-}
-
-/// The raw system calls: those of libc would signal other threads, of which there are none.
-fn become_user(who: &Credentials) -> Option<(Step, c_int)> {
-    // SAFETY: integers, and a pointer with its length.
-    unsafe {
-        let groups = libc::syscall(libc::SYS_setgroups, who.groups.len(), who.groups.as_ptr());
-        if groups < 0
-            || libc::syscall(libc::SYS_setresgid, who.gid, who.gid, who.gid) < 0
-            || libc::syscall(libc::SYS_setresuid, who.uid, who.uid, who.uid) < 0
-        {
-            return Some((Step::User, errno()));
-        }
-    }
-    None
 }
 
 /// Writes `number` in decimal after the `=` of `NAME=`, and a zero byte.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::Credentials;
+
 /// A step on the way to a running program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -28,12 +30,24 @@ pub enum Step {
     Directory,
     /// `execve(2)`
     Exec,
+    /// Moving into its cgroup.
+    Cgroup,
+    /// `setpriority(2)`
+    Nice,
+    /// Giving up capabilities.
+    Capabilities,
+    /// `PR_SET_NO_NEW_PRIVS`
+    NoNewPrivs,
 }
 
 impl Step {
     pub(super) fn from_code(code: u8) -> Option<Step> {
-        use Step::{Directory, Exec, Files, Filter, Fork, Identify, Limit, Session, User};
-        [Files, Fork, Identify, Session, Limit, Filter, User, Directory, Exec].into_iter().find(|&step| step as u8 == code)
+        use Step::{
+            Capabilities, Cgroup, Directory, Exec, Files, Filter, Fork, Identify, Limit, Nice, NoNewPrivs, Session, User,
+        };
+        [Files, Fork, Identify, Session, Limit, Filter, User, Directory, Exec, Cgroup, Nice, Capabilities, NoNewPrivs]
+            .into_iter()
+            .find(|&step| step as u8 == code)
     }
 
     fn words(self) -> &'static str {
@@ -47,6 +61,10 @@ impl Step {
             Step::User => "cannot become its user",
             Step::Directory => "cannot enter its directory",
             Step::Exec => "cannot execute it",
+            Step::Cgroup => "cannot move it into its cgroup",
+            Step::Nice => "cannot set its priority (limits.nice)",
+            Step::Capabilities => "cannot restrict its capabilities (limits.capabilities)",
+            Step::NoNewPrivs => "cannot set no_new_privs",
         }
     }
 }
@@ -82,6 +100,16 @@ pub enum SpawnError {
     NotExecutable {
         /// Its path.
         program: PathBuf,
+    },
+    /// Its user may not execute it.
+    #[error("{} may not be executed by {user}: {reason}", program.display())]
+    Denied {
+        /// Its path.
+        program: PathBuf,
+        /// In words.
+        user: String,
+        /// What stands in the way.
+        reason: String,
     },
     /// `ENOEXEC`
     #[error(
@@ -137,9 +165,19 @@ impl SpawnError {
     }
 
     /// What a child reported. `program` is as given to exec, relative to `cwd` perhaps.
-    pub(super) fn in_child(step: Step, errno: i32, program: &Path, cwd: &Path) -> SpawnError {
+    pub(super) fn in_child(step: Step, errno: i32, program: &Path, cwd: &Path, user: Option<&Credentials>) -> SpawnError {
         let file = super::from(cwd, program);
         let program = program.to_owned();
+        if let (libc::EACCES, Some(user)) = (errno, user) {
+            match step {
+                Step::Directory => {
+                    let reason = format!("{} may not enter it: {}", user.words(), closed(cwd, user));
+                    return SpawnError::Directory { cwd: cwd.to_owned(), reason };
+                }
+                Step::Exec => return SpawnError::Denied { program, user: user.words(), reason: closed(&file, user) },
+                _ => {}
+            }
+        }
         match (step, errno) {
             (Step::Directory, errno) => SpawnError::directory(cwd, errno),
             (Step::Exec, libc::ENOEXEC) => SpawnError::BadFormat { program },
@@ -162,6 +200,15 @@ impl SpawnError {
             errno => io::Error::from_raw_os_error(errno).to_string(),
         };
         SpawnError::Directory { cwd: cwd.to_owned(), reason }
+    }
+}
+
+/// Which part of the path is not open to the user.
+fn closed(path: &Path, user: &Credentials) -> String {
+    match user.first_closed(path) {
+        Some(part) => format!("{} is closed to it", part.display()),
+        // An access list, a security module, a mount with noexec, or its interpreter.
+        None => io::Error::from_raw_os_error(libc::EACCES).to_string(),
     }
 }
 

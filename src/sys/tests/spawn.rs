@@ -69,6 +69,64 @@ fn descriptors_by_number_and_name() {
 }
 
 #[test]
+fn what_is_given_up_stays_given_up() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none(), "root is required");
+        eprintln!("skipped: only root can give capabilities up");
+        return;
+    }
+    const NET_BIND: u64 = 1 << 10;
+    let sets = |change: &dyn Fn(&mut crate::sys::spawn::Plan)| {
+        let (text, _) = output(&["cat", "/proc/self/status"], |plan| change(plan));
+        ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"].map(|name| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        })
+    };
+    let nobody = Credentials { uid: 65534, gid: 65534, groups: vec![] };
+    for keep in [0, NET_BIND] {
+        for user in [None, Some(nobody.clone())] {
+            let found = sets(&|plan| {
+                plan.capabilities = Some(keep);
+                plan.credentials.clone_from(&user);
+            });
+            assert_eq!(found, [keep; 5], "{user:?}");
+        }
+    }
+    // Without a word about capabilities, another user has none and could get them back by a setuid program only.
+    let all = crate::sys::capability::effective().unwrap();
+    assert_eq!(sets(&|plan| plan.credentials = Some(nobody.clone())), [0, 0, 0, all, 0]);
+}
+
+#[test]
+fn priority_and_umask() {
+    let (text, _) = output(&["sh", "-c", "umask; nice"], |plan| {
+        plan.umask = Some(0o137);
+        plan.nice = Some(19);
+    });
+    assert_eq!(text, "0137\n19\n");
+}
+
+#[test]
+fn the_first_closed_part_of_a_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("a/b");
+    std::fs::create_dir_all(&inner).unwrap();
+    let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let stranger = Credentials { uid: 54321, gid: 54321, groups: vec![] };
+    open(folder.path(), 0o711);
+    open(&inner, 0o755);
+    open(&folder.path().join("a"), 0o750);
+    assert_eq!(stranger.first_closed(&inner), Some(folder.path().canonicalize().unwrap().join("a")));
+    open(&folder.path().join("a"), 0o711);
+    assert_eq!(stranger.first_closed(&inner), None);
+    let own = nix::unistd::getgid().as_raw();
+    open(&inner, 0o710);
+    assert_eq!(Credentials { groups: vec![own], ..stranger.clone() }.first_closed(&inner), None);
+    assert!(stranger.first_closed(&inner).is_some());
+}
+
+#[test]
 fn limits_users_and_privileges() {
     let (text, _) = output(&["sh", "-c", "ulimit -Sn; ulimit -Hn"], |plan| {
         plan.nofile = Some(Limit { soft: 99, hard: 100 });

@@ -1,0 +1,330 @@
+//! The part of the cgroup v2 tree that is rsup's (Documentation/admin-guide/cgroup-v2.rst): a cgroup
+//! for each worker, which limits its whole tree and names every process of it, whatever it has shed.
+//!
+//! ```text
+//! own cgroup ─ NAME ─┬─ supervisor            rsup itself, where the kernel wants no process above
+//!                    └─ app.API ─┬─ 1         one for each worker, by its generation
+//!                                └─ 2
+//! ```
+//!
+//! Nothing in it ends with rsup: a cgroup outlives those who made it.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+mod delegated;
+#[cfg(test)]
+mod tests;
+
+/// The name of rsup's own leaf.
+const SUPERVISOR: &str = "supervisor";
+
+/// Microseconds: of the period that `cpu.max` counts in, which is the kernel's own default.
+const PERIOD: u64 = 100_000;
+
+/// Which limits can be had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Controllers {
+    /// `memory`
+    pub memory: bool,
+    /// `cpu`
+    pub cpu: bool,
+    /// `pids`
+    pub tasks: bool,
+}
+
+impl Controllers {
+    fn parse(text: &str) -> Controllers {
+        let has = |name| text.split_whitespace().any(|word| word == name);
+        Controllers { memory: has("memory"), cpu: has("cpu"), tasks: has("pids") }
+    }
+
+    fn names(self) -> impl Iterator<Item = &'static str> {
+        [(self.memory, "memory"), (self.cpu, "cpu"), (self.tasks, "pids")]
+            .into_iter()
+            .filter_map(|(has, name)| has.then_some(name))
+    }
+}
+
+/// Those that cgroup v2 has on this machine, as far as we can see; others may be bound to v1.
+#[must_use]
+pub fn controllers_of_machine() -> Controllers {
+    delegated::mount().map(|(_, point)| read_controllers(&point, "cgroup.controllers")).unwrap_or_default()
+}
+
+fn read_controllers(folder: &Path, file: &str) -> Controllers {
+    Controllers::parse(&fs::read_to_string(folder.join(file)).unwrap_or_default())
+}
+
+/// Limits of one worker with its descendants.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Bounds {
+    /// Bytes; it is killed at this, and none of it is swapped out.
+    pub memory: Option<u64>,
+    /// Cores.
+    pub cpu: Option<f64>,
+    /// Processes and threads.
+    pub tasks: Option<u32>,
+}
+
+impl Bounds {
+    fn needs(self) -> Controllers {
+        Controllers { memory: self.memory.is_some(), cpu: self.cpu.is_some(), tasks: self.tasks.is_some() }
+    }
+}
+
+/// What is ours of the tree.
+#[derive(Debug)]
+pub struct Tree {
+    base: PathBuf,
+    controllers: Controllers,
+    /// Why others are missing.
+    lacks: Option<String>,
+}
+
+impl Tree {
+    /// Takes what has been delegated to us, in a folder of this name, which is to be the same in every
+    /// life of this supervisor.
+    ///
+    /// # Errors
+    /// In words, why there is nothing: no cgroup v2, or not delegated.
+    pub fn claim(name: &str) -> Result<Tree, String> {
+        let found = delegated::find(name)?;
+        let base = found.own.join(name);
+        make(&base).map_err(|why| format!("{} cannot be made: {why}", base.display()))?;
+        // Only the root of all may have processes beside children with controllers.
+        if !found.inside && base.parent().is_some_and(|own| own.join("cgroup.type").exists()) {
+            let leaf = base.join(SUPERVISOR);
+            make(&leaf).map_err(|why| format!("{} cannot be made: {why}", leaf.display()))?;
+            delegated::move_own(&found.own, &leaf).map_err(|why| format!("rsup cannot move into {}: {why}", leaf.display()))?;
+        }
+        let lacks = enable(&found.own, read_controllers(&found.own, "cgroup.controllers")).err();
+        let lacks = enable(&base, read_controllers(&base, "cgroup.controllers")).err().or(lacks);
+        let controllers = read_controllers(&base, "cgroup.subtree_control");
+        Ok(Tree { base, controllers, lacks })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.base
+    }
+
+    /// Which of the limits cannot be enforced, and why; `None` if all can.
+    #[must_use]
+    pub fn lacking(&self, bounds: &Bounds) -> Option<String> {
+        let (needs, has) = (bounds.needs(), self.controllers);
+        let missing =
+            Controllers { memory: needs.memory && !has.memory, cpu: needs.cpu && !has.cpu, tasks: needs.tasks && !has.tasks };
+        let names: Vec<&str> = missing.names().collect();
+        let why = self.lacks.as_deref().unwrap_or("it may be bound to cgroup v1, or not be delegated to rsup");
+        (!names.is_empty()).then(|| format!("{} has no controller `{}`: {why}", self.base.display(), names.join("`, `")))
+    }
+
+    /// A new cgroup for a worker. Bounds that cannot be enforced here are left out.
+    ///
+    /// # Errors
+    /// When it cannot be made, or a limit that should be possible is refused.
+    pub fn worker(&self, app: &str, generation: u64, bounds: &Bounds) -> io::Result<Leaf> {
+        let app = self.base.join(format!("app.{app}"));
+        match fs::create_dir(&app) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+            // What is missing shows where a limit is wanted.
+            Ok(()) => drop(enable(&app, self.controllers)),
+        }
+        let leaf = Leaf { path: free(&app, generation)? };
+        leaf.bound(bounds, self.controllers).inspect_err(|_| drop(leaf.remove()))?;
+        Ok(leaf)
+    }
+
+    /// The cgroup of a process, if it is one of ours: how a new daemon finds that of a worker.
+    #[must_use]
+    pub fn leaf_of(&self, pid: u32) -> Option<Leaf> {
+        let (root, point) = delegated::mount()?;
+        let path = delegated::folder_of(&format!("/proc/{pid}/cgroup"), &root, &point)?;
+        let ours = path.strip_prefix(&self.base).is_ok_and(|inside| inside.components().count() == 2);
+        ours.then_some(Leaf { path })
+    }
+
+    /// The one made for a worker, if it is still there.
+    #[must_use]
+    pub fn leaf(&self, app: &str, generation: u64) -> Option<Leaf> {
+        let path = self.base.join(format!("app.{app}")).join(generation.to_string());
+        path.is_dir().then_some(Leaf { path })
+    }
+
+    /// No worker of the app is left.
+    pub fn forget_app(&self, app: &str) {
+        let _ = fs::remove_dir(self.base.join(format!("app.{app}")));
+    }
+
+    /// At the end: takes away what is empty. What still has a process in it stays.
+    pub fn release(self) {
+        for app in fs::read_dir(&self.base).into_iter().flatten().flatten() {
+            for leaf in fs::read_dir(app.path()).into_iter().flatten().flatten() {
+                let _ = fs::remove_dir(leaf.path());
+            }
+            let _ = fs::remove_dir(app.path());
+        }
+        let leaf = self.base.join(SUPERVISOR);
+        if leaf.exists() {
+            // A cgroup with processes and one with controllers for its children exclude each other.
+            let Some(own) = self.base.parent() else { return };
+            disable(&self.base, self.controllers);
+            disable(own, self.controllers);
+            let _ = delegated::move_own(&leaf, own);
+            let _ = fs::remove_dir(&leaf);
+        }
+        let _ = fs::remove_dir(&self.base);
+    }
+}
+
+/// The cgroup of one worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    path: PathBuf,
+}
+
+impl Leaf {
+    /// A descriptor of its folder, for a process to begin in.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    pub fn folder(&self) -> io::Result<OwnedFd> {
+        File::open(&self.path).map(OwnedFd::from)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn bound(&self, bounds: &Bounds, has: Controllers) -> io::Result<()> {
+        let set = |file: &str, value: &str| {
+            let named = |why: io::Error| io::Error::new(why.kind(), format!("{file}: {why}"));
+            write(&self.path.join(file), value).map_err(named)
+        };
+        if let (Some(bytes), true) = (bounds.memory, has.memory) {
+            set("memory.max", &bytes.to_string())?;
+            // A kernel without swap has no such file.
+            let _ = set("memory.swap.max", "0");
+            // The worker with its children is one thing: no half of it goes on alone (Linux 4.19).
+            let _ = set("memory.oom.group", "1");
+        }
+        if let (Some(cores), true) = (bounds.cpu, has.cpu) {
+            set("cpu.max", &cpu_max(cores))?;
+        }
+        if let (Some(tasks), true) = (bounds.tasks, has.tasks) {
+            set("pids.max", &tasks.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Kills every process in it, those that are being forked too (`cgroup.kill`, Linux 5.14).
+    ///
+    /// # Errors
+    /// `NotFound` where the kernel is older.
+    pub fn kill(&self) -> io::Result<()> {
+        write(&self.path.join("cgroup.kill"), "1")
+    }
+
+    /// The processes in it, zombies left out.
+    #[must_use]
+    pub fn members(&self) -> Vec<u32> {
+        let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+    }
+
+    /// How often the kernel has killed a process in it for its memory limit.
+    #[must_use]
+    pub fn out_of_memory(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+    }
+
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// `EBUSY` while a process is in it.
+    pub fn remove(&self) -> io::Result<()> {
+        fs::remove_dir(&self.path)
+    }
+}
+
+/// `QUOTA PERIOD`; less than a millisecond is refused by the kernel.
+fn cpu_max(cores: f64) -> String {
+    let quota = (cores * PERIOD as f64).round().max(1000.0);
+    format!("{} {PERIOD}", quota as u64)
+}
+
+/// A folder for this generation. One of that name may be there from a daemon whose state was lost: if
+/// somebody lives in it, it is left to them.
+fn free(app: &Path, generation: u64) -> io::Result<PathBuf> {
+    for try_next in 0..100 {
+        let name = if try_next == 0 { generation.to_string() } else { format!("{generation}.{try_next}") };
+        let path = app.join(name);
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Empty: made anew, with no limit or count of before.
+                if fs::remove_dir(&path).is_ok() && fs::create_dir(&path).is_ok() {
+                    return Ok(path);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+fn make(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+fn enable(folder: &Path, wanted: Controllers) -> Result<(), String> {
+    let file = folder.join("cgroup.subtree_control");
+    let mut result = Ok(());
+    for name in wanted.names() {
+        // Each by itself: one that is refused takes no other with it.
+        if let Err(why) = write(&file, &format!("+{name}")) {
+            let busy = why.raw_os_error() == Some(libc::EBUSY);
+            let why = if busy { delegated::who_is_in(folder) } else { why.to_string() };
+            result = Err(format!("`{name}` cannot be enabled in {}: {why}", folder.display()));
+        }
+    }
+    result
+}
+
+fn disable(folder: &Path, controllers: Controllers) {
+    for name in controllers.names() {
+        let _ = write(&folder.join("cgroup.subtree_control"), &format!("-{name}"));
+    }
+}
+
+/// By one write, as these files want it; a file that is missing is not made.
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    File::options().write(true).open(file)?.write_all(text.as_bytes())
+}
+
+/// The folder's name for a supervisor whose runtime folder this is.
+#[must_use]
+pub fn name_for(runtime: &Path) -> String {
+    if runtime == Path::new("/run/rsup") {
+        return "rsup".to_owned();
+    }
+    // FNV-1a: the same in every build.
+    let hash = runtime
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    format!("rsup-{hash:016x}")
+}
