@@ -79,20 +79,7 @@ async fn receive(stream: &mut UnixStream) -> Result<Call, String> {
     if body.len() < length {
         return Err(format!("the request ended after {} of {length} bytes", body.len()));
     }
-    // The version is looked at first: the rest may mean something else in another one.
-    #[derive(serde::Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let understood = |why: serde_json::Error| format!("the request is not understood: {why}");
-    let Versioned { version } = serde_json::from_slice(&body).map_err(understood)?;
-    if version != control::VERSION {
-        return Err(format!(
-            "the daemon speaks version {} of the protocol, this client version {version}; `rsup kill` and start again with one of them",
-            control::VERSION
-        ));
-    }
-    serde_json::from_slice(&body).map_err(understood)
+    Call::decode(&body)
 }
 
 async fn send(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
