@@ -11,56 +11,54 @@ use rsup::supervisor::{Effect, Exit, Found, Input, OpId, Purpose, Request, Super
 
 const NAMES: [&str; 2] = ["web", "job"];
 
-/// Apps that differ in everything which decisions depend on.
-const APPS: &str = r#"
-[app.web]
-command = ["/bin/true"]
-instances = 2
+/// Apps that differ in everything which decisions depend on; each is a file of its own.
+const APPS: [&str; 5] = [
+    r#"
 listen = [8080]
-readiness = { http = "/ready", interval = "100ms" }
+instances = 2
+readiness = { path = "/ready", interval = "100ms" }
 liveness = { tcp = true, interval = "1s", failure_threshold = 2 }
 listen_timeout = "3s"
 kill_timeout = "1s"
 max_memory = "100M"
 reload = { min_ready = "200ms", auto_rollback = true }
 restart = { backoff = "10ms", backoff_max = "100ms" }
-
-[app.web2]
-command = ["/bin/true"]
-instances = 4
+"#,
+    r#"
 listen = [8080, 8081]
+instances = 4
 readiness = { notify = true }
 reload = { max_surge = 2, deadline = "20s" }
-
-[app.web3]
-command = ["/bin/true"]
-instances = 1
-
-[app.web4]
-command = ["/bin/true"]
-instances = 1
+"#,
+    "",
+    r#"
 listen = ["unix:/run/x.sock"]
-readiness = { tcp = true }
+readiness = { exec = ["/bin/true"] }
 restart = { policy = "never" }
-
-[app.web5]
-command = ["/bin/true"]
-instances = 3
+"#,
+    r#"
 listen = [8080]
+instances = 3
 restart = { policy = "on-failure", max_restarts = 0 }
 stop = { exit_codes = [1] }
 balance = "source-ip"
-"#;
+"#,
+];
 
 fn specs() -> Vec<AppSpec> {
-    config::parse(APPS, "/nowhere/supervisor.toml".as_ref()).unwrap_or_else(|errors| panic!("{errors}")).config.apps
+    let spec = |keys: &&str| {
+        let text = format!("[app.web]\ncommand = [\"/bin/true\"]\n{keys}");
+        let loaded = config::parse(&text, "/nowhere/supervisor.toml".as_ref()).unwrap_or_else(|errors| panic!("{errors}"));
+        loaded.config.apps.into_iter().next().expect("one app")
+    };
+    APPS.iter().map(spec).collect()
 }
 
 /// From a state that was read: by way of `revive` or `reboot`.
 pub fn goes_on(mut supervisor: Supervisor, story: &[u8]) {
     let mut bytes = Unstructured::new(story);
     let now = Time(Duration::from_secs(u64::from(bytes.arbitrary::<u16>().unwrap_or(1000))));
-    shown(&supervisor, now);
+    shown(&mut supervisor, now);
     if bytes.arbitrary().unwrap_or(true) {
         supervisor.revive(now, &found(&supervisor, &mut bytes));
     } else {
@@ -98,7 +96,7 @@ fn found(supervisor: &Supervisor, bytes: &mut Unstructured<'_>) -> BTreeMap<Work
 }
 
 /// Everything that `list` and `describe` ask for.
-fn shown(supervisor: &Supervisor, now: Time) {
+fn shown(supervisor: &mut Supervisor, now: Time) {
     for name in names(supervisor) {
         let view = supervisor.view(&name, now).expect("it is there");
         assert_eq!(view.name, name);
@@ -146,14 +144,14 @@ impl Open {
 }
 
 fn run(mut supervisor: Supervisor, mut now: Time, mut bytes: Unstructured<'_>) {
-    let specs = specs();
+    static SPECS: std::sync::LazyLock<Vec<AppSpec>> = std::sync::LazyLock::new(specs);
     let mut open = Open::default();
     let mut next_op = supervisor.last_op().map_or(0, |op| op.0);
     open.take(&mut supervisor);
     while !bytes.is_empty() {
-        let Ok(true) = step(&mut supervisor, &mut now, &mut next_op, &mut open, &specs, &mut bytes) else { break };
+        let Ok(true) = step(&mut supervisor, &mut now, &mut next_op, &mut open, &SPECS, &mut bytes) else { break };
         open.take(&mut supervisor);
-        shown(&supervisor, now);
+        shown(&mut supervisor, now);
     }
     let written = serde_json::to_string(&supervisor).expect("a state can be written");
     let again: Supervisor = serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
@@ -255,7 +253,12 @@ fn answer(effect: &Effect, bytes: &mut Unstructured<'_>) -> Result<Option<Input>
 
 /// Anything at all about a worker.
 fn about(worker: WorkerId, bytes: &mut Unstructured<'_>) -> Result<Input> {
-    Ok(match bytes.arbitrary::<u8>()? % 9 {
+    Ok(match bytes.arbitrary::<u8>()? % 10 {
+        9 => Input::NotProbed {
+            worker,
+            purpose: if bytes.arbitrary()? { Purpose::Readiness } else { Purpose::Liveness },
+            reason: "no descriptors".into(),
+        },
         0 => Input::Spawned { worker, pid: bytes.arbitrary()? },
         1 => Input::SpawnFailed { worker, reason: "no".into() },
         2 | 3 => Input::Exited { worker, exit: exit(bytes)?, descendants: bytes.arbitrary()? },

@@ -18,6 +18,7 @@ mod words;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,15 +42,27 @@ pub struct Supervisor {
     seed: u64,
     #[serde(skip)]
     out: VecDeque<Effect>,
+    /// When whoever drives this is to be back at the latest.
+    #[serde(skip)]
+    due: Option<Time>,
 }
+
+/// Back so much later than asked for, whoever drives this stood still: stopped, starved, or its whole
+/// machine was. A busy loop is late by less.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+
+/// While any deadline runs, whoever drives this comes back at least this often, so that standing
+/// still is noticed before the deadline too.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     pub fn new(seed: u64) -> Self {
-        Self { apps: BTreeMap::new(), next_generation: 0, seed, out: VecDeque::new() }
+        Self { apps: BTreeMap::new(), next_generation: 0, seed, out: VecDeque::new(), due: None }
     }
 
     /// Takes in one thing that happened. `now` never goes back.
     pub fn handle(&mut self, now: Time, input: Input) {
+        self.make_up(now);
         self.act(now, |apps, cx| match input {
             Input::Request { op, app, request } => requests::handle(apps, &app, op, request, cx),
             Input::Listening { app, result } => with(apps, &app, cx, |app, cx| app.on_listening(&result, cx)),
@@ -64,12 +77,22 @@ impl Supervisor {
             Input::Probed { worker, purpose, result } => {
                 with(apps, &worker.app, cx, |app, cx| app.on_probed(&worker, purpose, &result, cx));
             }
+            Input::NotProbed { worker, purpose, reason } => {
+                with(apps, &worker.app, cx, |app, cx| app.on_not_probed(&worker, purpose, &reason, cx));
+            }
             Input::Notified { worker } => with(apps, &worker.app, cx, |app, cx| app.on_notified(&worker, cx)),
             Input::Drained { worker } => with(apps, &worker.app, cx, |app, cx| app.on_drained(&worker, cx)),
             Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| app.on_memory(&worker, bytes, cx)),
             Input::Hurry => each(apps, cx, App::hurry),
             Input::Tick => each(apps, cx, App::tick),
         });
+    }
+
+    /// Nobody had a chance to be in time while everything stood still: what ran then is given that
+    /// time again, so that no worker is killed and no action fails for it.
+    fn make_up(&mut self, now: Time) {
+        let Some(gap) = self.due.replace(now).map(|due| now.since(due)).filter(|gap| *gap >= STOOD_STILL) else { return };
+        self.act(now, |apps, cx| apps.values_mut().for_each(|app| app.stood_still(gap, cx)));
     }
 
     fn act(&mut self, now: Time, act: impl FnOnce(&mut BTreeMap<AppName, App>, &mut Context<'_>)) {
@@ -90,9 +113,14 @@ impl Supervisor {
         Some(effect)
     }
 
-    /// When [`Input::Tick`] is due.
-    pub fn poll_timeout(&self, now: Time) -> Option<Time> {
-        self.apps.values().filter_map(|app| app.wakes(now)).min()
+    /// When [`Input::Tick`] is due. To be asked after each input: whoever comes back much later than
+    /// this has stood still, and no deadline counts the time.
+    pub fn poll_timeout(&mut self, now: Time) -> Option<Time> {
+        self.make_up(now);
+        let beat = self.apps.values().any(App::hurries).then(|| now + HEARTBEAT);
+        let wake = self.apps.values().filter_map(|app| app.wakes(now)).chain(beat).min();
+        self.due = wake.map(|at| at.max(now));
+        wake
     }
 
     pub fn names(&self) -> impl Iterator<Item = &AppName> {
