@@ -15,8 +15,9 @@ pub fn sayable<'a>(problems: impl Iterator<Item = &'a Problem>) {
     }
 }
 
-/// It comes out of the control socket and the state file as it went in.
+/// The rest of the program can rely on it, and it comes out of the control socket and the state file as it went in.
 pub fn travels(spec: &AppSpec) {
+    spec.sound().unwrap_or_else(|why| panic!("accepted, and yet: {why}"));
     let text = serde_json::to_string(spec).expect("a spec can be written");
     assert_eq!(&serde_json::from_str::<AppSpec>(&text).expect("and read"), spec);
 }

@@ -112,6 +112,8 @@ fn shown(supervisor: &mut Supervisor, now: Time) {
 struct Open {
     asked: Vec<Effect>,
     answered: BTreeSet<OpId>,
+    /// The latest action of the state that was read.
+    before: u64,
     last_generation: Option<u64>,
 }
 
@@ -119,6 +121,8 @@ impl Open {
     fn take(&mut self, supervisor: &mut Supervisor) {
         while let Some(effect) = supervisor.poll_effect() {
             match &effect {
+                // A written state may name two actions alike; nobody waits for either any more.
+                Effect::Finished { op, .. } if op.0 <= self.before => {}
                 Effect::Finished { op, .. } => assert!(self.answered.insert(*op), "{op:?} is answered twice"),
                 Effect::Spawn { worker, revision, .. } => {
                     assert!(self.last_generation.is_none_or(|last| worker.generation > last), "{worker} is not new");
@@ -145,8 +149,9 @@ impl Open {
 
 fn run(mut supervisor: Supervisor, mut now: Time, mut bytes: Unstructured<'_>) {
     static SPECS: std::sync::LazyLock<Vec<AppSpec>> = std::sync::LazyLock::new(specs);
-    let mut open = Open::default();
-    let mut next_op = supervisor.last_op().map_or(0, |op| op.0);
+    let before = supervisor.last_op().map_or(0, |op| op.0);
+    let mut open = Open { before, ..Open::default() };
+    let mut next_op = before;
     open.take(&mut supervisor);
     while !bytes.is_empty() {
         let Ok(true) = step(&mut supervisor, &mut now, &mut next_op, &mut open, &SPECS, &mut bytes) else { break };

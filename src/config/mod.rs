@@ -15,6 +15,7 @@ mod policy;
 mod probe;
 mod raw;
 mod script;
+mod sound;
 mod suggest;
 mod types;
 mod units;

@@ -441,9 +441,7 @@ impl Daemon {
             if !names.insert(&spec.name) {
                 return Err(Failure::new(FailureCode::BadRequest, format!("`{}` is named twice", spec.name)));
             }
-            if spec.command.is_empty() || spec.instances == 0 {
-                return Err(Failure::new(FailureCode::BadRequest, format!("`{}` has no command or no instances", spec.name)));
-            }
+            spec.sound().map_err(|why| Failure::new(FailureCode::BadRequest, why))?;
             let taken: BTreeMap<_, _> = self
                 .supervisor
                 .names()

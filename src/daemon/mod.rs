@@ -215,7 +215,8 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         if daemon.over() {
             break;
         }
-        let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
+        // What is too far away for a clock is never.
+        let wake = daemon.supervisor.poll_timeout(now()).and_then(|at| tokio::time::Instant::now().checked_add(at.since(now())));
         tokio::select! {
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),

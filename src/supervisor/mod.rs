@@ -35,6 +35,7 @@ use app::{App, Context, Wanted};
 
 /// All apps of one daemon. Its whole state can be written down and read back (see [`STATE_VERSION`]).
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(try_from = "saved::SavedSupervisor")]
 pub struct Supervisor {
     apps: BTreeMap<AppName, App>,
     next_generation: u64,
