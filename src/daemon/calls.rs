@@ -331,6 +331,11 @@ impl Daemon {
     fn list(&mut self) -> Reply {
         let mut views: Vec<_> = self.supervisor.names().filter_map(|app| self.supervisor.view(app, now())).collect();
         self.complete(&mut views);
+        for view in &mut views {
+            if let Some(logs) = self.log_files(&view.name).filter(|_| view.reason.is_none()) {
+                view.reason = self.troubles.of(&[&logs.out, &logs.err]).next();
+            }
+        }
         Reply::List(views)
     }
 
@@ -343,6 +348,7 @@ impl Daemon {
         if let (takeover::Support::No { why }, true) = (&self.takeover, spec.listen.iter().any(|l| l.tcp().is_some())) {
             notes.push(format!("takeover of bind(2) is not possible here: {why}; the app must take its sockets from LISTEN_FDS"));
         }
+        notes.extend(self.troubles.of(&[&logs.out, &logs.err]));
         if spec.listen.iter().any(|l| l.tcp().is_none()) {
             notes.push(
                 "a unix socket is one descriptor for all workers: its connections cannot be steered, weighed or probed by worker"

@@ -14,6 +14,7 @@ mod sockets;
 mod spawn;
 mod strangers;
 mod tree;
+mod troubles;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -90,6 +91,11 @@ enum Event {
     ShutDown {
         app: AppName,
     },
+    /// An accept queue could not be looked after.
+    LookAfter {
+        app: AppName,
+        slot: Option<u16>,
+    },
     /// The failure of an action, now with the log lines that explain it.
     Explained {
         op: OpId,
@@ -125,6 +131,7 @@ struct Daemon {
     /// Ended workers whose last log lines are still there.
     remembered: std::collections::VecDeque<u64>,
     strangers: strangers::Strangers,
+    troubles: troubles::Troubles,
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
@@ -148,7 +155,9 @@ pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
 }
 
 fn log_to_stderr(json: bool) {
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+    // A message that cannot be written (a full disk, a closed pipe) is lost. To complain of it on the
+    // same stderr, as the subscriber would, is a panic.
+    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).log_internal_errors(false);
     // A second call in the same process (tests) keeps the first.
     let _ = if json {
         tracing::subscriber::set_global_default(builder.json().finish())
@@ -199,6 +208,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
         calls: Calls::default(),
         remembered: Default::default(),
         strangers: Default::default(),
+        troubles: Default::default(),
         inbox: Default::default(),
         ending: false,
         started,
@@ -222,7 +232,7 @@ async fn serve(paths: &Paths, options: Options) -> Result<(), Error> {
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
             stop = signals.next() => daemon.on_signal(stop),
-            Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
+            Some(problem) = log_problems.recv() => daemon.troubles.note(problem),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
             _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.look_for_strangers(),
         }
@@ -297,6 +307,7 @@ impl Daemon {
             }
             Event::Call { call, answer } => self.on_call(call, answer),
             Event::ShutDown { app } => self.mend(&app),
+            Event::LookAfter { app, slot } => self.look_after(&app, slot),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
             Event::Explained { op, failure } => self.on_explained(op, failure),
         }
