@@ -108,17 +108,37 @@ impl Failed {
     }
 }
 
+/// Gives the worker `limit` for something. Time in which rsup itself came late does not count: it was
+/// stopped, or had its hands full, and an answer may have been there all along.
+async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Result<T, Failed> {
+    let slice = limit / 8;
+    let begin = tokio::time::Instant::now();
+    let mut what = std::pin::pin!(what);
+    let mut counted = 0;
+    while counted < 8 {
+        let now = tokio::time::Instant::now();
+        if now - begin > 4 * limit {
+            return Err(Failed::Rsup("it is too busy itself".into()));
+        }
+        match tokio::time::timeout(slice, &mut what).await {
+            Ok(result) => return Ok(result),
+            Err(_) if now.elapsed() > 2 * slice => {}
+            Err(_) => counted += 1,
+        }
+    }
+    Err(Failed::Worker(format!("no answer within {}", crate::supervisor::humane(limit))))
+}
+
 /// Ends within the probe's timeout.
 pub async fn run(attempt: Try) -> Result<(), Failed> {
     let Try { probe, kind } = attempt;
     let limit = probe.timeout;
-    let result = match (kind, &probe.check) {
-        (Kind::Http(target), Check::Http { .. }) => tokio::time::timeout(limit, http(target, &probe.check)).await,
-        (Kind::Tcp { target, queue }, _) => return tcp(target, &queue, limit).await,
-        (Kind::Exec { env, cwd }, Check::Exec { command }) => return exec(command, &env, cwd, limit).await,
-        (Kind::Http(_) | Kind::Exec { .. } | Kind::Nothing, _) => return Ok(()),
-    };
-    result.unwrap_or_else(|_| Err(Failed::Worker(format!("no answer within {}", crate::supervisor::humane(limit)))))
+    match (kind, &probe.check) {
+        (Kind::Http(target), Check::Http { .. }) => within(limit, http(target, &probe.check)).await?,
+        (Kind::Tcp { target, queue }, _) => tcp(target, &queue, limit).await,
+        (Kind::Exec { env, cwd }, Check::Exec { command }) => exec(command, &env, cwd, limit).await,
+        (Kind::Http(_) | Kind::Exec { .. } | Kind::Nothing, _) => Ok(()),
+    }
 }
 
 async fn connect(target: ProbeTarget) -> Result<TcpStream, Failed> {
@@ -156,20 +176,24 @@ async fn http(target: ProbeTarget, check: &Check) -> Result<(), Failed> {
 /// The kernel completes connections for a listening socket by itself; what tells that the worker is
 /// there is that it takes them off the queue.
 async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<(), Failed> {
-    let in_time = |_| Failed::Worker("cannot connect in time".to_owned());
-    let _stream = tokio::time::timeout(limit, connect(target)).await.map_err(in_time)??;
-    let begin = tokio::time::Instant::now();
-    loop {
-        match backlog(queue) {
-            Ok(Backlog::Listening { queued: 0, .. }) => return Ok(()),
-            Ok(Backlog::NotListening) => return Err(Failed::Worker("its socket was shut down".into())),
-            Ok(Backlog::Listening { .. }) => {}
-            Err(why) => return Err(Failed::own("its queue cannot be looked at", &why)),
+    let accepted = async {
+        let _stream = connect(target).await?;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match backlog(queue) {
+                Ok(Backlog::Listening { queued: 0, .. }) => return Ok(()),
+                Ok(Backlog::NotListening) => return Err(Failed::Worker("its socket was shut down".into())),
+                Ok(Backlog::Listening { .. }) => {}
+                Err(why) => return Err(Failed::own("its queue cannot be looked at", &why)),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 17 / 16 + Duration::from_micros(100)).min(Duration::from_millis(25));
         }
-        if begin.elapsed() >= limit {
-            return Err(Failed::Worker("it does not accept connections yet".into()));
-        }
-        tokio::time::sleep((begin.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(25))).await;
+    };
+    match within(limit, accepted).await {
+        Ok(result) => result,
+        Err(Failed::Worker(_)) => Err(Failed::Worker("it does not accept connections yet".into())),
+        Err(failed @ Failed::Rsup(_)) => Err(failed),
     }
 }
 
@@ -188,14 +212,16 @@ async fn exec(command: &[String], env: &BTreeMap<String, String>, cwd: PathBuf, 
     let (pid, pidfd) = (child.pid, Arc::new(child.pidfd));
     commands(|all| all.insert(pid));
     let name = command.first().map_or("", String::as_str);
-    let exit = tokio::time::timeout(limit, ended(&pidfd)).await;
-    let result = match exit {
+    let result = match within(limit, ended(&pidfd)).await {
         Ok(Exit::Code(0)) => Ok(()),
         Ok(exit) => Err(Failed::Worker(format!("`{name}` {exit}"))),
-        Err(_) => {
+        Err(failed) => {
             let _ = process::signal_group(pid, nix::libc::SIGKILL);
             ended(&pidfd).await;
-            Err(Failed::Worker(format!("`{name}` took longer than {}", crate::supervisor::humane(limit))))
+            Err(match failed {
+                Failed::Worker(_) => Failed::Worker(format!("`{name}` took longer than {}", crate::supervisor::humane(limit))),
+                Failed::Rsup(_) => failed,
+            })
         }
     };
     commands(|all| all.remove(&pid));

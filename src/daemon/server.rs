@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// more, those that have waited longest are sent away.
 const MOST_SILENT: usize = 32;
 
+/// With more than this, no grace is given to those that are sent away.
+const MOST_CONNECTED: usize = 256;
+
 /// Clients that wait for answers, or do not read them.
 const MOST_WAITING: usize = 256;
 
@@ -72,7 +75,7 @@ struct Room(Arc<Mutex<Guests>>);
 
 #[derive(Default)]
 struct Guests {
-    /// In the order of their coming.
+    /// In the order of their coming; those at the front, beyond [`MOST_SILENT`], have been told to go.
     silent: VecDeque<Arc<Notify>>,
     waiting: usize,
 }
@@ -87,10 +90,8 @@ impl Room {
         let place = Arc::new(Notify::new());
         self.guests(|guests| {
             guests.silent.push_back(place.clone());
-            if guests.silent.len() > MOST_SILENT
-                && let Some(oldest) = guests.silent.pop_front()
-            {
-                oldest.notify_one();
+            if let Some(last) = guests.silent.len().checked_sub(MOST_SILENT + 1) {
+                guests.silent[last].notify_one();
             }
         });
         place
@@ -99,6 +100,12 @@ impl Room {
     /// It has said what it wants, or is gone.
     fn leave(&self, place: &Arc<Notify>) {
         self.guests(|guests| guests.silent.retain(|other| !Arc::ptr_eq(other, place)));
+    }
+
+    /// How long one that is to go may stay.
+    fn grace(&self) -> Duration {
+        let crowded = self.guests(|guests| guests.silent.len() > MOST_CONNECTED);
+        if crowded { Duration::ZERO } else { Duration::from_millis(200) }
     }
 
     /// Lets one more wait for answers, if there is room.
@@ -127,14 +134,22 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
         let answer = Answer::Failed(Failure::new(FailureCode::BadRequest, "this rsup belongs to another user"));
         return refuse(&mut stream, answer).await;
     }
-    let call = tokio::select! {
-        call = tokio::time::timeout(PATIENCE, receive(&mut stream)) => call,
-        () = place.notified() => {
-            let answer = Failure::new(FailureCode::Busy, "too many clients are connected and say nothing; this one waited longest");
-            return refuse(&mut stream, Answer::Failed(answer)).await;
+    let call = {
+        let mut heard = std::pin::pin!(tokio::time::timeout(PATIENCE, receive(&mut stream)));
+        tokio::select! {
+            call = &mut heard => Some(call),
+            // Its request may be there already, and there was no time yet to read it.
+            () = place.notified() => tokio::time::timeout(room.grace(), heard).await.ok(),
         }
     };
     room.leave(&place);
+    let call = match call {
+        None => {
+            let answer = Failure::new(FailureCode::Busy, "too many clients are connected and say nothing; this one waited longest");
+            return refuse(&mut stream, Answer::Failed(answer)).await;
+        }
+        Some(call) => call,
+    };
     let call = match call {
         Ok(Ok(call)) => call,
         Ok(Err(why)) => return refuse(&mut stream, Answer::Failed(Failure::new(FailureCode::BadRequest, why))).await,
