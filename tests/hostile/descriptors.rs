@@ -7,19 +7,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::bystander::{Bystander, ticks};
+use crate::bystander::{Bystander, open_files, ticks};
 use crate::common::{Home, signal, wait_for};
 use crate::support::Life;
 
 /// No new descriptor can have a number from `most` on.
-fn limit(daemon: u32, most: u64) {
+fn limit(daemon: u32, most: usize) {
     let run = Command::new("prlimit").args([format!("--pid={daemon}"), format!("--nofile={most}:")]).output().unwrap();
     assert!(run.status.success(), "{run:?}");
-}
-
-fn highest(daemon: u32) -> u64 {
-    let numbers = std::fs::read_dir(format!("/proc/{daemon}/fd")).unwrap().flatten();
-    numbers.filter_map(|e| e.file_name().to_str()?.parse().ok()).max().unwrap()
 }
 
 /// So many clients that wait for their reload of `stuck`, which does not end.
@@ -47,10 +42,11 @@ fn no_descriptor_is_left() {
     home.web("stuck", "");
     home.ok(&["start"]);
     let (web, tcp) = (home.pid("web"), home.pid("tcp"));
-    limit(calm.daemon(), highest(calm.daemon()) + 10);
-    let waiting = waiting(&home, 100);
-    eprintln!("{} open, highest {}", crate::bystander::open_files(calm.daemon()), highest(calm.daemon()));
-    eprintln!("{}", std::fs::read_to_string(format!("/proc/{}/limits", calm.daemon())).unwrap());
+    let mut queue = waiting(&home, 1);
+    home.wait_view("stuck", "its reload has begun", |v| crate::common::pids(v).len() == 2);
+    // A few more than it has, and those are soon taken.
+    limit(calm.daemon(), open_files(calm.daemon()) + 10);
+    queue.extend(waiting(&home, 100));
     let run = wait_for("somebody is told", || {
         let run = home.run(&["list"]);
         if run.code == 1 { Ok(run) } else { Err(run.out) }
@@ -69,7 +65,7 @@ fn no_descriptor_is_left() {
     assert_eq!(home.pid("tcp"), tcp, "a check that rsup could not make is not the worker's failure");
     calm.same_workers(&home);
     home.ok(&["delete", "stuck"]);
-    drop(waiting);
+    drop(queue);
     home.ok(&["reload", "all"]);
     let log = home.daemon_log();
     let told = log.matches("cannot accept a client").count();
