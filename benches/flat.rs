@@ -53,7 +53,13 @@ log = {{ max_size = "10M", keep = 2 }}
     round("1,000 reloads", &|| reloads(&rsup, options.pick(1_000, 50)))?;
     round("10,000 crashes", &|| crashes(&rsup, options.pick(10_000, 500)))?;
     let all = before - start;
-    table.row("grown by all of it", all, " MB", Bar::AtMost(FLAT), format!("pid {daemon} all along: {}", rsup.daemon()? == daemon));
+    table.row(
+        "grown by all of it",
+        all,
+        " MB",
+        Bar::AtMost(FLAT),
+        format!("pid {daemon} all along: {}", rsup.daemon()? == daemon),
+    );
     table.print();
     rsup.stop()
 }

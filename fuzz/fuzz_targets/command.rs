@@ -3,7 +3,7 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use rsup::config::{self, Script};
+use rsup::config::Script;
 
 #[derive(Arbitrary, Debug)]
 struct Words {
@@ -40,15 +40,5 @@ fuzz_target!(|words: Words| {
         kill_timeout: words.kill_timeout,
         stop_signal: words.stop_signal,
     };
-    match config::from_script(&script) {
-        Ok(spec) => {
-            assert_eq!(config::from_script(&script).expect("accepted once, accepted again"), spec);
-            rsup_fuzz::travels(&spec);
-        }
-        Err(errors) => {
-            assert!(errors.len() > 0, "refused without a reason");
-            rsup_fuzz::sayable(errors.iter());
-            assert!(!errors.render(true).is_empty());
-        }
-    }
+    rsup_fuzz::command_line(&script);
 });

@@ -58,18 +58,19 @@ fn specs() -> Vec<AppSpec> {
 pub fn goes_on(mut supervisor: Supervisor, story: &[u8]) {
     let mut bytes = Unstructured::new(story);
     let now = Time(Duration::from_secs(u64::from(bytes.arbitrary::<u16>().unwrap_or(1000))));
+    let before = supervisor.last_op().map_or(0, |op| op.0);
     shown(&mut supervisor, now);
     if bytes.arbitrary().unwrap_or(true) {
         supervisor.revive(now, &found(&supervisor, &mut bytes));
     } else {
         supervisor.reboot(now);
     }
-    run(supervisor, now, bytes);
+    run(supervisor, now, before, bytes);
 }
 
 /// From any supervisor.
 pub fn play(supervisor: Supervisor, story: &[u8]) {
-    run(supervisor, Time(Duration::from_secs(1000)), Unstructured::new(story));
+    run(supervisor, Time(Duration::from_secs(1000)), 0, Unstructured::new(story));
 }
 
 fn names(supervisor: &Supervisor) -> Vec<AppName> {
@@ -147,9 +148,9 @@ impl Open {
     }
 }
 
-fn run(mut supervisor: Supervisor, mut now: Time, mut bytes: Unstructured<'_>) {
+/// `before`: the latest action of the state that was read.
+fn run(mut supervisor: Supervisor, mut now: Time, before: u64, mut bytes: Unstructured<'_>) {
     static SPECS: std::sync::LazyLock<Vec<AppSpec>> = std::sync::LazyLock::new(specs);
-    let before = supervisor.last_op().map_or(0, |op| op.0);
     let mut open = Open { before, ..Open::default() };
     let mut next_op = before;
     open.take(&mut supervisor);

@@ -142,8 +142,7 @@ pub async fn run(attempt: Try) -> Result<(), Failed> {
 }
 
 async fn connect(target: ProbeTarget) -> Result<TcpStream, Failed> {
-    let socket =
-        steer::probe_socket(target.address, target.index).map_err(|why| Failed::own("no socket for the probe", &why))?;
+    let socket = steer::probe_socket(target.address, target.index).map_err(|why| Failed::own("no socket for the probe", &why))?;
     let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
     socket.connect(target.address).await.map_err(|why| Failed::of("cannot connect", &why))
 }

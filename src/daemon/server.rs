@@ -145,7 +145,8 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
     room.leave(&place);
     let call = match call {
         None => {
-            let answer = Failure::new(FailureCode::Busy, "too many clients are connected and say nothing; this one waited longest");
+            let answer =
+                Failure::new(FailureCode::Busy, "too many clients are connected and say nothing; this one waited longest");
             return refuse(&mut stream, Answer::Failed(answer)).await;
         }
         Some(call) => call,

@@ -25,7 +25,12 @@ impl Troubles {
             }
             Event::Untidy { path, error } => warn!("{}: {error}; nothing is lost", path.display()),
             Event::BadPipe { source, stream, error } => {
-                warn!("{}:{}: what it writes to std{} cannot be read any more: {error}", source.app, source.instance, stream.name());
+                warn!(
+                    "{}:{}: what it writes to std{} cannot be read any more: {error}",
+                    source.app,
+                    source.instance,
+                    stream.name()
+                );
             }
         }
     }

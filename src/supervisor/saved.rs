@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Supervisor;
 use super::app::{App, Listening, Wanted};
 use super::io::Steering;
 use super::operation::{Before, Operation, Queue};
 use super::seat::Seat;
 use super::types::{Revision, Time};
 use super::worker::Worker;
-use super::Supervisor;
 use crate::config::{AppName, Balance, MOST_INSTANCES};
 
 /// Of the written state, which does not hold it: whoever saves it puts it beside, and does not read

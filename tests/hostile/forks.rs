@@ -52,7 +52,9 @@ fn fork_says_eagain() {
         std::os::unix::fs::chown(&path, Some(uid()), Some(uid())).unwrap();
     }
     let job = |name: &str| {
-        format!("[app.{name}]\ncommand = [\"sleep\", \"1000\"]\nrestart = {{ backoff = \"50ms\", max_restarts = 100000, min_uptime = \"100ms\" }}\n")
+        format!(
+            "[app.{name}]\ncommand = [\"sleep\", \"1000\"]\nrestart = {{ backoff = \"50ms\", max_restarts = 100000, min_uptime = \"100ms\" }}\n"
+        )
     };
     home.config(&(job("calm") + &job("job")));
     let _ended = Ended(&home);

@@ -41,7 +41,8 @@ fn one_that_closes_every_descriptor() {
     let port = home.port();
     // Its output, its inherited sockets, and whatever it may have of rsup's.
     let program = format!("{SERVER}\nos.closerange(0, 1024)\nserve()\n");
-    if !odd(&home, &program, &format!("listen = \"127.0.0.1:{port}\"\nreadiness = {{ path = \"/\" }}\nlisten_timeout = \"20s\"")) {
+    if !odd(&home, &program, &format!("listen = \"127.0.0.1:{port}\"\nreadiness = {{ path = \"/\" }}\nlisten_timeout = \"20s\""))
+    {
         return;
     }
     home.ok(&["start"]);
@@ -97,7 +98,8 @@ time.sleep(1000)
     }
     home.ok(&["start"]);
     let all = wait_for("all of them are there", || {
-        let all: Vec<u32> = home.processes().into_iter().filter(|(_, what)| what.contains("odd.py")).map(|(pid, _)| pid).collect();
+        let all: Vec<u32> =
+            home.processes().into_iter().filter(|(_, what)| what.contains("odd.py")).map(|(pid, _)| pid).collect();
         if all.len() >= 128 { Ok(all) } else { Err(all.len()) }
     });
     home.list();
@@ -113,7 +115,9 @@ fn one_whose_connections_never_end() {
     let calm = Bystander::start(&home);
     let port = home.port();
     let program = format!("{SERVER}\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nserve()\n");
-    let keys = format!("listen = \"127.0.0.1:{port}\"\nreadiness = {{ path = \"/\" }}\nlisten_timeout = \"20s\"\nkill_timeout = \"300ms\"");
+    let keys = format!(
+        "listen = \"127.0.0.1:{port}\"\nreadiness = {{ path = \"/\" }}\nlisten_timeout = \"20s\"\nkill_timeout = \"300ms\""
+    );
     if !odd(&home, &program, &keys) {
         return;
     }

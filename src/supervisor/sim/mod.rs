@@ -219,7 +219,12 @@ impl World {
                 if tick > until {
                     return false;
                 }
-                assert!(tick >= self.now || self.stood_still, "a deadline in the past: {tick:?} at {:?}: {:#?}", self.now, self.core.apps);
+                assert!(
+                    tick >= self.now || self.stood_still,
+                    "a deadline in the past: {tick:?} at {:?}: {:#?}",
+                    self.now,
+                    self.core.apps
+                );
                 self.now = self.now.max(tick);
                 let effects = self.handle(Input::Tick);
                 let next = self.core.poll_timeout(self.now);

@@ -21,17 +21,16 @@ impl World {
         if who == Who::Machine {
             let coming = std::mem::take(&mut self.coming);
             let blind = |input: &Input| matches!(input, Input::Probed { .. });
-            self.coming = coming
-                .into_iter()
-                .map(|((at, n), input)| (if blind(&input) { (at, n) } else { (at + gap, n) }, input))
-                .collect();
+            self.coming =
+                coming.into_iter().map(|((at, n), input)| (if blind(&input) { (at, n) } else { (at + gap, n) }, input)).collect();
             self.processes.values_mut().for_each(|p| p.started = p.started + gap);
         }
     }
 
-    fn killed(&self) -> Vec<&WorkerId> {
-        let killed = |p: &Process| matches!(p.exit, Some(Exit::Signal { signal: SIGKILL, .. }));
-        self.processes.iter().filter(|(_, p)| killed(p)).map(|(id, _)| id).collect()
+    /// What `describe` tells of kills.
+    fn killed(&self) -> Vec<String> {
+        let events = self.core.names().flat_map(|name| self.core.events(name, self.now));
+        events.map(|event| event.text).filter(|text| text.contains("was killed")).collect()
     }
 }
 
