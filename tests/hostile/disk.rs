@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::bystander::Bystander;
-use crate::common::{Home, wait_for};
+use crate::common::{Home, wait_for, wait_until};
 use crate::support::Life;
 
 /// Something mounted, which goes with it.
@@ -104,6 +104,21 @@ fn fill(path: &Path) {
     use std::io::Write;
     let mut file = fs::File::create(path).unwrap();
     while file.write(&[0; 4096]).is_ok() {}
+}
+
+/// The daemon's own messages too may meet a full disk, or a pipe whose reader is gone.
+#[test]
+fn messages_that_nobody_takes() {
+    let home = Home::new();
+    home.app("job", "command = [\"sleep\", \"1000\"]");
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = home.rsup();
+    let mut daemon = command.args(["start", "--foreground"]).stdout(Stdio::null()).stderr(full).spawn().unwrap();
+    wait_until("the daemon answers", || home.run(&["ping"]).code == 0);
+    home.wait_view("job", "it runs", |v| v["phase"] == "ready");
+    home.ok(&["reload", "job"]);
+    home.ok(&["kill"]);
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]
