@@ -29,3 +29,29 @@ fn a_daemon_that_was_stopped_blames_nobody() {
     assert!(!events.contains("killed") && !events.contains("listen_timeout"), "{events}");
     calm.untouched(&home);
 }
+
+/// The wall clock can be set to anything at any moment. All it is good for is to be shown.
+#[test]
+fn nothing_depends_on_the_wall_clock() {
+    let clocks = ["SystemTime", "UNIX_EPOCH", "Timestamp::now", "Zoned::now", "CLOCK_REALTIME"];
+    // The times of log lines.
+    let shown = ["src/logs/format.rs"];
+    let mut folders = vec![std::path::PathBuf::from("src")];
+    let mut found = Vec::new();
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&folder)).unwrap().flatten() {
+            let path = folder.join(entry.file_name());
+            if entry.path().is_dir() {
+                folders.push(path);
+                continue;
+            }
+            files += 1;
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            let name = path.display().to_string();
+            let uses = text.lines().filter(|line| clocks.iter().any(|clock| line.contains(clock)));
+            found.extend(uses.filter(|_| !shown.contains(&name.as_str())).map(|line| format!("{name}: {}", line.trim())));
+        }
+    }
+    assert!(files > 100 && found.is_empty(), "a clock that jumps: {found:#?}");
+}
