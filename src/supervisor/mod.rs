@@ -43,9 +43,9 @@ pub struct Supervisor {
     seed: u64,
     #[serde(skip)]
     out: VecDeque<Effect>,
-    /// When whoever drives this is to be back at the latest.
+    /// When whoever drives this was last seen, and is to be back at the latest.
     #[serde(skip)]
-    due: Option<Time>,
+    due: Option<(Time, Time)>,
 }
 
 /// Back so much later than asked for, whoever drives this stood still: stopped, starved, or its whole
@@ -92,8 +92,10 @@ impl Supervisor {
     /// Nobody had a chance to be in time while everything stood still: what ran then is given that
     /// time again, so that no worker is killed and no action fails for it.
     fn make_up(&mut self, now: Time) {
-        let Some(gap) = self.due.replace(now).map(|due| now.since(due)).filter(|gap| *gap >= STOOD_STILL) else { return };
-        self.act(now, |apps, cx| apps.values_mut().for_each(|app| app.stood_still(gap, cx)));
+        let Some((seen, due)) = self.due.replace((now, now)) else { return };
+        if now.since(due) >= STOOD_STILL {
+            self.act(now, |apps, cx| apps.values_mut().for_each(|app| app.stood_still(seen, cx)));
+        }
     }
 
     fn act(&mut self, now: Time, act: impl FnOnce(&mut BTreeMap<AppName, App>, &mut Context<'_>)) {
@@ -120,7 +122,7 @@ impl Supervisor {
         self.make_up(now);
         let beat = self.apps.values().any(App::hurries).then(|| now + HEARTBEAT);
         let wake = self.apps.values().filter_map(|app| app.wakes(now)).chain(beat).min();
-        self.due = wake.map(|at| at.max(now));
+        self.due = wake.map(|at| (now, at.max(now)));
         wake
     }
 

@@ -329,8 +329,9 @@ impl Worker {
         }
     }
 
-    /// Nothing ran for so long, maybe not the worker either. True if that changes anything.
-    pub fn stood_still(&mut self, gap: Duration) -> bool {
+    /// Nothing ran for `gap` from `seen` on, maybe not the worker either. True if that changes anything.
+    pub fn stood_still(&mut self, seen: Time, gap: Duration) -> bool {
+        let min_ready = self.spec().reload.min_ready;
         match &mut self.state {
             State::Spawning { deadline } => *deadline = *deadline + gap,
             State::Starting { deadline, readiness } => {
@@ -338,7 +339,9 @@ impl Worker {
                 readiness.doubt();
             }
             State::Ready { since, readiness, liveness, .. } => {
-                *since = *since + gap;
+                if *since + min_ready > seen {
+                    *since = *since + gap;
+                }
                 return readiness.doubt() | liveness.doubt();
             }
             State::Draining { until } => *until = *until + gap,

@@ -100,8 +100,9 @@ impl App {
         self.operation.as_ref().is_some_and(|o| o.deadline().is_some()) || self.workers().any(|w| w.deadline().is_some())
     }
 
-    /// What was to be done by some time has so much more.
-    pub fn stood_still(&mut self, gap: Duration, cx: &mut Context<'_>) {
+    /// Nothing is known to have run since `seen`: what was to be done by some time has so much more.
+    pub fn stood_still(&mut self, seen: Time, cx: &mut Context<'_>) {
+        let gap = cx.now.since(seen);
         let mut news = self.operation.as_ref().is_some_and(|o| o.deadline().is_some());
         if let Some(Course::Forward { deadline: Some(at) } | Course::Back { deadline: at, .. }) =
             self.operation.as_mut().map(|o| &mut o.course)
@@ -109,7 +110,7 @@ impl App {
             *at = *at + gap;
         }
         for worker in self.workers_mut() {
-            news |= worker.stood_still(gap);
+            news |= worker.stood_still(seen, gap);
         }
         if news {
             self.note(format!("rsup or its machine stood still for {}: nobody is blamed for it", humane(gap)), true, cx);
