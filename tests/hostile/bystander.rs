@@ -70,12 +70,9 @@ pub fn ticks(pid: u32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// KiB that the process has in memory for itself.
+/// KiB that the process has in memory and in no file.
 pub fn resident(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let field = |name: &str| {
-        let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
-        line.split_whitespace().next().unwrap_or("0").parse::<u64>().unwrap()
-    };
-    field("Private_Dirty:") + field("Private_Clean:")
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
 }
