@@ -137,7 +137,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
 
 /// The account; true if all is well.
 fn print(report: &Report, tallies: &BTreeMap<Action, Tally>, broken: &[String], memory: u64) -> bool {
-    println!("\n{:<28} {:>6} {:>10} {:>7}  {}", "what happened", "times", "requests", "failed", "");
+    println!("\n{:<28} {:>6} {:>10} {:>7}", "what happened", "times", "requests", "failed");
     let mut unexplained = 0;
     for (action, tally) in tallies {
         let excused = if action.may_lose_requests() { "accepted by a killed worker" } else { "" };

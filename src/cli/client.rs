@@ -242,7 +242,7 @@ impl Answers<'_> {
     fn next(&mut self, deadline: Option<Instant>, interrupt: Option<&SignalFd>) -> Result<Answer, CallError> {
         let mut buffer = [0; 16 << 10];
         loop {
-            if let Some(answer) = self.complete()? {
+            if let Some(answer) = control::take(&mut self.bytes).map_err(|error| CallError::Broken(error.to_string()))? {
                 return Ok(answer);
             }
             self.wait(deadline, interrupt)?;
@@ -254,16 +254,6 @@ impl Answers<'_> {
                 Err(error) => return Err(CallError::Broken(error.to_string())),
             }
         }
-    }
-
-    /// The first answer, if all of it is there.
-    fn complete(&mut self) -> Result<Option<Answer>, CallError> {
-        let Some(head) = self.bytes.first_chunk::<4>() else { return Ok(None) };
-        let end = 4 + control::length(*head).map_err(|error| CallError::Broken(error.to_string()))?;
-        let Some(body) = self.bytes.get(4..end) else { return Ok(None) };
-        let answer = serde_json::from_slice(body).map_err(|error| CallError::Broken(format!("it makes no sense: {error}")))?;
-        self.bytes.drain(..end);
-        Ok(Some(answer))
     }
 
     fn ended(&self) -> CallError {

@@ -134,6 +134,13 @@ impl Problem {
         }
     }
 
+    /// Whether every place it points at is one of its text: on whole characters, not beyond the end.
+    #[doc(hidden)]
+    pub fn fits(&self) -> bool {
+        let spans = self.span.iter().chain(self.also.iter().map(|(span, _)| span));
+        spans.into_iter().all(|span| self.source.text.get(span.clone()).is_some())
+    }
+
     /// With the line of the file and a caret under the mistake.
     pub fn render(&self, color: bool) -> String {
         let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };

@@ -18,6 +18,7 @@ mod policy;
 mod probe;
 mod raw;
 mod script;
+mod sound;
 mod suggest;
 mod types;
 mod units;
@@ -59,6 +60,19 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
 /// Checks the text of a file; relative paths in it are relative to the folder of `path`.
 pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigErrors> {
     parse_on(Machine::here(), text, path)
+}
+
+/// Reads the text of an `env_file`: its variables, and how many mistakes there are. For fuzzing.
+///
+/// # Panics
+/// If a variable or a mistake has its place outside the text.
+#[doc(hidden)]
+pub fn read_env_file(text: &str) -> (Vec<(String, String)>, usize) {
+    let (variables, mistakes) = env_file::parse(text);
+    for span in variables.iter().map(|v| &v.span).chain(mistakes.iter().map(|bad| &bad.span)) {
+        assert!(text.get(span.clone()).is_some(), "{span:?} is not in the text");
+    }
+    (variables.into_iter().map(|v| (v.name, v.value)).collect(), mistakes.len())
 }
 
 fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigErrors> {

@@ -17,7 +17,16 @@ pub use super::capabilities::Capabilities;
 
 /// Name of an app: 1 to 64 characters of `[A-Za-z0-9_.-]`, not beginning with `-` or `.`, not `all`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct AppName(Arc<str>);
+
+impl TryFrom<String> for AppName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::parse(&name)
+    }
+}
 
 impl AppName {
     /// Takes a name that has already been checked ([`AppName::parse`] checks).

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::raw::{Bad, Kind, Value};
 
-const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub(super) const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const DURATION_HINT: &str = "write \"30s\", \"250ms\", \"10m\", or 30000 (milliseconds)";
 const SIZE_HINT: &str = "write \"500M\", \"1G\", or a number of bytes";
 

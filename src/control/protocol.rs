@@ -25,6 +25,25 @@ pub struct Call {
     pub wait: bool,
 }
 
+impl Call {
+    /// What the body of a frame says, or why it is refused.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
+        // The version is looked at first: the rest may mean something else in another one.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let understood = |why: serde_json::Error| format!("the request is not understood: {why}");
+        let Versioned { version } = serde_json::from_slice(body).map_err(understood)?;
+        if version != VERSION {
+            return Err(format!(
+                "the daemon speaks version {VERSION} of the protocol, this client version {version}; `rsup kill` and start again with one of them"
+            ));
+        }
+        serde_json::from_slice(body).map_err(understood)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {

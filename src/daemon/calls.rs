@@ -410,6 +410,11 @@ impl Daemon {
     fn list(&mut self) -> Reply {
         let mut views: Vec<_> = self.supervisor.names().filter_map(|app| self.supervisor.view(app, now())).collect();
         self.complete(&mut views);
+        for view in &mut views {
+            if let Some(logs) = self.log_files(&view.name).filter(|_| view.reason.is_none()) {
+                view.reason = self.troubles.of(&[&logs.out, &logs.err]).next();
+            }
+        }
         Reply::List(views)
     }
 
@@ -422,6 +427,7 @@ impl Daemon {
         if let (takeover::Support::No { why }, true) = (&self.takeover, spec.listen.iter().any(|l| l.tcp().is_some())) {
             notes.push(format!("takeover of bind(2) is not possible here: {why}; the app must take its sockets from LISTEN_FDS"));
         }
+        notes.extend(self.troubles.of(&[&logs.out, &logs.err]));
         if spec.listen.iter().any(|l| l.tcp().is_none()) {
             notes.push(
                 "a unix socket is one descriptor for all workers: its connections cannot be steered, weighed or probed by worker"
@@ -522,9 +528,7 @@ impl Daemon {
             if !names.insert(&spec.name) {
                 return Err(Failure::new(FailureCode::BadRequest, format!("`{}` is named twice", spec.name)));
             }
-            if spec.command.is_empty() || spec.instances == 0 {
-                return Err(Failure::new(FailureCode::BadRequest, format!("`{}` has no command or no instances", spec.name)));
-            }
+            spec.sound().map_err(|why| Failure::new(FailureCode::BadRequest, why))?;
             self.isolation.refuse(spec)?;
             let taken: BTreeMap<_, _> = self
                 .supervisor

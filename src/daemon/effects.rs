@@ -1,5 +1,7 @@
 //! Carries out what the supervisor wants.
 
+use std::time::Duration;
+
 use super::{AbortOnDrop, Daemon, Event, complain, drain, messages, probe, vault};
 use crate::config::{AppName, Listen};
 use crate::exit::signal_name;
@@ -9,6 +11,9 @@ use std::os::fd::AsFd;
 
 /// Ended workers whose last log lines are kept, 8 KB each at the most.
 const REMEMBERED: usize = 16;
+
+/// Until an accept queue that could not be looked after is tried again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Daemon {
     pub(super) fn carry_out(&mut self, effect: Effect) {
@@ -34,11 +39,17 @@ impl Daemon {
                 }
             }
             Effect::Probe { worker, purpose } => {
-                let Some(target) = self.probe_target(&worker, purpose) else { return };
+                let Some(target) = self.probe_target(&worker, purpose) else {
+                    let reason = "no way to its slot".to_owned();
+                    return self.inbox.push_back(Input::NotProbed { worker, purpose, reason });
+                };
                 let events = self.events.clone();
                 tokio::spawn(async move {
-                    let result = probe::run(target).await;
-                    let _ = events.send(Event::Input(Input::Probed { worker, purpose, result }));
+                    let _ = events.send(Event::Input(match probe::run(target).await {
+                        Ok(()) => Input::Probed { worker, purpose, result: Ok(()) },
+                        Err(probe::Failed::Worker(why)) => Input::Probed { worker, purpose, result: Err(why) },
+                        Err(probe::Failed::Rsup(reason)) => Input::NotProbed { worker, purpose, reason },
+                    }));
                 });
             }
             Effect::Drain { worker } => self.drain(worker),
@@ -179,7 +190,23 @@ impl Daemon {
             Ok(relays) => {
                 resources.relaying.insert(slot, relays);
             }
-            Err(why) => complain(&format!("{app}: cannot look after an accept queue"), why),
+            Err(why) => {
+                complain(&format!("{app}: cannot look after an accept queue"), why);
+                // Out of descriptors: what waits there goes on waiting.
+                let (events, app) = (self.events.clone(), app.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    let _ = events.send(Event::LookAfter { app, slot });
+                });
+            }
+        }
+    }
+
+    /// What could not be looked after before, unless a worker has the slot by now.
+    pub(super) fn look_after(&mut self, app: &AppName, slot: Option<u16>) {
+        let taken = |slot: u16| self.supervisor.workers(app).any(|w| w.id.slot == slot);
+        if self.apps.contains_key(app) && !slot.is_some_and(taken) {
+            self.start_relays(app, slot);
         }
     }
 

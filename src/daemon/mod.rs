@@ -23,6 +23,7 @@ mod state;
 mod strangers;
 pub mod systemd;
 mod tree;
+mod troubles;
 mod upgrade;
 mod vault;
 
@@ -165,6 +166,11 @@ enum Event {
     Upgrade(upgrade::Pending),
     /// The saved state was written, or could not be.
     Saved(io::Result<()>),
+    /// An accept queue could not be looked after.
+    LookAfter {
+        app: AppName,
+        slot: Option<u16>,
+    },
     /// The failure of an action, now with the log lines that explain it.
     Explained {
         op: OpId,
@@ -199,6 +205,7 @@ struct Daemon {
     /// Ended workers whose last log lines are still there.
     remembered: std::collections::VecDeque<u64>,
     strangers: strangers::Strangers,
+    troubles: troubles::Troubles,
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
@@ -313,7 +320,8 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
         if daemon.over() {
             break;
         }
-        let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
+        // What is too far away for a clock is never.
+        let wake = daemon.supervisor.poll_timeout(now()).and_then(|at| tokio::time::Instant::now().checked_add(at.since(now())));
         let (upgrade_wakes, systemd_wakes) = (daemon.upgrade_wakes(), daemon.systemd.wake());
         tokio::select! {
             biased;
@@ -322,7 +330,7 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
             () = daemon.vault.turn() => {}
             () = sleep_until(upgrade_wakes) => {}
             stop = signals.next() => daemon.on_signal(stop),
-            Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
+            Some(problem) = log_problems.recv() => daemon.troubles.note(problem),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
             () = sleep_until(systemd_wakes) => {}
             _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.now_and_then(),
@@ -388,6 +396,7 @@ impl Daemon {
             Event::Call { call, answer } => self.on_call(call, answer),
             Event::Said { worker, by } => self.on_said(&worker, by),
             Event::ShutDown { app } => self.mend(&app),
+            Event::LookAfter { app, slot } => self.look_after(&app, slot),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
             Event::Executed { worker, pid, listener } => self.on_executed(worker, pid, listener),
             Event::HowEnded { pid, answer } => self.vault.how_ended(pid, answer),

@@ -1,11 +1,13 @@
 //! The control socket's side of the daemon: who may speak, and how much.
 
+use std::collections::VecDeque;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::warn;
 
 use super::{Event, Events};
@@ -15,39 +17,151 @@ use crate::sys::process;
 /// A request has to arrive within this time: a stuck client costs a descriptor, not more.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Clients that have not said yet what they want. An honest one says it at once, so when there are
+/// more, those that have waited longest are sent away.
+const MOST_SILENT: usize = 32;
+
+/// With more than this, no grace is given to those that are sent away.
+const MOST_CONNECTED: usize = 256;
+
+/// Clients that wait for answers, or do not read them.
+const MOST_WAITING: usize = 256;
+
 /// Each conversation holds a clone of `open` until its last answer is written.
 pub async fn accept(listener: UnixListener, events: Events, open: mpsc::Sender<()>) {
+    let room = Room::default();
+    let mut spare = spare();
+    let mut refusing = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (events, open) = (events.clone(), open.clone());
+                refusing = false;
+                spare = spare.or_else(self::spare);
+                let (events, open, room) = (events.clone(), open.clone(), room.clone());
+                let place = room.enter();
                 tokio::spawn(async move {
-                    converse(stream, events).await;
+                    converse(stream, events, place, &room).await;
                     drop(open);
                 });
             }
             Err(why) => {
                 // Out of descriptors, most likely: others will end.
-                warn!("cannot accept a client: {why}");
+                if !std::mem::replace(&mut refusing, true) {
+                    warn!("cannot accept a client: {why}; `rsup` commands are refused until descriptors are free again");
+                }
+                // The one kept for this: whoever waits is told, and not left to guess.
+                drop(spare.take());
+                if let Ok(Ok((mut stream, _))) = tokio::time::timeout(Duration::from_millis(1), listener.accept()).await {
+                    let message = format!("the daemon cannot take this call: {why}");
+                    let hint = "its limit of open files is reached; its apps go on. Raise `ulimit -n`, or stop an app by signalling its workers";
+                    let refusal = Answer::Failed(Failure::new(FailureCode::Busy, message).hint(hint));
+                    let _ = tokio::time::timeout(Duration::from_millis(100), send(&mut stream, &refusal)).await;
+                }
+                spare = self::spare();
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn converse(mut stream: UnixStream, events: Events) {
-    if !may_speak(&stream) {
-        let answer = Answer::Failed(Failure::new(FailureCode::BadRequest, "this rsup belongs to another user"));
-        let _ = send(&mut stream, &answer).await;
-        return;
+/// A descriptor to give up when there is no other.
+fn spare() -> Option<std::fs::File> {
+    std::fs::File::open("/dev/null").ok()
+}
+
+/// Who is in conversation with the daemon.
+#[derive(Clone, Default)]
+struct Room(Arc<Mutex<Guests>>);
+
+#[derive(Default)]
+struct Guests {
+    /// In the order of their coming; those at the front, beyond [`MOST_SILENT`], have been told to go.
+    silent: VecDeque<Arc<Notify>>,
+    waiting: usize,
+}
+
+impl Room {
+    fn guests<T>(&self, act: impl FnOnce(&mut Guests) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
-    let call = match tokio::time::timeout(PATIENCE, receive(&mut stream)).await {
-        Ok(Ok(call)) => call,
-        Ok(Err(why)) => {
-            let _ = send(&mut stream, &Answer::Failed(Failure::new(FailureCode::BadRequest, why))).await;
-            return;
+
+    /// The place of a client that has said nothing yet; somebody else may lose theirs.
+    fn enter(&self) -> Arc<Notify> {
+        let place = Arc::new(Notify::new());
+        self.guests(|guests| {
+            guests.silent.push_back(place.clone());
+            if let Some(last) = guests.silent.len().checked_sub(MOST_SILENT + 1) {
+                guests.silent[last].notify_one();
+            }
+        });
+        place
+    }
+
+    /// It has said what it wants, or is gone.
+    fn leave(&self, place: &Arc<Notify>) {
+        self.guests(|guests| guests.silent.retain(|other| !Arc::ptr_eq(other, place)));
+    }
+
+    /// How long one that is to go may stay.
+    fn grace(&self) -> Duration {
+        let crowded = self.guests(|guests| guests.silent.len() > MOST_CONNECTED);
+        if crowded { Duration::ZERO } else { Duration::from_millis(200) }
+    }
+
+    /// Lets one more wait for answers, if there is room.
+    fn wait(&self) -> Option<Waiting> {
+        self.guests(|guests| {
+            (guests.waiting < MOST_WAITING).then(|| {
+                guests.waiting += 1;
+                Waiting(self.clone())
+            })
+        })
+    }
+}
+
+/// A client that waits for answers.
+struct Waiting(Room);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.guests(|guests| guests.waiting -= 1);
+    }
+}
+
+async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, room: &Room) {
+    if !may_speak(&stream) {
+        room.leave(&place);
+        let answer = Answer::Failed(Failure::new(FailureCode::BadRequest, "this rsup belongs to another user"));
+        return refuse(&mut stream, answer).await;
+    }
+    let call = {
+        let mut heard = std::pin::pin!(tokio::time::timeout(PATIENCE, receive(&mut stream)));
+        tokio::select! {
+            call = &mut heard => Some(call),
+            // Its request may be there already, and there was no time yet to read it.
+            () = place.notified() => tokio::time::timeout(room.grace(), heard).await.ok(),
         }
-        Err(_) => return,
+    };
+    room.leave(&place);
+    let call = match call {
+        None => {
+            let answer =
+                Failure::new(FailureCode::Busy, "too many clients are connected and say nothing; this one waited longest");
+            return refuse(&mut stream, Answer::Failed(answer)).await;
+        }
+        Some(call) => call,
+    };
+    let call = match call {
+        Ok(Ok(call)) => call,
+        Ok(Err(why)) => return refuse(&mut stream, Answer::Failed(Failure::new(FailureCode::BadRequest, why))).await,
+        Err(_) => {
+            let why = format!("no whole request came within {} s", PATIENCE.as_secs());
+            return refuse(&mut stream, Answer::Failed(Failure::new(FailureCode::BadRequest, why))).await;
+        }
+    };
+    let Some(_waiting) = room.wait() else {
+        let why = format!("{MOST_WAITING} clients wait for answers already");
+        return refuse(&mut stream, Answer::Failed(Failure::new(FailureCode::Busy, why))).await;
     };
     let (answer, mut answers) = mpsc::unbounded_channel();
     if events.send(Event::Call { call, answer }).is_err() {
@@ -60,6 +174,11 @@ async fn converse(mut stream: UnixStream, events: Events) {
             Ok(Err(_)) | Err(_) => return,
         }
     }
+}
+
+/// The last word. It is not waited for long: whoever sends nonsense may not read either.
+async fn refuse(stream: &mut UnixStream, answer: Answer) {
+    let _ = tokio::time::timeout(Duration::from_secs(1), send(stream, &answer)).await;
 }
 
 /// The same user, or root.
@@ -79,22 +198,14 @@ async fn receive(stream: &mut UnixStream) -> Result<Call, String> {
     if body.len() < length {
         return Err(format!("the request ended after {} of {length} bytes", body.len()));
     }
-    // The version is looked at first: the rest may mean something else in another one.
-    #[derive(serde::Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    let understood = |why: serde_json::Error| format!("the request is not understood: {why}");
-    let Versioned { version } = serde_json::from_slice(&body).map_err(understood)?;
-    if version != control::VERSION {
-        return Err(format!(
-            "the daemon speaks version {} of the protocol, this client version {version}; `rsup kill` and start again with one of them",
-            control::VERSION
-        ));
-    }
-    serde_json::from_slice(&body).map_err(understood)
+    Call::decode(&body)
 }
 
 async fn send(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
-    stream.write_all(&control::encode(answer)?).await
+    let frame = match control::encode(answer) {
+        Ok(frame) => frame,
+        // Better a refusal than a connection that just ends.
+        Err(why) => control::encode(&Answer::Failed(Failure::new(FailureCode::Internal, format!("the answer: {why}"))))?,
+    };
+    stream.write_all(&frame).await
 }

@@ -151,6 +151,7 @@ impl Daemon {
             calls: Calls::default(),
             remembered: VecDeque::new(),
             strangers: Default::default(),
+            troubles: Default::default(),
             inbox: VecDeque::new(),
             ending: false,
             verdict: Default::default(),

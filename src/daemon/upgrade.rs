@@ -205,7 +205,7 @@ async fn try_out(program: PathBuf, state: Vec<u8>) -> Result<(), String> {
     // At once: nobody else may take its exit status.
     let exit = probe::end_of_command(child.pid, child.pidfd, TRIAL).await;
     workers::executed(child.exec).await?;
-    let exit = exit.ok_or_else(|| format!("it did not end within {} s", TRIAL.as_secs()))?;
+    let exit = exit.map_err(|_| format!("it did not end within {} s", TRIAL.as_secs()))?;
     let words = read_memory(said.into()).unwrap_or_default();
     if exit == Exit::Code(0) {
         return if words.contains(CAN_GO_ON) { Ok(()) } else { Err("it is no rsup that could go on from this one".into()) };

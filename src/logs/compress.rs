@@ -39,7 +39,7 @@ impl Compressor {
             while let Ok(path) = queue.recv() {
                 if let Err(error) = all(&path, &names, &stopped) {
                     let error = format!("compressing a rotated file: {error}");
-                    let _ = events.send(Event::Failed { path, error });
+                    let _ = events.send(Event::Untidy { path, error });
                 }
             }
         })?;

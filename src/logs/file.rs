@@ -295,7 +295,7 @@ impl LogFile {
                 self.rotate_after = Some(now + RETRY);
                 common.stats.errors += 1;
                 let error = format!("rotating: {error}");
-                let _ = common.events.send(Event::Failed { path: self.path.to_path_buf(), error });
+                let _ = common.events.send(Event::Untidy { path: self.path.to_path_buf(), error });
             }
         }
     }

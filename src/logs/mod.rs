@@ -178,9 +178,15 @@ pub struct FileStats {
 /// trouble yields at most one event a second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A file can't be written (or rotated, or compressed); its lines are being dropped and counted
-    /// if it is the writing that fails.
+    /// A file can't be written; its lines are being dropped and counted.
     Failed {
+        /// The log file.
+        path: PathBuf,
+        /// What was attempted, and the system's reason.
+        error: String,
+    },
+    /// A file can't be rotated or compressed. Nothing is lost by that, but it takes more room.
+    Untidy {
         /// The log file.
         path: PathBuf,
         /// What was attempted, and the system's reason.

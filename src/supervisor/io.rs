@@ -50,6 +50,13 @@ pub enum Input {
         purpose: Purpose,
         result: Result<(), String>,
     },
+    /// The other answer to [`Effect::Probe`]: rsup itself could not try (it has no descriptors left,
+    /// say), which tells nothing about the worker.
+    NotProbed {
+        worker: WorkerId,
+        purpose: Purpose,
+        reason: String,
+    },
     /// The worker said itself that it is ready.
     Notified {
         worker: WorkerId,
@@ -100,6 +107,15 @@ pub enum Request {
 pub enum Purpose {
     Readiness,
     Liveness,
+}
+
+impl Purpose {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Readiness => "readiness",
+            Self::Liveness => "liveness",
+        }
+    }
 }
 
 /// One thing to do. Effects are to be carried out in order.

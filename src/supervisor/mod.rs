@@ -20,6 +20,7 @@ mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,7 @@ use app::{App, Context, Wanted};
 
 /// All apps of one daemon. Its whole state can be written down and read back (see [`STATE_VERSION`]).
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(try_from = "saved::SavedSupervisor")]
 pub struct Supervisor {
     apps: BTreeMap<AppName, App>,
     next_generation: u64,
@@ -47,7 +49,18 @@ pub struct Supervisor {
     pub settings: Option<Settings>,
     #[serde(skip)]
     out: VecDeque<Effect>,
+    /// When whoever drives this was last seen, and is to be back at the latest.
+    #[serde(skip)]
+    due: Option<(Time, Time)>,
 }
+
+/// Back so much later than asked for, whoever drives this stood still: stopped, starved, or its whole
+/// machine was. A busy loop is late by less.
+const STOOD_STILL: Duration = Duration::from_secs(1);
+
+/// While any deadline runs, whoever drives this comes back at least this often, so that standing
+/// still is noticed before the deadline too.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// `[supervisor]` of a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,11 +71,12 @@ pub struct Settings {
 
 impl Supervisor {
     pub fn new(seed: u64) -> Self {
-        Self { apps: BTreeMap::new(), next_generation: 0, seed, settings: None, out: VecDeque::new() }
+        Self { apps: BTreeMap::new(), next_generation: 0, seed, settings: None, out: VecDeque::new(), due: None }
     }
 
     /// Takes in one thing that happened. `now` never goes back.
     pub fn handle(&mut self, now: Time, input: Input) {
+        self.make_up(now);
         self.act(now, |apps, cx| match input {
             Input::Request { op, app, request } => requests::handle(apps, &app, op, request, cx),
             Input::Listening { app, result } => with(apps, &app, cx, |app, cx| app.on_listening(&result, cx)),
@@ -77,12 +91,24 @@ impl Supervisor {
             Input::Probed { worker, purpose, result } => {
                 with(apps, &worker.app, cx, |app, cx| app.on_probed(&worker, purpose, &result, cx));
             }
+            Input::NotProbed { worker, purpose, reason } => {
+                with(apps, &worker.app, cx, |app, cx| app.on_not_probed(&worker, purpose, &reason, cx));
+            }
             Input::Notified { worker } => with(apps, &worker.app, cx, |app, cx| app.on_notified(&worker, cx)),
             Input::Drained { worker } => with(apps, &worker.app, cx, |app, cx| app.on_drained(&worker, cx)),
             Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| app.on_memory(&worker, bytes, cx)),
             Input::Hurry => each(apps, cx, App::hurry),
             Input::Tick => each(apps, cx, App::tick),
         });
+    }
+
+    /// Nobody had a chance to be in time while everything stood still: what ran then is given that
+    /// time again, so that no worker is killed and no action fails for it.
+    fn make_up(&mut self, now: Time) {
+        let Some((seen, due)) = self.due.replace((now, now)) else { return };
+        if now.since(due) >= STOOD_STILL {
+            self.act(now, |apps, cx| apps.values_mut().for_each(|app| app.stood_still(seen, cx)));
+        }
     }
 
     fn act(&mut self, now: Time, act: impl FnOnce(&mut BTreeMap<AppName, App>, &mut Context<'_>)) {
@@ -113,9 +139,14 @@ impl Supervisor {
         self.out.iter().filter_map(|effect| if let Effect::Finished { op, result } = effect { Some((*op, result)) } else { None })
     }
 
-    /// When [`Input::Tick`] is due.
-    pub fn poll_timeout(&self, now: Time) -> Option<Time> {
-        self.apps.values().filter_map(|app| app.wakes(now)).min()
+    /// When [`Input::Tick`] is due. To be asked after each input: whoever comes back much later than
+    /// this has stood still, and no deadline counts the time.
+    pub fn poll_timeout(&mut self, now: Time) -> Option<Time> {
+        self.make_up(now);
+        let beat = self.apps.values().any(App::hurries).then(|| now + HEARTBEAT);
+        let wake = self.apps.values().filter_map(|app| app.wakes(now)).chain(beat).min();
+        self.due = wake.map(|at| (now, at.max(now)));
+        wake
     }
 
     pub fn names(&self) -> impl Iterator<Item = &AppName> {

@@ -5,7 +5,7 @@
 //! `#[serde(default)]`, and one that is gone is ignored: unknown fields are no error. Everything
 //! else is: a known field that is missing, a state nobody knows, a revision that is not in the table.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -16,12 +16,55 @@ use super::operation::{Before, Operation, Queue};
 use super::seat::Seat;
 use super::types::{Revision, Time};
 use super::worker::Worker;
-use crate::config::{AppName, Balance};
+use super::{Settings, Supervisor};
+use crate::config::{AppName, Balance, MOST_INSTANCES};
 
 /// Of the written state, which does not hold it: whoever saves it puts it beside, and does not read
 /// a state of another version. It changes only when a state can be written that an older rsup must not
 /// read; an addition which that one may ignore is none.
 pub const STATE_VERSION: u32 = 1;
+
+/// As [`Supervisor`], not yet looked at as a whole.
+#[derive(Deserialize)]
+pub struct SavedSupervisor {
+    apps: BTreeMap<AppName, App>,
+    next_generation: u64,
+    seed: u64,
+    #[serde(default)]
+    settings: Option<Settings>,
+}
+
+/// Counters beyond this were not counted. (No rsup starts a million workers a second for a century.)
+const MOST_COUNTED: u64 = 1 << 53;
+
+/// More slots than any plan makes.
+const MOST_SLOTS: usize = 4 * MOST_INSTANCES as usize;
+
+impl TryFrom<SavedSupervisor> for Supervisor {
+    type Error = String;
+
+    fn try_from(saved: SavedSupervisor) -> Result<Self, String> {
+        let SavedSupervisor { apps, next_generation, seed, settings } = saved;
+        if next_generation > MOST_COUNTED {
+            return Err(format!("generation {next_generation} was never counted to"));
+        }
+        let mut generations = BTreeSet::new();
+        for (name, app) in &apps {
+            if app.name != *name {
+                return Err(format!("`{name}` is said to be `{}`", app.name));
+            }
+            if let Some(op) = app.ops().find(|op| op.0 > MOST_COUNTED) {
+                return Err(format!("action {} was never counted to", op.0));
+            }
+            for worker in app.workers() {
+                if worker.id.generation > next_generation || !generations.insert(worker.id.generation) {
+                    return Err(format!("{} is not the only one of its generation, or of one to come", worker.id));
+                }
+            }
+        }
+        Ok(Self { apps, next_generation, seed, settings, out: VecDeque::new(), due: None })
+    }
+}
 
 /// As [`App`].
 #[derive(Serialize, Deserialize)]
@@ -108,6 +151,24 @@ impl TryFrom<SavedApp> for App {
             events,
             reason,
         } = saved;
+        let held = listening.held.iter().chain(&listening.pending).map(|held| usize::from(held.slots));
+        let before = operation.iter().filter_map(|o| o.before.as_ref()).map(|b| b.instances);
+        if before.chain([instances]).any(|n| !(1..=MOST_INSTANCES).contains(&n))
+            || seats.len() > usize::from(MOST_INSTANCES)
+            || held.chain([slots.len()]).any(|n| n > MOST_SLOTS)
+        {
+            return Err(format!("`{name}` is larger than any app can be"));
+        }
+        if last_revision > MOST_COUNTED {
+            return Err(format!("revision {last_revision} of `{name}` was never counted to"));
+        }
+        let specs = revisions.values().map(|r| &r.spec).chain(queue.iter().map(|(_, spec, _)| &**spec));
+        for spec in specs {
+            spec.sound()?;
+            if spec.name != name {
+                return Err(format!("a revision of `{name}` is one of `{}`", spec.name));
+            }
+        }
         for (at, worker) in slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.as_ref()?))) {
             if worker.id.app != name || usize::from(worker.id.slot) != at {
                 return Err(format!("slot {at} of `{name}` is said to hold {}", worker.id));
@@ -334,6 +395,19 @@ mod tests {
         let misplaced = refused("/apps/web/slots/0/id/slot", 3.into());
         assert!(misplaced.contains("slot 0 of `web` is said to hold web/3#11"), "{misplaced}");
         refused("/apps/web/wanted", "Sideways".into());
+        // Whoever counts on from these counts too far.
+        refused("/next_generation", u64::MAX.into());
+        refused("/apps/web/last_revision", u64::MAX.into());
+        refused("/next_generation", 3.into());
+        for place in ["/apps/web/instances", "/apps/web/operation/before/instances", "/apps/web/revisions/1/spec/instances"] {
+            refused(place, 65535.into());
+            refused(place, 0.into());
+        }
+        refused("/apps/web/listening/held/slots", 65535.into());
+        refused("/apps/web/revisions/2/spec/name", "other".into());
+        refused("/apps/web/revisions/2/spec/name", "../../etc".into());
+        refused("/apps/web/revisions/2/spec/restart/backoff/secs", u64::MAX.into());
+        refused("/apps/web/revisions/2/spec/command", serde_json::Value::Array(Vec::new()));
         assert!(read(&VERSION_1[..VERSION_1.len() / 2]).is_err());
     }
 }

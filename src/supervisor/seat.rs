@@ -82,7 +82,7 @@ impl Seat {
         if ending.was_ready && ending.uptime >= policy.min_uptime {
             self.unstable = 0
         } else {
-            self.unstable += 1
+            self.unstable = self.unstable.saturating_add(1)
         }
         if self.unstable > policy.max_restarts {
             self.hold = Hold::Errored;

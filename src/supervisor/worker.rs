@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::app::{OUT_OF_REACH, REPLACED_BY_RELOAD};
+use super::io::Purpose;
 use super::types::{Revision, Time, WorkerId};
 use super::view::WorkerPhase;
 use crate::config::{AppSpec, Check, Probe};
@@ -80,6 +81,9 @@ pub struct Clock {
     pub next: Next,
     successes: u32,
     failures: u32,
+    /// A failure of the try under way says nothing: its time ran out while nothing ran.
+    #[serde(default)]
+    doubtful: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,11 +95,11 @@ pub enum Next {
 
 impl Clock {
     pub fn never() -> Self {
-        Self { next: Next::Never, successes: 0, failures: 0 }
+        Self { next: Next::Never, successes: 0, failures: 0, doubtful: false }
     }
 
     pub fn at(time: Time) -> Self {
-        Self { next: Next::At(time), successes: 0, failures: 0 }
+        Self { next: Next::At(time), successes: 0, failures: 0, doubtful: false }
     }
 
     /// Whoever had a probe under way is no more: it is due now.
@@ -110,6 +114,7 @@ impl Clock {
         match self.next {
             Next::At(at) if at <= now => {
                 self.next = Next::UnderWay;
+                self.doubtful = false;
                 true
             }
             Next::At(_) | Next::Never | Next::UnderWay => false,
@@ -123,11 +128,27 @@ impl Clock {
         }
     }
 
+    /// A failure of the try under way, if there is one, will not count.
+    fn doubt(&mut self) -> bool {
+        self.doubtful = self.next == Next::UnderWay;
+        self.doubtful
+    }
+
+    /// The try under way could not be made: there will be another one.
+    fn again_at(&mut self, next: Time) {
+        if self.next == Next::UnderWay {
+            self.next = Next::At(next);
+        }
+    }
+
     /// Counts a result and sets the next try; returns the streak. `None` if no result is awaited.
     pub fn count(&mut self, ok: bool, next: Time) -> Option<u32> {
         match self.next {
             Next::UnderWay => self.next = Next::At(next),
             Next::Never | Next::At(_) => return None,
+        }
+        if std::mem::take(&mut self.doubtful) && !ok {
+            return None;
         }
         let (streak, other) =
             if ok { (&mut self.successes, &mut self.failures) } else { (&mut self.failures, &mut self.successes) };
@@ -276,6 +297,63 @@ impl Worker {
         *readiness = Clock::never();
         *liveness = Clock::never();
         Verdict::Unhealthy
+    }
+
+    /// The try under way could not be made. False if nobody waits for it.
+    pub fn not_probed(&mut self, purpose: Purpose, now: Time) -> bool {
+        let spec = &self.revision.spec;
+        let (clock, probe) = match (&mut self.state, purpose, &spec.liveness) {
+            (State::Starting { readiness, .. } | State::Ready { readiness, .. }, Purpose::Readiness, _) => {
+                (readiness, &spec.readiness)
+            }
+            (State::Ready { liveness, .. }, Purpose::Liveness, Some(probe)) => (liveness, probe),
+            (
+                State::Spawning { .. }
+                | State::Starting { .. }
+                | State::Ready { .. }
+                | State::Draining { .. }
+                | State::Stopping { .. }
+                | State::Killing { .. }
+                | State::Sweeping { .. },
+                Purpose::Readiness | Purpose::Liveness,
+                _,
+            ) => return false,
+        };
+        let awaited = clock.next == Next::UnderWay;
+        clock.again_at(now + probe.interval);
+        awaited
+    }
+
+    /// By when it has to have done what it was told to.
+    pub fn deadline(&self) -> Option<Time> {
+        match self.state {
+            State::Spawning { deadline } | State::Starting { deadline, .. } => Some(deadline),
+            State::Draining { until } => Some(until),
+            State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => Some(kill_at),
+            State::Ready { .. } | State::Killing { .. } => None,
+        }
+    }
+
+    /// Nothing ran for `gap` from `seen` on, maybe not the worker either. True if that changes anything.
+    pub fn stood_still(&mut self, seen: Time, gap: Duration) -> bool {
+        let min_ready = self.spec().reload.min_ready;
+        match &mut self.state {
+            State::Spawning { deadline } => *deadline = *deadline + gap,
+            State::Starting { deadline, readiness } => {
+                *deadline = *deadline + gap;
+                readiness.doubt();
+            }
+            State::Ready { since, readiness, liveness, .. } => {
+                if *since + min_ready > seen {
+                    *since = *since + gap;
+                }
+                return readiness.doubt() | liveness.doubt();
+            }
+            State::Draining { until } => *until = *until + gap,
+            State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => *kill_at = *kill_at + gap,
+            State::Killing { .. } => return false,
+        }
+        true
     }
 
     /// The earliest time at which something is due.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::io::{Effect, OpError, Purpose, Reach};
 use super::super::types::{Time, WorkerId};
-use super::super::view::{Exit, FailureCode, Step};
+use super::super::view::{Exit, FailureCode, Step, WorkerPhase};
 use super::super::words::{humane, size};
 use super::super::worker::{State, Verdict, Worker};
 use super::{App, Context, Listening, Wanted};
@@ -97,6 +97,7 @@ impl App {
             });
         }
         match verdict {
+            Verdict::Nothing if result.is_ok() && worker.phase() == WorkerPhase::Ready => worker.reason = None,
             Verdict::Nothing | Verdict::Stale => {}
             Verdict::BecameReady => self.became_ready(id, cx),
             Verdict::Traffic => {
@@ -113,6 +114,13 @@ impl App {
                 let why = result.as_ref().err().map_or("", String::as_str);
                 self.condemn(id, format!("liveness failed: {why}"), cx);
             }
+        }
+    }
+
+    pub fn on_not_probed(&mut self, id: &WorkerId, purpose: Purpose, reason: &str, cx: &mut Context<'_>) {
+        let Some(worker) = self.worker(id) else { return };
+        if worker.not_probed(purpose, cx.now) {
+            worker.reason = Some(format!("{}: rsup could not ask: {reason}", purpose.as_str()));
         }
     }
 

@@ -122,7 +122,7 @@ impl App {
     }
 
     pub fn note(&mut self, text: String, bad: bool, cx: &mut Context<'_>) {
-        if self.events.len() == EVENTS {
+        while self.events.len() >= EVENTS {
             self.events.pop_front();
         }
         self.events.push_back((cx.now, text.clone()));

@@ -95,6 +95,28 @@ impl App {
         }
     }
 
+    /// Whether something has to be done by some time.
+    pub fn hurries(&self) -> bool {
+        self.operation.as_ref().is_some_and(|o| o.deadline().is_some()) || self.workers().any(|w| w.deadline().is_some())
+    }
+
+    /// Nothing is known to have run since `seen`: what was to be done by some time has so much more.
+    pub fn stood_still(&mut self, seen: Time, cx: &mut Context<'_>) {
+        let gap = cx.now.since(seen);
+        let mut news = self.operation.as_ref().is_some_and(|o| o.deadline().is_some());
+        if let Some(Course::Forward { deadline: Some(at) } | Course::Back { deadline: at, .. }) =
+            self.operation.as_mut().map(|o| &mut o.course)
+        {
+            *at = *at + gap;
+        }
+        for worker in self.workers_mut() {
+            news |= worker.stood_still(seen, gap);
+        }
+        if news {
+            self.note(format!("rsup or its machine stood still for {}: nobody is blamed for it", humane(gap)), true, cx);
+        }
+    }
+
     /// Not ready in time: it is stopped, and its seat's policy decides.
     fn too_slow(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else { return };

@@ -74,6 +74,7 @@ impl World {
                 | Input::SpawnFailed { .. }
                 | Input::Probed { .. }
                 | Input::Drained { .. }
+                | Input::NotProbed { .. }
                 | Input::Hurry
                 | Input::Tick => {}
             }

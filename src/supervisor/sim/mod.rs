@@ -5,6 +5,8 @@ mod checks;
 mod deaths;
 mod random;
 mod scenarios;
+mod stillness;
+mod storms;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -115,6 +117,10 @@ pub struct World {
     reviving: bool,
     coming: BTreeMap<(Time, u64), Input>,
     sequence: u64,
+    /// Tries up to this one ran out of time while everything stood still.
+    blind: u64,
+    /// Until the next tick, which finds deadlines in the past.
+    stood_still: bool,
     next_op: u64,
 }
 
@@ -146,6 +152,8 @@ impl World {
             reviving: false,
             coming: BTreeMap::new(),
             sequence: 0,
+            blind: 0,
+            stood_still: false,
             next_op: 0,
         }
     }
@@ -198,15 +206,25 @@ impl World {
                     return false;
                 }
                 self.now = self.now.max(key.0);
-                let input = self.coming.remove(&key).unwrap();
-                self.happen(input);
+                match self.coming.remove(&key).unwrap() {
+                    Input::Probed { worker, purpose, .. } if key.1 <= self.blind => {
+                        let result = Err("no answer in time".into());
+                        self.handle(Input::Probed { worker, purpose, result });
+                    }
+                    input => self.happen(input),
+                }
                 true
             }
             (_, Some(tick)) => {
                 if tick > until {
                     return false;
                 }
-                assert!(tick >= self.now, "a deadline in the past: {tick:?} at {:?}: {:#?}", self.now, self.core.apps);
+                assert!(
+                    tick >= self.now || self.stood_still,
+                    "a deadline in the past: {tick:?} at {:?}: {:#?}",
+                    self.now,
+                    self.core.apps
+                );
                 self.now = self.now.max(tick);
                 let effects = self.handle(Input::Tick);
                 let next = self.core.poll_timeout(self.now);
@@ -257,6 +275,7 @@ impl World {
             | Input::Listening { .. }
             | Input::SpawnFailed { .. }
             | Input::Drained { .. }
+            | Input::NotProbed { .. }
             | Input::Hurry
             | Input::Tick => {}
         }
@@ -283,6 +302,7 @@ impl World {
         let serving = |app: &App| app.workers().filter(|w| checks::serves(w)).map(|w| w.id.clone()).collect();
         let before = self.core.apps.iter().map(|(name, app)| (name.clone(), serving(app))).collect();
         self.core.handle(self.now, input.clone());
+        self.stood_still &= input != Input::Tick;
         if self.death.comes(&mut self.random) {
             self.die();
             return 1;

@@ -1,0 +1,50 @@
+//! A spec that comes over the control socket or out of the state file was not necessarily checked by
+//! this rsup. What the rest of the program relies on is looked at again.
+
+use std::time::Duration;
+
+use super::check::MOST_INSTANCES;
+use super::types::{AppSpec, Check, Probe};
+use super::units::YEAR;
+
+impl AppSpec {
+    /// Whether it is one that [`super::load`] could have made.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn sound(&self) -> Result<(), String> {
+        let wrong = |what: &str| Err(format!("`{}` {what}", self.name));
+        if self.command.first().is_none_or(String::is_empty) {
+            return wrong("has no command");
+        }
+        if !(1..=MOST_INSTANCES).contains(&self.instances) {
+            return wrong(&format!("has {} instances: 1 to {MOST_INSTANCES} are possible", self.instances));
+        }
+        if !(1..=MOST_INSTANCES).contains(&self.reload.max_surge) {
+            return wrong(&format!("has a max_surge of {}: 1 to {MOST_INSTANCES} are possible", self.reload.max_surge));
+        }
+        if !(1..=64).contains(&self.stop.signal) {
+            return wrong(&format!("is stopped by signal {}, which does not exist", self.stop.signal));
+        }
+        let probes = || std::iter::once(&self.readiness).chain(&self.liveness);
+        let times = [self.listen_timeout, self.drain_timeout, self.kill_timeout].into_iter();
+        let restart = [self.restart.min_uptime, self.restart.backoff, self.restart.backoff_max, self.restart.reset_after];
+        let times = times.chain(restart).chain([self.reload.min_ready, self.reload.deadline]);
+        let times = times.chain(probes().flat_map(|p| [p.interval, p.timeout, p.initial_delay]));
+        if times.into_iter().any(|time| time > YEAR) {
+            return wrong("has a duration of more than a year");
+        }
+        if probes().any(|p| !usable(p)) {
+            return wrong("has a check that cannot be made");
+        }
+        Ok(())
+    }
+}
+
+fn usable(probe: &Probe) -> bool {
+    let command = match &probe.check {
+        Check::Exec { command } => command.first().is_some_and(|program| !program.is_empty()),
+        Check::Http { .. } | Check::Tcp | Check::Notify | Check::Alive => true,
+    };
+    command && probe.success_threshold > 0 && probe.failure_threshold > 0 && probe.interval > Duration::ZERO
+}

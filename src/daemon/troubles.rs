@@ -1,0 +1,46 @@
+//! Log files that cannot be written: said when it begins, when it ends, and to whoever asks meanwhile.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use crate::logs::Event;
+
+/// By file: why it cannot be written.
+#[derive(Default)]
+pub struct Troubles(BTreeMap<PathBuf, String>);
+
+impl Troubles {
+    /// Takes in what the log pump has to say.
+    pub fn note(&mut self, event: Event) {
+        match event {
+            Event::Failed { path, error } => {
+                warn!("{} cannot be written: {error}; its app goes on, and the lines that are lost are counted", path.display());
+                self.0.insert(path, error);
+            }
+            Event::Recovered { path, lost_bytes, lost_lines } => {
+                info!("{} can be written again; {lost_lines} lines ({lost_bytes} bytes) were lost", path.display());
+                self.0.remove(&path);
+            }
+            Event::Untidy { path, error } => warn!("{}: {error}; nothing is lost", path.display()),
+            Event::BadPipe { source, stream, error } => {
+                warn!(
+                    "{}:{}: what it writes to std{} cannot be read any more: {error}",
+                    source.app,
+                    source.instance,
+                    stream.name()
+                );
+            }
+        }
+    }
+
+    /// What is wrong with one of these files now.
+    pub fn of<'a>(&'a self, files: &'a [&Path]) -> impl Iterator<Item = String> + 'a {
+        let wrong = |file: &&Path| {
+            let error = self.0.get(*file)?;
+            Some(format!("its log {} cannot be written: {error}; lines are being lost", file.display()))
+        };
+        files.iter().filter_map(wrong)
+    }
+}

@@ -1,0 +1,16 @@
+//! Whatever happens to rsup or to one of its apps: every other app is untouched, and it is said what
+//! happened. Each test has a bystander, an app under light load that must not notice anything.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../lifecycle/support.rs"]
+mod support;
+
+mod bystander;
+mod control;
+mod crashes;
+mod descriptors;
+mod disk;
+mod forks;
+mod stillness;
+mod workers;
