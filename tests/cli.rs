@@ -160,8 +160,14 @@ fn an_open_runtime_folder_is_code_2() {
 
 #[test]
 fn ping() {
-    let pong =
-        || Reply::Pong { pid: 7, version: "9.9.9".into(), protocol: control::VERSION, uptime_ms: 65_000, memory: Some(9 << 20) };
+    let pong = || Reply::Pong {
+        pid: 7,
+        version: "9.9.9".into(),
+        protocol: control::VERSION,
+        uptime_ms: 65_000,
+        memory: Some(9 << 20),
+        admin: None,
+    };
     let home = Home::with_daemon(move |call| {
         assert_eq!(call.request, Request::Ping);
         vec![Answer::Done(pong())]

@@ -57,13 +57,21 @@ pub enum CallError {
 pub struct Client {
     paths: Paths,
     patience: Duration,
+    /// Starts a daemon that was killed again, instead of finding none.
+    revives: bool,
 }
 
 impl Client {
     /// Refuses to talk to a socket in a folder that others can write to.
     pub fn new(paths: &Paths) -> Result<Self, Problem> {
         paths.check().map_err(Problem::usage)?;
-        Ok(Self { paths: paths.clone(), patience: PATIENCE })
+        Ok(Self { paths: paths.clone(), patience: PATIENCE, revives: true })
+    }
+
+    /// The same for a caller that is about to be the next daemon itself.
+    pub fn of_next_daemon(mut self) -> Self {
+        self.revives = false;
+        self
     }
 
     /// The same, with less patience.
@@ -157,7 +165,7 @@ impl Client {
     /// A daemon that was killed together with its keeper has left its state, and its workers: the
     /// first command that comes starts the next one.
     fn revive(&self) -> bool {
-        if !self.paths.live_state().exists() || keeper::is_at_work(&self.paths) {
+        if !self.revives || !self.paths.live_state().exists() || keeper::is_at_work(&self.paths) {
             return false;
         }
         // The one that is started is asked as well, by a client that does not come here again.

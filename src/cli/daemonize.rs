@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::client::{CallError, Client};
 use super::environment;
 use super::problem::{FAILED, Problem, Report};
+use super::systemctl;
 use crate::control::{self, Reply, Request};
 use crate::paths::{self, Paths};
 
@@ -35,8 +36,13 @@ pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
     start(paths, client)
 }
 
-/// Starts a keeper, which starts the daemon, and waits until that answers.
+/// Starts a keeper, which starts the daemon, and waits until that answers; where a unit of systemd's
+/// is to start it, has that done.
 pub fn start(paths: &Paths, client: Client) -> Result<Client, Problem> {
+    if let Some((manager, unit)) = systemctl::installed() {
+        manager.start(&unit, false)?;
+        return until_service_answers(client, &unit);
+    }
     paths.create().map_err(Problem::usage)?;
     let (log, begin) = open_log(paths)?;
     let mut child = spawn(command("keeper", log))?;
@@ -96,6 +102,22 @@ fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, begin: u64
             return Err(failed(format!("the new daemon (pid {}) does not answer\nwaited {} s", child.id(), WITHIN.as_secs())));
         }
         std::thread::sleep(POLL);
+    }
+}
+
+/// A daemon that is systemd's to start: it answers before all its apps are ready.
+fn until_service_answers(client: Client, unit: &str) -> Result<Client, Problem> {
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        match client.try_ask(Request::Ping) {
+            Ok(reply) => return accept(client, reply),
+            Err(CallError::NoDaemon | CallError::Broken(_)) if Instant::now() < deadline => std::thread::sleep(POLL),
+            Err(CallError::NoDaemon | CallError::Broken(_)) => {
+                let what = format!("{unit} was started, but does not answer\nwaited {} s", WITHIN.as_secs());
+                return Err(Problem::failed("spawn", what).hint(format!("systemctl status {unit}; journalctl -t rsup")));
+            }
+            Err(error) => return Err(client.explain(error)),
+        }
     }
 }
 

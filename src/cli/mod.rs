@@ -12,8 +12,11 @@ mod problem;
 mod progress;
 mod render;
 mod respec;
+mod settings;
+mod systemctl;
 mod targets;
 mod trial;
+mod unit;
 mod values;
 
 #[cfg(test)]
@@ -74,6 +77,8 @@ pub enum Verb {
     Ping(commands::ping::Args),
     Upgrade(commands::upgrade::Args),
     Kill(commands::kill::Args),
+    Startup(commands::startup::Args),
+    Unstartup(commands::unstartup::Args),
     #[command(hide = true)]
     Daemon(commands::daemon::Args),
     #[command(hide = true)]
@@ -157,6 +162,8 @@ fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
         Verb::Ping(args) => commands::ping::run(args, cx),
         Verb::Upgrade(args) => commands::upgrade::run(args, cx),
         Verb::Kill(args) => commands::kill::run(args, cx),
+        Verb::Startup(args) => commands::startup::run(args, cx),
+        Verb::Unstartup(args) => commands::unstartup::run(args, cx),
         Verb::Daemon(args) => commands::daemon::run(args, cx),
         Verb::SampleApp(args) => commands::sample_app::run(args, cx),
     }

@@ -54,7 +54,11 @@ impl Report {
 
 impl From<crate::daemon::Error> for Problem {
     fn from(error: crate::daemon::Error) -> Self {
-        Self::failed("local", error.to_string())
+        match error {
+            // The log has said why.
+            crate::daemon::Error::Ended { code } => Self::Said(code),
+            other => Self::failed("local", other.to_string()),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::client::Client;
 use super::problem::{Problem, Report, USAGE};
 use super::render::{self, Output};
+use super::settings;
 use super::targets;
 use crate::config::AppSpec;
 use crate::config::{self, Loaded};
@@ -32,6 +33,9 @@ pub fn reread(running: &[&AppSpec], client: &Client, out: &Output) -> Result<Vec
     }
     let fresh: Vec<_> = running.iter().map(|old| fresh(old, &files)).collect::<Result<_, _>>()?;
     note_scaling(&fresh, client, out)?;
+    for (source, loaded) in &files {
+        settings::tell(client, settings::of(source, loaded), out)?;
+    }
     Ok(fresh)
 }
 

@@ -7,7 +7,7 @@ use super::cursor::{Context, Cursor, Machine};
 use super::listen::{self, Placed};
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::*;
-use super::{env, keys, limits, policy, probe, suggest, units, user};
+use super::{admin, env, keys, limits, policy, probe, suggest, units, user};
 
 /// The most workers that one app can have: what the steering program has room for, surge included.
 pub const MOST_INSTANCES: u16 = 250;
@@ -42,6 +42,7 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
     any_app |= root.entries.len() > usize::from(root.get("supervisor").is_some()) + usize::from(root.get("app").is_some());
     top.finish(cx);
     listen::overlaps(cx, &addresses);
+    admin::overlaps(cx, root, supervisor.admin, &addresses);
     if !any_app {
         let empty = cx.source.text.trim().is_empty();
         let message = if empty { "the file is empty" } else { "no app in this file" };
@@ -68,8 +69,9 @@ fn supervisor(cx: &mut Context, top: &mut Cursor<'_>) -> SupervisorSpec {
     let mut table = top.sub(cx, "supervisor", &keys::SUPERVISOR);
     let base = cx.base.clone();
     let log_dir = table.maybe(cx, "log_dir", |value| path(&base, value));
+    let admin = admin::read(cx, &mut table);
     table.finish(cx);
-    SupervisorSpec { log_dir }
+    SupervisorSpec { log_dir, admin }
 }
 
 /// Checks one app; `None` if it has no usable name or command.

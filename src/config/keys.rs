@@ -10,7 +10,7 @@ pub(super) struct Section {
 
 pub(super) static ROOT: Section = Section { header: "the top level", keys: &["supervisor", "app"] };
 
-pub(super) static SUPERVISOR: Section = Section { header: "[supervisor]", keys: &["log_dir"] };
+pub(super) static SUPERVISOR: Section = Section { header: "[supervisor]", keys: &["log_dir", "admin", "admin_public"] };
 
 pub(super) static APP: Section = Section {
     header: "[app.NAME]",

@@ -58,6 +58,12 @@ pub(super) fn read(cx: &mut Context, value: Option<&Value>) -> Vec<(Listen, Span
     written.into_iter().map(|w| (w.listen, w.span)).collect()
 }
 
+/// One TCP address, where nothing else will do.
+pub(super) fn tcp_address(cx: &Context, value: &Value) -> Result<SocketAddr, Bad> {
+    let written = one(cx, value)?;
+    written.listen.tcp().ok_or_else(|| value.bad("a unix socket will not do here").hint("write \"127.0.0.1:9700\""))
+}
+
 fn one(cx: &Context, value: &Value) -> Result<Written, Bad> {
     let span = value.span.clone();
     let (listen, explicit_v6_any) = match &value.kind {
@@ -232,7 +238,7 @@ pub(super) fn overlaps(cx: &mut Context, all: &[Placed]) {
 }
 
 /// Whether one of two addresses would take connections that are meant for the other.
-fn collide(a: &Listen, b: &Listen) -> bool {
+pub(super) fn collide(a: &Listen, b: &Listen) -> bool {
     match (a, b) {
         (Listen::Unix(a), Listen::Unix(b)) => a == b,
         (Listen::Tcp { addr: a, v6only: a_only }, Listen::Tcp { addr: b, v6only: b_only }) => {

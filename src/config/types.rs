@@ -302,6 +302,9 @@ pub enum LogFormat {
 pub struct SupervisorSpec {
     /// Where `<app>-out.log` and `<app>-err.log` go; `None`: `logs` in the state folder.
     pub log_dir: Option<PathBuf>,
+    /// Where rsup itself answers `/health`, `/readiness`, `/liveness` and `/metrics` over HTTP; `None`: nowhere.
+    #[serde(default)]
+    pub admin: Option<SocketAddr>,
 }
 
 /// A whole configuration file.

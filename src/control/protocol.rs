@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AppName, AppSpec};
 pub use crate::supervisor::FailureCode;
-use crate::supervisor::{AppView, Description, OpId, OperationKind, Progress};
+use crate::supervisor::{AppView, Description, OpId, OperationKind, Progress, Settings};
 
 /// Raised when an older peer could misread a frame. A daemon refuses other versions in words.
 pub const VERSION: u32 = 1;
@@ -28,6 +29,10 @@ pub struct Call {
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Ping,
+    /// `[supervisor]` of a file whose apps are about to be started or reloaded.
+    Supervise {
+        settings: Settings,
+    },
     /// Start these apps; one that runs already is refused. `base_env` is the caller's environment.
     Start {
         apps: Vec<AppSpec>,
@@ -99,10 +104,11 @@ pub enum Request {
 }
 
 impl Request {
-    /// It changes nothing: whoever got no answer may ask again.
+    /// It changes nothing, or nothing more if it comes again: whoever got no answer may ask again.
     pub fn only_asks(&self) -> bool {
         match self {
             Self::Ping
+            | Self::Supervise { .. }
             | Self::List
             | Self::Describe { .. }
             | Self::Env { .. }
@@ -194,6 +200,13 @@ pub enum Reply {
         protocol: u32,
         uptime_ms: u64,
         memory: Option<u64>,
+        /// Where the admin listener is, if one is wanted.
+        #[serde(default)]
+        admin: Option<AdminView>,
+    },
+    /// What the user should know of what has become of it.
+    Supervised {
+        notes: Vec<String>,
     },
     /// A long action is over (or was accepted, with `wait: false`): one entry per app, in order.
     Finished(Vec<Outcome>),
@@ -259,6 +272,16 @@ impl Failure {
         self.hint = Some(hint.into());
         self
     }
+}
+
+/// The admin listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdminView {
+    pub address: SocketAddr,
+    /// The file that says so.
+    pub source: PathBuf,
+    /// Why it does not listen there.
+    pub problem: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

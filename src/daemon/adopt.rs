@@ -134,7 +134,7 @@ impl Daemon {
             let vault = &self.vault;
             let kept = |place| vault.get(&name::socket(app, &address, place));
             // Borrowed apart from the vault.
-            let resources = Self::resources(&mut self.apps, &self.events, app);
+            let resources = Self::resources(&mut self.apps, &self.events, &self.given, app);
             if let Err(why) = resources.sockets.adopt(&address, slots, &steering, kept, of_worker, others) {
                 complain(&format!("{app}: {address}"), why);
             }

@@ -109,6 +109,10 @@ impl Daemon {
         };
         match call.request {
             Request::Ping => reply(&answer, Ok(self.pong())),
+            Request::Supervise { settings } => {
+                let supervised = self.supervise(settings);
+                reply(&answer, Ok(supervised));
+            }
             Request::List => reply(&answer, Ok(self.list())),
             Request::Describe { target } => {
                 let result =
@@ -205,6 +209,7 @@ impl Daemon {
                     return Ok((each(self.supervisor.names().cloned().collect(), || supervisor::Request::Stop), true));
                 }
                 Request::Ping
+                | Request::Supervise { .. }
                 | Request::List
                 | Request::Describe { .. }
                 | Request::Env { .. }
@@ -234,6 +239,9 @@ impl Daemon {
         self.calls.wait_for(number, accepted, kill, answer);
         self.unsaved_for_reboot();
         for (op, app, request) in with_ops {
+            if request.kind() == OperationKind::Reload {
+                self.admin.reload_begins(op, &app);
+            }
             self.handle(Input::Request { op, app, request });
         }
         if !wait {
@@ -295,6 +303,7 @@ impl Daemon {
     }
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
+        self.admin.action_ended(op, result.is_ok());
         let Err(error) = result else { return self.conclude(op, None) };
         let failure =
             Failure { code: error.code, message: error.message, hint: self.takeover_hint(op).or(error.hint), log: Vec::new() };
@@ -394,7 +403,8 @@ impl Daemon {
         let pid = std::process::id();
         let memory = procfs::resident(pid).ok();
         let uptime_ms = now().since(self.started).as_millis() as u64;
-        Reply::Pong { pid, version: env!("CARGO_PKG_VERSION").into(), protocol: crate::control::VERSION, uptime_ms, memory }
+        let (version, admin) = (env!("CARGO_PKG_VERSION").into(), self.admin_view());
+        Reply::Pong { pid, version, protocol: crate::control::VERSION, uptime_ms, memory, admin }
     }
 
     fn list(&mut self) -> Reply {
@@ -424,7 +434,7 @@ impl Daemon {
     }
 
     /// As it runs; one given on the command line has no file that a changed number of workers could come from.
-    fn spec(&self, name: &AppName) -> Option<AppSpec> {
+    pub(super) fn spec(&self, name: &AppName) -> Option<AppSpec> {
         let mut spec = self.supervisor.revision(name)?.spec.clone();
         if spec.source.is_none() {
             spec.instances = self.supervisor.view(name, now())?.instances;

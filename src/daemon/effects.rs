@@ -1,8 +1,6 @@
 //! Carries out what the supervisor wants.
 
-use tracing::{info, warn};
-
-use super::{AbortOnDrop, Daemon, Event, complain, drain, probe, vault};
+use super::{AbortOnDrop, Daemon, Event, complain, drain, messages, probe, vault};
 use crate::config::{AppName, Listen};
 use crate::exit::signal_name;
 use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
@@ -65,15 +63,10 @@ impl Daemon {
                 self.unsaved_for_reboot();
                 self.on_finished(op, result);
             }
-            Effect::Log { app, text, bad } => {
-                if bad {
-                    warn!("{app}: {text}");
-                } else {
-                    info!("{app}: {text}");
-                }
-            }
+            Effect::Log { app, text, bad } => messages::about(&app, &text, bad),
             Effect::Removed { app } => {
                 self.apps.remove(&app);
+                self.admin.forget(&app);
                 self.isolation.forget_app(&app);
                 self.keep_sockets(&app);
                 self.unsaved_for_reboot();

@@ -80,6 +80,17 @@ impl Daemon {
         }
     }
 
+    /// The processor time of workers by generation, for each view.
+    pub(super) fn processor_times(&mut self, views: &[AppView]) -> Vec<HashMap<u64, Duration>> {
+        let pids: Vec<u32> = views.iter().flat_map(|view| &view.workers).filter_map(|worker| worker.pid).collect();
+        let mut times = self.meter.meter.cpu_tree(&pids).into_iter();
+        let mut of_view = |view: &AppView| {
+            let running = view.workers.iter().filter(|worker| worker.pid.is_some());
+            running.filter_map(|worker| Some((worker.generation, times.next()??))).collect()
+        };
+        views.iter().map(&mut of_view).collect()
+    }
+
     /// Adds what only the daemon knows to views; all at once, since one look at `/proc` serves all.
     pub(super) fn complete(&mut self, views: &mut [AppView]) {
         let pids: Vec<u32> = views.iter().flat_map(|view| &view.workers).filter_map(|worker| worker.pid).collect();

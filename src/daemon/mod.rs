@@ -1,12 +1,15 @@
 //! The daemon: the only event loop, and the tasks whose job is waiting. Tasks send events and decide
 //! nothing; the supervisor decides; [`effects`] carries out.
 
+mod admin;
 mod adopt;
 mod calls;
 mod drain;
 mod effects;
+mod foreground;
 mod isolation;
 mod memory;
+mod messages;
 mod notify;
 mod probe;
 mod relay;
@@ -18,6 +21,7 @@ mod spawn;
 mod start;
 mod state;
 mod strangers;
+pub mod systemd;
 mod tree;
 mod upgrade;
 mod vault;
@@ -25,8 +29,10 @@ mod vault;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
@@ -35,11 +41,14 @@ use serde::{Deserialize, Serialize};
 use crate::config::{AppName, AppSpec, Log, LogFormat};
 use crate::control::{Answer, Call, Failure};
 use crate::exit::Exit;
-use crate::logs::{self, Pump};
+use crate::logs::{self, Console, Pump};
 use crate::paths::Paths;
-use crate::supervisor::{Input, OpId, Supervisor, Time, WorkerId};
+use crate::supervisor::{Input, OpId, Settings, Supervisor, Time, WorkerId};
+use crate::sys::listen::Given;
 use crate::sys::{process, takeover};
 use calls::Calls;
+pub use foreground::ExitWhen;
+use foreground::Verdict;
 use relay::{Relay, Relays};
 use signals::{Caught, Signals};
 use sockets::Sockets;
@@ -58,8 +67,32 @@ pub struct Options {
     /// The same apps are given at each start: a reboot has nothing to remember.
     #[serde(default)]
     pub given_anew: bool,
+    /// `[supervisor]` of their file.
+    #[serde(skip)]
+    pub settings: Option<Settings>,
     /// The daemon's own messages as JSON.
     pub json_log: bool,
+    /// As a service: another daemon that runs here is waited for, not an error, and the manager's
+    /// store of descriptors takes the keeper's place.
+    #[serde(default)]
+    pub service: bool,
+    /// Apps that ran when the daemon ended are started again.
+    pub resurrect: bool,
+    /// They go to the console instead of stderr, and the lines of the workers as well, and look like this.
+    #[serde(default)]
+    pub log_format: Option<logs::Format>,
+    /// Makes the console: nobody but the command line writes to stdout.
+    #[serde(skip)]
+    pub open_console: Option<fn(logs::Format) -> io::Result<Console>>,
+    /// Once it is made.
+    #[serde(skip)]
+    pub console: Option<Console>,
+    /// Lines go to files only where the configuration names them.
+    #[serde(default)]
+    pub no_log_files: bool,
+    /// In the foreground: when to end without being told to.
+    #[serde(default)]
+    pub exit_when: ExitWhen,
 }
 
 /// As [`crate::control::Request::Start`].
@@ -78,6 +111,9 @@ pub enum Error {
     System { what: String, source: io::Error },
     #[error("{0}")]
     Start(String),
+    /// It ran, and this is how its end is to be called; why has been said.
+    #[error("ended with code {code}")]
+    Ended { code: u8 },
 }
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
@@ -91,6 +127,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// What tasks tell the loop.
 enum Event {
     Input(Input),
+    Ask(admin::Ask),
     Call {
         call: Call,
         answer: mpsc::UnboundedSender<Answer>,
@@ -165,7 +202,12 @@ struct Daemon {
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
+    verdict: Verdict,
+    admin: admin::Admin,
     started: Time,
+    systemd: systemd::Notifier,
+    /// Sockets of `.socket` units.
+    given: Arc<Given>,
     /// What outlives this process.
     vault: vault::Vault,
     /// The keeper that started us.
@@ -196,31 +238,56 @@ struct Started {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
-    let (inheritance, back) = match upgrade::inherited() {
-        None => (Inheritance::of_new(&paths, options)?, None),
-        Some(inherited) => {
-            let (inheritance, back) = inherited.map_err(system("cannot take over from the former program"))?;
-            (inheritance, Some(back))
-        }
+    let given = upgrade::inherited().transpose().map_err(system("cannot take over from the former program"))?;
+    // Before there is a second thread.
+    let received = systemd::receive();
+    let open = options.open_console;
+    let (format, json) = match &given {
+        Some((Inheritance { options, .. }, _)) => (options.log_format, options.json_log),
+        None => (options.log_format, options.json_log),
     };
-    log_to_stderr(inheritance.options.json_log);
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
-    let result = runtime.block_on(serve(&paths, inheritance, back));
-    // Tasks that wait for processes which are gone have nothing left to do.
-    runtime.shutdown_background();
+    let console = match (format, open) {
+        (Some(format), Some(open)) => Some(open(format).map_err(system("cannot start a thread for stdout"))?),
+        (Some(_), None) | (None, _) => None,
+    };
+    match console.clone() {
+        Some(console) => messages::on_console(console),
+        None => messages::on_stderr(json),
+    }
+    let result = run_with(&paths, options, received, given, console.clone());
+    if let Some(console) = console {
+        // Among objects there is no place for other words.
+        if let (Err(why), logs::Format::Json) = (&result, console.format())
+            && !matches!(why, Error::Ended { .. })
+        {
+            console.message("error", None, &why.to_string());
+        }
+        console.finish(LAST_WORDS);
+    }
     result
 }
 
-fn log_to_stderr(json: bool) {
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
-    // A second call in the same process (tests) keeps the first.
-    let _ = if json {
-        tracing::subscriber::set_global_default(builder.json().finish())
-    } else {
-        let ansi = std::io::IsTerminal::is_terminal(&io::stderr());
-        tracing::subscriber::set_global_default(builder.with_ansi(ansi).finish())
+fn run_with(
+    paths: &Paths,
+    options: Options,
+    received: systemd::Received,
+    given: Option<(Inheritance, upgrade::Back)>,
+    console: Option<Console>,
+) -> Result<(), Error> {
+    let (mut inheritance, back) = match given {
+        None => (Inheritance::of_new(paths, options, received)?, None),
+        Some((inheritance, back)) => {
+            let received = systemd::Received { sockets: inheritance.received.sockets, ..received };
+            (Inheritance { received, ..inheritance }, Some(back))
+        }
     };
+    inheritance.options.console = console;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
+    let result = runtime.block_on(serve(paths, inheritance, back));
+    // Tasks that wait for processes which are gone have nothing left to do.
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Back>) -> Result<(), Error> {
@@ -240,12 +307,14 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
     now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         daemon.settle();
+        daemon.look_for_the_end();
         daemon.upgrade_if_due();
+        daemon.tell_systemd();
         if daemon.over() {
             break;
         }
         let wake = daemon.supervisor.poll_timeout(now()).map(|at| tokio::time::Instant::now() + at.since(now()));
-        let upgrade_wakes = daemon.upgrade_wakes();
+        let (upgrade_wakes, systemd_wakes) = (daemon.upgrade_wakes(), daemon.systemd.wake());
         tokio::select! {
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),
@@ -255,6 +324,7 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => warn!("log: {problem:?}"),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
+            () = sleep_until(systemd_wakes) => {}
             _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.now_and_then(),
         }
         // What has queued up meanwhile is handled before the next look at the clock.
@@ -267,13 +337,13 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
     server.abort();
     daemon.pump.shutdown();
     daemon.end_of_state();
-    let Daemon { calls, isolation, .. } = daemon;
+    let Daemon { calls, verdict, isolation, .. } = daemon;
     isolation.end();
     let _ = std::fs::remove_dir(paths.notify_of_others());
     // Answers that are on their way still get there.
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
-    calls.exit_failure().map_or(Ok(()), |why| Err(Error::Start(why)))
+    calls.exit_failure().map_or_else(|| verdict.result(), |why| Err(Error::Start(why)))
 }
 
 fn now() -> Time {
@@ -314,6 +384,7 @@ impl Daemon {
                 let input = self.complete_end(input);
                 self.handle(input);
             }
+            Event::Ask(ask) => self.on_ask(ask),
             Event::Call { call, answer } => self.on_call(call, answer),
             Event::Said { worker, by } => self.on_said(&worker, by),
             Event::ShutDown { app } => self.mend(&app),
@@ -332,14 +403,20 @@ impl Daemon {
             Caught::Child => self.reap(),
             Caught::Reopen => self.pump.reopen(),
             Caught::Hangup if !self.options.foreground => {}
-            Caught::Stop | Caught::Hangup if self.ending => {
-                warn!("told again to stop: killing what is left");
-                self.handle(Input::Hurry);
-            }
-            Caught::Stop | Caught::Hangup => {
-                info!("told to stop: stopping every app");
-                self.stop_everything();
-            }
+            Caught::Hangup if !self.ending && !foreground::has_terminal() => self.reread(),
+            Caught::Hangup => self.told_to_stop(Signal::SIGHUP as i32),
+            Caught::Stop(signal) => self.told_to_stop(signal),
+        }
+    }
+
+    fn told_to_stop(&mut self, signal: i32) {
+        if self.ending {
+            warn!("told again to stop: killing what is left");
+            self.verdict.hurried(signal);
+            self.handle(Input::Hurry);
+        } else {
+            info!("told to stop: stopping every app");
+            self.stop_everything();
         }
     }
 
@@ -356,8 +433,11 @@ impl Daemon {
     /// Where the lines of an app go.
     fn log_settings(&self, name: &AppName, log: &Log) -> logs::Settings {
         let folder = self.paths.logs();
-        let file =
-            |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| folder.join(format!("{name}-{kind}.log")));
+        let default = |kind: &str| match self.options.no_log_files {
+            true => "/dev/null".into(),
+            false => folder.join(format!("{name}-{kind}.log")),
+        };
+        let file = |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| default(kind));
         logs::Settings {
             out: file(&log.out, "out"),
             err: file(&log.err, "err"),
@@ -373,14 +453,19 @@ impl Daemon {
     }
 
     fn app(&mut self, name: &AppName) -> &mut AppResources {
-        Self::resources(&mut self.apps, &self.events, name)
+        Self::resources(&mut self.apps, &self.events, &self.given, name)
     }
 
-    fn resources<'a>(apps: &'a mut HashMap<AppName, AppResources>, events: &Events, name: &AppName) -> &'a mut AppResources {
+    fn resources<'a>(
+        apps: &'a mut HashMap<AppName, AppResources>,
+        events: &Events,
+        given: &Arc<Given>,
+        name: &AppName,
+    ) -> &'a mut AppResources {
         apps.entry(name.clone()).or_insert_with(|| {
             let (ready, watch) = watch::channel(false);
             AppResources {
-                sockets: Sockets::default(),
+                sockets: Sockets::new(given.clone()),
                 relays: Relays::new(name.clone(), watch, events.clone()),
                 relaying: HashMap::new(),
                 ready,
@@ -394,18 +479,6 @@ impl Daemon {
         let wanted = self.apps.get(name).into_iter().flat_map(|app| app.sockets.all());
         let wanted = wanted.map(|(address, place, fd)| (vault::name::socket(name, address, place), fd)).collect();
         self.vault.keep_exactly(&beginning, wanted);
-    }
-
-    fn start_given(&mut self) {
-        let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
-        let (answer, mut answers) = mpsc::unbounded_channel();
-        self.calls.report_start();
-        self.on_call(
-            Call { version: crate::control::VERSION, request: crate::control::Request::Start { apps, base_env }, wait: true },
-            answer,
-        );
-        // The log tells the rest; nobody reads the answers.
-        tokio::spawn(async move { while answers.recv().await.is_some() {} });
     }
 }
 

@@ -146,13 +146,15 @@ impl Daemon {
             }
             Some(_) | None => {}
         }
+        // Whatever was kept belongs to workers that nobody knows any more.
+        self.vault.forget_all(&["listen/", "out/", "err/", "bind/", "notify/", "node/"].map(str::to_owned));
         if self.options.given_anew {
             return;
         }
         let Some(state) = self.read(&self.paths.saved_state()) else { return };
         let State { boot, daemon, supervisor } = state;
         // After a reboot everything that was wanted comes back, whatever ended it.
-        let down = daemon.ending == Some(Ending::Kill) && boot == self.saving.boot;
+        let down = daemon.ending == Some(Ending::Kill) && (boot == self.saving.boot || !self.options.resurrect);
         self.supervisor = supervisor;
         self.calls.go_on_after(self.last_op());
         let apps = self.supervisor.names().count();

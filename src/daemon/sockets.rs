@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tracing::warn;
 
 use crate::config::{self, Listen};
 use crate::supervisor::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Group, ListenError, Mended};
+use crate::sys::listen::{self, Family, Found, Given, Group, ListenError, Mended};
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
@@ -28,6 +29,8 @@ pub struct Sockets {
     bound: BTreeMap<Listen, Bound>,
     /// Some worker has been ready: from then on groups keep their family.
     served: bool,
+    /// Sockets of `.socket` units.
+    given: Arc<Given>,
 }
 
 enum Bound {
@@ -39,6 +42,8 @@ enum Bound {
     Unix {
         fd: OwnedFd,
         path: PathBuf,
+        /// It is somebody else's, and so is its file.
+        given: bool,
     },
 }
 
@@ -67,8 +72,13 @@ pub struct Changed {
 }
 
 impl Sockets {
+    pub fn new(given: Arc<Given>) -> Self {
+        Self { given, ..Self::default() }
+    }
+
     /// Opens what is missing, closes what is not listed, grows what is too small. Nothing changes
-    /// for the addresses that stay.
+    /// for the addresses that stay. A socket of a `.socket` unit is used instead of a new one: it
+    /// becomes the lobby.
     ///
     /// # Errors
     /// Names the address and who holds it; what was newly opened is closed again.
@@ -89,7 +99,7 @@ impl Sockets {
                         continue;
                     }
                     Some(Bound::Unix { .. }) | None => {
-                        let group = Group::open(*addr, *v6only, size)?;
+                        let group = open(*addr, *v6only, size, &self.given)?;
                         let table = Table { weights: vec![0; size], balance: Balance::Random, hold: LOBBY };
                         if let Err(source) = group.steer(&table) {
                             return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
@@ -98,7 +108,13 @@ impl Sockets {
                     }
                 },
                 Listen::Unix(_) if self.bound.contains_key(address) => continue,
-                Listen::Unix(path) => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone() },
+                Listen::Unix(path) => {
+                    let fail = |why: std::io::Error| ListenError::Path { path: path.clone(), reason: why.to_string() };
+                    match self.given.unix(path).map_err(fail)? {
+                        Some(fd) => Bound::Unix { fd, path: path.clone(), given: true },
+                        None => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone(), given: false },
+                    }
+                }
             };
             opened.push((address.clone(), bound));
         }
@@ -135,12 +151,19 @@ impl Sockets {
                 *place = kept(index(slot)).or_else(|| of_worker(slot));
             }
         }
+        if fds[LOBBY].is_none()
+            && let Ok(Found::Same(first)) = self.given.tcp(*addr, *v6only)
+        {
+            fds[LOBBY] = Some(first);
+        }
         let mut group = if fds.iter().any(Option::is_some) {
-            Group::adopt(fds).map_err(|why| format!("cannot take back the sockets of {address}: {why}"))?
+            let mut group = Group::adopt(fds).map_err(|why| format!("cannot take back the sockets of {address}: {why}"))?;
+            group.recognise(&self.given);
+            group
         } else if others_live {
             Group::join(*addr, *v6only, index(slots)).map_err(|why| why.to_string())?
         } else {
-            Group::open(*addr, *v6only, index(slots)).map_err(|why| why.to_string())?
+            open(*addr, *v6only, index(slots), &self.given).map_err(|why| why.to_string())?
         };
         let mut weights = vec![0; group.len()];
         let before = steering.iter().find(|s| s.address == *address).map_or(&[][..], |s| &s.weights);
@@ -165,11 +188,13 @@ impl Sockets {
 
     fn adopt_unix(&mut self, address: &Listen, kept: Option<OwnedFd>) -> Result<(), String> {
         let Listen::Unix(path) = address else { return Ok(()) };
-        let fd = match kept {
+        let theirs = self.given.unix(path).map_err(|why| why.to_string())?;
+        let given = theirs.is_some();
+        let fd = match theirs.or(kept) {
             Some(fd) => fd,
             None => listen::open_unix(path).map_err(|why| why.to_string())?,
         };
-        self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone() });
+        self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone(), given });
         Ok(())
     }
 
@@ -320,6 +345,19 @@ impl Sockets {
     }
 }
 
+fn open(addr: SocketAddr, v6only: bool, size: usize, given: &Given) -> Result<Group, ListenError> {
+    let found = given.tcp(addr, v6only).map_err(|source| ListenError::Other { addr, step: "dup", source })?;
+    match found {
+        Found::Same(first) => Group::open_given(first, size),
+        Found::Other(other) => match Group::open(addr, v6only, size) {
+            // It would be told that this very process is in the way.
+            Err(ListenError::InUse { addr, .. }) => Err(ListenError::GivenElsewhere { addr, given: other }),
+            result => result,
+        },
+        Found::Nothing => Group::open(addr, v6only, size),
+    }
+}
+
 /// True if indexes have changed.
 fn mend(group: &mut Group) -> std::io::Result<bool> {
     match group.mend()? {
@@ -340,8 +378,9 @@ impl Bound {
     fn end(self) {
         match self {
             Self::Tcp { group, .. } => group.end(),
+            Self::Unix { given: true, .. } => {}
             // A unix socket leaves its file behind.
-            Self::Unix { path, .. } => drop(std::fs::remove_file(path)),
+            Self::Unix { path, given: false, .. } => drop(std::fs::remove_file(path)),
         }
     }
 }

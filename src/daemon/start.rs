@@ -16,6 +16,7 @@ use super::isolation::Isolation;
 use super::saving::Saving;
 use super::signals::Signals;
 use super::state::{self, Rest};
+use super::systemd::{self, Received};
 use super::vault::{self, Vault};
 use super::{Daemon, Error, Options, Started, memory, now, server, system};
 use crate::logs::{self, Pump};
@@ -35,6 +36,8 @@ pub struct Handles {
 pub struct Inheritance {
     pub options: Options,
     pub handles: Handles,
+    /// From the service manager.
+    pub received: Received,
     /// What the program before had in its vault.
     pub held: BTreeMap<String, OwnedFd>,
     pub keeper: Option<OwnedFd>,
@@ -51,12 +54,13 @@ impl Inheritance {
     ///
     /// # Errors
     /// When another daemon runs, or the control socket cannot be had.
-    pub fn of_new(paths: &Paths, options: Options) -> Result<Self, Error> {
-        let lock = lock(paths)?;
+    pub fn of_new(paths: &Paths, options: Options, received: Received) -> Result<Self, Error> {
+        let lock = if options.service { systemd::wait_for_lock(paths, &received.notifier, lock)? } else { lock(paths)? };
         let control = bind(paths)?;
         Ok(Self {
             options,
             handles: Handles { lock, control },
+            received,
             held: BTreeMap::new(),
             keeper: None,
             made_keeper: None,
@@ -109,11 +113,19 @@ impl Daemon {
             warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
         }
         let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
-        let mut vault = if is_upgrade { inheritance.vault() } else { Vault::open() };
+        let received = std::mem::take(&mut inheritance.received);
+        let store = received.notifier.link().cloned();
+        let mut vault = match is_upgrade {
+            true => inheritance.vault(store),
+            false => Vault::open(store, received.stored),
+        };
         let keeper = if is_upgrade { inheritance.born_of } else { vault.has_keeper().then(std::os::unix::process::parent_id) };
         let kept_before = vault.names().map(str::to_owned).collect();
         let (log_events, log_problems) = mpsc::unbounded_channel();
         let pump = start_pump(&mut vault, log_events).map_err(system("cannot start the log thread"))?;
+        if let Some(console) = inheritance.options.console.clone() {
+            pump.show_on(console);
+        }
         let takeover = support();
         if let takeover::Support::No { why } = &takeover {
             warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
@@ -141,7 +153,11 @@ impl Daemon {
             strangers: Default::default(),
             inbox: VecDeque::new(),
             ending: false,
+            verdict: Default::default(),
+            admin: Default::default(),
             started: now(),
+            systemd: received.notifier,
+            given: systemd::given(received.sockets),
             vault,
             keeper,
             kept_before,
@@ -157,6 +173,7 @@ impl Daemon {
         }
         daemon.vault.keep_program();
         daemon.start_given();
+        daemon.open_admin();
         // From now on commands are heard; until then they wait in the queue.
         let server = tokio::spawn(server::accept(listener, events, open));
         Ok(Started { daemon, inbox, log_problems, signals, server, conversations })

@@ -15,6 +15,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -25,6 +26,7 @@ use tracing::{info, warn};
 
 use super::start::{Handles, Inheritance};
 use super::state::{self, State, Upgrade};
+use super::systemd::{self, Received};
 use super::vault::{Backend, Vault};
 use super::{Daemon, Event, Options, complain, now, probe, spawn as workers};
 use crate::control::{Answer, Failure, FailureCode, HowUpgraded, Reply};
@@ -67,6 +69,12 @@ struct Manifest {
     born_of: Option<u32>,
     lock: i32,
     control: i32,
+    /// Sockets of `.socket` units.
+    #[serde(default)]
+    given: Vec<i32>,
+    /// How to speak to the service manager: for the environment.
+    #[serde(default)]
+    variables: Vec<(String, String)>,
     /// The program before, to go back to.
     previous: i32,
     /// Why the new program could not begin: then this is the old one again.
@@ -93,12 +101,11 @@ pub struct Pending {
 /// # Errors
 /// When it cannot be understood. Then there is no way back but the keeper's.
 pub fn inherited() -> Option<io::Result<(Inheritance, Back)>> {
-    let number = std::env::var(MANIFEST).ok()?.parse().ok()?;
-    Some(take_over(number))
+    Some(inherit::take_named(MANIFEST)?.and_then(take_over))
 }
 
-fn take_over(number: i32) -> io::Result<(Inheritance, Back)> {
-    let text = read_memory(inherit::take(number)?)?;
+fn take_over(manifest: OwnedFd) -> io::Result<(Inheritance, Back)> {
+    let text = read_memory(manifest)?;
     let manifest: Manifest = serde_json::from_str(&text)?;
     let mut open = Vec::new();
     let mut take = |number: i32| -> io::Result<OwnedFd> {
@@ -109,6 +116,7 @@ fn take_over(number: i32) -> io::Result<(Inheritance, Back)> {
     };
     let held = manifest.held.iter().map(|(name, fd)| Ok((name.clone(), take(*fd)?))).collect::<io::Result<_>>()?;
     let keeper = manifest.keeper.map(&mut take).transpose()?;
+    let sockets = manifest.given.iter().map(|fd| take(*fd)).collect::<io::Result<_>>()?;
     // Locked already, by the same open file.
     let lock = Flock::lock(File::from(take(manifest.lock)?), FlockArg::LockExclusiveNonblock).map_err(|(_, why)| why)?;
     let handles = Handles { lock, control: take(manifest.control)? };
@@ -122,20 +130,21 @@ fn take_over(number: i32) -> io::Result<(Inheritance, Back)> {
         born_of: manifest.born_of,
         state: Some(manifest.state.clone()),
         failed: manifest.failed.clone(),
+        received: Received { sockets, ..Received::default() },
     };
     Ok((inheritance, Back { manifest, open, previous }))
 }
 
 impl Inheritance {
     /// The vault of the program before.
-    pub fn vault(&mut self) -> Vault {
+    pub fn vault(&mut self, systemd: Option<Arc<systemd::Link>>) -> Vault {
         let backend = match self.keeper.take().map(Link::take_up) {
             Some(Ok((link, _))) => Backend::Keeper(link),
             Some(Err(why)) => {
                 warn!("the keeper cannot be used: {why}");
                 Backend::NoKeeper { next: std::time::Instant::now() }
             }
-            None => Backend::Nobody,
+            None => systemd.map_or(Backend::Nobody, Backend::Systemd),
         };
         Vault::new(backend, std::mem::take(&mut self.held), self.made_keeper)
     }
@@ -162,8 +171,8 @@ impl Back {
 /// # Errors
 /// Why not, in words.
 pub fn try_state() -> Result<(), String> {
-    let number = std::env::var(STATE).ok().and_then(|text| text.parse().ok()).ok_or("no state was given")?;
-    let text = inherit::take(number).and_then(read_memory).map_err(|why| format!("the state cannot be read: {why}"))?;
+    let given = inherit::take_named(STATE).ok_or("no state was given")?;
+    let text = given.and_then(read_memory).map_err(|why| format!("the state cannot be read: {why}"))?;
     state::decode(text.as_bytes()).map(|_| ()).map_err(|why| format!("the state cannot be taken over: {why}"))
 }
 
@@ -190,11 +199,12 @@ async fn try_out(program: PathBuf, state: Vec<u8>) -> Result<(), String> {
     let output = || said.try_clone().map(OwnedFd::from).map_err(system);
     let argv = workers::c_strings([program.to_string_lossy().as_ref(), "daemon", "--try-state"])?;
     let mut plan = Plan::new(argv, "/".into(), output()?, output()?);
-    plan.env = environment(None)?;
+    plan.env = environment(None, &[])?;
     plan.extra.push((memory(&state).map_err(system)?.into(), STATE.to_owned()));
     let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
-    workers::executed(child.exec).await?;
+    // At once: nobody else may take its exit status.
     let exit = probe::end_of_command(child.pid, child.pidfd, TRIAL).await;
+    workers::executed(child.exec).await?;
     let exit = exit.ok_or_else(|| format!("it did not end within {} s", TRIAL.as_secs()))?;
     let words = read_memory(said.into()).unwrap_or_default();
     if exit == Exit::Code(0) {
@@ -205,11 +215,14 @@ async fn try_out(program: PathBuf, state: Vec<u8>) -> Result<(), String> {
 }
 
 /// This process's own, with the descriptor of a manifest.
-fn environment(manifest: Option<i32>) -> Result<Vec<CString>, String> {
+fn environment(manifest: Option<i32>, variables: &[(String, String)]) -> Result<Vec<CString>, String> {
     let mut env = Vec::new();
     for (name, value) in std::env::vars_os().filter(|(name, _)| name != MANIFEST && name != STATE && name != process::NOFILE) {
         let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
         env.push(CString::new(entry).map_err(|why| why.to_string())?);
+    }
+    for (name, value) in variables {
+        env.push(CString::new(format!("{name}={value}")).map_err(|why| why.to_string())?);
     }
     if let Some(number) = manifest {
         env.push(CString::new(format!("{MANIFEST}={number}")).map_err(|why| why.to_string())?);
@@ -229,7 +242,7 @@ fn execute(program: &Path, manifest: &Manifest, fds: &[BorrowedFd<'_>]) -> io::R
             inherit::leave_open(fd)?;
         }
         let path = CString::new(program.as_os_str().as_bytes())?;
-        let env = environment(Some(number)).map_err(io::Error::other)?;
+        let env = environment(Some(number), &manifest.variables).map_err(io::Error::other)?;
         Ok(nix::unistd::execve(&path, &[c"rsup", c"daemon"], &env)?)
     })();
     for fd in fds {
@@ -334,11 +347,17 @@ impl Daemon {
             born_of: self.keeper,
             lock: self.handles.lock.as_fd().as_raw_fd(),
             control: self.handles.control.as_raw_fd(),
+            given: self.given.sockets().map(|fd| fd.as_raw_fd()).collect(),
+            variables: self.systemd.variables().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             previous: previous.as_raw_fd(),
             failed: None,
         };
         let own = [self.handles.lock.as_fd(), self.handles.control.as_fd(), previous.as_fd()];
-        let fds: Vec<BorrowedFd<'_>> = held.into_iter().map(|(_, fd)| fd).chain(keeper).chain(own).collect();
+        let fds: Vec<BorrowedFd<'_>> =
+            held.into_iter().map(|(_, fd)| fd).chain(keeper).chain(self.given.sockets()).chain(own).collect();
+        if let Some(console) = &self.options.console {
+            console.flush(SETTLE);
+        }
         execute(program, &manifest, &fds)
     }
 

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::systemd;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -32,6 +34,8 @@ pub enum Backend {
     /// Nobody: rsup runs in the foreground, and whoever started it sees to its next start.
     Nobody,
     Keeper(Link),
+    /// systemd, in its store of file descriptors.
+    Systemd(Arc<systemd::Link>),
     /// It died; the next one is made then.
     NoKeeper {
         next: Instant,
@@ -48,13 +52,16 @@ impl Vault {
     pub fn descriptors(&self) -> (Vec<(&str, BorrowedFd<'_>)>, Option<BorrowedFd<'_>>) {
         let keeper = match &self.backend {
             Backend::Keeper(link) => Some(link.socket()),
-            Backend::Nobody | Backend::NoKeeper { .. } => None,
+            Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => None,
         };
         (self.held.iter().map(|(name, fd)| (name.as_str(), fd.as_fd())).collect(), keeper)
     }
 
     /// From now on daemons are started from the file of this very program.
     pub fn keep_program(&mut self) {
+        if !matches!(self.backend, Backend::Keeper(_) | Backend::NoKeeper { .. }) {
+            return;
+        }
         match File::open("/proc/self/exe") {
             Ok(program) => self.keep(PROGRAM.to_owned(), program),
             Err(why) => warn!("after its death rsup would be started from the keeper's program: {why}"),
@@ -63,10 +70,13 @@ impl Vault {
 
     /// Takes up the conversation with the keeper that started us, if one did, and takes back what it
     /// holds.
-    pub fn open() -> Self {
-        let number = std::env::var(SOCKET).ok().and_then(|text| text.parse().ok());
-        let Some(number) = number else { return Self::new(Backend::Nobody, BTreeMap::new(), None) };
-        let taken = inherit::take(number).and_then(Link::take_up);
+    ///
+    /// Where systemd is told of our state it is the one who holds them: `stored` is what it gave back.
+    pub fn open(systemd: Option<Arc<systemd::Link>>, stored: BTreeMap<String, OwnedFd>) -> Self {
+        let Some(socket) = inherit::take_named(SOCKET) else {
+            return Self::new(systemd.map_or(Backend::Nobody, Backend::Systemd), stored, None);
+        };
+        let taken = socket.and_then(Link::take_up);
         let (backend, held) = match taken {
             Ok((link, held)) => (Backend::Keeper(link), held),
             Err(why) => {
@@ -92,17 +102,32 @@ impl Vault {
             Ok(copy) => copy,
             Err(why) => return warn!("{name} would not outlive rsup: {why}"),
         };
-        if let Backend::Keeper(link) = &mut self.backend {
-            link.send(&ToKeeper::Keep(name.clone()), Some(copy.as_fd()));
+        match &mut self.backend {
+            Backend::Keeper(link) => link.send(&ToKeeper::Keep(name.clone()), Some(copy.as_fd())),
+            Backend::Systemd(link) => {
+                // It keeps any number of one name.
+                let others = if self.held.contains_key(&name) { link.remove(&name) } else { Ok(()) };
+                if let Err(why) = others.and_then(|()| link.store(&name, &copy)) {
+                    warn!("{name} would not outlive rsup: {why}");
+                }
+            }
+            Backend::Nobody | Backend::NoKeeper { .. } => {}
         }
         self.held.insert(name, copy);
     }
 
     pub fn forget(&mut self, name: &str) {
-        if self.held.remove(name).is_some()
-            && let Backend::Keeper(link) = &mut self.backend
-        {
-            link.send(&ToKeeper::Drop(name.to_owned()), None);
+        if self.held.remove(name).is_none() {
+            return;
+        }
+        match &mut self.backend {
+            Backend::Keeper(link) => link.send(&ToKeeper::Drop(name.to_owned()), None),
+            Backend::Systemd(link) => {
+                if let Err(why) = link.remove(name) {
+                    warn!("systemd still keeps {name}: {why}");
+                }
+            }
+            Backend::Nobody | Backend::NoKeeper { .. } => {}
         }
     }
 
@@ -142,7 +167,7 @@ impl Vault {
     pub fn how_ended(&mut self, pid: u32, answer: oneshot::Sender<Exit>) {
         match &mut self.backend {
             Backend::Keeper(link) => link.how_ended(pid, answer),
-            Backend::Nobody | Backend::NoKeeper { .. } => drop(answer.send(Exit::Unknown)),
+            Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => drop(answer.send(Exit::Unknown)),
         }
     }
 
@@ -150,14 +175,14 @@ impl Vault {
     pub fn how_ended_now(&mut self, pid: u32) -> Exit {
         match &mut self.backend {
             Backend::Keeper(link) => link.how_ended_now(pid),
-            Backend::Nobody | Backend::NoKeeper { .. } => Exit::Unknown,
+            Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => Exit::Unknown,
         }
     }
 
     /// Looks after the keeper until something has happened. May be dropped at any time.
     pub async fn turn(&mut self) {
         match &mut self.backend {
-            Backend::Nobody => std::future::pending().await,
+            Backend::Nobody | Backend::Systemd(_) => std::future::pending().await,
             Backend::Keeper(link) => {
                 if link.turn().await == Heard::Gone {
                     warn!("the keeper is gone; making another");
@@ -193,7 +218,7 @@ impl Vault {
         if let Backend::Keeper(link) = &mut self.backend {
             link.send(&ToKeeper::Bye, None);
         }
-        self.held.clear();
+        self.forget_all(&[String::new()]);
     }
 }
 

@@ -118,8 +118,8 @@ fn try_run() -> io::Result<u8> {
     let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut keeper =
         Keeper { kept: BTreeMap::new(), ends: Ends::default(), daemon: None, deaths: 0, start_at: Instant::now(), bye: false };
-    if let Some(number) = std::env::var(SOCKET).ok().and_then(|text| text.parse().ok()) {
-        let socket = inherit::take(number)?;
+    if let Some(socket) = inherit::take_named(SOCKET) {
+        let socket = socket?;
         // Whoever made the pair; it may be dead by now, and then its last words are in the queue.
         let pid = process::peer_credentials(&socket)?.pid;
         keeper.daemon = Some(Daemon { pid, pidfd: process::pidfd_open(pid).ok(), socket, since: Instant::now() });

@@ -13,6 +13,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::compress::Compressor;
+use super::console::{Console, PATIENCE};
 use super::file::{Common, LogFile};
 use super::format::{self, Style};
 use super::frame::{Record, Unfinished};
@@ -29,6 +30,8 @@ pub const QUIET: Duration = Duration::from_secs(2);
 
 /// Formatted lines are written at the latest when there are so many bytes of them.
 const BATCH: usize = 512 << 10;
+/// The same for those that go to the console.
+const SHOWN: usize = 64 << 10;
 /// A pipe holds no more than this (but the administrator may allow more), so this empties it.
 const PIPE: usize = 1 << 20;
 const WAKE: u64 = 0;
@@ -70,6 +73,16 @@ enum Got {
 struct Buffers {
     lines: Vec<u8>,
     prefix: Vec<u8>,
+    shown: Option<Shown>,
+}
+
+/// The lines of a batch as they go to the console.
+struct Shown {
+    console: Console,
+    /// How long it may still hold up this round.
+    patience: Duration,
+    lines: Vec<u8>,
+    prefix: Vec<u8>,
 }
 
 pub(super) struct Engine {
@@ -106,7 +119,7 @@ impl Engine {
             next_flow: WAKE + 1,
             workers: HashMap::new(),
             files: HashMap::new(),
-            buffers: Buffers { lines: Vec::with_capacity(BATCH), prefix: Vec::new() },
+            buffers: Buffers { lines: Vec::with_capacity(BATCH), prefix: Vec::new(), shown: None },
             journal,
             common: Common { stats: Stats::default(), events, names, compressor },
             check: None,
@@ -120,6 +133,9 @@ impl Engine {
         loop {
             // It fails for a signal only.
             let count = self.epoll.wait(&mut ready, self.timeout()).unwrap_or(0);
+            if let Some(shown) = &mut self.buffers.shown {
+                shown.patience = PATIENCE;
+            }
             for event in &ready[..count] {
                 match event.data() {
                     WAKE => {
@@ -334,6 +350,9 @@ impl Engine {
                     self.journal.release(Some(slot));
                 }
             }
+            Command::Show { console } => {
+                self.buffers.shown = Some(Shown { console, patience: PATIENCE, lines: Vec::new(), prefix: Vec::new() });
+            }
             Command::Reopen => self.files.values_mut().for_each(LogFile::close),
             Command::Flush { reply } => {
                 self.ids(None).into_iter().for_each(|id| self.drain(id, PIPE));
@@ -466,6 +485,22 @@ impl Engine {
     }
 }
 
+impl Shown {
+    fn record(&mut self, record: Record<'_>) {
+        format::record(self.console.format(), &self.prefix, record, &mut self.lines);
+        if self.lines.len() >= SHOWN {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.lines.is_empty() {
+            self.console.lines(&self.lines, &mut self.patience);
+            self.lines.clear();
+        }
+    }
+}
+
 impl Lane {
     /// Does one batch: formats its records, but for the first `skip` bytes writes them, and notes what
     /// remains.
@@ -481,7 +516,12 @@ impl Lane {
         buffers: &mut Buffers,
         common: &mut Common,
     ) {
-        let Buffers { lines, prefix } = buffers;
+        let Buffers { lines, prefix, shown } = buffers;
+        // A batch that is done again for a pump that was killed belongs to the files alone.
+        let mut shown = shown.as_mut().filter(|_| tail.is_some());
+        if let Some(shown) = &mut shown {
+            shown.console.prefix(&self.source, self.stream, &mut shown.prefix);
+        }
         if skip > 0 {
             prefix.clear();
             prefix.extend_from_slice(journal.prefix());
@@ -513,6 +553,9 @@ impl Lane {
         let emit = |record: Record<'_>| {
             format::record(format, prefix, record, lines);
             records += 1;
+            if let Some(shown) = &mut shown {
+                shown.record(record);
+            }
             if record.end >= tail_from
                 && let Some(tail) = &mut tail
             {
@@ -530,6 +573,9 @@ impl Lane {
         }
         if !lines.is_empty() {
             write(lines, common);
+        }
+        if let Some(shown) = shown {
+            shown.flush();
         }
         common.stats.lines += records;
         journal.commit(&self.unfinished, records == 0);

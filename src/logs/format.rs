@@ -27,6 +27,48 @@ pub(super) fn prefix(style: Style, source: &Source, stream: Stream, out: &mut Ve
     head(style, &source.app, Some(source.instance), stream.name(), out);
 }
 
+/// What precedes the text of a line among those of all apps.
+pub(super) fn console_prefix(format: Format, source: &Source, stream: Stream, out: &mut Vec<u8>) {
+    match format {
+        Format::Json => prefix(Style { format, timestamps: true }, source, stream, out),
+        Format::Text => {
+            out.clear();
+            let mark = if stream == Stream::Err { " err" } else { "" };
+            // Writing to a Vec can't fail.
+            let _ = write!(out, "{:.3} {}:{}{mark} | ", jiff::Timestamp::now(), source.app, source.instance);
+        }
+    }
+}
+
+/// A message of the supervisor's own among the lines of all apps.
+pub(super) fn message(format: Format, level: &str, app: Option<&str>, text: &str) -> Vec<u8> {
+    let now = jiff::Timestamp::now();
+    let mut line = Vec::new();
+    match format {
+        Format::Json => {
+            let object = Message { time: format!("{now:.3}"), level, app, stream: "rsup", line: text };
+            let _ = serde_json::to_writer(&mut line, &object);
+        }
+        Format::Text => {
+            let about = app.map(|app| format!("{app}: ")).unwrap_or_default();
+            let mark = if level == "info" { String::new() } else { format!("{level}: ") };
+            let _ = write!(line, "{now:.3} rsup | {mark}{about}{}", text.replace('\n', " "));
+        }
+    }
+    line.push(b'\n');
+    line
+}
+
+#[derive(serde::Serialize)]
+struct Message<'a> {
+    time: String,
+    level: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app: Option<&'a str>,
+    stream: &'a str,
+    line: &'a str,
+}
+
 fn head(style: Style, app: &str, instance: Option<u32>, stream: &str, out: &mut Vec<u8>) {
     out.clear();
     // Writing to a Vec can't fail.

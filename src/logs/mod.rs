@@ -11,10 +11,13 @@
 //! * The pump's process may be killed at any instant: what it has taken from the pipes and not yet
 //!   written is in a [`Journal`], with which the next pump goes on.
 //! * Lines of different workers share a file but never mix within a line.
+//! * Where rsup runs in the foreground the same lines go to a [`Console`] as well, from which they are
+//!   written to rsup's own output; a reader that is stuck costs lines there, and nothing else.
 //! * A full file becomes `NAME.1`, what was `NAME.1` becomes `NAME.2` and is compressed to
 //!   `NAME.2.gz` in the background. `NAME.1` stays plain so that whoever still reads it is not disturbed.
 
 mod compress;
+mod console;
 mod engine;
 mod file;
 mod follow;
@@ -36,6 +39,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use console::{Chunk, Console, Loss, Reader};
 pub use engine::QUIET;
 pub use follow::Follower;
 pub use frame::{MAX_LINE, Unfinished};

@@ -10,6 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::console::Console;
 use super::engine::Engine;
 use super::journal::Journal;
 use super::{Event, Settings, Source, Stats, Stream, TailLine, Unfinished};
@@ -47,6 +48,7 @@ pub(super) enum Command {
     Configure { app: Arc<str>, settings: Box<Settings> },
     Note { app: Arc<str>, settings: Box<Settings>, text: String },
     Adopted,
+    Show { console: Console },
     Reopen,
     Flush { reply: oneshot::Sender<()> },
     Stats { reply: oneshot::Sender<Stats> },
@@ -126,6 +128,11 @@ impl Pump {
     /// Writes a line of the supervisor's own into the app's `out` file.
     pub fn note(&self, app: Arc<str>, settings: &Settings, text: impl Into<String>) {
         self.0.send(Command::Note { app, settings: settings.clone().into(), text: text.into() });
+    }
+
+    /// From now on every line goes to `console` as well.
+    pub fn show_on(&self, console: Console) {
+        self.0.send(Command::Show { console });
     }
 
     /// Closes all files, and opens them again when there is something to write.

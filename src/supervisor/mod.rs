@@ -4,6 +4,7 @@
 mod app;
 mod io;
 mod operation;
+mod over;
 mod plan;
 mod requests;
 mod revive;
@@ -18,10 +19,12 @@ mod words;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 pub use io::*;
+pub use over::End;
 pub use revive::Found;
 pub use saved::STATE_VERSION;
 pub use types::*;
@@ -29,7 +32,7 @@ pub use view::*;
 pub use words::{humane, size};
 pub use worker::Worker;
 
-use crate::config::AppName;
+use crate::config::{AppName, SupervisorSpec};
 use app::{App, Context, Wanted};
 
 /// All apps of one daemon. Its whole state can be written down and read back (see [`STATE_VERSION`]).
@@ -39,13 +42,23 @@ pub struct Supervisor {
     next_generation: u64,
     /// Of the generator for jitter.
     seed: u64,
+    /// `[supervisor]` as it was last given, so that a later daemon has it too.
+    #[serde(default)]
+    pub settings: Option<Settings>,
     #[serde(skip)]
     out: VecDeque<Effect>,
 }
 
+/// `[supervisor]` of a file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    pub source: PathBuf,
+    pub spec: SupervisorSpec,
+}
+
 impl Supervisor {
     pub fn new(seed: u64) -> Self {
-        Self { apps: BTreeMap::new(), next_generation: 0, seed, out: VecDeque::new() }
+        Self { apps: BTreeMap::new(), next_generation: 0, seed, settings: None, out: VecDeque::new() }
     }
 
     /// Takes in one thing that happened. `now` never goes back.

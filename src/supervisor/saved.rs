@@ -149,8 +149,8 @@ impl<R> Worker<R> {
 
 impl<R> Seat<R> {
     fn map<S>(self, f: impl FnOnce(R) -> S) -> Seat<S> {
-        let Self { restarts, unstable, streak, hold, last_slot, bereft_of, reason } = self;
-        Seat { restarts, unstable, streak, hold, last_slot, bereft_of: bereft_of.map(f), reason }
+        let Self { restarts, unstable, streak, hold, last_slot, bereft_of, reason, exit } = self;
+        Seat { restarts, unstable, streak, hold, last_slot, bereft_of: bereft_of.map(f), reason, exit }
     }
 }
 
@@ -220,6 +220,7 @@ mod tests {
             last_slot: Some(1),
             bereft_of: Some(old.clone()),
             reason: Some("exited".into()),
+            exit: None,
         };
         let mut app = App::new(new.clone());
         app.slots = (0u16..).zip(states).map(worker).chain([None]).collect();

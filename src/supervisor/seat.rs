@@ -24,6 +24,9 @@ pub struct Seat<R = Arc<Revision>> {
     pub bereft_of: Option<R>,
     /// Why its last worker ended or was replaced.
     pub reason: Option<String>,
+    /// How its last worker ended that nobody had told to; `None` if it was given up instead.
+    #[serde(default)]
+    pub exit: Option<Exit>,
 }
 
 /// Why a seat is empty.
@@ -53,7 +56,7 @@ pub struct Ending<'a> {
 
 impl<R> Default for Seat<R> {
     fn default() -> Self {
-        Self { restarts: 0, unstable: 0, streak: 0, hold: Hold::Open, last_slot: None, bereft_of: None, reason: None }
+        Self { restarts: 0, unstable: 0, streak: 0, hold: Hold::Open, last_slot: None, bereft_of: None, reason: None, exit: None }
     }
 }
 
@@ -62,6 +65,7 @@ impl Seat {
     pub fn ended(&mut self, spec: &AppSpec, ending: Ending<'_>, random: &mut fastrand::Rng) {
         let policy = &spec.restart;
         self.reason = Some(ending.reason.to_owned());
+        self.exit = ending.exit;
         if let Some(exit) = ending.exit
             && !wants_restart(spec, exit)
         {

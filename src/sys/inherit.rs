@@ -23,6 +23,25 @@ pub fn take(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { raw::own(number) })
 }
 
+/// As [`take`], of the number that an environment variable says; `None` if there is no such variable.
+/// It is removed, if no other thread runs that could read it at this moment: children would take it
+/// for theirs.
+pub fn take_named(variable: &str) -> Option<io::Result<OwnedFd>> {
+    let text = std::env::var(variable).ok()?;
+    forget(&[variable]);
+    Some(text.parse().map_err(|_| io::ErrorKind::InvalidInput.into()).and_then(take))
+}
+
+/// Removes variables that were meant for this process alone, if no other thread could read them.
+pub(super) fn forget(variables: &[&str]) {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1) {
+        for name in variables {
+            // SAFETY: this is the only thread of the process, as was just seen.
+            unsafe { std::env::remove_var(name) };
+        }
+    }
+}
+
 /// Leaves a descriptor open for the next program, under its present number, which is returned.
 ///
 /// # Errors

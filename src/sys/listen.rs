@@ -25,10 +25,12 @@ use super::{raw, sockdiag, steer};
 
 mod adopt;
 mod error;
+mod given;
 mod queue;
 mod unix;
 
 pub use error::ListenError;
+pub use given::{Found, Given};
 pub use queue::{Backlog, accept_nonblocking, backlog, is_nonblocking, set_nonblocking};
 pub use unix::open_unix;
 
@@ -63,6 +65,8 @@ pub struct Group {
     indexes: Vec<usize>,
     /// Sockets in the kernel's group that are not in our hands: see [`Group::join`].
     others: usize,
+    /// Slot 0 is somebody else's socket, who goes on listening after us: see [`Given`].
+    given: bool,
 }
 
 /// What [`Group::mend`] found.
@@ -99,7 +103,7 @@ impl Group {
         let first = open_socket(addr, family, Sharing::AfterListen)?;
         let actual =
             first.local_addr().map_err(|error| ListenError::new(addr, "getsockname", error))?.as_socket().unwrap_or(addr);
-        let mut group = Group { addr: actual, family, sockets: vec![first], indexes: vec![0], others: 0 };
+        let mut group = Group { addr: actual, family, sockets: vec![first], indexes: vec![0], others: 0, given: false };
         group.grow(size)?;
         Ok(group)
     }
@@ -318,9 +322,10 @@ impl Group {
     }
 
     /// Ends the listening for good, at once and for all who hold copies: closing alone would take
-    /// effect only with the last copy. What is still queued is reset.
+    /// effect only with the last copy. What is still queued is reset. A socket that was given to us
+    /// is left to its owner.
     pub fn end(self) {
-        for socket in &self.sockets {
+        for socket in self.sockets.iter().skip(usize::from(self.given)) {
             // One that a worker has shut down already has nothing left to end.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
@@ -364,6 +369,9 @@ impl Group {
     pub fn change_family(&mut self, want: Family) -> Result<Vec<OwnedFd>, ListenError> {
         if want == self.family {
             return Ok(Vec::new());
+        }
+        if self.given {
+            return Err(ListenError::Given { addr: self.addr, want });
         }
         let addr = match (self.family, want) {
             (Family::V4, Family::V6Mapped) | (Family::V6Mapped, Family::V4) => self.addr,

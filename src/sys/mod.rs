@@ -17,6 +17,7 @@
 //! | [`fdpass`] | descriptors over unix sockets |
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
 //! | [`readiness`] | descriptors that the event loop waits for |
+//! | [`service`] | what a service manager handed to this process |
 //! | [`holder`] | who listens on a port or path |
 //! | [`capability`] | the privileges of root, one by one |
 //! | [`cgroup`] | limits for the tree of a worker, and the end of it |
@@ -37,6 +38,7 @@ pub mod procfs;
 mod raw;
 pub mod readiness;
 pub mod rescue;
+pub mod service;
 pub mod sockdiag;
 pub mod spawn;
 pub mod steer;

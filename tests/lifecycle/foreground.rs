@@ -43,7 +43,7 @@ impl Drop for Foreground {
 }
 
 fn messages(home: &Home) -> String {
-    fs::read_to_string(home.path("fg-err")).unwrap_or_default()
+    ["fg-out", "fg-err"].map(|name| fs::read_to_string(home.path(name)).unwrap_or_default()).concat()
 }
 
 fn up(home: &Home, app: &str) {
@@ -89,10 +89,38 @@ fn a_second_signal_hurries() {
     assert!(is_alive(pid));
     signal(daemon.pid(), Signal::SIGINT);
     let status = daemon.end();
-    assert_eq!(status.code(), Some(0), "{}", messages(&home));
+    assert_eq!(status.code(), Some(128 + Signal::SIGINT as i32), "{}", messages(&home));
     assert!(!is_alive(pid));
     assert!(begin.elapsed() < Duration::from_secs(50));
     assert!(messages(&home).contains("again"), "{}", messages(&home));
+}
+
+/// Not the first process of a namespace, which the kernel would spare: here the default of most of them is death.
+#[test]
+fn signals_without_a_meaning_do_no_harm() {
+    let home = Home::new();
+    home.web("web", "");
+    let daemon = Foreground::start(&home);
+    up(&home, "web");
+    let before = home.pids("web");
+    for which in [
+        Signal::SIGUSR2,
+        Signal::SIGWINCH,
+        Signal::SIGALRM,
+        Signal::SIGVTALRM,
+        Signal::SIGPROF,
+        Signal::SIGPIPE,
+        Signal::SIGIO,
+        Signal::SIGPWR,
+        Signal::SIGURG,
+        Signal::SIGCONT,
+    ] {
+        signal(daemon.pid(), which);
+        home.ok(&["ping"]);
+    }
+    assert_eq!(home.pids("web"), before);
+    signal(daemon.pid(), Signal::SIGTERM);
+    assert_eq!(daemon.end().code(), Some(0));
 }
 
 #[test]

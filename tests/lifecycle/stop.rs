@@ -17,6 +17,8 @@ fn a_stop_is_graceful() {
     let pid = home.pid("web");
     home.ok(&["stop", "web"]);
     assert!(!is_alive(pid));
+    // The log thread may be a moment behind.
+    home.wait_log("web", ": done");
     let log = home.log("web-out");
     assert!(log.contains("SIGTERM: no new connections") && log.trim_end().ends_with("done"), "{log}");
     let events = home.events("web");

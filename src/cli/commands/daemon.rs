@@ -1,14 +1,22 @@
 //! `rsup daemon`: what `rsup start` runs in the background.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::getpid;
 
-use crate::cli::Context;
 use crate::cli::problem::Problem;
+use crate::cli::{Context, render};
 use crate::daemon;
+use crate::paths::Paths;
+
+/// Between an error of a service and its end.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Run the daemon; `rsup start` does this by itself
 #[derive(Debug, clap::Args)]
@@ -19,6 +27,9 @@ pub struct Args {
     /// Say whether this program can go on with the state that `rsup upgrade` hands over
     #[arg(long, hide = true)]
     try_state: bool,
+    /// As a service of systemd: stay in the foreground, go on from the saved state
+    #[arg(long, hide = true, conflicts_with = "until_eof")]
+    service: bool,
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
@@ -32,6 +43,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     SigSet::empty()
         .thread_set_mask()
         .map_err(|error| Problem::failed("local", format!("cannot let signals through: {error}")))?;
+    if args.service {
+        return serve(paths, cx);
+    }
     // Away from the terminal, whose end must not reach us. Started by hand from a shell, this
     // process may lead its group already: then it stays where it is.
     match nix::unistd::setsid() {
@@ -44,8 +58,33 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             .spawn(end_with_stdin)
             .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
     }
-    daemon::run(paths, daemon::Options { json_log: cx.out.json, ..Default::default() })?;
+    daemon::run(paths, daemon::Options { json_log: cx.out.json, open_console: Some(render::to_stdout), ..Default::default() })?;
     Ok(())
+}
+
+/// As a service. Started again at once by whoever watches over it, it must not fill the journal
+/// with an error that stays.
+fn serve(paths: Paths, cx: &Context) -> Result<(), Problem> {
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        point_to_journal(&paths.daemon_log());
+    }
+    let options = daemon::Options { json_log: cx.out.json, service: true, ..daemon::Options::default() };
+    daemon::run(paths, options).map_err(|error| {
+        let problem = Problem::from(error);
+        cx.out.problem(&problem);
+        std::thread::sleep(PAUSE);
+        Problem::Said(problem.exit())
+    })
+}
+
+/// Whoever looks for the daemon's messages where they usually are is told where they are now.
+fn point_to_journal(log: &Path) {
+    let append = || {
+        let mut file = File::options().append(true).create(true).mode(0o600).open(log)?;
+        io::Write::write_all(&mut file, b"rsup runs as a service: its messages are in the journal (journalctl -t rsup)\n")
+    };
+    // Messages are there all the same.
+    drop(append());
 }
 
 /// The graceful end that SIGTERM means.

@@ -1,7 +1,7 @@
 //! `rsup logs`.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use crate::cli::problem::Problem;
@@ -52,6 +52,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     if sources.is_empty() {
         cx.out.note("there are no apps; `rsup start` starts some");
         return Ok(());
+    }
+    for source in sources.iter().filter(|source| source.paths.iter().all(|(_, path)| path == Path::new("/dev/null"))) {
+        cx.out.note(&format!("the lines of {} are in no file; they go to where rsup was started", source.app));
     }
     let names: Vec<_> = sources.iter().map(|source| source.app.clone()).collect();
     let show = LogLines::new(&cx.out, &names);

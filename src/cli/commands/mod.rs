@@ -17,6 +17,8 @@ pub mod sample_app;
 pub mod scale;
 pub mod signal;
 pub mod start;
+pub mod startup;
 pub mod stop;
+pub mod unstartup;
 pub mod upgrade;
 pub mod verify;

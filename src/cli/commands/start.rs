@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::SigSet;
+
 use crate::cli::client::{CallError, Client};
-use crate::cli::problem::Problem;
+use crate::cli::problem::{FAILED, Problem};
 use crate::cli::targets::{self, Selection};
-use crate::cli::{Context, action, daemonize};
+use crate::cli::{Context, action, daemonize, render, settings};
 use crate::config::AppSpec;
 use crate::config::{self, Script};
 use crate::control::{Failure, FailureCode, Outcome, Reply, Request, Target};
 use crate::daemon::{self, StartRequest};
-use crate::supervisor::{AppPhase, AppView, OperationKind, WorkerPhase};
+use crate::logs;
+use crate::supervisor::{AppPhase, AppView, OperationKind, Settings, WorkerPhase};
 
 /// Start the apps of a file, a script, a command, or stopped apps by name
 ///
@@ -28,16 +31,58 @@ pub struct Args {
     #[arg(long, value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     only: Vec<String>,
     /// Run in this terminal or container instead of the background, until Ctrl-C or SIGTERM
+    ///
+    /// What rsup says and what workers print goes to stdout, the latter to the log files as well. SIGTERM,
+    /// SIGINT and SIGQUIT stop every app gracefully; a second one kills what is left. SIGHUP reads the
+    /// configuration again and reloads every app, unless it tells that the terminal is gone, which is
+    /// a stop. SIGUSR1 opens the log files anew. Other signals do nothing, and none is handed on: `rsup signal`
+    /// sends any of them to the apps. The exit code is 0 after a graceful stop, 128 and the signal's number
+    /// after a second signal, and that of the app that failed if all have ended by themselves.
     #[arg(long, conflicts_with = "no_wait")]
     foreground: bool,
     /// Return as soon as the daemon has accepted it
     #[arg(long)]
     no_wait: bool,
     #[command(flatten)]
+    foreground_options: ForegroundArgs,
+    #[command(flatten)]
     script: ScriptArgs,
     /// A command with its arguments, or arguments for the script
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
+}
+
+/// For a terminal or a container.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of --foreground")]
+struct ForegroundArgs {
+    /// How rsup's messages and the lines of all workers look on stdout; with `--json`, `json`
+    #[arg(long, value_name = "FORMAT", value_enum, requires = "foreground")]
+    log_format: Option<LogFormat>,
+    /// Write no log files but those that the configuration names
+    #[arg(long, requires = "foreground")]
+    no_log_files: bool,
+    /// Which apps have to end by themselves, and not be started again, for rsup to end as well
+    #[arg(long, value_name = "WHEN", value_enum, requires = "foreground")]
+    exit_when: Option<ExitWhen>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum LogFormat {
+    /// `TIME app:instance | line`; ` err` before the bar marks what was written to stderr
+    Text,
+    /// An object on each line, with time, app, instance, stream (out, err or rsup) and line
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ExitWhen {
+    /// All of them, none stopped by a command; this is the default
+    All,
+    /// One is enough; the others are stopped gracefully
+    Any,
+    /// It stays up whatever happens
+    Never,
 }
 
 /// For an app without a file.
@@ -189,8 +234,13 @@ fn is_config(word: &str) -> bool {
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+    let mut settings = None;
     let apps = match plan(&args)? {
-        Plan::File(file) => from_file(&file, &args.only, cx)?,
+        Plan::File(file) => {
+            let (apps, of_file) = from_file(&file, &args.only, cx)?;
+            settings = Some(of_file);
+            apps
+        }
         Plan::Command(command) => vec![config::from_script(&args.script.into_script(command)?)?],
         Plan::Names(names) if args.foreground => {
             return Err(Problem::usage(format!("--foreground needs a file, a script or a command, not `{}`", names.join(" "))));
@@ -203,7 +253,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             vec![config::from_script(&args.script.into_script(vec![word])?)?]
         }
     };
-    if args.foreground { foreground(apps, cx) } else { background(&apps, !args.no_wait, cx) }
+    if args.foreground {
+        foreground(apps, settings, &args.foreground_options, cx)
+    } else {
+        background(&apps, settings, !args.no_wait, cx)
+    }
 }
 
 /// A name means nothing while no daemon runs; it may have been meant as a file.
@@ -221,7 +275,7 @@ fn without_daemon(problem: Problem, names: &[String]) -> Problem {
     }
 }
 
-fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<Vec<AppSpec>, Problem> {
+fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<(Vec<AppSpec>, Settings), Problem> {
     if file.extension().is_none_or(|extension| extension != "toml") {
         return Err(Problem::usage(format!(
             "{} is not a supervisor.toml\nPM2's files cannot be started as they are",
@@ -233,6 +287,7 @@ fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<Vec<AppSpec>,
     for warning in &loaded.warnings {
         cx.out.warning(&warning.render(cx.out.error_look.color));
     }
+    let settings = settings::of(file, &loaded);
     let mut apps = loaded.config.apps;
     if let Some(missing) = only.iter().find(|name| !apps.iter().any(|spec| spec.name.as_str() == *name)) {
         let names = targets::names(&apps);
@@ -242,7 +297,7 @@ fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<Vec<AppSpec>,
     if apps.is_empty() {
         return Err(Problem::usage(format!("{} describes no apps", file.display())).hint("add a table [app.NAME] with a command"));
     }
-    Ok(apps)
+    Ok((apps, settings))
 }
 
 fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, Problem> {
@@ -290,10 +345,10 @@ fn needs_start(view: &AppView) -> bool {
             .any(|worker| matches!(worker.phase, WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff))
 }
 
-fn foreground(apps: Vec<AppSpec>, cx: &Context) -> Result<(), Problem> {
+fn foreground(apps: Vec<AppSpec>, settings: Option<Settings>, args: &ForegroundArgs, cx: &Context) -> Result<(), Problem> {
     let paths = cx.paths()?;
     paths.create().map_err(Problem::usage)?;
-    let client = Client::new(&paths)?;
+    let client = Client::new(&paths)?.of_next_daemon();
     match client.try_ask(Request::Ping) {
         Err(CallError::NoDaemon) => {}
         Ok(Reply::Pong { pid, .. }) => {
@@ -304,12 +359,42 @@ fn foreground(apps: Vec<AppSpec>, cx: &Context) -> Result<(), Problem> {
         Err(error) => return Err(client.explain(error)),
     }
     let start = Some(StartRequest { apps, base_env: cx.base_env() });
-    daemon::run(paths, daemon::Options { foreground: true, start, given_anew: true, json_log: cx.out.json })?;
-    Ok(())
+    // Whoever started us may hold signals back, and the first process of a container is told to stop by one.
+    SigSet::empty()
+        .thread_set_mask()
+        .map_err(|error| Problem::failed("local", format!("cannot let signals through: {error}")))?;
+    let format = match args.log_format {
+        Some(LogFormat::Json) => logs::Format::Json,
+        None if cx.out.json => logs::Format::Json,
+        Some(LogFormat::Text) | None => logs::Format::Text,
+    };
+    let options = daemon::Options {
+        foreground: true,
+        start,
+        settings,
+        given_anew: true,
+        log_format: Some(format),
+        open_console: Some(render::to_stdout),
+        no_log_files: args.no_log_files,
+        exit_when: match args.exit_when.unwrap_or(ExitWhen::All) {
+            ExitWhen::All => daemon::ExitWhen::All,
+            ExitWhen::Any => daemon::ExitWhen::Any,
+            ExitWhen::Never => daemon::ExitWhen::Never,
+        },
+        ..Default::default()
+    };
+    daemon::run(paths, options).map_err(|error| match format {
+        // It is among the other objects.
+        logs::Format::Json if !matches!(error, daemon::Error::Ended { .. }) => Problem::Said(FAILED),
+        logs::Format::Json | logs::Format::Text => error.into(),
+    })
 }
 
-fn background(apps: &[AppSpec], wait: bool, cx: &Context) -> Result<(), Problem> {
+fn background(apps: &[AppSpec], settings: Option<Settings>, wait: bool, cx: &Context) -> Result<(), Problem> {
     let client = daemonize::ensure(&cx.paths()?)?;
+    if let Some(settings) = settings {
+        settings::tell(&client, settings, &cx.out)?;
+    }
     let (known, views) = (targets::known(&client)?, targets::views(&client)?);
     let (mut fresh, mut running, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
     for app in apps {

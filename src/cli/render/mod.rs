@@ -3,12 +3,14 @@
 //! Every part of it makes a `String` from typed views; [`Output`] writes it. So the looks can be
 //! tested without a terminal.
 
+mod console;
 mod describe;
 mod list;
 mod logs;
 mod outcome;
 mod report;
 mod small;
+mod startup;
 mod step;
 mod style;
 mod trial;
@@ -21,12 +23,14 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use serde::Serialize;
 
+pub use console::to_stdout;
 pub use describe::descriptions;
 pub use list::list;
 pub use logs::LogLines;
 pub use outcome::outcome;
 pub use report::report;
 pub use small::{Environment, Killed, Pong, Upgraded, Written, checked, environments, signalled};
+pub use startup::{Installed, Removed, UnitFile, units};
 pub use step::{activity, step};
 pub use style::{Look, Paint};
 pub use trial::{Moment, activity_line, moment, took, verdict};

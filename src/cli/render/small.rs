@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::style::{Look, Paint};
 use super::units::{bytes, count, duration, harmless};
 use crate::config::{AppName, Config, HIDDEN};
-use crate::control::WorkerEnv;
+use crate::control::{AdminView, WorkerEnv};
 use crate::exit::signal_name;
 
 /// The answer of `rsup ping`.
@@ -20,14 +20,22 @@ pub struct Pong {
     pub protocol: u32,
     pub uptime_ms: u64,
     pub memory: Option<u64>,
+    pub admin: Option<AdminView>,
 }
 
 impl fmt::Display for Pong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the daemon runs: pid {}, rsup {}, up {}", self.pid, harmless(&self.version), duration(self.uptime_ms))?;
         match self.memory {
-            Some(memory) => writeln!(f, ", {}", bytes(memory)),
-            None => writeln!(f),
+            Some(memory) => writeln!(f, ", {}", bytes(memory))?,
+            None => writeln!(f)?,
+        }
+        match &self.admin {
+            None => Ok(()),
+            Some(AdminView { address, source, problem: None }) => {
+                writeln!(f, "admin listener: http://{address}/ (from {})", harmless(&source.display().to_string()))
+            }
+            Some(AdminView { problem: Some(problem), .. }) => writeln!(f, "{}", harmless(problem)),
         }
     }
 }

@@ -245,6 +245,25 @@ mod init {
 }
 
 #[test]
+fn the_admin_address_is_of_this_machine_unless_told_twice() {
+    let admin = |keys: &str| {
+        let text = format!("[app.a]\ncommand = 'a'\nlisten = 3001\n[supervisor]\n{keys}");
+        parse_on(MACHINE, &text, Path::new("/s.toml")).map(|loaded| loaded.config.supervisor.admin)
+    };
+    let addr = |text: &str| Some(text.parse().expect("an address"));
+    assert_eq!(admin("").expect("right"), None);
+    for same in ["9700", "'9700'", "'127.0.0.1:9700'", "'localhost:9700'"] {
+        assert_eq!(admin(&format!("admin = {same}")).expect("right"), addr("127.0.0.1:9700"), "{same}");
+    }
+    assert_eq!(admin("admin = '[::1]:9700'").expect("right"), addr("[::1]:9700"));
+    for public in ["':9700'", "'0.0.0.0:9700'", "'10.0.0.1:9700'", "'[::]:9700'"] {
+        assert!(admin(&format!("admin = {public}")).is_err(), "{public}");
+        assert!(admin(&format!("admin = {public}\nadmin_public = true")).expect("right").is_some(), "{public}");
+    }
+    assert!(admin("admin = 3001").is_err(), "an app has it");
+}
+
+#[test]
 fn users_become_numbers() {
     let run_as = |keys: &str| app(keys).run_as.expect("a user");
     let root = run_as("user = 'root'");

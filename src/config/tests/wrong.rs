@@ -293,6 +293,14 @@ fn command_line() {
 }
 
 #[test]
+fn admin_addresses() {
+    let of = |admin: &str| errors(&format!("[app.a]\ncommand = \"a\"\nlisten = 3001\n[supervisor]\n{admin}\n"));
+    assert_snapshot!(of("admin = \"0.0.0.0:9700\""));
+    assert_snapshot!(of("admin = \"unix:/run/admin.sock\"\nadmin_public = \"yes\""));
+    assert_snapshot!(of("admin = \"127.0.0.1:3001\""));
+}
+
+#[test]
 fn users_and_limits() {
     assert_snapshot!(app_errors(
         r#"user = "nobodi"

@@ -42,7 +42,7 @@ impl Group {
                 }
             }
         }
-        let mut group = Group { addr, family, sockets, indexes, others: 0 };
+        let mut group = Group { addr, family, sockets, indexes, others: 0, given: false };
         group.count_others()?;
         Ok(group)
     }
@@ -57,7 +57,7 @@ impl Group {
             SocketAddr::V4(_) => Family::V4,
             SocketAddr::V6(_) => Family::V6 { only: v6only },
         };
-        let mut group = Group { addr, family, sockets: Vec::new(), indexes: Vec::new(), others: 0 };
+        let mut group = Group { addr, family, sockets: Vec::new(), indexes: Vec::new(), others: 0, given: false };
         group.grow(size)?;
         group.count_others().map_err(|error| ListenError::new(addr, "sock_diag", error))?;
         for index in &mut group.indexes {

@@ -62,6 +62,22 @@ pub enum ListenError {
         /// The family wanted.
         want: Family,
     },
+    /// The socket is somebody else's and cannot be made anew in the family wanted.
+    #[error("{addr} is the socket of a .socket unit, and the app wants {}: {}", family_words(*want), given_hint(*want, addr.port()))]
+    Given {
+        /// The group's address.
+        addr: SocketAddr,
+        /// The family wanted.
+        want: Family,
+    },
+    /// A socket that was given to us is in the way.
+    #[error("the .socket unit listens on {given}, not on {addr}: write ListenStream={addr} there, or listen = \"{given}\" here")]
+    GivenElsewhere {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// That of the socket.
+        given: SocketAddr,
+    },
     /// The path exists and is no socket, or cannot be one.
     #[error("cannot listen on {}: {reason}", path.display())]
     Path {
@@ -111,6 +127,13 @@ fn privileged(addr: SocketAddr) -> &'static str {
 
 fn ipv6_hint(addr: SocketAddr) -> &'static str {
     if addr.is_ipv6() { " (is IPv6 enabled?)" } else { "" }
+}
+
+fn given_hint(want: Family, port: u16) -> String {
+    match want {
+        Family::V4 => format!("let both the unit and the app's `listen` name 0.0.0.0:{port}"),
+        Family::V6 { .. } | Family::V6Mapped => format!("let both the unit and the app's `listen` name [::]:{port}"),
+    }
 }
 
 fn family_words(family: Family) -> &'static str {

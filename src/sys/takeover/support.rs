@@ -49,7 +49,8 @@ fn words(error: &io::Error) -> String {
         Some(libc::EBUSY) => "another program watches this process by seccomp already, and there can be one".into(),
         Some(libc::EPERM) => "the container or sandbox forbids seccomp filters".into(),
         Some(libc::ENOSYS | libc::EINVAL) => "this kernel cannot notify by seccomp (Linux 5.9 or later can)".into(),
-        _ => format!("a trial of seccomp notification failed: {error}"),
+        None => error.to_string(),
+        Some(_) => format!("a trial of seccomp notification failed: {error}"),
     }
 }
 
@@ -97,6 +98,29 @@ fn trial(filter: &[libc::sock_filter], no_new_privs: bool, report: c_int) -> ! {
     }
 }
 
+/// Takeover reads the arguments of a call and takes a copy of the app's socket. Both are asked for what
+/// is not there: the error says whether asking is allowed.
+fn may_look_into(pid: u32) -> io::Result<()> {
+    let forbidden = |call: &str, error: io::Error| {
+        io::Error::other(format!("the container or sandbox forbids {call}, by which rsup looks at the app's bind ({error})"))
+    };
+    let pidfd = process::pidfd_open(pid)?;
+    // SAFETY: integers.
+    match raw::check_long(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), c_int::MAX, 0) }) {
+        Err(error) if !raw::is_errno(&error, libc::EBADF) => return Err(forbidden("pidfd_getfd", error)),
+        Err(_) | Ok(_) => {}
+    }
+    let mut byte = 0u8;
+    let local = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    let remote = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 };
+    // SAFETY: one byte of ours may be written; the other process is only read, at an address that it lacks.
+    let got = unsafe { libc::process_vm_readv(pid as i32, &raw const local, 1, &raw const remote, 1, 0) };
+    match raw::check_long(got as libc::c_long) {
+        Err(error) if !raw::is_errno(&error, libc::EFAULT) => Err(forbidden("process_vm_readv", error)),
+        Err(_) | Ok(_) => Ok(()),
+    }
+}
+
 fn answer(ours: &std::os::unix::net::UnixDatagram) -> io::Result<()> {
     ours.set_read_timeout(Some(PATIENCE))?;
     let mut errno = [0u8; size_of::<c_int>()];
@@ -122,7 +146,9 @@ fn answer(ours: &std::os::unix::net::UnixDatagram) -> io::Result<()> {
     // SAFETY: `exchange` is what this ioctl reads.
     let known =
         raw::check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const exchange) });
+    let allowed = may_look_into(call.pid);
     listener.respond(call.id, -SIGN, 0)?;
+    allowed?;
     if let Err(error) = known
         && !raw::is_errno(&error, libc::EBADF)
     {

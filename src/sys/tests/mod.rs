@@ -1,5 +1,6 @@
 //! Tests against the running kernel, with processes of other languages where that matters.
 
+mod given;
 mod listen;
 mod procfs;
 mod spawn;

@@ -1,0 +1,335 @@
+//! The systemd units that `rsup startup` writes. Pure: facts in, text out.
+
+use std::fmt::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::{AppSpec, Listen};
+
+/// The first line of every unit of ours: others are never overwritten or removed.
+pub const MARK: &str = "# Written by `rsup startup`";
+
+/// For the descriptors of one worker: a socket per address, two log pipes, the listener of its `bind`.
+const STORED_FDS: u32 = 8192;
+/// The event loop is stuck when it says nothing for so long. It waits for nothing, but a slow disk
+/// may hold it up.
+const WATCHDOG: u64 = 30;
+/// What a stop takes beside the apps' own timeouts.
+const STOP_MARGIN: Duration = Duration::from_secs(15);
+/// Where no app is known: drain and kill timeouts that nobody sets higher without a reason.
+const STOP_DEFAULT: Duration = Duration::from_secs(90);
+
+/// Whose manager runs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    System,
+    User,
+}
+
+impl Scope {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+        }
+    }
+
+    /// The words before every verb of systemctl and journalctl.
+    pub fn flag(self) -> &'static [&'static str] {
+        match self {
+            Self::System => &[],
+            Self::User => &["--user"],
+        }
+    }
+}
+
+/// How long a stop may take, and how that is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StopTimeout {
+    pub timeout: Duration,
+    pub because: String,
+}
+
+impl StopTimeout {
+    /// Of the apps that are known; `from` says where they are known from.
+    pub fn of(apps: &[AppSpec], from: &str) -> Self {
+        let takes = |app: &AppSpec| app.drain_timeout.saturating_add(app.kill_timeout);
+        match apps.iter().max_by_key(|app| takes(app)) {
+            Some(app) => Self {
+                timeout: takes(app).saturating_add(STOP_MARGIN),
+                because: format!(
+                    "drain_timeout {} + kill_timeout {} of {} ({from}) + {}",
+                    time(app.drain_timeout),
+                    time(app.kill_timeout),
+                    app.name,
+                    time(STOP_MARGIN)
+                ),
+            },
+            None => Self { timeout: STOP_DEFAULT, because: "no app is known yet, so this is a default".into() },
+        }
+    }
+}
+
+/// What the units are made of.
+#[derive(Clone, Debug)]
+pub struct Unit {
+    pub scope: Scope,
+    /// Without `.service`.
+    pub name: String,
+    /// This program, by a path that stays.
+    pub program: PathBuf,
+    /// Variables that the daemon needs to find its folders and to work as it does now.
+    pub env: Vec<(String, String)>,
+    /// The runtime folder is the one that systemd makes by this name below its own.
+    pub runtime_directory: Option<String>,
+    /// The same for the state.
+    pub state_directory: Option<String>,
+    /// Where the state is.
+    pub state: PathBuf,
+    pub stop: StopTimeout,
+    /// Of systemd, where it is known: younger settings are left out for older ones.
+    pub version: Option<u32>,
+    /// The service has a `.socket` unit.
+    pub sockets: bool,
+}
+
+impl Unit {
+    pub fn service(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write_service(&mut text);
+        text
+    }
+
+    fn write_service(&self, to: &mut String) -> fmt::Result {
+        let program = quoted(&self.program);
+        writeln!(to, "{MARK}; `rsup unstartup` removes it.")?;
+        writeln!(to, "# Changes of your own survive both in `systemctl edit {}.service`.\n", self.name)?;
+        writeln!(to, "[Unit]\nDescription=rsup, process supervisor\nDocumentation=man:rsup(1)")?;
+        if self.scope == Scope::System {
+            writeln!(to, "# An app may listen on an address that is there only once the network is.")?;
+            writeln!(to, "Wants=network-online.target\nAfter=network-online.target")?;
+            writeln!(to, "# The program and the state may be on file systems of their own.")?;
+            writeln!(to, "RequiresMountsFor={} {}", program, quoted(&self.state))?;
+        }
+        writeln!(to, "# A supervisor that died is started again, however often it happens.")?;
+        writeln!(to, "StartLimitIntervalSec=0\n\n[Service]")?;
+        writeln!(to, "# Started means: every app is ready. rsup says so itself, and how it does in words.")?;
+        writeln!(to, "Type=notify\nNotifyAccess=main")?;
+        writeln!(to, "ExecStart={program} daemon --service\nExecReload={program} reload all")?;
+        for (name, value) in &self.env {
+            writeln!(to, "Environment={}", quoted_text(&format!("{name}={value}")))?;
+        }
+        if self.sockets {
+            writeln!(to, "Sockets={}.socket", self.name)?;
+        }
+        self.write_life(to)?;
+        self.write_limits(to)?;
+        if self.scope == Scope::System {
+            self.write_sandbox(to)?;
+        }
+        let target = if self.scope == Scope::System { "multi-user.target" } else { "default.target" };
+        writeln!(to, "\n[Install]\nWantedBy={target}")
+    }
+
+    fn write_life(&self, to: &mut String) -> fmt::Result {
+        writeln!(to, "\n# Start again at once after any death, but not after `rsup kill`, which ends it with 0.")?;
+        writeln!(to, "Restart=always\nRestartSec=20ms\nRestartPreventExitStatus=0")?;
+        writeln!(to, "# The event loop itself pings. A core file would hold the apps' secrets, so no SIGABRT.")?;
+        writeln!(to, "WatchdogSec={WATCHDOG}\nWatchdogSignal=SIGKILL")?;
+        writeln!(to, "# systemd signals rsup alone, which stops its workers gracefully. When rsup dies, they live on")?;
+        writeln!(to, "# with their sockets for the next rsup to adopt (`mixed` would kill them first).")?;
+        writeln!(to, "KillMode=process")?;
+        writeln!(to, "# A worker that the kernel kills for want of memory is rsup's to replace.")?;
+        writeln!(to, "OOMPolicy=continue")?;
+        writeln!(to, "# {}.", self.stop.because)?;
+        writeln!(to, "# As long as apps start, reload or stop in their own time, rsup asks for more.")?;
+        writeln!(to, "TimeoutStopSec={}", self.stop.timeout.as_millis().div_ceil(1000))?;
+        writeln!(to, "TimeoutStartSec=90")?;
+        writeln!(to, "# Listening sockets, log pipes and the rest outlive rsup here, until the service is stopped.")?;
+        writeln!(to, "FileDescriptorStoreMax={STORED_FDS}")
+    }
+
+    fn write_limits(&self, to: &mut String) -> fmt::Result {
+        if self.runtime_directory.is_some() || self.state_directory.is_some() {
+            writeln!(to, "\n# For this user alone: the control socket gives full power over the apps.")?;
+        }
+        if let Some(name) = &self.runtime_directory {
+            writeln!(to, "RuntimeDirectory={name}\nRuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes")?;
+        }
+        if let Some(name) = &self.state_directory {
+            writeln!(to, "StateDirectory={name}\nStateDirectoryMode=0700")?;
+        }
+        writeln!(to, "\n# The cgroup below this unit is rsup's, for the apps' limits.")?;
+        writeln!(to, "Delegate=yes")?;
+        if self.version.is_some_and(|version| version >= 254) {
+            writeln!(to, "DelegateSubgroup=supervisor")?;
+        }
+        writeln!(to, "# Workers get these too; rsup itself needs a few descriptors for each of them.")?;
+        writeln!(to, "LimitNOFILE=65536:524288\nTasksMax=infinity\nSyslogIdentifier=rsup")
+    }
+
+    fn write_sandbox(&self, to: &mut String) -> fmt::Result {
+        writeln!(to, "\n# All of this holds for the workers as well, so it is only what no server needs. What breaks")?;
+        writeln!(to, "# some app is left to you: NoNewPrivileges (sudo), PrivateTmp (sockets in /tmp), ProtectSystem and")?;
+        writeln!(to, "# ProtectHome (where apps live and write), MemoryDenyWriteExecute (every just-in-time compiler),")?;
+        writeln!(to, "# RestrictSUIDSGID (deploys that keep modes), RestrictNamespaces (browsers, containers).")?;
+        writeln!(to, "# No kernel modules are loaded, and the kernel's log is neither read nor written.")?;
+        writeln!(to, "ProtectKernelModules=yes\nProtectKernelLogs=yes")?;
+        writeln!(to, "# Personalities of other systems turn off address randomisation.")?;
+        writeln!(to, "LockPersonality=yes")?;
+        writeln!(to, "# No worker reboots the machine, sets its clock, reaches for raw memory and devices, or changes")?;
+        writeln!(to, "# the security policy.")?;
+        writeln!(
+            to,
+            "CapabilityBoundingSet=~CAP_SYS_MODULE CAP_SYSLOG CAP_SYS_BOOT CAP_SYS_TIME CAP_SYS_RAWIO CAP_MAC_ADMIN CAP_MAC_OVERRIDE"
+        )
+    }
+}
+
+/// The `.socket` unit beside it.
+pub fn socket(listen: &[Listen]) -> String {
+    let mut text = format!("{MARK} --socket; `rsup unstartup` removes it.\n\n");
+    text.push_str("[Unit]\nDescription=Listening sockets of the apps of rsup\n\n[Socket]\n");
+    text.push_str("# They listen from early boot on, and while rsup is down: clients wait then, and are not refused.\n");
+    for address in listen {
+        let _ = match address {
+            Listen::Tcp { addr, .. } => writeln!(text, "ListenStream={addr}"),
+            Listen::Unix(path) => writeln!(text, "ListenStream={}", escaped(&path.display().to_string())),
+        };
+    }
+    let v6only = listen.iter().any(|listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: true }));
+    let both = if v6only { "ipv6-only" } else { "both" };
+    let _ = write!(text, "BindIPv6Only={both}\nBacklog=4096\nFileDescriptorName=listen\n\n");
+    text.push_str("[Install]\nWantedBy=sockets.target\n");
+    text
+}
+
+/// The addresses that one `.socket` unit can hold, each once, and those that it cannot: IPv6 sockets
+/// with and without IPv4 are a setting of the whole unit, and port 0 is not an address.
+pub fn listenable(apps: &[AppSpec]) -> (Vec<Listen>, Vec<Listen>) {
+    let mut all: Vec<Listen> = apps.iter().flat_map(|app| app.listen.clone()).collect();
+    all.sort();
+    all.dedup();
+    let dual = |listen: &Listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: false });
+    let only = |listen: &Listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: true });
+    let any_dual = all.iter().any(dual);
+    all.into_iter().partition(|listen| !(any_dual && only(listen)) && listen.tcp().is_none_or(|addr| addr.port() != 0))
+}
+
+/// Whether a unit that is there is for the daemon with this environment.
+pub fn is_for(text: &str, env: &[(String, String)]) -> bool {
+    let line = |(name, value): &(String, String)| format!("Environment={}", quoted_text(&format!("{name}={value}")));
+    let wanted = env.iter().find(|(name, _)| name == "RSUP_HOME").map(line);
+    let found = text.lines().find(|line| line.starts_with("Environment=") && line.contains("RSUP_HOME="));
+    found == wanted.as_deref()
+}
+
+fn time(of: Duration) -> String {
+    humantime::format_duration(of).to_string()
+}
+
+fn quoted(path: &Path) -> String {
+    quoted_text(&path.display().to_string())
+}
+
+/// As one word of a unit file (systemd.syntax(7)): in quotes where needed, with specifiers made
+/// harmless. Variables are none in the settings that this is for, the path of a program included.
+fn quoted_text(text: &str) -> String {
+    let text = escaped(text);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/_-.+=:@%,".contains(c);
+    if text.chars().all(plain) { text } else { format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")) }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('%', "%%")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn unit() -> Unit {
+        Unit {
+            scope: Scope::System,
+            name: "rsup".into(),
+            program: "/usr/local/bin/rsup".into(),
+            env: Vec::new(),
+            runtime_directory: Some("rsup".into()),
+            state_directory: Some("rsup".into()),
+            state: "/var/lib/rsup".into(),
+            stop: StopTimeout::of(&[], ""),
+            version: Some(252),
+            sockets: false,
+        }
+    }
+
+    fn apps(text: &str) -> Vec<AppSpec> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("supervisor.toml");
+        std::fs::write(&file, text).unwrap();
+        config::load(&file).unwrap().config.apps
+    }
+
+    #[test]
+    fn the_unit_of_the_system() {
+        insta::assert_snapshot!("unit_of_the_system", unit().service());
+    }
+
+    #[test]
+    fn the_unit_of_a_user_has_no_sandbox_and_its_own_home() {
+        let mut user = unit();
+        user.scope = Scope::User;
+        user.env = vec![("RSUP_HOME".into(), "/home/u/a 100% $x".into())];
+        (user.runtime_directory, user.state_directory) = (None, None);
+        user.version = Some(255);
+        insta::assert_snapshot!("unit_of_a_user", user.service());
+    }
+
+    #[test]
+    fn the_stop_timeout_is_above_that_of_the_slowest_app() {
+        let apps = apps(
+            "[app.a]\ncommand = [\"true\"]\nkill_timeout = \"2m\"\ndrain_timeout = \"5s\"\n[app.b]\ncommand = [\"true\"]\nkill_timeout = \"1s\"\n",
+        );
+        let stop = StopTimeout::of(&apps, "as the daemon has it");
+        assert_eq!(stop.timeout, Duration::from_secs(140));
+        assert_eq!(stop.because, "drain_timeout 5s + kill_timeout 2m of a (as the daemon has it) + 15s");
+        assert!(StopTimeout::of(&[], "").because.contains("default"));
+    }
+
+    #[test]
+    fn the_socket_unit_has_every_address_once() {
+        let apps = apps(
+            "[app.a]\ncommand = [\"true\"]\nlisten = [8080, \"127.0.0.1:9000\", \"unix:/run/a 1.sock\"]\n[app.b]\ncommand = [\"true\"]\nlisten = 8081\n",
+        );
+        let (listen, left) = listenable(&apps);
+        assert_eq!(left, []);
+        let text = socket(&listen);
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("ListenStream=")).collect();
+        assert_eq!(
+            lines,
+            ["ListenStream=127.0.0.1:9000", "ListenStream=[::]:8080", "ListenStream=[::]:8081", "ListenStream=/run/a 1.sock"]
+        );
+        assert!(text.contains("BindIPv6Only=both"));
+    }
+
+    #[test]
+    fn words_are_quoted_where_they_must_be() {
+        assert_eq!(quoted_text("/usr/bin/rsup"), "/usr/bin/rsup");
+        assert_eq!(quoted_text("/a b/100%"), "\"/a b/100%%\"");
+        assert_eq!(quoted_text("a\"b\\c$d"), "\"a\\\"b\\\\c$d\"");
+    }
+
+    #[test]
+    fn a_unit_belongs_to_one_home() {
+        let home = vec![("RSUP_HOME".to_owned(), "/x y".to_owned())];
+        let mut of_home = unit();
+        of_home.env = home.clone();
+        assert!(is_for(&of_home.service(), &home));
+        assert!(!is_for(&of_home.service(), &[]));
+        assert!(is_for(&unit().service(), &[]));
+        assert!(!is_for(&unit().service(), &home));
+    }
+}

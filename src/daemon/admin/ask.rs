@@ -1,0 +1,99 @@
+//! Questions to the main loop, and what it answers: facts, put into words elsewhere.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::Reloads;
+use super::readiness::Readiness;
+use crate::config::AppName;
+use crate::daemon::{Daemon, now};
+use crate::logs::{Loss, Stats};
+use crate::supervisor::{AppView, End};
+use crate::sys::procfs;
+
+/// A question, which holds one of the few places in the loop's queue until it is answered.
+pub struct Ask {
+    pub question: Question,
+    pub place: OwnedSemaphorePermit,
+}
+
+pub enum Question {
+    Health(oneshot::Sender<Health>),
+    Readiness(oneshot::Sender<Readiness>),
+    Metrics(oneshot::Sender<Box<Facts>>),
+}
+
+/// That it is told at all is the news.
+pub struct Health {
+    pub uptime: Duration,
+    pub apps: usize,
+    /// From the log thread, once it gets there.
+    pub logs: oneshot::Receiver<Stats>,
+}
+
+/// All that the metrics tell.
+pub struct Facts {
+    pub uptime: Duration,
+    /// Resident bytes of rsup itself.
+    pub memory: Option<u64>,
+    pub apps: Vec<AppFacts>,
+    pub reloads: Vec<(AppName, Reloads)>,
+    /// Of rsup's own output, in the foreground.
+    pub console: Option<Loss>,
+    pub logs: oneshot::Receiver<Stats>,
+}
+
+pub struct AppFacts {
+    pub view: AppView,
+    pub end: Option<End>,
+    /// Processor time by generation.
+    pub cpu: HashMap<u64, Duration>,
+}
+
+impl Daemon {
+    pub(in crate::daemon) fn on_ask(&mut self, Ask { question, place }: Ask) {
+        // Whoever asked may have lost patience.
+        match question {
+            Question::Health(answer) => {
+                let health =
+                    Health { uptime: now().since(self.started), apps: self.supervisor.names().count(), logs: self.pump.stats() };
+                let _ = answer.send(health);
+            }
+            Question::Readiness(answer) => {
+                let _ = answer.send(Readiness::of(self.ending, &self.app_facts()));
+            }
+            Question::Metrics(answer) => {
+                let _ = answer.send(Box::new(self.facts()));
+            }
+        }
+        drop(place);
+    }
+
+    fn app_facts(&self) -> Vec<AppFacts> {
+        let facts = |name: &AppName| {
+            let view = self.supervisor.view(name, now())?;
+            Some(AppFacts { view, end: self.supervisor.end_of(name), cpu: HashMap::new() })
+        };
+        self.supervisor.names().filter_map(facts).collect()
+    }
+
+    fn facts(&mut self) -> Facts {
+        let mut apps = self.app_facts();
+        let mut views: Vec<AppView> = apps.iter().map(|app| app.view.clone()).collect();
+        self.complete(&mut views);
+        let times = self.processor_times(&views);
+        for ((app, view), cpu) in apps.iter_mut().zip(views).zip(times) {
+            (app.view, app.cpu) = (view, cpu);
+        }
+        Facts {
+            uptime: now().since(self.started),
+            memory: procfs::resident(std::process::id()).ok(),
+            apps,
+            reloads: self.admin.reloads.iter().map(|(app, count)| (app.clone(), *count)).collect(),
+            console: self.options.console.as_ref().map(crate::logs::Console::lost),
+            logs: self.pump.stats(),
+        }
+    }
+}

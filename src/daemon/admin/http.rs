@@ -1,0 +1,295 @@
+//! The HTTP side: one thread, a few connections, one request on each.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, Semaphore, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::ask::{Ask, Question};
+use super::metrics;
+use crate::daemon::{Event, Events};
+
+/// Connections at the same time; more wait in the kernel's queue.
+const MOST: usize = 32;
+/// Questions in the main loop's queue at the same time.
+const QUESTIONS: usize = 4;
+/// How long the main loop, and then the log thread, may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The head of a request has to arrive within this time.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+/// A whole connection, answer and all.
+const TIME: Duration = Duration::from_secs(15);
+/// Bytes of a request's head. hyper takes no less.
+const HEAD: usize = 8 << 10;
+const HEADERS: usize = 64;
+/// Metrics cost a look at every worker's process: younger ones than this are good enough.
+const FRESH: Duration = Duration::from_millis(200);
+
+const OPENMETRICS: &str = "application/openmetrics-text";
+const PAGES: [&str; 4] = ["/health", "/readiness", "/liveness", "/metrics"];
+
+/// The listener and its thread, which ends with this.
+pub struct Server {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// As bind(2); when there is no thread to be had.
+    pub fn start(address: SocketAddr, events: Events) -> io::Result<Self> {
+        let listener = StdListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let (stop, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let serve = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = stopped => {}
+                    _ = accept(listener, events) => {}
+                }
+            });
+        };
+        let thread = thread::Builder::new().name("rsup-admin".into()).spawn(serve)?;
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    /// The address is free afterwards. The thread never blocks, so this takes no time to speak of.
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Site {
+    events: Events,
+    places: Arc<Semaphore>,
+    metrics: Mutex<Option<(Instant, Bytes)>>,
+}
+
+type Page = Response<Full<Bytes>>;
+
+/// The main loop did not answer in time.
+#[derive(Debug)]
+struct Stuck;
+
+async fn accept(listener: StdListener, events: Events) {
+    // It was made non-blocking above, which is all that can go wrong here.
+    let Ok(listener) = TcpListener::from_std(listener) else { return };
+    let site = Arc::new(Site { events, places: Arc::new(Semaphore::new(QUESTIONS)), metrics: Mutex::default() });
+    let room = Arc::new(Semaphore::new(MOST));
+    loop {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let site = site.clone();
+                tokio::spawn(async move {
+                    let _ = timeout(TIME, connection(stream, &site)).await;
+                    drop(permit);
+                });
+            }
+            // No descriptor is free, most likely.
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, site: &Site) {
+    let service = service_fn(|request| async move { Ok::<_, Infallible>(site.respond(&request).await) });
+    // An error is the client's: it went away, or spoke no HTTP. Nobody is left to tell.
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .keep_alive(false)
+        .half_close(true)
+        .max_buf_size(HEAD)
+        .max_headers(HEADERS)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+impl Site {
+    async fn respond(&self, request: &Request<Incoming>) -> Page {
+        let path = request.uri().path();
+        if !PAGES.contains(&path) {
+            return page(StatusCode::NOT_FOUND, &json!({ "error": "no such page", "pages": PAGES }));
+        }
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            let mut refusal = page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "only GET and HEAD" }));
+            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refusal;
+        }
+        let answer = match path {
+            "/liveness" => self.ask(Question::Health).await.map(|_| page(StatusCode::OK, &json!({ "alive": true }))),
+            "/health" => self.health().await,
+            "/readiness" => self.ask(Question::Readiness).await.map(|readiness| {
+                let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                page(status, &readiness)
+            }),
+            _ => self.metrics(request.headers()).await,
+        };
+        answer.unwrap_or_else(|Stuck| {
+            let why = format!("rsup's main loop does not answer within {} s", PATIENCE.as_secs());
+            page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": why }))
+        })
+    }
+
+    /// Asks the main loop.
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, Stuck> {
+        let asked = async {
+            let place = self.places.clone().acquire_owned().await.map_err(|_| Stuck)?;
+            let (answer, answered) = oneshot::channel();
+            self.events.send(Event::Ask(Ask { question: question(answer), place })).map_err(|_| Stuck)?;
+            answered.await.map_err(|_| Stuck)
+        };
+        timeout(PATIENCE, asked).await.unwrap_or(Err(Stuck))
+    }
+
+    async fn health(&self) -> Result<Page, Stuck> {
+        let health = self.ask(Question::Health).await?;
+        let logs = timeout(PATIENCE, health.logs).await.ok().and_then(Result::ok);
+        let status = if logs.is_some() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let body = json!({
+            "healthy": logs.is_some(),
+            "why": logs.is_none().then(|| format!("rsup's log thread does not answer within {} s", PATIENCE.as_secs())),
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_seconds": health.uptime.as_secs(),
+            "apps": health.apps,
+            "log_lost_bytes": logs.map(|stats| stats.lost_bytes),
+        });
+        Ok(page(status, &body))
+    }
+
+    async fn metrics(&self, headers: &HeaderMap) -> Result<Page, Stuck> {
+        // One look serves all who wait for one.
+        let mut kept = timeout(PATIENCE, self.metrics.lock()).await.map_err(|_| Stuck)?;
+        let text = match kept.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
+            Some((_, text)) => text.clone(),
+            None => {
+                let mut facts = self.ask(Question::Metrics).await?;
+                let logs = timeout(PATIENCE, &mut facts.logs).await.ok().and_then(Result::ok);
+                // Writing to a String cannot fail.
+                let text = Bytes::from(metrics::render(*facts, logs).unwrap_or_default());
+                *kept = Some((Instant::now(), text.clone()));
+                text
+            }
+        };
+        let asks_for = |value: &HeaderValue| value.to_str().is_ok_and(|value| value.contains(OPENMETRICS));
+        let kind = if headers.get_all(ACCEPT).iter().any(asks_for) {
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        } else {
+            "text/plain; version=0.0.4; charset=utf-8"
+        };
+        Ok(response(StatusCode::OK, kind, text))
+    }
+}
+
+fn page(status: StatusCode, body: &impl serde::Serialize) -> Page {
+    let mut text = serde_json::to_vec(body).unwrap_or_default();
+    text.push(b'\n');
+    response(status, "application/json", text.into())
+}
+
+fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Page {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// A port that is free now.
+    fn address() -> SocketAddr {
+        let listener = StdListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("its address")
+    }
+
+    fn exchange(address: SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).expect("connect");
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        // The other side may have had enough before all of it is sent.
+        let _ = stream.write_all(request);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[test]
+    fn a_main_loop_that_is_stuck_is_told_so() {
+        let (events, mut inbox) = mpsc::unbounded_channel();
+        let server = Server::start(address(), events).expect("a listener");
+        let ask = |page: &str| exchange(server.address(), format!("GET {page} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+        thread::scope(|scope| {
+            // More than there are places in the queue, so that some never get into it.
+            let answers: Vec<_> = PAGES.iter().cycle().take(16).map(|page| scope.spawn(|| ask(page))).collect();
+            for answer in answers {
+                let answer = answer.join().expect("an answer");
+                assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("does not answer within 2 s"), "{answer}");
+            }
+        });
+        let mut asked = 0;
+        while inbox.try_recv().is_ok() {
+            asked += 1;
+        }
+        assert!((1..=QUESTIONS).contains(&asked), "{asked} questions in the queue of a loop that is stuck");
+    }
+
+    #[test]
+    fn what_is_not_http_or_too_much_of_it_is_turned_away() {
+        let (events, _inbox) = mpsc::unbounded_channel();
+        let server = Server::start(address(), events).expect("a listener");
+        let huge = format!("GET /health HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(64 << 10));
+        assert!(exchange(server.address(), huge.as_bytes()).starts_with("HTTP/1.1 431 "));
+        let many = format!("GET /health HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(200));
+        assert!(exchange(server.address(), many.as_bytes()).starts_with("HTTP/1.1 431 "));
+        assert!(exchange(server.address(), &[0xff; 4096]).starts_with("HTTP/1.1 400 "));
+        assert!(exchange(server.address(), b"DELETE /health HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 405 "));
+        assert!(exchange(server.address(), b"GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 404 "));
+    }
+
+    #[test]
+    fn its_end_frees_the_address_whoever_is_connected() {
+        let (events, _inbox) = mpsc::unbounded_channel();
+        let server = Server::start(address(), events.clone()).expect("a listener");
+        let address = server.address();
+        let idle: Vec<TcpStream> = (0..MOST + 5).map(|_| TcpStream::connect(address).expect("connect")).collect();
+        drop(server);
+        assert!(TcpStream::connect(address).is_err());
+        drop(Server::start(address, events).expect("the address is free"));
+        drop(idle);
+    }
+}

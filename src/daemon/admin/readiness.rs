@@ -1,0 +1,72 @@
+//! Whether the whole may get traffic.
+
+use serde::Serialize;
+
+use super::ask::AppFacts;
+use crate::config::AppName;
+use crate::supervisor::{AppPhase, End, OperationKind, WorkerPhase};
+
+/// The answer of `/readiness`.
+#[derive(Debug, Serialize)]
+pub struct Readiness {
+    pub ready: bool,
+    /// Why not, where it is not for an app.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'static str>,
+    apps: Vec<AppReadiness>,
+}
+
+#[derive(Debug, Serialize)]
+struct AppReadiness {
+    app: AppName,
+    ready: bool,
+    phase: &'static str,
+    workers_ready: usize,
+    instances: u16,
+    /// Why it is not, or not quite.
+    why: Option<String>,
+}
+
+impl Readiness {
+    /// Ready once every app is that is wanted. One that was stopped by a command, or has done its
+    /// work and ended well, is not waited for.
+    pub fn of(ending: bool, apps: &[AppFacts]) -> Self {
+        let apps: Vec<AppReadiness> = apps.iter().filter_map(of_app).collect();
+        Self {
+            ready: !ending && apps.iter().all(|app| app.ready),
+            why: ending.then_some("rsup is stopping every app and will end"),
+            apps,
+        }
+    }
+}
+
+fn of_app(AppFacts { view, end, .. }: &AppFacts) -> Option<AppReadiness> {
+    let workers_ready = view.workers.iter().filter(|worker| worker.phase == WorkerPhase::Ready).count();
+    let starting = view.operation.as_ref().is_some_and(|operation| operation.kind == OperationKind::Start);
+    let ready = match (view.phase, end) {
+        (AppPhase::Stopping | AppPhase::Stopped, None) | (_, Some(End::Well)) => return None,
+        (_, Some(End::Failed(_))) => false,
+        // A start is over when all workers are ready. Later one is enough: the others share the traffic
+        // of one that is being replaced, and nobody is helped if they get none.
+        (AppPhase::Starting | AppPhase::Ready | AppPhase::Degraded | AppPhase::Reloading | AppPhase::Errored, None) => {
+            workers_ready > 0 && !starting
+        }
+    };
+    let whole = workers_ready >= usize::from(view.instances);
+    let why = (!ready || !whole).then(|| {
+        let of_worker =
+            view.workers.iter().find_map(|worker| worker.reason.clone().filter(|_| worker.phase != WorkerPhase::Ready));
+        view.reason.clone().or(of_worker).unwrap_or_else(|| match starting {
+            true => "its start is under way".to_owned(),
+            false => format!("{workers_ready} of {} workers are ready", view.instances),
+        })
+    });
+    Some(AppReadiness {
+        app: view.name.clone(),
+        ready,
+        phase: view.phase.as_str(),
+        workers_ready,
+        instances: view.instances,
+        why,
+    })
+}

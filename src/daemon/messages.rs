@@ -1,0 +1,104 @@
+//! What the daemon says of itself: on stderr, or on its console among the lines of the workers.
+
+use std::fmt::{self, Write as _};
+use std::io;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber, info, warn};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use crate::config::AppName;
+use crate::logs::Console;
+
+/// Of messages about one app, which begin with its name.
+const ABOUT_APP: &str = "rsup::app";
+
+/// From now on messages go to stderr, as JSON if wanted.
+pub fn on_stderr(json: bool) {
+    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+    // A second call in the same process (tests) keeps the first.
+    let _ = if json {
+        tracing::subscriber::set_global_default(builder.json().finish())
+    } else {
+        let ansi = std::io::IsTerminal::is_terminal(&io::stderr());
+        tracing::subscriber::set_global_default(builder.with_ansi(ansi).finish())
+    };
+}
+
+/// From now on messages go to the console.
+pub fn on_console(console: Console) {
+    let subscriber = tracing_subscriber::registry().with(Lines(console)).with(LevelFilter::INFO);
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Says what has become of an app.
+pub fn about(app: &AppName, text: &str, bad: bool) {
+    if bad {
+        warn!(target: ABOUT_APP, "{app}: {text}");
+    } else {
+        info!(target: ABOUT_APP, "{app}: {text}");
+    }
+}
+
+struct Lines(Console);
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut words = Words::default();
+        event.record(&mut words);
+        let text = format!("{}{}", words.message, words.facts);
+        let level = event.metadata().level().as_str().to_ascii_lowercase();
+        match text.split_once(": ").filter(|_| event.metadata().target() == ABOUT_APP) {
+            Some((app, text)) => self.0.message(&level, Some(app), text),
+            None => self.0.message(&level, None, &text),
+        }
+    }
+}
+
+/// The message, and what else there is as ` name=value`.
+#[derive(Default)]
+struct Words {
+    message: String,
+    facts: String,
+}
+
+impl Visit for Words {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a String cannot fail.
+        let _ = match field.name() {
+            "message" => write!(self.message, "{value:?}"),
+            name => write!(self.facts, " {name}={value:?}"),
+        };
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::subscriber::with_default;
+
+    use super::*;
+    use crate::logs::Format;
+
+    #[test]
+    fn messages_are_lines_of_the_console() {
+        let (console, mut reader) = Console::new(Format::Json);
+        let subscriber = tracing_subscriber::registry().with(Lines(console)).with(LevelFilter::INFO);
+        with_default(subscriber, || {
+            info!(pid = 7, version = "1.0", "rsup is up");
+            tracing::debug!("not worth a line");
+            about(&AppName::new("web"), "0 exited: code 3\nand more", true);
+        });
+        let chunk = reader.take().expect("lines");
+        let lines: Vec<serde_json::Value> =
+            chunk.bytes.split_inclusive(|b| *b == b'\n').map(|line| serde_json::from_slice(line).expect("JSON")).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!((&lines[0]["line"], &lines[0]["level"]), (&"rsup is up pid=7 version=1.0".into(), &"info".into()));
+        assert_eq!((&lines[1]["app"], &lines[1]["level"]), (&"web".into(), &"warn".into()));
+        assert_eq!(lines[1]["line"], "0 exited: code 3\nand more");
+    }
+}

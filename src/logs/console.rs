@@ -1,0 +1,407 @@
+//! Lines on their way to rsup's own output, beside the files: for whoever collects the output of a container.
+//!
+//! Any number of writers, one [`Reader`]. What is between them is bounded: a reader that is stuck, or whose
+//! output is closed, costs lines, which are counted and told where they are missing. It never holds up the
+//! daemon, and the pump for a moment only.
+
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use memchr::memchr_iter;
+
+use super::{Format, Source, Stream, format};
+
+/// Bytes that wait to be written. More than a burst of lines, less than anybody would notice.
+const CAPACITY: usize = 1 << 20;
+/// So much more may wait of the daemon's own messages, which are few.
+const RESERVE: usize = 64 << 10;
+/// How long the pump may wait for a reader that is slower than the workers, in each of its rounds. One that
+/// takes nothing for so long is not waited for again until it goes on.
+pub(super) const PATIENCE: Duration = Duration::from_millis(100);
+/// How often an output that fails is tried for the sake of telling what it lacks.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Where lines go in.
+#[derive(Clone, Debug)]
+pub struct Console {
+    shared: Arc<Shared>,
+    format: Format,
+}
+
+/// Where they come out, for the one who writes them.
+#[derive(Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+    format: Format,
+}
+
+/// Whole lines.
+#[derive(Debug)]
+pub struct Chunk {
+    pub bytes: Vec<u8>,
+    told: Told,
+}
+
+/// Lines that say what is missing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    /// What they say to be lost.
+    loss: Loss,
+    /// The lines themselves.
+    words: Loss,
+}
+
+/// What has not been written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    pub bytes: u64,
+    pub lines: u64,
+}
+
+impl Loss {
+    fn of(lines: &[u8]) -> Loss {
+        Loss { bytes: lines.len() as u64, lines: memchr_iter(b'\n', lines).count() as u64 }
+    }
+
+    fn without(self, other: Loss) -> Loss {
+        Loss { bytes: self.bytes.saturating_sub(other.bytes), lines: self.lines.saturating_sub(other.lines) }
+    }
+
+    fn add(&mut self, other: Loss) {
+        self.bytes += other.bytes;
+        self.lines += other.lines;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something was put in, or it was closed.
+    filled: Condvar,
+    /// Something was written.
+    drained: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    buffer: Vec<u8>,
+    /// Bytes put in and not yet written: those in the buffer and those in the reader's hands.
+    waiting: usize,
+    /// Lost and not yet told.
+    loss: Loss,
+    /// In the buffer.
+    told: Told,
+    /// Lost since the beginning.
+    lost: Loss,
+    /// It took nothing for as long as we had patience.
+    stuck: bool,
+    /// The last attempt to write failed.
+    failing: Option<String>,
+    closed: bool,
+    /// The reader is gone.
+    abandoned: bool,
+}
+
+impl Console {
+    /// An empty one, whose lines look like this.
+    pub fn new(format: Format) -> (Console, Reader) {
+        let shared = Arc::<Shared>::default();
+        (Console { shared: shared.clone(), format }, Reader { shared, format })
+    }
+
+    /// How its lines look.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// What precedes each line of a worker.
+    pub(super) fn prefix(&self, source: &Source, stream: Stream, out: &mut Vec<u8>) {
+        format::console_prefix(self.format, source, stream, out);
+    }
+
+    /// Puts in whole lines of workers. Waits for room as long as there is patience, and takes from that.
+    pub(super) fn lines(&self, lines: &[u8], patience: &mut Duration) {
+        let mut state = self.shared.lock();
+        let full = |state: &mut State| state.waiting + lines.len() > CAPACITY;
+        if full(&mut state) && !state.stuck && !patience.is_zero() {
+            let (begin, before) = (Instant::now(), state.waiting);
+            let waited = self.shared.drained.wait_timeout_while(state, *patience, |state| full(state));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            *patience = patience.saturating_sub(begin.elapsed());
+            // Nobody else fills it in earnest meanwhile.
+            state.stuck = state.waiting >= before;
+        }
+        if full(&mut state) {
+            return state.lose(Loss::of(lines));
+        }
+        self.put(state, lines);
+    }
+
+    /// Puts in a message of the daemon's own; never waits. `level` as in `"warn"`.
+    pub fn message(&self, level: &str, app: Option<&str>, text: &str) {
+        let line = format::message(self.format, level, app, text);
+        let mut state = self.shared.lock();
+        if state.waiting + line.len() > CAPACITY + RESERVE {
+            return state.lose(Loss::of(&line));
+        }
+        self.put(state, &line);
+    }
+
+    fn put(&self, mut state: MutexGuard<'_, State>, lines: &[u8]) {
+        let before = state.buffer.len();
+        state.tell(self.format);
+        state.buffer.extend_from_slice(lines);
+        state.waiting += state.buffer.len() - before;
+        drop(state);
+        self.shared.filled.notify_one();
+    }
+
+    /// What was lost since the beginning.
+    pub fn lost(&self) -> Loss {
+        self.shared.lock().lost
+    }
+
+    /// Nothing more will come: the reader ends when it has read what there is. Waits for that, but not
+    /// for ever.
+    pub fn finish(&self, patience: Duration) {
+        self.close();
+        let state = self.shared.lock();
+        drop(self.shared.drained.wait_timeout_while(state, patience, |state| !state.abandoned));
+    }
+
+    /// Waits until everything is written that is there, but not for ever.
+    pub fn flush(&self, patience: Duration) {
+        let state = self.shared.lock();
+        drop(self.shared.drained.wait_timeout_while(state, patience, |state| state.waiting > 0 && !state.abandoned));
+    }
+
+    fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.filled.notify_one();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn lose(&mut self, loss: Loss) {
+        self.loss.add(loss);
+        self.lost.add(loss);
+    }
+
+    /// Says in the buffer what is missing at this place.
+    fn tell(&mut self, format: Format) {
+        if self.loss == Loss::default() {
+            return;
+        }
+        let loss = mem::take(&mut self.loss);
+        self.told.loss.add(loss);
+        let why = self.failing.as_deref().unwrap_or("the reader is too slow");
+        let text = format!("{} bytes in {} lines were lost here: {why}", loss.bytes, loss.lines);
+        let line = format::message(format, "warn", None, &text);
+        self.told.words.add(Loss::of(&line));
+        self.buffer.extend_from_slice(&line);
+    }
+}
+
+impl Reader {
+    /// Waits for lines; `None` once there will be no more.
+    pub fn take(&mut self) -> Option<Chunk> {
+        let mut state = self.shared.lock();
+        loop {
+            if !state.buffer.is_empty() {
+                let bytes = mem::take(&mut state.buffer);
+                return Some(Chunk { bytes, told: mem::take(&mut state.told) });
+            }
+            if state.closed && (state.failing.is_some() || state.loss == Loss::default()) {
+                return None;
+            }
+            if state.loss == Loss::default() {
+                state = self.shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            // There is room again, and nobody has said anything since.
+            if state.failing.is_some() {
+                let idle = |state: &mut State| state.buffer.is_empty() && !state.closed;
+                let waited = self.shared.filled.wait_timeout_while(state, RETRY, idle);
+                let (again, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+                state = again;
+                if !waited.timed_out() {
+                    continue;
+                }
+            }
+            state.tell(self.format);
+            state.waiting += state.buffer.len();
+        }
+    }
+
+    /// So many bytes of the chunk have been written.
+    pub fn wrote(&mut self, bytes: usize) {
+        let mut state = self.shared.lock();
+        state.waiting = state.waiting.saturating_sub(bytes);
+        state.stuck = false;
+        state.failing = None;
+        drop(state);
+        self.shared.drained.notify_all();
+    }
+
+    /// The chunk could not be written from this byte on. True for the first failure in a row.
+    pub fn failed(&mut self, chunk: &Chunk, from: usize, why: &str) -> bool {
+        let rest = chunk.bytes.get(from..).unwrap_or_default();
+        let mut state = self.shared.lock();
+        state.waiting = state.waiting.saturating_sub(rest.len());
+        state.lose(Loss::of(rest).without(chunk.told.words));
+        // With the lines that told of it goes the knowledge.
+        state.loss.add(chunk.told.loss);
+        let first = state.failing.replace(why.to_owned()).is_none();
+        drop(state);
+        self.shared.drained.notify_all();
+        first
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.lock().abandoned = true;
+        self.shared.drained.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(console: &Console, lines: &[u8]) {
+        console.lines(lines, &mut PATIENCE.clone());
+    }
+
+    fn text(chunk: &Chunk) -> String {
+        String::from_utf8(chunk.bytes.clone()).expect("UTF-8")
+    }
+
+    fn next(reader: &mut Reader) -> String {
+        let chunk = reader.take().expect("lines");
+        reader.wrote(chunk.bytes.len());
+        text(&chunk)
+    }
+
+    #[test]
+    fn a_reader_that_is_stuck_costs_lines_and_no_memory_and_is_waited_for_once() {
+        let (console, mut reader) = Console::new(Format::Text);
+        let block = b"0123456789abcde\n".repeat(1000);
+        let begin = Instant::now();
+        for _ in 0..10_000 {
+            put(&console, &block); // 160 MB
+        }
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        let waiting = console.shared.lock().buffer.capacity();
+        assert!(waiting <= 2 * CAPACITY, "{waiting}");
+        console.message("info", Some("web"), "there is room for a word of the daemon's own");
+        let first = reader.take().expect("lines");
+        let kept = first.bytes.iter().filter(|b| **b == b'\n').count() as u64;
+        let lost = console.lost();
+        assert_eq!(lost.lines, 10_000_000 - (kept - 2), "what is not there is counted");
+        assert_eq!(lost.bytes, lost.lines * 16);
+        reader.wrote(first.bytes.len());
+        put(&console, b"after\n");
+        let said = format!("rsup | warn: {} bytes in {} lines were lost here: the reader is too slow\n", lost.bytes, lost.lines);
+        assert!(text(&first).contains(&said));
+        assert_eq!(next(&mut reader), "after\n");
+        console.close();
+        assert!(reader.take().is_none());
+    }
+
+    #[test]
+    fn a_loss_is_told_even_if_nothing_follows() {
+        let (console, mut reader) = Console::new(Format::Json);
+        let block = b"0123456789abcde\n".repeat(CAPACITY / 16);
+        put(&console, &block);
+        put(&console, &block);
+        assert_eq!(next(&mut reader).len(), block.len());
+        let told: serde_json::Value = serde_json::from_str(&next(&mut reader)).expect("JSON");
+        assert_eq!((&told["stream"], &told["level"]), (&"rsup".into(), &"warn".into()));
+        assert!(told["line"].as_str().is_some_and(|line| line.starts_with("1048576 bytes in 65536 lines were lost here")));
+    }
+
+    #[test]
+    fn an_output_that_works_again_says_what_it_lacks() {
+        let (console, mut reader) = Console::new(Format::Text);
+        put(&console, b"one\ntwo\n");
+        let chunk = reader.take().expect("lines");
+        assert!(reader.failed(&chunk, 4, "No space left on device"));
+        for _ in 0..2 {
+            let told = reader.take().expect("what is lost");
+            assert!(text(&told).contains("4 bytes in 1 lines were lost here: No space left on device"), "{}", text(&told));
+            assert!(!reader.failed(&told, 0, "No space left on device"), "only the first is worth a word");
+        }
+        put(&console, b"three\n");
+        let last = next(&mut reader);
+        assert!(last.contains(" 4 bytes in 1 lines") && last.ends_with("\nthree\n"), "{last}");
+        assert_eq!(console.lost(), Loss { bytes: 4, lines: 1 });
+        console.close();
+        assert!(reader.take().is_none());
+    }
+
+    #[test]
+    fn a_slow_reader_is_waited_for() {
+        let (console, mut reader) = Console::new(Format::Text);
+        let thread = std::thread::spawn(move || {
+            let mut lines = 0;
+            while let Some(chunk) = reader.take() {
+                for piece in chunk.bytes.chunks(16 << 10) {
+                    std::thread::sleep(Duration::from_micros(50));
+                    reader.wrote(piece.len());
+                }
+                lines += chunk.bytes.iter().filter(|b| **b == b'\n').count();
+            }
+            lines
+        });
+        let block = b"0123456789abcde\n".repeat(4000);
+        for _ in 0..300 {
+            console.lines(&block, &mut Duration::from_secs(60));
+        }
+        console.close();
+        assert_eq!((thread.join().expect("the reader"), console.lost()), (1_200_000, Loss::default()));
+    }
+
+    #[test]
+    fn a_round_of_the_pump_is_held_up_no_longer_than_patience_lasts() {
+        let (console, mut reader) = Console::new(Format::Text);
+        // It moves, but far too slowly.
+        let slow = std::thread::spawn(move || {
+            while let Some(chunk) = reader.take() {
+                for piece in chunk.bytes.chunks(1 << 10) {
+                    std::thread::sleep(Duration::from_millis(1));
+                    reader.wrote(piece.len());
+                }
+            }
+        });
+        let block = b"0123456789abcde\n".repeat(4000);
+        let (begin, mut patience) = (Instant::now(), PATIENCE);
+        for _ in 0..200 {
+            console.lines(&block, &mut patience); // 12.8 MB at 1 MB/s or less
+        }
+        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        assert!(patience.is_zero() && console.lost().lines > 0);
+        console.close();
+        slow.join().expect("the reader");
+    }
+
+    #[test]
+    fn lines_say_whose_they_are() {
+        let source = Source { app: "api".into(), instance: 3, key: 1 };
+        let (mut prefix, (text, _), (json, _)) = (Vec::new(), Console::new(Format::Text), Console::new(Format::Json));
+        let mut of = |console: &Console, stream| {
+            console.prefix(&source, stream, &mut prefix);
+            String::from_utf8(prefix.clone()).expect("UTF-8")
+        };
+        assert!(of(&text, Stream::Out).ends_with("Z api:3 | "));
+        assert!(of(&text, Stream::Err).ends_with("Z api:3 err | "));
+        assert!(of(&json, Stream::Err).ends_with(r#","app":"api","instance":3,"stream":"err","line":"#));
+    }
+}
