@@ -5,6 +5,7 @@ use super::app::{App, Wanted};
 use super::seat::{Hold, Seat};
 use super::view::Exit;
 use crate::config::AppName;
+use crate::exit::SIGKILL;
 
 /// How an app ended for good that nobody had told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
