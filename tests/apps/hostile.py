@@ -39,13 +39,16 @@ def ask(path):
     with socket.socket(socket.AF_UNIX) as s:
         s.connect(path)
         body = json.dumps({"version": 1, "request": "list", "wait": False}).encode()
-        s.sendall(len(body).to_bytes(4, "big") + body)
         answer = b""
+        try:
+            s.sendall(len(body).to_bytes(4, "big") + body)
+        except BrokenPipeError:
+            pass  # it was answered without being heard
         try:
             while piece := s.recv(65536):
                 answer += piece
         except ConnectionResetError:
-            pass  # it was answered without being heard
+            pass  # the same, a moment later
         return answer[4:].decode()
 
 
