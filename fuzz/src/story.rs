@@ -84,11 +84,12 @@ fn ids(supervisor: &Supervisor) -> Vec<WorkerId> {
 fn found(supervisor: &Supervisor, bytes: &mut Unstructured<'_>) -> BTreeMap<WorkerId, Found> {
     let mut all = BTreeMap::new();
     for id in ids(supervisor) {
-        let found = match bytes.arbitrary::<u8>().unwrap_or(0) % 5 {
+        let found = match bytes.arbitrary::<u8>().unwrap_or(0) % 6 {
             0 => Found::Alive { pid: 7 },
             1 => Found::Gone { exit: Exit::Code(1), descendants: false },
             2 => Found::Gone { exit: Exit::Unknown, descendants: true },
             3 => Found::NeverStarted,
+            4 => Found::OutOfReach { pid: 7 },
             _ => continue,
         };
         all.insert(id, found);
