@@ -14,6 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::daemonize;
 use super::problem::{FAILED, Problem, Report};
 use crate::control::{self, Accepted, Answer, Call, Failure, Reply, Request};
+use crate::daemon::is_of_foreground;
 use crate::keeper;
 use crate::paths::Paths;
 use crate::supervisor::Progress;
@@ -163,9 +164,10 @@ impl Client {
     }
 
     /// A daemon that was killed together with its keeper has left its state, and its workers: the
-    /// first command that comes starts the next one.
+    /// first command that comes starts the next one. One in the foreground is for its owner to start.
     fn revive(&self) -> bool {
-        if !self.revives || !self.paths.live_state().exists() || keeper::is_at_work(&self.paths) {
+        let state = self.paths.live_state();
+        if !self.revives || !state.exists() || keeper::is_at_work(&self.paths) || is_of_foreground(&state) {
             return false;
         }
         // The one that is started is asked as well, by a client that does not come here again.

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::isolation::Confinement;
 use super::spawn::{answer_binds, until_end, wants_takeover};
-use super::state::{Process, State};
+use super::state::{self, Process, State};
 use super::tree::{self, Marks, Orphans};
 use super::vault::name;
 use super::{Daemon, complain, notify, now};
@@ -39,7 +39,7 @@ impl Daemon {
     pub(super) fn adopt(&mut self, state: State) {
         let State { daemon, supervisor, .. } = state;
         self.supervisor = supervisor;
-        self.rest = daemon;
+        self.rest = state::Rest { foreground: self.options.foreground, ..daemon };
         self.ending = self.rest.ending.is_some();
         self.calls.go_on_after(self.last_op());
         let apps: Vec<AppName> = self.supervisor.names().cloned().collect();

@@ -55,6 +55,7 @@ use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
 use start::Inheritance;
+pub use state::is_of_foreground;
 pub use upgrade::{CAN_GO_ON, try_state};
 
 /// How the daemon was started.

@@ -137,6 +137,7 @@ impl Daemon {
         let signals = Signals::new().map_err(system("cannot catch signals"))?;
         let saving = Saving::start(paths, &options, &events).map_err(system("cannot start the thread that saves"))?;
         let (open, conversations) = mpsc::channel(1);
+        let foreground = options.foreground;
         let mut daemon = Daemon {
             supervisor: Supervisor::new(fastrand::u64(..)),
             events: events.clone(),
@@ -162,7 +163,7 @@ impl Daemon {
             vault,
             keeper,
             kept_before,
-            rest: Rest::default(),
+            rest: Rest { foreground, ..Rest::default() },
             saving,
             handles,
             upgrading: None,

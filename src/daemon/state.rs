@@ -43,6 +43,9 @@ pub struct Rest {
     /// Every app is being stopped, and then the daemon ends.
     #[serde(default)]
     pub ending: Option<Ending>,
+    /// The daemon runs in the foreground: whoever started it sees to its next start.
+    #[serde(default)]
+    pub foreground: bool,
     /// Processes of workers, by generation.
     #[serde(default)]
     pub processes: BTreeMap<u64, Process>,
@@ -132,6 +135,20 @@ pub fn read(path: &Path) -> Result<State, ReadError> {
         Err(why) if why.kind() == io::ErrorKind::NotFound => Err(ReadError::None),
         Err(why) => Err(ReadError::Io(why)),
     }
+}
+
+/// Whether the next daemon is somebody else's to start, by what the live state says.
+pub fn is_of_foreground(path: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Head {
+        daemon: Foreground,
+    }
+    #[derive(Deserialize)]
+    struct Foreground {
+        #[serde(default)]
+        foreground: bool,
+    }
+    fs::read(path).is_ok_and(|bytes| serde_json::from_slice(&bytes).is_ok_and(|head: Head| head.daemon.foreground))
 }
 
 /// Moves a state that cannot be used out of the way, so that nothing overwrites it; where to.
@@ -247,6 +264,7 @@ mod tests {
         assert!(matches!(read(&path), Err(ReadError::None)));
         let rest = Rest {
             ending: None,
+            foreground: true,
             processes: [(3, Process { pid: 5, started: StartTime(6) })].into(),
             results: [(OpId(9), Ok(()))].into(),
             upgrade: None,

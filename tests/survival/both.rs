@@ -1,5 +1,6 @@
 //! `kill -9` of daemon and keeper: the workers are alone, and the next command finds them.
 
+use std::process::Stdio;
 use std::time::Instant;
 
 use crate::common::load::Load;
@@ -66,6 +67,28 @@ fn a_single_worker_that_died_too_is_started_again() {
     home.wait_view("web", "another worker", is_ready);
     assert_ne!(home.pid("web"), pid);
     let load = Load::start(port, "/");
+    home.ok(&["reload", "web"]);
+    load.lossless();
+}
+
+#[test]
+fn after_a_foreground_rsup_only_a_start_adopts() {
+    let home = Home::new();
+    let port = home.web("web", "instances = 2");
+    let mut command = home.rsup();
+    command.args(["start", "--foreground", "supervisor.toml"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut foreground = command.spawn().unwrap();
+    wait_until("the daemon", || home.run(&["ping"]).code == 0);
+    home.wait_view("web", "ready", is_ready);
+    let before = home.pids("web");
+    let load = Load::start(port, "/");
+    foreground.kill().unwrap();
+    foreground.wait().unwrap();
+    load.more(100);
+    // Whoever started it will start it again, and must not find another one in its place.
+    home.run(&["ping"]).code(1).says(&["no daemon runs"]);
+    home.ok(&["start"]);
+    assert_eq!(home.pids("web"), before);
     home.ok(&["reload", "web"]);
     load.lossless();
 }
