@@ -62,6 +62,11 @@ fn frames() {
 }
 
 #[test]
+fn packets_of_the_keeper() {
+    each("keeper", 2000, fuzzing::keeper);
+}
+
+#[test]
 fn answers() {
     each("answers", 500, fuzzing::answers);
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rsup::config::{self, AppSpec, Problem, Script};
 use rsup::control::{self, Answer, Call, MAX_FRAME};
+use rsup::keeper::wire::{self, FromKeeper, ToKeeper};
 use rsup::supervisor::Supervisor;
 
 /// Any text as `supervisor.toml`.
@@ -24,6 +25,22 @@ pub fn configuration(text: &str) {
             let (one, other) = (errors.render(true), errors.to_string());
             assert!(!one.is_empty() && !other.is_empty());
         }
+    }
+}
+
+/// Any packet between the daemon and its keeper: what is understood was said so, and can be kept by
+/// systemd as well.
+pub fn keeper(packet: &[u8]) {
+    if let Some(message) = ToKeeper::parse(packet) {
+        assert_eq!(message.encode(), packet);
+        assert!(packet.len() <= wire::LONGEST);
+        if let ToKeeper::Keep(name) | ToKeeper::Drop(name) = message {
+            assert!(wire::is_name(&name));
+        }
+    }
+    if let Some(message) = FromKeeper::parse(packet) {
+        assert_eq!(message.encode(), packet);
+        assert!(packet.len() <= wire::LONGEST);
     }
 }
 

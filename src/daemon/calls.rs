@@ -428,6 +428,7 @@ impl Daemon {
             notes.push(format!("takeover of bind(2) is not possible here: {why}; the app must take its sockets from LISTEN_FDS"));
         }
         notes.extend(self.troubles.of(&[&logs.out, &logs.err]));
+        notes.extend(self.saving.troubles().map(str::to_owned));
         if spec.listen.iter().any(|l| l.tcp().is_none()) {
             notes.push(
                 "a unix socket is one descriptor for all workers: its connections cannot be steered, weighed or probed by worker"

@@ -34,8 +34,8 @@ impl Saving {
     }
 
     /// What is wrong with it, in words.
-    pub fn trouble(&self) -> Option<&str> {
-        self.troubles.iter().flatten().next().map(String::as_str)
+    pub fn troubles(&self) -> impl Iterator<Item = &str> {
+        self.troubles.iter().flatten().map(String::as_str)
     }
 
     fn note(&mut self, which: usize, what: &str, how: io::Result<()>) {
@@ -107,7 +107,7 @@ impl Daemon {
 
     /// From time to time, in case a disk was full.
     pub(super) fn save_again(&mut self) {
-        if self.saving.trouble().is_some() {
+        if self.saving.troubles().next().is_some() {
             self.unsaved_for_reboot();
             self.save();
         }

@@ -171,11 +171,15 @@ impl Sockets {
             *place = *weight;
         }
         let table = Table { weights, balance: Balance::Random, hold: LOBBY };
-        // The order is a guess at first, and right unless a worker shut its socket down or some were lost.
+        // As the kernel has it. The program in force lets probes through, and it is right as well: one
+        // that follows a guess would send connections astray for a moment. Only where there is none
+        // yet, the guess has to do.
         let order = |group: &mut Group| {
             mend(group)?;
-            group.steer(&table)?;
-            group.find_order()?;
+            if group.find_order().is_err() {
+                group.steer(&table)?;
+                group.find_order()?;
+            }
             group.steer(&table)
         };
         if let Err(why) = order(&mut group) {

@@ -251,6 +251,8 @@ impl Keeper {
                     self.tell(&FromKeeper::Kept(name.clone()), Some(fd));
                 }
                 self.tell(&FromKeeper::AllKept, None);
+                // From here on it mostly sleeps.
+                process::forget_program_pages();
             }
             ToKeeper::HowEnded(pid) => {
                 self.reap();

@@ -175,6 +175,25 @@ pub fn nofile_found() -> Option<String> {
     FOUND.get().map(|found| found.soft.to_string())
 }
 
+/// Gives back the pages of program and libraries that were needed for the start alone: a process that
+/// sleeps most of the time need not have them. Those that are needed again come from the page cache.
+///
+/// Only executable mappings of files: nothing was ever written there, so nothing is lost.
+pub fn forget_program_pages() {
+    for line in std::fs::read_to_string("/proc/self/maps").unwrap_or_default().lines() {
+        // start-end permissions offset device inode path (proc_pid_maps(5))
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(range), Some("r-xp"), Some(path)) = (fields.next(), fields.next(), fields.nth(3)) else { continue };
+        let hex = |text| usize::from_str_radix(text, 16).ok();
+        let Some((start, end)) = range.split_once('-').and_then(|(start, end)| hex(start).zip(hex(end))) else { continue };
+        if path.starts_with('/') && start < end {
+            // SAFETY: the range is a private mapping of a file without permission to write, so its pages
+            // are those of the file; after MADV_DONTNEED the next access reads them again (madvise(2)).
+            unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
+        }
+    }
+}
+
 /// The time since boot without suspended time (`CLOCK_MONOTONIC`): the same for all processes,
 /// so it may be kept across a restart of rsup, not across a boot ([`boot_id`]).
 #[must_use]

@@ -89,8 +89,12 @@ fn a_full_disk_under_logs_and_state() {
     home.ok(&["scale", "jot", "2"]);
     home.ok(&["restart", "jot"]);
     until_it_is_said(&home, "No space left");
+    until_the_state_is(&home, "a reboot would forget changes", true);
     fs::remove_file(state.join("ballast")).unwrap();
     until_it_is_over(&home);
+    until_the_state_is(&home, "a reboot would forget changes", false);
+    let saved = fs::read_to_string(state.join("state.json")).unwrap();
+    assert!(saved.contains("\"last_revision\":3"), "what could not be saved is saved now: {saved}");
     let text = home.logs("jot");
     assert!(text.contains("lines were lost here: No space left"), "{text}");
     wait_for("the daemon says so too", || {
@@ -98,6 +102,44 @@ fn a_full_disk_under_logs_and_state() {
         if log.contains("can be written again") { Ok(()) } else { Err(log) }
     });
     calm.untouched(&home);
+}
+
+/// Whether `describe` says that the state cannot be saved, with this consequence.
+#[track_caller]
+fn until_the_state_is(home: &Home, consequence: &str, in_trouble: bool) {
+    wait_for("it is said of the state", || {
+        let notes = home.describe("jot")["notes"].to_string();
+        if notes.contains(consequence) == in_trouble { Ok(()) } else { Err(notes) }
+    });
+}
+
+/// Nothing can be written down for the next daemon: that is said, all goes on, and once there is room
+/// again the next daemon knows everything.
+#[test]
+fn a_full_disk_under_the_live_state() {
+    let home = Home::new();
+    let folder = home.rsup_home().join("run");
+    // Under the disk, when that is gone, as rsup itself makes it.
+    fs::create_dir_all(&folder).unwrap();
+    fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let Some(_disk) = Mounted::new(&folder, &["-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs"]) else { return };
+    let calm = Bystander::start(&home);
+    jot(&home, "");
+    home.ok(&["start"]);
+    fill(&folder.join("ballast"));
+    home.ok(&["reload", "jot"]);
+    home.ok(&["scale", "jot", "2"]);
+    until_the_state_is(&home, "a killed rsup could not go on", true);
+    assert!(home.daemon_log().contains("No space left"), "{}", home.daemon_log());
+    fs::remove_file(folder.join("ballast")).unwrap();
+    home.ok(&["scale", "jot", "3"]);
+    until_the_state_is(&home, "a killed rsup could not go on", false);
+    let (before, daemon) = (home.pids("jot"), home.daemon());
+    crate::common::signal(daemon, nix::sys::signal::Signal::SIGKILL);
+    wait_until("the next daemon", || home.daemon() != daemon);
+    assert_eq!(home.pids("jot"), before);
+    calm.load_was_lossless();
+    home.ok(&["kill"]);
 }
 
 fn fill(path: &Path) {

@@ -82,3 +82,130 @@ fn a_daemon_that_cannot_begin_is_reported_and_leaves_no_keeper() {
     wait_until("nobody is left", || home.processes().is_empty());
     std::fs::remove_dir_all(home.rsup_home()).unwrap();
 }
+
+/// What the keeper hears from its daemon, and answers: with this test in the daemon's place.
+mod spoken {
+    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Stdio};
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use rsup::keeper::SOCKET;
+    use rsup::keeper::wire::{self, FromKeeper, ToKeeper};
+    use rsup::sys::{fdpass, inherit, procfs};
+
+    use crate::common::{Home, wait_until};
+
+    struct Talk {
+        socket: OwnedFd,
+        keeper: Child,
+        home: Home,
+    }
+
+    impl Talk {
+        fn begin() -> Self {
+            let home = Home::new();
+            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+            let number = inherit::leave_open(&theirs).unwrap();
+            let mut command = home.rsup();
+            let keeper = command.arg0("rsup").arg("keeper").env(SOCKET, number.to_string()).stderr(Stdio::null()).spawn();
+            Self { socket: ours, keeper: keeper.unwrap(), home }
+        }
+
+        fn raw(&self, packet: &[u8], fd: Option<&OwnedFd>) {
+            fdpass::send_message(&self.socket, packet, fd.map(AsFd::as_fd)).unwrap();
+        }
+
+        fn say(&self, message: &ToKeeper, fd: Option<&OwnedFd>) {
+            self.raw(&message.encode(), fd);
+        }
+
+        fn hear(&self) -> (FromKeeper, Option<OwnedFd>) {
+            let mut packet = [0; 512];
+            let (length, fd) = fdpass::receive(&self.socket, &mut packet).unwrap();
+            (FromKeeper::parse(&packet[..length]).unwrap(), fd)
+        }
+
+        fn names(&self) -> Vec<String> {
+            self.say(&ToKeeper::GiveBack, None);
+            let mut names = Vec::new();
+            loop {
+                match self.hear() {
+                    (FromKeeper::Kept(name), Some(_)) => names.push(name),
+                    (FromKeeper::AllKept, None) => return names,
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+
+        fn end(mut self) {
+            self.say(&ToKeeper::Bye, None);
+            drop(self.socket);
+            assert!(self.keeper.wait().unwrap().success());
+            wait_until("nobody is left", || self.home.processes().is_empty());
+        }
+    }
+
+    fn some_file() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    #[test]
+    fn what_is_kept_comes_back_and_what_makes_no_sense_harms_nobody() {
+        let talk = Talk::begin();
+        talk.say(&ToKeeper::Hello(wire::VERSION), None);
+        assert_eq!(talk.hear().0, FromKeeper::Hello(wire::VERSION));
+        talk.say(&ToKeeper::Keep("one".into()), Some(&some_file()));
+        let long = vec![b'K'; 100_000];
+        let nameless = ToKeeper::Keep(String::new()).encode();
+        let garbage: [&[u8]; 9] = [b"?", b"H", b"X", b"X123", b"Gx", b"\0\0\0\0", &long, &nameless, "Kn\u{e4}me".as_bytes()];
+        for packet in garbage {
+            talk.raw(packet, None);
+            // Whatever comes with it is closed.
+            talk.raw(packet, Some(&some_file()));
+        }
+        talk.say(&ToKeeper::Keep("without its descriptor".into()), None);
+        talk.say(&ToKeeper::Drop("never kept".into()), None);
+        talk.say(&ToKeeper::Keep("two".into()), Some(&some_file()));
+        assert_eq!(talk.names(), ["one", "two"]);
+        talk.say(&ToKeeper::HowEnded(1), None);
+        assert_eq!(talk.hear().0, FromKeeper::Ended(1, rsup::exit::Exit::Unknown));
+        talk.say(&ToKeeper::Drop("one".into()), None);
+        assert_eq!(talk.names(), ["two"]);
+        let open = std::fs::read_dir(format!("/proc/{}/fd", talk.keeper.id())).unwrap().count();
+        assert!(open < 12, "{open} descriptors are open");
+        talk.end();
+    }
+
+    #[test]
+    fn a_flood_is_bounded() {
+        let talk = Talk::begin();
+        let file = some_file();
+        for round in 0..3 {
+            for n in 0..20_000 {
+                talk.say(&ToKeeper::Keep(format!("{round}/{n}")), Some(&file));
+            }
+        }
+        let kept = talk.names().len();
+        assert!((1000..=16_384).contains(&kept), "{kept} are kept");
+        let memory = procfs::resident(talk.keeper.id()).unwrap();
+        assert!(memory < 16 << 20, "{memory} bytes");
+        talk.end();
+    }
+
+    #[test]
+    fn one_that_is_slow_or_silent_holds_up_nothing() {
+        let talk = Talk::begin();
+        // Questions whose answers nobody takes: the keeper waits for room, and for nothing else.
+        for n in 0..100 {
+            talk.say(&ToKeeper::Keep(format!("{n}")), Some(&some_file()));
+        }
+        talk.say(&ToKeeper::GiveBack, None);
+        talk.say(&ToKeeper::GiveBack, None);
+        let mut answers = 0;
+        while answers < 2 {
+            answers += usize::from(talk.hear().0 == FromKeeper::AllKept);
+        }
+        talk.end();
+    }
+}

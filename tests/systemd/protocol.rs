@@ -115,7 +115,7 @@ fn ready_is_said_when_every_app_is_ready_and_stopping_at_the_end() {
 fn an_app_that_fails_for_good_does_not_hold_up_the_boot() {
     let home = Home::new();
     web(&home, home.port(), "env = { CRASH_AT_START = \"1\" }\nrestart = { max_restarts = 1, backoff = \"10ms\" }");
-    let mut service = Service::start(&home, "start --foreground", &[], None);
+    let mut service = Service::start(&home, "start --foreground --exit-when never", &[], None);
     service.hear("READY=1");
     service.hear("STATUS=0 of 1 app ready (0 of 1 worker); errored: web");
 }
