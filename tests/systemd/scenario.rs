@@ -74,6 +74,7 @@ fn a_life_under_systemd() {
     step("install and start", || install(m));
     step("apps, their environment and group", || apps(m));
     step("reload under load", || reload(m, port));
+    step("an upgrade under load", || upgrade(m, port));
     step("the main process is killed under load", || kill(m, port));
     step("with KillMode=mixed the workers die", || mixed(m));
     step("descriptors in systemd's store", || store(m));
@@ -153,6 +154,20 @@ fn reload(m: &Machine, port: u16) {
     m.wait_show(SERVICE, "ActiveState", "active");
     assert_eq!(m.pids("web"), old);
     m.configure(port, "env = { WARM_MS = \"700\" }");
+}
+
+/// The process becomes the new program, and systemd hears of it as before.
+fn upgrade(m: &Machine, port: u16) {
+    let (main, workers) = (m.main_pid(), m.pids("web"));
+    let load = Load::start(port, "/health");
+    m.ok(&["rsup", "upgrade"]).says(&["no worker was touched"]);
+    assert_eq!((m.main_pid(), m.pids("web")), (main, workers));
+    m.ok(&["rsup", "reload", "web"]);
+    m.wait_show(SERVICE, "ActiveState", "active");
+    m.wait_show(SERVICE, "StatusText", "1 app ready (2 workers)");
+    assert_eq!(m.show(SERVICE, "NRestarts"), "0");
+    load.more(200);
+    load.lossless();
 }
 
 fn kill(m: &Machine, port: u16) {
