@@ -54,6 +54,8 @@ impl Link {
             match link.next(deadline)? {
                 (FromKeeper::Hello(wire::VERSION), _) => break,
                 (FromKeeper::Hello(other), _) => {
+                    // It makes room for one of ours.
+                    link.send(&ToKeeper::Bye, None);
                     let text = format!("the keeper speaks version {other}, this daemon version {}", wire::VERSION);
                     return Err(io::Error::new(ErrorKind::InvalidData, text));
                 }
