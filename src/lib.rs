@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod exit;
 pub mod keeper;
 pub mod load;
+mod lock;
 pub mod logs;
 pub mod paths;
 pub mod supervisor;

@@ -67,7 +67,7 @@ impl Paths {
         self.runtime.join("control.sock")
     }
 
-    /// Held with `flock` by the one daemon that may run here.
+    /// Locked by the one daemon that may run here.
     pub fn lock(&self) -> PathBuf {
         self.runtime.join("daemon.lock")
     }

@@ -122,7 +122,7 @@ impl Client {
         let mut lives = LIVES;
         while let Err(CallError::Broken(_)) = result
             && lives > 0
-            && keeper::is_at_work(&self.paths)
+            && (keeper::is_at_work(&self.paths) || self.paths.live_state().exists())
             && (call.request.only_asks() || !accepted.is_empty())
         {
             lives -= 1;
@@ -133,6 +133,11 @@ impl Client {
                 Call { request: Request::Await { actions: accepted.clone(), kill }, ..*call }
             };
             result = self.talk(&call, patience, interrupt, progress, &mut Vec::new());
+            if let Err(CallError::NoDaemon) = result
+                && self.revive()
+            {
+                result = self.talk(&call, patience, interrupt, progress, &mut Vec::new());
+            }
         }
         // An answer that makes no sense may come from another version, which a ping may tell.
         if let Err(CallError::Broken(_)) = result

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::isolation::Confinement;
 use super::spawn::{answer_binds, until_end, wants_takeover};
@@ -76,13 +76,7 @@ impl Daemon {
     fn living(&mut self, worker: &Worker) -> Option<Living> {
         let id = &worker.id;
         let early = worker.phase() == WorkerPhase::Spawning;
-        let Some(process) = self.rest.processes.get(&id.generation).copied() else {
-            // Forked, and the daemon was killed before it could write that down.
-            let (pid, started) = tree::unrecorded(id, self.orphans()).filter(|_| early)?;
-            warn!("{id}: pid {pid} was started and not written down; it is ended, and started anew");
-            end(Process { pid, started });
-            return None;
-        };
+        let process = self.rest.processes.get(&id.generation).copied()?;
         let Process { pid, started } = process;
         // The pidfd is taken first and the identity checked after: then it cannot be a stranger's.
         let pidfd = Arc::new(process::pidfd_open(pid).ok()?);
@@ -106,13 +100,11 @@ impl Daemon {
             // Nobody could answer its bind(2) any more; it has never served.
             info!("{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew");
             end(process);
+            // As if it had never been.
+            self.rest.processes.remove(&id.generation);
             return None;
         }
         Some(Living { process, pidfd, sockets })
-    }
-
-    fn orphans(&self) -> Orphans {
-        Orphans::Adopted { keeper: self.keeper }
     }
 
     fn adopt_sockets(&mut self, app: &AppName, living: &mut HashMap<u64, Living>) {
@@ -191,9 +183,10 @@ impl Daemon {
             .filter_map(|stream| self.output_pipe(id, stream, u32::from(worker.instance), leader))
             .filter_map(|pipe| PipeId::of(pipe).ok())
             .collect();
-        // After an upgrade workers are our own children still.
-        let here = procfs::parent_of(leader) == Some(std::process::id());
-        let orphans = if here { Orphans::Here } else { self.orphans() };
+        // Its parent is the reaper that its orphans will go to. After an upgrade that is this process.
+        let reaper = procfs::parent_of(leader).unwrap_or_else(std::os::unix::process::parent_id);
+        let ours = self.keeper == Some(reaper);
+        let orphans = if reaper == std::process::id() { Orphans::Here } else { Orphans::Adopted { reaper, ours } };
         Marks { worker: id.clone(), leader, output, cgroup: confinement.leaf().cloned(), orphans }
     }
 

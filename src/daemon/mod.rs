@@ -56,7 +56,7 @@ use sockets::Sockets;
 use spawn::Running;
 use start::Inheritance;
 pub use state::is_of_foreground;
-pub use upgrade::{CAN_GO_ON, try_state};
+pub use upgrade::{CAN_GO_ON, takes_over, try_state};
 
 /// How the daemon was started.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -433,6 +433,8 @@ impl Daemon {
     fn now_and_then(&mut self) {
         self.look_for_strangers();
         self.save_again();
+        self.vault.store_again();
+        self.stay_in_use();
     }
 
     /// Everything is stopped and everybody has his answer.

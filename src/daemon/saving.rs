@@ -1,20 +1,30 @@
 //! When the state is written down, and what a new daemon makes of what it finds.
 
 use std::io;
+use std::time::Duration;
+
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
 
 use tracing::{error, info, warn};
 
 use super::state::{self, Ending, Process, ReadError, Saver, State};
 use super::{Daemon, Event, Events, Options, complain, now};
+use crate::keeper::AGAIN;
 use crate::paths::Paths;
-use crate::supervisor::WorkerId;
+use crate::supervisor::{Time, WorkerId};
 use crate::sys::process;
+
+/// How often files are touched, so that they are not taken for forgotten.
+const TOUCH: Duration = Duration::from_secs(3600);
 
 /// How the writing goes.
 pub struct Saving {
     boot: String,
     /// None where a reboot has nothing to remember: what is to run is given anew each time.
     saver: Option<Saver>,
+    /// When the files were last touched.
+    touched: Option<Time>,
     /// What the live state does not say yet.
     unsaved: bool,
     /// Nor the saved one.
@@ -30,7 +40,7 @@ impl Saving {
         let saver = if options.given_anew { None } else { Some(Saver::start(paths.saved_state(), told)?) };
         // Without /proc nothing of rsup works.
         let boot = process::boot_id()?;
-        Ok(Self { boot, saver, unsaved: false, unsaved_for_reboot: false, troubles: [None, None] })
+        Ok(Self { boot, saver, touched: None, unsaved: false, unsaved_for_reboot: false, troubles: [None, None] })
     }
 
     /// What is wrong with it, in words.
@@ -105,6 +115,19 @@ impl Daemon {
         }
     }
 
+    /// Files in /tmp that nobody touches are cleaned away (tmpfiles.d(5)), and these are needed as long as
+    /// this daemon lives.
+    pub(super) fn stay_in_use(&mut self) {
+        let time = now();
+        if self.saving.touched.is_some_and(|last| time.since(last) < TOUCH) {
+            return;
+        }
+        self.saving.touched = Some(time);
+        for path in [self.paths.live_state(), self.paths.lock(), self.paths.keeper_lock()] {
+            let _ = std::fs::File::open(path).map(|file| futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW));
+        }
+    }
+
     /// From time to time, in case a disk was full.
     pub(super) fn save_again(&mut self) {
         if self.saving.troubles().next().is_some() {
@@ -145,6 +168,13 @@ impl Daemon {
                 return self.upgrade_died();
             }
             Some(_) | None => {}
+        }
+        self.unsaved();
+        if std::env::var_os(AGAIN).is_some() {
+            // A daemon has a live state until it ends on purpose: its keeper did not hear of that.
+            info!("the daemon before this one had ended on purpose; so does this one");
+            self.ending = true;
+            return;
         }
         // Whatever was kept belongs to workers that nobody knows any more.
         self.vault.forget_all(&["listen/", "out/", "err/", "bind/", "notify/", "node/"].map(str::to_owned));

@@ -197,8 +197,11 @@ impl Daemon {
         for (stream, pipe) in [(Stream::Out, &out), (Stream::Err, &err)] {
             self.vault.keep(name::output(id.generation, stream, spec.name.as_str(), u32::from(instance)), pipe);
         }
+        plan.held = true;
         let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
         self.record(id, Process { pid: child.pid, started: child.started });
+        // Written down, it may go on. One that is gone is noticed by its end.
+        let _ = child.exec.go();
         let source = |key| Source { app: spec.name.shared(), instance: u32::from(instance), key };
         self.pump.attach(source(id.generation), Stream::Out, out, &settings);
         self.pump.attach(source(id.generation), Stream::Err, err, &settings);

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 
-use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -19,6 +18,7 @@ use super::state::{self, Rest};
 use super::systemd::{self, Received};
 use super::vault::{self, Vault};
 use super::{Daemon, Error, Options, Started, memory, now, server, system};
+use crate::lock;
 use crate::logs::{self, Pump};
 use crate::paths::Paths;
 use crate::supervisor::Supervisor;
@@ -26,8 +26,8 @@ use crate::sys::{process, takeover};
 
 /// Descriptors that every daemon of these folders needs, and passes on when it becomes another program.
 pub struct Handles {
-    /// Locked by flock(2) as long as it is open anywhere: there is one daemon only.
-    pub lock: Flock<File>,
+    /// Locked as long as it is open anywhere: there is one daemon only.
+    pub lock: File,
     /// The control socket.
     pub control: OwnedFd,
 }
@@ -71,16 +71,13 @@ impl Inheritance {
     }
 }
 
-fn lock(paths: &Paths) -> Result<Flock<File>, Error> {
+fn lock(paths: &Paths) -> Result<File, Error> {
     let path = paths.lock();
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(system(format!("cannot open {}", path.display())))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Running(path))
+    match lock::take(&path) {
+        Ok(Some(file)) => Ok(file),
+        Ok(None) => Err(Error::Running(path)),
+        Err(why) => Err(system(format!("cannot open {}", path.display()))(why)),
+    }
 }
 
 /// The control socket: mode 0600 in a folder that nobody else can enter.

@@ -34,16 +34,16 @@ pub struct Marks {
 pub enum Orphans {
     /// The worker is this daemon's own child.
     Here,
-    /// An earlier daemon started it; to our keeper, if that is this process, or to whoever reaps for
-    /// all, whose other children may be those of another rsup.
-    Adopted { keeper: Option<u32> },
+    /// An earlier daemon started it. `ours`: that is our keeper, and has no other children than those
+    /// of this rsup.
+    Adopted { reaper: u32, ours: bool },
 }
 
 impl Orphans {
     fn list(self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
         match self {
             Self::Here => procfs::children(known),
-            Self::Adopted { .. } => procfs::children_of(std::os::unix::process::parent_id(), known),
+            Self::Adopted { reaper, .. } => procfs::children_of(reaper, known),
         }
     }
 
@@ -51,7 +51,7 @@ impl Orphans {
     fn are_ours(self) -> bool {
         match self {
             Self::Here => true,
-            Self::Adopted { keeper } => keeper == Some(std::os::unix::process::parent_id()),
+            Self::Adopted { ours, .. } => ours,
         }
     }
 }
@@ -67,15 +67,6 @@ impl Marks {
 fn is_named(pid: u32, worker: &WorkerId) -> bool {
     let value = procfs::environ_of(pid, "RSUP_WORKER").ok().flatten();
     value.is_some_and(|value| value.to_str() == Some(&worker.to_string()))
-}
-
-/// The worker's own process, among the children of our keeper: for one that a daemon started and
-/// had no time to write down.
-pub fn unrecorded(worker: &WorkerId, orphans: Orphans) -> Option<(u32, StartTime)> {
-    if !orphans.are_ours() {
-        return None;
-    }
-    orphans.list(|_| false).into_iter().find(|(pid, _)| is_named(*pid, worker))
 }
 
 /// Whether exec has happened: from then on the worker has its own environment.

@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
@@ -96,6 +95,11 @@ pub struct Pending {
     since: Time,
 }
 
+/// Whether this program was executed in place of another one, which goes on with it.
+pub fn takes_over() -> bool {
+    std::env::var_os(MANIFEST).is_some()
+}
+
 /// What the former program left, if this one was executed by it.
 ///
 /// # Errors
@@ -117,9 +121,7 @@ fn take_over(manifest: OwnedFd) -> io::Result<(Inheritance, Back)> {
     let held = manifest.held.iter().map(|(name, fd)| Ok((name.clone(), take(*fd)?))).collect::<io::Result<_>>()?;
     let keeper = manifest.keeper.map(&mut take).transpose()?;
     let sockets = manifest.given.iter().map(|fd| take(*fd)).collect::<io::Result<_>>()?;
-    // Locked already, by the same open file.
-    let lock = Flock::lock(File::from(take(manifest.lock)?), FlockArg::LockExclusiveNonblock).map_err(|(_, why)| why)?;
-    let handles = Handles { lock, control: take(manifest.control)? };
+    let handles = Handles { lock: take(manifest.lock)?.into(), control: take(manifest.control)? };
     let previous = inherit::take(manifest.previous)?;
     let inheritance = Inheritance {
         options: manifest.options.clone(),

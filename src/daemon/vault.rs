@@ -1,7 +1,7 @@
 //! Everything that has to outlive the daemon: duplicates of its descriptors, by name, here for the
 //! next program of this process (`rsup upgrade`) and at the keeper for the next process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -27,6 +27,9 @@ pub struct Vault {
     held: BTreeMap<String, OwnedFd>,
     backend: Backend,
     made: Option<u32>,
+    made_at: Option<Instant>,
+    /// What systemd had no room for at the time.
+    unstored: BTreeSet<String>,
 }
 
 /// Who holds the descriptors when this process is gone.
@@ -45,7 +48,7 @@ pub enum Backend {
 impl Vault {
     /// `held` is what was taken back from the backend.
     pub fn new(backend: Backend, held: BTreeMap<String, OwnedFd>, made: Option<u32>) -> Self {
-        Self { held, backend, made }
+        Self { held, backend, made, made_at: None, unstored: BTreeSet::new() }
     }
 
     /// Everything that the next program of this process is to have, and the socket to the keeper.
@@ -107,8 +110,12 @@ impl Vault {
             Backend::Systemd(link) => {
                 // It keeps any number of one name.
                 let others = if self.held.contains_key(&name) { link.remove(&name) } else { Ok(()) };
-                if let Err(why) = others.and_then(|()| link.store(&name, &copy)) {
-                    warn!("{name} would not outlive rsup: {why}");
+                match others.and_then(|()| link.store(&name, &copy)) {
+                    Ok(()) => drop(self.unstored.remove(&name)),
+                    Err(why) => {
+                        warn!("{name} would not outlive rsup for the moment: {why}");
+                        self.unstored.insert(name.clone());
+                    }
                 }
             }
             Backend::Nobody | Backend::NoKeeper { .. } => {}
@@ -163,6 +170,15 @@ impl Vault {
         beginnings.iter().for_each(|beginning| self.keep_exactly(beginning, Vec::new()));
     }
 
+    /// Tries again what systemd did not take.
+    pub fn store_again(&mut self) {
+        for name in std::mem::take(&mut self.unstored) {
+            if let Some(fd) = self.get(&name) {
+                self.keep(name, fd);
+            }
+        }
+    }
+
     /// Asks how a process ended that the keeper has inherited from an earlier daemon.
     pub fn how_ended(&mut self, pid: u32, answer: oneshot::Sender<Exit>) {
         match &mut self.backend {
@@ -186,7 +202,10 @@ impl Vault {
             Backend::Keeper(link) => {
                 if link.turn().await == Heard::Gone {
                     warn!("the keeper is gone; making another");
-                    self.backend = Backend::NoKeeper { next: Instant::now() };
+                    // One that died as soon as it was made is not made again at once.
+                    let early = self.made_at.is_some_and(|at| at.elapsed() < AGAIN);
+                    let next = if early { Instant::now() + AGAIN } else { Instant::now() };
+                    self.backend = Backend::NoKeeper { next };
                 }
             }
             Backend::NoKeeper { next } => {
@@ -204,6 +223,7 @@ impl Vault {
                 }
                 info!(pid, "made a keeper");
                 self.made = Some(pid);
+                self.made_at = Some(Instant::now());
                 self.backend = Backend::Keeper(link);
             }
             Err(why) => {
@@ -215,10 +235,11 @@ impl Vault {
 
     /// The daemon ends on purpose: nothing is to be kept.
     pub fn bye(&mut self) {
-        if let Backend::Keeper(link) = &mut self.backend {
-            link.send(&ToKeeper::Bye, None);
+        match &mut self.backend {
+            Backend::Keeper(link) => link.bye(),
+            Backend::Systemd(_) => self.forget_all(&[String::new()]),
+            Backend::Nobody | Backend::NoKeeper { .. } => {}
         }
-        self.forget_all(&[String::new()]);
     }
 }
 

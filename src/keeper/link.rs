@@ -104,6 +104,19 @@ impl Link {
         self.unsent.push_back((packet, fd.and_then(|fd| fd.try_clone_to_owned().ok())));
     }
 
+    /// The last word; what was still to be kept is of no use any more. Waits for room.
+    pub fn bye(&mut self) {
+        self.unsent.clear();
+        let deadline = Instant::now() + PATIENCE;
+        while full(fdpass::send_message(self.socket(), &ToKeeper::Bye.encode(), None)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut room = [PollFd::new(self.socket(), PollFlags::POLLOUT)];
+            if left.is_zero() || poll(&mut room, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)).is_err() {
+                return;
+            }
+        }
+    }
+
     /// Asks how a process ended that became the keeper's child; whoever waits for the answer gets
     /// nothing if the keeper dies.
     pub fn how_ended(&mut self, pid: u32, answer: oneshot::Sender<Exit>) {

@@ -14,7 +14,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,6 +26,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::exit::Exit;
+use crate::lock;
 use crate::paths::Paths;
 use crate::sys::{fdpass, inherit, process};
 use wire::{FromKeeper, ToKeeper};
@@ -37,6 +37,9 @@ pub const PROGRAM: &str = "program";
 /// The variable that tells a daemon, or a keeper that a daemon made, the number of its end of the
 /// pair.
 pub const SOCKET: &str = "RSUP_KEEPER_FD";
+
+/// The variable that tells a daemon that the one before it died.
+pub const AGAIN: &str = "RSUP_AGAIN";
 
 /// How many descriptors are kept at the most: three for each worker and some for each app.
 const MOST_KEPT: usize = 16_384;
@@ -58,6 +61,8 @@ impl Ends {
         if self.0.len() == MOST_ENDS {
             self.0.pop_front();
         }
+        // Numbers are used again.
+        self.0.retain(|(other, _)| *other != pid);
         self.0.push_back((pid, exit));
     }
 
@@ -145,25 +150,14 @@ fn try_run() -> io::Result<u8> {
     }
 }
 
-/// Held as long as the keeper lives: it tells commands that a daemon will be back. A lock of the
-/// open file, because that kind can be asked for without being taken.
+/// Held as long as the keeper lives: it tells commands that a daemon will be back.
 fn lock(paths: &Paths) -> io::Result<File> {
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(paths.keeper_lock())?;
-    match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
-        Ok(_) => Ok(file),
-        Err(_) => Err(io::Error::other("another keeper is at work already")),
-    }
+    lock::take(&paths.keeper_lock())?.ok_or_else(|| io::Error::other("another keeper is at work already"))
 }
 
 /// Whether a keeper is at work: a daemon that does not answer will then be back soon.
 pub fn is_at_work(paths: &Paths) -> bool {
-    let Ok(file) = File::options().write(true).open(paths.keeper_lock()) else { return false };
-    let mut lock = whole_file();
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
-}
-
-fn whole_file() -> libc::flock {
-    libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
+    lock::is_taken(&paths.keeper_lock())
 }
 
 impl Keeper {
@@ -217,11 +211,14 @@ impl Keeper {
         loop {
             let Some(daemon) = &self.daemon else { return };
             match fdpass::receive(&daemon.socket, &mut packet) {
-                // Nobody has the other end any more.
+                // Nobody has the other end any more. A daemon that lives all the same makes do without us.
                 Ok((0, _)) => {
+                    self.bye |= daemon.pidfd.as_ref().is_some_and(|pidfd| !ends_soon(pidfd));
                     dead = true;
                     break;
                 }
+                // Said once if it left answers unread; its own words come after.
+                Err(why) if why.kind() == io::ErrorKind::ConnectionReset => {}
                 // There is nothing more to hear.
                 Err(_) => break,
                 Ok((length, fd)) => match ToKeeper::parse(&packet[..length]) {
@@ -237,7 +234,11 @@ impl Keeper {
 
     fn on_message(&mut self, message: ToKeeper, fd: Option<OwnedFd>) {
         match message {
-            ToKeeper::Hello(_) => self.tell(&FromKeeper::Hello(wire::VERSION), None),
+            ToKeeper::Hello(_) => {
+                // It may have said goodbye in the name of a program that could not begin.
+                self.bye = false;
+                self.tell(&FromKeeper::Hello(wire::VERSION), None);
+            }
             ToKeeper::Keep(name) => match fd {
                 Some(_) if self.kept.len() >= MOST_KEPT && !self.kept.contains_key(&name) => {
                     say(&format!("{name} is not kept: {MOST_KEPT} others are"));
@@ -319,11 +320,20 @@ impl Keeper {
         };
         let mut command = Command::new(program);
         command.arg0("rsup").arg("daemon").env(SOCKET, number.to_string());
+        if self.deaths > 0 {
+            command.env(AGAIN, "1");
+        }
         command.envs(process::nofile_found().map(|soft| (process::NOFILE, soft)));
         let child = command.stdin(Stdio::null()).spawn()?;
         let pid = child.id();
         Ok(Daemon { pid, pidfd: Some(process::pidfd_open(pid)?), socket: ours, since: Instant::now() })
     }
+}
+
+/// A dying process loses its descriptors a moment before it is a zombie.
+fn ends_soon(pidfd: &OwnedFd) -> bool {
+    let mut wanted = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    !matches!(poll(&mut wanted, PollTimeout::from(1000u16)), Ok(0))
 }
 
 /// A pair whose first end never waits.

@@ -51,6 +51,9 @@ pub struct Plan {
     pub takeover: bool,
     /// Whether to set `PR_SET_NO_NEW_PRIVS`: see [`takeover::Support::Yes`].
     pub no_new_privs: bool,
+    /// Whether the child waits before its exec until [`ExecReport::go`]. If this process dies first, it
+    /// ends without a trace.
+    pub held: bool,
     /// Whether processes of the same user that are no ancestors may look into it as a tracer may
     /// (`PR_SET_PTRACER_ANY`): the next daemon is none, and where Yama's `ptrace_scope` is 1 it could
     /// neither answer the worker's `bind(2)` nor take its sockets back.
@@ -83,6 +86,7 @@ impl Plan {
             extra: Vec::new(),
             takeover: false,
             no_new_privs: false,
+            held: false,
             allow_tracer: false,
             nofile: None,
             credentials: None,
@@ -178,6 +182,14 @@ impl AsRawFd for ExecReport {
 }
 
 impl ExecReport {
+    /// Lets a [held](Plan::held) child go on.
+    ///
+    /// # Errors
+    /// As `sendmsg(2)`: it is gone already.
+    pub fn go(&self) -> io::Result<()> {
+        fdpass::send_message(&self.socket, &[1], None)
+    }
+
     /// `None` as long as the child has not come to its exec; never waits. The listener is handed
     /// out once.
     ///
@@ -245,8 +257,15 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
         return Err(SpawnError::system(Step::Filter, &io::ErrorKind::Unsupported.into()));
     }
     let env = environment(&plan)?;
-    let mut prepared =
-        Prepared::new(&program_c, &plan.argv, env, &cwd, sources.iter().map(AsRawFd::as_raw_fd).collect(), theirs.as_raw_fd());
+    let mut prepared = Prepared::new(
+        &program_c,
+        &plan.argv,
+        env,
+        &cwd,
+        sources.iter().map(AsRawFd::as_raw_fd).collect(),
+        theirs.as_raw_fd(),
+        ours.as_raw_fd(),
+    );
     prepared.listen = !plan.listen.is_empty();
     prepared.filter = filter;
     prepared.confine = Confine {
@@ -260,6 +279,7 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     };
     let cgroup = plan.cgroup.as_ref().map(|fd| lift(fd.as_fd())).transpose()?;
     let cgroup = cgroup.as_ref().map(AsRawFd::as_raw_fd);
+    prepared.held = plan.held;
     prepared.allow_tracer = plan.allow_tracer;
 
     let signals = process::block_signals().map_err(system(Step::Fork))?;

@@ -57,6 +57,49 @@ fn a_keeper_that_stands_still_holds_up_nobody() {
 }
 
 #[test]
+fn an_upgrade_past_a_keeper_that_stands_still() {
+    let home = Home::new();
+    let port = home.web("web", "instances = 2");
+    home.ok(&["start"]);
+    let (daemon, keeper, before) = (home.daemon(), home.keeper(), home.pids("web"));
+    let load = Load::start(port, "/");
+    signal(keeper, Signal::SIGSTOP);
+    // The new program waits for its answer, and makes do without.
+    home.ok(&["upgrade"]);
+    assert_eq!((home.daemon(), home.pids("web")), (daemon, before.clone()));
+    signal(keeper, Signal::SIGCONT);
+    wait_until("the keeper makes room for another", || {
+        let keepers = home.processes().into_iter().filter(|(_, what)| what.trim_end().ends_with(" keeper"));
+        let keepers: Vec<u32> = keepers.map(|(pid, _)| pid).collect();
+        keepers.len() == 1 && keepers[0] != keeper
+    });
+    home.kill_daemon();
+    let view = home.wait_view("web", "the same workers", is_ready);
+    assert_eq!(crate::common::pids(&view), before);
+    load.more(100);
+    load.lossless();
+}
+
+#[test]
+fn a_keeper_that_did_not_hear_of_the_end_brings_nothing_back() {
+    let home = Home::new();
+    home.web("web", "instances = 8");
+    home.ok(&["start"]);
+    let keeper = home.keeper();
+    signal(keeper, Signal::SIGSTOP);
+    // More than its queue has room for.
+    for _ in 0..6 {
+        home.ok(&["reload", "web"]);
+    }
+    let daemon = home.daemon();
+    signal(daemon, Signal::SIGTERM);
+    wait_until("the end of the daemon", || !is_alive(daemon));
+    signal(keeper, Signal::SIGCONT);
+    wait_until("the end of all", || home.processes().is_empty());
+    assert!(!home.daemon_log().contains("come back as they were"), "{}", home.daemon_log());
+}
+
+#[test]
 fn sigterm_to_the_keeper_stops_everything_gracefully() {
     let home = Home::new();
     home.web("web", "instances = 2");

@@ -47,8 +47,10 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         return serve(paths, cx);
     }
     // Away from the terminal, whose end must not reach us. Started by hand from a shell, this
-    // process may lead its group already: then it stays where it is.
-    match nix::unistd::setsid() {
+    // process may lead its group already: then it stays where it is. So does one that was in the
+    // foreground and became this program.
+    let left = if daemon::takes_over() { Err(Errno::EPERM) } else { nix::unistd::setsid() };
+    match left {
         Ok(_) | Err(Errno::EPERM) => {}
         Err(error) => return Err(Problem::failed("local", format!("cannot leave the terminal: {error}"))),
     }

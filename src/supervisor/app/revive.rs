@@ -65,15 +65,16 @@ impl App {
                 self.out_of_reach(id, cx);
             }
             (_, Found::Gone { exit, descendants }) => self.on_exited(id, exit, descendants, cx),
-            (State::Spawning { .. }, Found::NeverStarted) => self.never_started(id),
+            (State::Spawning { .. } | State::Starting { .. }, Found::NeverStarted) => self.never_started(id, cx),
             (State::Draining { .. } | State::Stopping { .. } | State::Killing { .. }, Found::NeverStarted) => self.remove(id, cx),
-            (State::Starting { .. } | State::Ready { .. }, Found::NeverStarted) => self.on_exited(id, Exit::Unknown, false, cx),
+            (State::Ready { .. }, Found::NeverStarted) => self.on_exited(id, Exit::Unknown, false, cx),
         }
     }
 
     /// The plan starts another one in its place, under another generation, if it is still wanted.
-    fn never_started(&mut self, id: &WorkerId) {
+    fn never_started(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let Some(worker) = self.slots.get_mut(usize::from(id.slot)).and_then(Option::take) else { return };
+        cx.out.push_back(Effect::Forget { worker: id.clone() });
         if worker.goes_by_reload()
             && let Some(seat) = self.seats.get_mut(usize::from(worker.instance))
         {

@@ -19,6 +19,10 @@ pub(super) struct Prepared<'a> {
     /// Source of descriptor 0, 1, …; all numbers beyond the targets.
     sources: Vec<c_int>,
     report: c_int,
+    /// The other end of `report`.
+    parents_end: c_int,
+    /// See [`super::Plan::held`].
+    pub(super) held: bool,
     /// Room for `LISTEN_PID=` and a number.
     listen_pid: Box<[u8; 24]>,
     pub(super) listen: bool,
@@ -38,6 +42,7 @@ impl<'a> Prepared<'a> {
         cwd: &'a CStr,
         sources: Vec<c_int>,
         report: c_int,
+        parents_end: c_int,
     ) -> Prepared<'a> {
         let listen_pid = Box::new(*b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0\0");
         let argv = argv.iter().map(|arg| arg.as_ptr()).chain([ptr::null()]).collect();
@@ -51,6 +56,8 @@ impl<'a> Prepared<'a> {
             cwd,
             sources,
             report,
+            parents_end,
+            held: false,
             listen_pid,
             listen: false,
             filter: None,
@@ -90,6 +97,8 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
     // SAFETY: system calls with integers and with pointers into `plan`, which outlives them; the
     // strings and arrays among it end with a null.
     unsafe {
+        // Or the pair would not end with our parent.
+        libc::close(plan.parents_end);
         if libc::setsid() < 0 {
             return (Step::Session, errno());
         }
@@ -136,9 +145,11 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
             // Fails with EINVAL where there is no Yama, and then is not needed.
             libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
         }
-        // Who started us may be dead by now, and would not know of us.
-        if !fdpass::send(plan.report, &[0], None) {
-            return (Step::Exec, errno());
+        // Until it is known and written down that we are here. The end of the pair means that whoever
+        // started us is dead, and nobody would ever know.
+        let mut word = 0u8;
+        if plan.held && libc::recv(plan.report, (&raw mut word).cast(), 1, 0) != 1 {
+            libc::_exit(127);
         }
         let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());
