@@ -216,6 +216,8 @@ impl ExecReport {
                     return Ok(Some(Err(error)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                // It failed before it read our word to go on: that is said once, and its own words come after.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => return Err(error),
             }
         }
