@@ -309,6 +309,8 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
         (Err(why), Some(back)) => return Err(system("the former program cannot go on either")(back.go(&why.to_string()))),
         (Err(why), None) => return Err(why),
     };
+    // Half of them were for the start alone.
+    process::forget_program_pages();
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut now_and_then = tokio::time::interval(Duration::from_secs(10));
