@@ -28,6 +28,8 @@ pub fn broken_invariants(world: &mut World, baseline: &Baseline) -> Vec<String> 
     check(slots(world));
     // A new daemon, as at first: how many slots a daemon holds depends on its past.
     check(wait_for("no more descriptors than at first", || {
+        // A list lets go of the files in /proc of workers that are gone.
+        world.view("web")?;
         let now = descriptors(world.daemon()?);
         // Slots that were once needed are kept: three more workers and their surge, each held twice.
         let most = baseline.descriptors + 10;
