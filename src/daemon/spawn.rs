@@ -20,11 +20,11 @@ use crate::config::{AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
 use crate::sys::cgroup::Leaf;
-use crate::sys::process;
 use crate::sys::procfs::{self, PipeId, StartTime};
 use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover::{self, Answer, Bind};
+use crate::sys::{capability, process};
 
 /// How long the keeper may take to tell how a process ended.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(1);
@@ -178,8 +178,7 @@ impl Daemon {
                 .and_then(|()| isolation::give(&plan.stderr, owner))
                 .map_err(|why| format!("its pipes cannot be given to its user: {why}"))?;
         }
-        // Root may look into any process, whatever Yama says.
-        plan.allow_tracer = !nix::unistd::geteuid().is_root();
+        plan.allow_tracer = !capability::may_trace_all();
         let mut channel = None;
         if spec.readiness.check == Check::Notify {
             let owner = confinement.owner();

@@ -37,6 +37,32 @@ pub fn effective() -> io::Result<u64> {
     Ok(u64::from(low.effective) | u64::from(high.effective) << 32)
 }
 
+/// `CAP_SYS_PTRACE` (linux/capability.h).
+const SYS_PTRACE: u32 = 19;
+
+/// Whether this process may look into those of every user, whatever Yama's `ptrace_scope` says (up to 2).
+#[must_use]
+pub fn may_trace_all() -> bool {
+    effective().is_ok_and(|mine| mine & (1 << SYS_PTRACE) != 0)
+}
+
+/// Puts exactly `bits` in force for this thread, all of which it must be permitted to have.
+///
+/// # Errors
+/// As `capset(2)`.
+pub(super) fn put_in_force(bits: u64) -> io::Result<()> {
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: as in `effective`; the second call reads only.
+    unsafe {
+        raw::check_long(libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()))?;
+        let [low, high] = &mut data;
+        (low.effective, high.effective) = (bits as u32, (bits >> 32) as u32);
+        raw::check_long(libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()))?;
+    }
+    Ok(())
+}
+
 /// Takes from this process, and all that it will execute, the chance to ever have others than `keep`
 /// (the bounding set). Needs `CAP_SETPCAP`. Async-signal-safe.
 pub(super) fn bound(keep: u64) -> Result<(), c_int> {

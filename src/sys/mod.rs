@@ -13,6 +13,7 @@
 //! | [`process`] | signals, exits, limits, clock, credentials |
 //! | [`procfs`] | memory, processor time and descendants of a process |
 //! | [`rescue`] | what a living worker still holds of ours |
+//! | `owner` | looking into processes of another user without `CAP_SYS_PTRACE` |
 //! | [`inherit`] | descriptors that pass through exec |
 //! | [`fdpass`] | descriptors over unix sockets |
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
@@ -33,6 +34,7 @@ pub mod fdpass;
 pub mod holder;
 pub mod inherit;
 pub mod listen;
+mod owner;
 pub mod process;
 pub mod procfs;
 mod raw;

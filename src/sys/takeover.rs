@@ -10,14 +10,15 @@
 
 use std::ffi::{c_int, c_ulong};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use libc::{seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp, sock_filter};
 
-use super::{listen, process, raw, rescue};
+use super::{listen, raw};
 
+mod look;
 mod support;
 pub use support::{Support, probe_support};
 
@@ -116,9 +117,9 @@ pub struct AppSocket {
     /// `FD_CLOEXEC`
     pub cloexec: bool,
     /// `IPV6_V6ONLY`; false for IPv4 sockets. An app may set it only before `bind(2)`, so this is
-    /// final.
-    pub v6only: bool,
-    /// `SO_TYPE` is `SOCK_STREAM`. Datagram sockets (DNS, QUIC) are to be let through.
+    /// final. `None` where a sandbox refuses `pidfd_getfd(2)`: nothing else shows it.
+    pub v6only: Option<bool>,
+    /// `SO_TYPE` is `SOCK_STREAM` (or the protocol's name says TCP). Datagram sockets (DNS, QUIC) are to be let through.
     pub is_stream: bool,
     /// `SO_DOMAIN` is `AF_INET6`.
     pub is_v6: bool,
@@ -282,103 +283,11 @@ fn gone(error: &io::Error) -> bool {
 /// Reads what the call is about. `None` for other families than the internet's.
 fn look(call: &seccomp_notif) -> io::Result<Option<Bind>> {
     let [fd, pointer, len, ..] = call.data.args;
-    let Some(addr) = read_address(call.pid, pointer, len)? else {
+    let Some(addr) = look::address(call.pid, pointer, len)? else {
         return Ok(None);
     };
     let fd = fd as u32 as i32;
-    let process = thread_group(call.pid).unwrap_or(call.pid);
-    let socket = app_socket(call.pid, process, fd)?;
+    let process = look::thread_group(call.pid).unwrap_or(call.pid);
+    let socket = look::socket(call.pid, process, fd)?;
     Ok(Some(Bind { id: call.id, pid: call.pid, process, fd, addr, socket }))
-}
-
-/// `struct sockaddr_in` or `sockaddr_in6` in the memory of another process.
-fn read_address(thread: u32, pointer: u64, len: u64) -> io::Result<Option<SocketAddr>> {
-    let mut bytes = [0u8; 28];
-    let want = (len as usize).min(bytes.len());
-    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: want };
-    let remote = libc::iovec { iov_base: pointer as *mut _, iov_len: want };
-    // SAFETY: the local vector is `bytes`, at most its length; the kernel checks the remote one.
-    let got = unsafe { libc::process_vm_readv(thread as i32, &raw const local, 1, &raw const remote, 1, 0) };
-    if got < 0 {
-        return Err(raw::context("process_vm_readv", &io::Error::last_os_error()));
-    }
-    let Some(bytes) = bytes.get(..got as usize) else {
-        return Ok(None);
-    };
-    Ok(parse_address(bytes))
-}
-
-/// The layouts of ip(7) and ipv6(7).
-fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
-    let (family, rest) = bytes.split_first_chunk::<2>()?;
-    let (port, rest) = rest.split_first_chunk::<2>()?;
-    let port = u16::from_be_bytes(*port);
-    match i32::from(u16::from_ne_bytes(*family)) {
-        libc::AF_INET => {
-            let (ip, _) = rest.split_first_chunk::<4>()?;
-            Some((Ipv4Addr::from(*ip), port).into())
-        }
-        libc::AF_INET6 => {
-            let (flow, rest) = rest.split_first_chunk::<4>()?;
-            let (ip, rest) = rest.split_first_chunk::<16>()?;
-            // RFC 2133 had no scope id, and the kernel still takes addresses without.
-            let scope = rest.split_first_chunk::<4>().map_or(0, |(s, _)| u32::from_ne_bytes(*s));
-            let flow = u32::from_be_bytes(*flow);
-            Some(SocketAddrV6::new(Ipv6Addr::from(*ip), port, flow, scope).into())
-        }
-        _ => None,
-    }
-}
-
-/// The process that a thread belongs to.
-fn thread_group(thread: u32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
-}
-
-/// Looks at the app's socket through a duplicate that lives for the moment only.
-fn app_socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSocket> {
-    let pidfd = match process::pidfd_open_thread(thread) {
-        // Before Linux 6.9 there is only the whole process; threads share descriptors, as a rule.
-        Err(error) if raw::is_errno(&error, libc::EINVAL) => process::pidfd_open(process),
-        result => result,
-    }
-    .map_err(|error| raw::context("pidfd_open", &error))?;
-    let copy = rescue::getfd(&pidfd, fd).map_err(|error| raw::context("pidfd_getfd", &error))?;
-    let option = |name| raw::getsockopt::<c_int>(&copy, libc::SOL_SOCKET, name);
-    let is_v6 = option(libc::SO_DOMAIN)? == libc::AF_INET6;
-    Ok(AppSocket {
-        nonblocking: listen::is_nonblocking(&copy)?,
-        cloexec: is_cloexec(thread, fd)?,
-        v6only: is_v6 && raw::getsockopt::<c_int>(&copy, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0,
-        is_stream: option(libc::SO_TYPE)? == libc::SOCK_STREAM,
-        is_v6,
-    })
-}
-
-/// `FD_CLOEXEC` belongs to the descriptor, which a duplicate does not show: proc(5), fdinfo.
-fn is_cloexec(thread: u32, fd: c_int) -> io::Result<bool> {
-    let text = std::fs::read_to_string(format!("/proc/{thread}/fdinfo/{fd}"))?;
-    let flags = text.lines().find_map(|line| c_int::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
-    Ok(flags.is_some_and(|flags| flags & libc::O_CLOEXEC != 0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_as_the_kernel_lays_them_out() {
-        let v4 = [2, 0, 0x0b, 0xb9, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(parse_address(&v4), Some("127.0.0.1:3001".parse().unwrap()));
-        let mut v6 = [0u8; 28];
-        v6[0] = 10;
-        v6[2..4].copy_from_slice(&443u16.to_be_bytes());
-        v6[23] = 1;
-        assert_eq!(parse_address(&v6), Some("[::1]:443".parse().unwrap()));
-        assert_eq!(parse_address(&v6[..24]), Some("[::1]:443".parse().unwrap()));
-        assert_eq!(parse_address(b"\x01\0/run/x.sock\0\0\0"), None);
-        assert_eq!(parse_address(&v4[..6]), None);
-        assert_eq!(parse_address(&[]), None);
-    }
 }

@@ -181,7 +181,7 @@ fn other_binds_pass_and_can_be_refused() {
     assert!(!udp.socket.is_stream && udp.addr.port() == port);
     listener.proceed(&udp).unwrap();
     let v6 = next(&listener);
-    assert!(v6.socket.v6only && v6.socket.is_v6 && v6.socket.is_stream && !v6.socket.cloexec);
+    assert!(v6.socket.v6only == Some(true) && v6.socket.is_v6 && v6.socket.is_stream && !v6.socket.cloexec);
     listener.refuse(&v6, libc::EADDRINUSE).unwrap();
     let other = next(&listener);
     assert_eq!(other.addr, localhost());
