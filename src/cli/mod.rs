@@ -124,6 +124,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     if args.get(1).is_some_and(|verb| verb == "keeper") {
         return crate::keeper::run();
     }
+    // A process of a worker's user, which does one system call.
+    if args.get(1).is_some_and(|verb| verb == crate::sys::takeover::TRIAL) {
+        return crate::sys::takeover::run_trial();
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {

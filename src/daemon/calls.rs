@@ -14,7 +14,7 @@ use crate::control::{
 };
 use crate::exit::signal_name;
 use crate::supervisor::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
-use crate::sys::{procfs, takeover};
+use crate::sys::procfs;
 
 /// Results that are remembered for clients that lost their daemon.
 const RESULTS: usize = 64;
@@ -305,8 +305,12 @@ impl Daemon {
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
         self.admin.action_ended(op, result.is_ok());
         let Err(error) = result else { return self.conclude(op, None) };
-        let failure =
-            Failure { code: error.code, message: error.message, hint: self.takeover_hint(op).or(error.hint), log: Vec::new() };
+        // Only a worker that came to nothing may have failed for that.
+        let message = match self.without_takeover(op).filter(|_| error.worker.is_some()) {
+            Some(first) => format!("{first}\n{}", error.message),
+            None => error.message,
+        };
+        let failure = Failure { code: error.code, message, hint: error.hint, log: Vec::new() };
         let Some(worker) = error.worker else { return self.conclude(op, Some(failure)) };
         // Its last words explain more than its exit code.
         let tail = self.pump.tail(worker.generation);
@@ -319,12 +323,10 @@ impl Daemon {
     }
 
     /// Without takeover, an app that binds its port itself cannot start: that is the first thing to know.
-    fn takeover_hint(&self, op: OpId) -> Option<String> {
-        let takeover::Support::No { why } = &self.takeover else { return None };
+    fn without_takeover(&self, op: OpId) -> Option<String> {
         let open = self.calls.open.get(self.calls.ops.get(&op)?)?;
         let app = &open.actions.iter().find(|a| a.op == op)?.app;
-        let listens = self.supervisor.revision(app)?.spec.listen.iter().any(|l| l.tcp().is_some());
-        listens.then(|| format!("takeover of bind(2) is not possible here ({why}), so the app must take its socket from LISTEN_FDS, not bind it itself"))
+        self.takeover.lacking(&self.isolation, &self.supervisor.revision(app)?.spec)
     }
 
     pub(super) fn on_explained(&mut self, op: OpId, failure: Failure) {
@@ -350,7 +352,10 @@ impl Daemon {
         }
         let begun = matches!(kind, OperationKind::Start | OperationKind::Restart | OperationKind::Reload);
         let spec = self.supervisor.revision(&app).map(|revision| &revision.spec).filter(|_| begun);
-        let notes = spec.and_then(|spec| self.isolation.lacking(spec)).into_iter().collect();
+        let limits = spec.and_then(|spec| self.isolation.lacking(spec));
+        // The failure says it already.
+        let takeover = spec.filter(|_| failure.is_none()).and_then(|spec| self.takeover.lacking(&self.isolation, spec));
+        let notes = limits.into_iter().chain(takeover).collect();
         Outcome { app, kind, took_ms: now().since(since).as_millis() as u64, view, failure, notes }
     }
 
@@ -424,9 +429,7 @@ impl Daemon {
         let spec = self.spec(name)?;
         let logs = self.log_files(name)?;
         let mut notes = Vec::new();
-        if let (takeover::Support::No { why }, true) = (&self.takeover, spec.listen.iter().any(|l| l.tcp().is_some())) {
-            notes.push(format!("takeover of bind(2) is not possible here: {why}; the app must take its sockets from LISTEN_FDS"));
-        }
+        notes.extend(self.takeover.lacking(&self.isolation, &spec));
         notes.extend(self.troubles.of(&[&logs.out, &logs.err]));
         notes.extend(self.saving.troubles().map(str::to_owned));
         if spec.listen.iter().any(|l| l.tcp().is_none()) {

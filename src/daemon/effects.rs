@@ -34,6 +34,9 @@ impl Daemon {
             Effect::Steer { app, balance, tables } => self.steer(&app, balance, &tables),
             Effect::Relay { app, slot, on } => self.relay(&app, slot, on),
             Effect::Spawn { worker, instance, revision } => {
+                if self.await_trial(&worker, instance, &revision) {
+                    return;
+                }
                 if let Err(reason) = self.spawn(&worker, instance, &revision) {
                     self.inbox.push_back(Input::SpawnFailed { worker, reason });
                 }
@@ -77,6 +80,7 @@ impl Daemon {
             Effect::Log { app, text, bad } => messages::about(&app, &text, bad),
             Effect::Removed { app } => {
                 self.apps.remove(&app);
+                self.takeover.seen(&app);
                 self.admin.forget(&app);
                 self.isolation.forget_app(&app);
                 self.keep_sockets(&app);
@@ -227,7 +231,7 @@ impl Daemon {
     }
 
     fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {
-        let Some(running) = self.running.get_mut(&worker.generation) else { return };
+        let Some(running) = self.running.get_mut(&worker.generation) else { return self.give_up_trial(worker) };
         running.remember_tree();
         let result = match reach {
             Reach::Worker => running.signal(signal),

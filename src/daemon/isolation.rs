@@ -198,13 +198,18 @@ impl Isolation {
         self.around(worker.spec(), leaf)
     }
 
+    /// Whom a worker of the app becomes, if that is a change.
+    pub fn credentials(&self, spec: &AppSpec) -> Option<Credentials> {
+        // What cannot be had is tried all the same, and fails: never as somebody else than was said.
+        let change = |who: &&RunAs| self.can_become(who) || !Self::is_me(who);
+        spec.run_as.as_ref().filter(change).map(credentials)
+    }
+
     /// With this cgroup, be it new or that of a worker which runs already.
     fn around(&self, spec: &AppSpec, leaf: Option<Leaf>) -> Confinement {
         let limits = &spec.limits;
-        // What cannot be had is tried all the same, and fails: never as somebody else than was said.
-        let change = |who: &&RunAs| self.can_become(who) || !Self::is_me(who);
         Confinement {
-            credentials: spec.run_as.as_ref().filter(change).map(credentials),
+            credentials: self.credentials(spec),
             nofile: limits.nofile.map(|n| Limit { soft: n, hard: n }).or(self.nofile),
             nice: limits.nice,
             umask: spec.umask,

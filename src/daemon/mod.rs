@@ -22,6 +22,7 @@ mod start;
 mod state;
 mod strangers;
 pub mod systemd;
+mod takeover_support;
 mod tree;
 mod troubles;
 mod upgrade;
@@ -144,6 +145,16 @@ enum Event {
         worker: WorkerId,
         by: Option<u32>,
     },
+    /// A bind of the app could not be looked at, so it was let go on.
+    Unseen {
+        app: AppName,
+        why: String,
+    },
+    /// Takeover was tried.
+    Tried {
+        who: takeover_support::Who,
+        tried: Result<Vec<(takeover_support::Who, takeover::Support)>, takeover::Untried>,
+    },
     /// A worker ended the listening of a socket of ours.
     ShutDown {
         app: AppName,
@@ -196,7 +207,7 @@ struct Daemon {
     paths: Paths,
     options: Options,
     pump: Pump,
-    takeover: takeover::Support,
+    takeover: takeover_support::TakeoverSupport,
     isolation: isolation::Isolation,
     apps: HashMap<AppName, AppResources>,
     /// By generation.
@@ -401,6 +412,8 @@ impl Daemon {
             Event::ShutDown { app } => self.mend(&app),
             Event::LookAfter { app, slot } => self.look_after(&app, slot),
             Event::Bind { worker, call } => self.on_bind(&worker, call),
+            Event::Unseen { app, why } => self.on_unseen(&app, why),
+            Event::Tried { who, tried } => self.on_tried(&who, tried),
             Event::Executed { worker, pid, listener } => self.on_executed(worker, pid, listener),
             Event::HowEnded { pid, answer } => self.vault.how_ended(pid, answer),
             Event::Silent { generation } => self.vault.forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),

@@ -16,7 +16,7 @@ use super::state::Process;
 use super::tree::{self, Marks, Orphans};
 use super::vault::name;
 use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
-use crate::config::{AppSpec, Check, Listen};
+use crate::config::{AppName, AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
 use crate::sys::cgroup::Leaf;
@@ -168,9 +168,11 @@ impl Daemon {
             .sockets
             .inherit(id.slot, &spec.listen)
             .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
-        if let (true, takeover::Support::Yes { needs_no_new_privs }) = (wants_takeover(spec), &self.takeover) {
+        if wants_takeover(spec)
+            && let Some(&takeover::Support::Yes { needs_no_new_privs }) = self.takeover.of(&self.isolation, spec)
+        {
             plan.takeover = true;
-            plan.no_new_privs = *needs_no_new_privs;
+            plan.no_new_privs = needs_no_new_privs;
         }
         confinement.apply(&mut plan)?;
         if let Some(owner) = confinement.owner() {
@@ -299,12 +301,22 @@ impl Daemon {
             return;
         };
         match listener.inject(bind, socket) {
-            Ok(Answer::Delivered) => debug!("{worker}: bind to {} answered with the socket of its slot", bind.addr),
+            Ok(Answer::Delivered) => {
+                debug!("{worker}: bind to {} answered with the socket of its slot", bind.addr);
+                self.takeover.seen(&worker.app);
+            }
             Ok(Answer::Vanished) => {}
             Err(why) => {
                 complain(&format!("{worker}: cannot give it the socket of {address}"), why);
                 let _ = listener.refuse(bind, nix::libc::EADDRINUSE);
             }
+        }
+    }
+
+    /// A bind was let go on unseen: if it was for an address of ours, it fails, because we listen there.
+    pub(super) fn on_unseen(&mut self, app: &AppName, why: String) {
+        if self.takeover.unseen(app, why.clone()) {
+            warn!("{app}: a bind(2) could not be looked at, so it got no socket of rsup's: {why}");
         }
     }
 
@@ -400,7 +412,9 @@ pub async fn answer_binds(worker: WorkerId, listener: takeover::Listener, events
             }
             Ok(None) => guard.clear_ready(),
             Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => return,
-            Err(why) => complain(&format!("{worker}: a bind could not be looked at"), why),
+            Err(why) => {
+                let _ = events.send(Event::Unseen { app: worker.app.clone(), why: why.to_string() });
+            }
         }
     }
 }

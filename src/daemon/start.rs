@@ -16,13 +16,14 @@ use super::saving::Saving;
 use super::signals::Signals;
 use super::state::{self, Rest};
 use super::systemd::{self, Received};
+use super::takeover_support::TakeoverSupport;
 use super::vault::{self, Vault};
 use super::{Daemon, Error, Options, Started, memory, now, server, system};
 use crate::lock;
 use crate::logs::{self, Pump};
 use crate::paths::Paths;
 use crate::supervisor::Supervisor;
-use crate::sys::{process, takeover};
+use crate::sys::process;
 
 /// Descriptors that every daemon of these folders needs, and passes on when it becomes another program.
 pub struct Handles {
@@ -123,10 +124,6 @@ impl Daemon {
         if let Some(console) = inheritance.options.console.clone() {
             pump.show_on(console);
         }
-        let takeover = support();
-        if let takeover::Support::No { why } = &takeover {
-            warn!("takeover of bind(2) is not possible here ({why}); apps must take the sockets of LISTEN_FDS themselves");
-        }
         let (events, inbox) = mpsc::unbounded_channel();
         let Inheritance { options, handles, failed, .. } = inheritance;
         let control = handles.control.try_clone().map_err(system("cannot listen on the control socket"))?;
@@ -141,7 +138,7 @@ impl Daemon {
             paths: paths.clone(),
             options,
             pump,
-            takeover,
+            takeover: TakeoverSupport::begin(),
             isolation: Isolation::begin(paths, nofile),
             apps: HashMap::new(),
             running: HashMap::new(),
@@ -190,12 +187,4 @@ fn start_pump(vault: &mut Vault, events: mpsc::UnboundedSender<logs::Event>) -> 
     let journal = logs::Journal::create()?;
     vault.keep(vault::name::JOURNAL.to_owned(), &journal);
     Pump::start_with_journal(events, journal)
-}
-
-/// `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that take their sockets from `LISTEN_FDS`.
-fn support() -> takeover::Support {
-    if std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off") {
-        return takeover::Support::No { why: "RSUP_TAKEOVER=off".into() };
-    }
-    takeover::probe_support()
 }

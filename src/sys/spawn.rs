@@ -99,7 +99,7 @@ impl Plan {
 }
 
 /// A user to run as.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Credentials {
     /// User id.
     pub uid: u32,

@@ -20,7 +20,7 @@ use super::{listen, raw};
 
 mod look;
 mod support;
-pub use support::{Support, probe_support};
+pub use support::{Support, TRIAL, Untried, probe_support, probe_support_as, run_trial};
 
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: Option<u32> = Some(0xc000_003e); // AUDIT_ARCH_X86_64, include/uapi/linux/audit.h

@@ -13,7 +13,7 @@ use crate::sys::takeover::{Answer, Bind, Listener, Support, probe_support};
 
 /// Prepares a plan for takeover; false (and a skip) where the kernel forbids it.
 fn prepare(plan: &mut Plan) -> bool {
-    match probe_support() {
+    match probe_support().unwrap() {
         Support::Yes { needs_no_new_privs } => {
             plan.takeover = true;
             plan.no_new_privs = needs_no_new_privs;

@@ -1,0 +1,192 @@
+//! Whether takeover can be had, for each user that workers run as: tried once, before the first of them
+//! starts; and what is said where it cannot.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use super::isolation::Isolation;
+use super::spawn::wants_takeover;
+use super::{Daemon, Event};
+use crate::config::{AppName, AppSpec, Capabilities};
+use crate::supervisor::{Input, Revision, WorkerId};
+use crate::sys::spawn::Credentials;
+use crate::sys::takeover::{Support, Untried, probe_support, probe_support_as};
+
+/// Whom a trial is made as: rsup's own user, or another with the capabilities that it keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Who {
+    Own,
+    Other { user: Credentials, capabilities: Option<u64> },
+}
+
+/// Results of trials, and workers that wait for one.
+#[derive(Default)]
+pub struct TakeoverSupport {
+    known: HashMap<Who, Support>,
+    waiting: HashMap<Who, Vec<Waiting>>,
+    /// Apps with a bind that could not be looked at, though the trial went well: the latest reason.
+    unseen: BTreeMap<AppName, String>,
+}
+
+struct Waiting {
+    worker: WorkerId,
+    instance: u16,
+    revision: Arc<Revision>,
+}
+
+impl TakeoverSupport {
+    /// With the trial for rsup's own user made. `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that
+    /// take their sockets from `LISTEN_FDS`.
+    pub fn begin() -> Self {
+        let off = std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off");
+        let found = if off { Ok(Support::No { why: "RSUP_TAKEOVER=off".into() }) } else { probe_support() };
+        let mut this = Self::default();
+        match found {
+            Ok(support) => this.note(Who::Own, support),
+            Err(why) => info!("takeover of bind(2) is tried again when a worker starts: {why}"),
+        }
+        this
+    }
+
+    /// What is known for the workers of an app, if anything.
+    pub fn of(&self, isolation: &Isolation, spec: &AppSpec) -> Option<&Support> {
+        match self.known.get(&Who::Own)? {
+            // What the own user is refused, nobody is allowed.
+            Support::Yes { .. } => self.known.get(&who(isolation, spec)),
+            refused @ Support::No { .. } => Some(refused),
+        }
+    }
+
+    /// Why an app that binds its address itself cannot do so here; `None` if it can, or takes none.
+    pub fn lacking(&self, isolation: &Isolation, spec: &AppSpec) -> Option<String> {
+        if !wants_takeover(spec) {
+            return None;
+        }
+        match self.of(isolation, spec) {
+            Some(Support::No { why }) => Some(format!(
+                "takeover of bind(2) is not possible here{}: {why}; so the app must take its sockets from LISTEN_FDS",
+                for_user(&who(isolation, spec), spec)
+            )),
+            Some(Support::Yes { .. }) | None => {
+                let why = self.unseen.get(&spec.name)?;
+                Some(format!("a bind(2) of the app could not be answered with its socket: {why}"))
+            }
+        }
+    }
+
+    fn note(&mut self, who: Who, support: Support) {
+        if let Support::No { why } = &support {
+            let user = match &who {
+                Who::Own => String::new(),
+                Who::Other { user, .. } => format!(" for user {}", user.uid),
+            };
+            warn!("takeover of bind(2) is not possible here{user} ({why}); apps must take the sockets of LISTEN_FDS themselves");
+        }
+        self.known.insert(who, support);
+    }
+
+    /// A bind of the app could not be looked at. True when that is news.
+    pub fn unseen(&mut self, app: &AppName, why: String) -> bool {
+        let before = self.unseen.insert(app.clone(), why.clone());
+        before.is_none_or(|before| before != why)
+    }
+
+    /// A bind of the app was answered, or the app is gone.
+    pub fn seen(&mut self, app: &AppName) {
+        self.unseen.remove(app);
+    }
+
+    /// Drops a worker that waits for a trial: it is not wanted any more.
+    fn give_up(&mut self, worker: &WorkerId) -> bool {
+        self.waiting.values_mut().any(|waiting| {
+            let before = waiting.len();
+            waiting.retain(|w| w.worker != *worker);
+            waiting.len() < before
+        })
+    }
+}
+
+fn who(isolation: &Isolation, spec: &AppSpec) -> Who {
+    match isolation.credentials(spec) {
+        Some(user) => Who::Other { user, capabilities: spec.limits.capabilities.map(Capabilities::bits) },
+        // With fewer capabilities than rsup, and of its user, it is as open to rsup as rsup itself.
+        None => Who::Own,
+    }
+}
+
+fn for_user(who: &Who, spec: &AppSpec) -> String {
+    match (who, &spec.run_as) {
+        (Who::Other { .. }, Some(run_as)) => format!(" for user {}", run_as.user),
+        (Who::Own | Who::Other { .. }, _) => String::new(),
+    }
+}
+
+impl Daemon {
+    /// Puts a worker off until it is known whether it can have takeover; false if it is.
+    pub(super) fn await_trial(&mut self, worker: &WorkerId, instance: u16, revision: &Arc<Revision>) -> bool {
+        let spec = &revision.spec;
+        if !wants_takeover(spec) || self.takeover.of(&self.isolation, spec).is_some() {
+            return false;
+        }
+        let who = who(&self.isolation, spec);
+        let waiting = self.takeover.waiting.entry(who.clone()).or_default();
+        let first = waiting.is_empty();
+        waiting.push(Waiting { worker: worker.clone(), instance, revision: revision.clone() });
+        if first {
+            let own = self.takeover.known.get(&Who::Own).cloned();
+            let events = self.events.clone();
+            tokio::task::spawn_blocking(move || {
+                let _ = events.send(Event::Tried { tried: trial(own, &who), who });
+            });
+        }
+        true
+    }
+
+    /// Starts those that waited for the trial.
+    pub(super) fn on_tried(&mut self, who: &Who, tried: Result<Vec<(Who, Support)>, Untried>) {
+        let waiting = self.takeover.waiting.remove(who).unwrap_or_default();
+        let failed = match tried {
+            Ok(found) => {
+                found.into_iter().for_each(|(who, support)| self.takeover.note(who, support));
+                None
+            }
+            Err(why) => Some(why.to_string()),
+        };
+        for Waiting { worker, instance, revision } in waiting {
+            let result = match &failed {
+                Some(why) => Err(why.clone()),
+                None => self.spawn(&worker, instance, &revision),
+            };
+            if let Err(reason) = result {
+                self.handle(Input::SpawnFailed { worker, reason });
+            }
+        }
+    }
+
+    /// A signal for a worker that waits for a trial: it is not even started.
+    pub(super) fn give_up_trial(&mut self, worker: &WorkerId) {
+        if self.takeover.give_up(worker) {
+            let reason = "it was told to stop before it was started".to_owned();
+            self.inbox.push_back(Input::SpawnFailed { worker: worker.clone(), reason });
+        }
+    }
+}
+
+/// Makes the trial for `who`, and that for rsup's own user first where it is not known.
+fn trial(own: Option<Support>, who: &Who) -> Result<Vec<(Who, Support)>, Untried> {
+    let mut found = Vec::new();
+    let own = match own {
+        Some(own) => own,
+        None => {
+            let own = probe_support()?;
+            found.push((Who::Own, own.clone()));
+            own
+        }
+    };
+    if let (Who::Other { user, capabilities }, Support::Yes { needs_no_new_privs }) = (who, own) {
+        found.push((who.clone(), probe_support_as(user, *capabilities, needs_no_new_privs)?));
+    }
+    Ok(found)
+}
