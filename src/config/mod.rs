@@ -3,6 +3,7 @@
 //! The text becomes a tree of values with their places (`raw`), which `check` reads key by key with
 //! the help of a `cursor`. The command line of `rsup start server.js` builds the same tree.
 
+mod accounts;
 mod admin;
 mod capabilities;
 mod check;
@@ -30,6 +31,7 @@ mod tests;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+pub use accounts::User;
 pub use check::MOST_INSTANCES;
 pub use error::{ConfigErrors, Finding, Problem};
 pub use init::sample;

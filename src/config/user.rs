@@ -2,11 +2,11 @@
 //! whoever asks, and stay so for the life of the revision. The daemon never looks a name up: that
 //! may take long (a directory server), and a name may mean somebody else by then.
 
-use std::ffi::CString;
 use std::path::PathBuf;
 
-use nix::unistd::{Gid, Group, Uid, User, geteuid, getgrouplist};
+use nix::unistd::geteuid;
 
+use super::accounts::{Group, User, groups_of};
 use super::cursor::{Context, Cursor};
 use super::raw::{Bad, Kind, Value};
 use super::suggest;
@@ -24,7 +24,7 @@ struct Account {
 
 impl From<User> for Account {
     fn from(user: User) -> Self {
-        Self { name: user.name, uid: user.uid.as_raw(), gid: Some(user.gid.as_raw()), home: user.dir, shell: user.shell }
+        Self { name: user.name, uid: user.uid, gid: Some(user.gid), home: user.home, shell: user.shell }
     }
 }
 
@@ -49,7 +49,7 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>) -> Option<RunAs> {
         let message = format!("only a root rsup can run workers as `{}`", chosen.name);
         cx.warn(at.bad(message).hint("start it with `sudo rsup start`, or leave `user` out"));
     }
-    let groups = groups.unwrap_or_else(|| member_of(&chosen, gid));
+    let groups = groups.unwrap_or_else(|| groups_of(&chosen.name, gid));
     let group = group.map_or_else(|| name_of_group(gid), |(name, _)| name);
     Some(RunAs { user: chosen.name, group, uid: chosen.uid, gid, groups, home: chosen.home, shell: chosen.shell })
 }
@@ -60,7 +60,7 @@ pub(super) fn again(spec: &mut AppSpec) -> Result<(), String> {
     let value = Value { kind: Kind::String(run_as.user.clone()), span: 0..0 };
     let account = account(&value).map_err(|bad| bad.message)?;
     let gid = account.gid.unwrap_or(run_as.gid);
-    let groups = member_of(&account, gid);
+    let groups = groups_of(&account.name, gid);
     let group = name_of_group(gid);
     spec.run_as =
         Some(RunAs { user: account.name, group, uid: account.uid, gid, groups, home: account.home, shell: account.shell });
@@ -68,10 +68,8 @@ pub(super) fn again(spec: &mut AppSpec) -> Result<(), String> {
 }
 
 fn own_account() -> Account {
-    match User::from_uid(geteuid()) {
-        Ok(Some(user)) => user.into(),
-        Ok(None) | Err(_) => nameless(geteuid().as_raw()),
-    }
+    let uid = geteuid().as_raw();
+    User::by_uid(uid).ok().flatten().map_or_else(|| nameless(uid), Account::from)
 }
 
 fn nameless(uid: u32) -> Account {
@@ -82,7 +80,7 @@ fn account(value: &Value) -> Result<Account, Bad> {
     let failed = |why| value.bad(format!("the system's users cannot be looked up: {why}"));
     if let Some(number) = value.as_int() {
         let uid = id(value, number, "user")?;
-        return Ok(User::from_uid(Uid::from_raw(uid)).map_err(failed)?.map_or_else(|| nameless(uid), Account::from));
+        return Ok(User::by_uid(uid).map_err(failed)?.map_or_else(|| nameless(uid), Account::from));
     }
     let Some(name) = value.as_str() else {
         return Err(value.expected("the name of a user").hint("write `user = \"www-data\"`"));
@@ -94,7 +92,7 @@ fn account(value: &Value) -> Result<Account, Bad> {
     if name.is_empty() || name.contains('\0') {
         return Err(value.bad("not the name of a user"));
     }
-    let found = User::from_name(name).map_err(failed)?;
+    let found = User::by_name(name).map_err(failed)?;
     found.map(Account::from).ok_or_else(|| unknown(value, "user", name, "/etc/passwd", "useradd --system"))
 }
 
@@ -110,8 +108,8 @@ fn group(value: &Value) -> Result<(String, u32), Bad> {
     if name.is_empty() || name.contains('\0') {
         return Err(value.bad("not the name of a group"));
     }
-    let found = Group::from_name(name).map_err(failed)?;
-    found.map(|group| (group.name, group.gid.as_raw())).ok_or_else(|| unknown(value, "group", name, "/etc/group", "groupadd"))
+    let found = Group::by_name(name).map_err(failed)?;
+    found.map(|group| (group.name, group.gid)).ok_or_else(|| unknown(value, "group", name, "/etc/group", "groupadd"))
 }
 
 fn groups(value: &Value) -> Result<Vec<u32>, Bad> {
@@ -140,16 +138,7 @@ fn unknown(value: &Value, what: &str, name: &str, file: &str, make: &str) -> Bad
 }
 
 fn name_of_group(gid: u32) -> String {
-    Group::from_gid(Gid::from_raw(gid)).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
-}
-
-/// As initgroups(3) would set them; at the least the group itself.
-fn member_of(account: &Account, gid: u32) -> Vec<u32> {
-    let listed = CString::new(account.name.as_str()).ok().and_then(|name| getgrouplist(&name, Gid::from_raw(gid)).ok());
-    let mut groups: Vec<u32> = listed.unwrap_or_default().into_iter().map(Gid::as_raw).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    if groups.is_empty() { vec![gid] } else { groups }
+    Group::by_gid(gid).ok().flatten().map_or_else(|| gid.to_string(), |group| group.name)
 }
 
 /// Octal, as chmod(1) has it: `"027"`, or TOML's own `0o027`.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{User, geteuid};
+use nix::unistd::geteuid;
 
 use crate::cli::client::CallError;
 use crate::cli::problem::Problem;
@@ -237,7 +237,7 @@ fn notes(scope: Scope, installed: &render::Installed, no_start: bool, cx: &Conte
             "a daemon that is not systemd's runs (pid {pid}); {then}: `rsup kill`, which stops its apps, and `rsup start`"
         ));
     }
-    let user = User::from_uid(geteuid()).ok().flatten().map(|user| user.name);
+    let user = config::User::by_uid(geteuid().as_raw()).ok().flatten().map(|user| user.name);
     match scope {
         Scope::User => {
             let lingers = user.as_ref().is_some_and(|user| Path::new("/var/lib/systemd/linger").join(user).exists());
