@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::isolation::Confinement;
 use super::spawn::{answer_binds, until_end, wants_takeover};
@@ -32,6 +32,8 @@ struct Living {
     pidfd: Arc<OwnedFd>,
     /// Its copies of listening sockets, where nobody else has one.
     sockets: Vec<OwnedFd>,
+    /// Why those cannot be had.
+    refused: Option<String>,
 }
 
 impl Daemon {
@@ -49,12 +51,26 @@ impl Daemon {
             self.adopt_sockets(app, &mut living);
         }
         let mut found = BTreeMap::new();
+        let mut out_of_reach = BTreeMap::new();
         for worker in &workers {
             let what = match living.remove(&worker.id.generation) {
-                Some(living) => self.adopt_worker(worker, living),
+                Some(mut living) => {
+                    let refused = living.refused.take();
+                    let what = self.adopt_worker(worker, living);
+                    if let (Found::OutOfReach { .. }, Some(why)) = (&what, refused) {
+                        out_of_reach.insert(worker.id.app.clone(), why);
+                    }
+                    what
+                }
                 None => self.adopt_remains(worker),
             };
             found.insert(worker.id.clone(), what);
+        }
+        for (app, why) in out_of_reach {
+            warn!(
+                "{app}: the sockets of its workers cannot be taken back ({why}), so they are replaced, each by a ready one; \
+                 with CAP_SYS_PTRACE (docker run --cap-add SYS_PTRACE) they could stay"
+            );
         }
         self.rest.processes.retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
         self.adopt_output(&workers);
@@ -87,12 +103,9 @@ impl Daemon {
         while early && !tree::runs_its_program(pid, id) && procfs::is_alive(pid, started) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let sockets = match rescue::listening_sockets(&pidfd, pid) {
-            Ok(sockets) => sockets,
-            Err(why) => {
-                info!("{id}: cannot look for its sockets: {why}");
-                Vec::new()
-            }
+        let (sockets, refused) = match rescue::listening_sockets(&pidfd, pid) {
+            Ok(sockets) => (sockets, None),
+            Err(why) => (Vec::new(), Some(why.to_string())),
         };
         let coming = early || worker.phase() == WorkerPhase::Starting;
         let deaf = wants_takeover(worker.spec()) && self.vault.get(&name::binds(id.generation)).is_none() && sockets.is_empty();
@@ -104,7 +117,7 @@ impl Daemon {
             self.rest.processes.remove(&id.generation);
             return None;
         }
-        Some(Living { process, pidfd, sockets })
+        Some(Living { process, pidfd, sockets, refused })
     }
 
     fn adopt_sockets(&mut self, app: &AppName, living: &mut HashMap<u64, Living>) {
@@ -135,7 +148,7 @@ impl Daemon {
     }
 
     fn adopt_worker(&mut self, worker: &Worker, living: Living) -> Found {
-        let Living { process: Process { pid, .. }, pidfd, sockets } = living;
+        let Living { process: Process { pid, .. }, pidfd, sockets, refused: _ } = living;
         let id = &worker.id;
         let spec = worker.spec();
         let confinement = self.isolation.adopt(worker, Some(pid));

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use super::owner;
 use super::sockdiag::{self, ListeningSocket};
 
 /// A process that listens.
@@ -103,21 +104,25 @@ pub(super) fn of_inodes(inodes: &[u64]) -> io::Result<Vec<Holder>> {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // Gone meanwhile, or another user's.
-        let Ok(fds) = fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        let holds = fds
-            .flatten()
-            .filter_map(|fd| fs::read_link(fd.path()).ok())
-            .filter_map(|link| socket_inode(&link))
-            .any(|inode| inodes.contains(&inode));
+        // Gone meanwhile, or closed to us.
+        let holds = owner::with_access(pid, || has_one_of(pid, inodes)).unwrap_or(false);
         if holds {
             holders.push(describe(pid));
         }
     }
     holders.sort_by_key(|holder: &Holder| holder.pid);
     Ok(holders)
+}
+
+fn has_one_of(pid: u32, inodes: &[u64]) -> io::Result<bool> {
+    for fd in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+        match fs::read_link(fd.path()) {
+            Ok(link) if socket_inode(&link).is_some_and(|inode| inodes.contains(&inode)) => return Ok(true),
+            Err(error) if owner::refused(&error) => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(false)
 }
 
 fn describe(pid: u32) -> Holder {

@@ -9,6 +9,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use super::owner;
+
 mod children;
 mod meter;
 pub(super) use children::zombie_children;
@@ -140,7 +142,7 @@ fn time_of(ticks: u64) -> Duration {
 /// # Errors
 /// When the process does not exist or may not be looked into.
 pub fn environ_of(pid: u32, name: &str) -> io::Result<Option<OsString>> {
-    let block = fs::read(format!("/proc/{pid}/environ"))?;
+    let block = owner::with_access(pid, || fs::read(format!("/proc/{pid}/environ")))?;
     Ok(block.split(|&byte| byte == 0).find_map(|entry| {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
         Some(OsString::from_vec(value.to_vec()))

@@ -8,19 +8,18 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::raw;
+use super::{owner, raw};
 
 /// Duplicates of the listening sockets that process `pid`, which is that of `pidfd`, has open.
 ///
 /// # Errors
 /// `EPERM` where the kernel forbids `pidfd_getfd(2)`: it wants the same right as ptrace(2), so a
-/// process of another user or, where Yama's `ptrace_scope` is 1, one that is no descendant and has
-/// not allowed it, is closed to us.
+/// process of another user (without `CAP_SYS_PTRACE`) or, where Yama's `ptrace_scope` is 1, one that is
+/// no descendant and has not allowed it, is closed to us; and so is every process where a sandbox
+/// refuses the call, as Docker's default profile does. There is no other way to a socket.
 pub fn listening_sockets(pidfd: impl AsFd, pid: u32) -> io::Result<Vec<OwnedFd>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
-        let is_socket = fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with("socket:"));
-        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| is_socket) else { continue };
+    for number in sockets(pid)? {
         match getfd(&pidfd, number) {
             Ok(fd) => {
                 // `SO_ACCEPTCONN`, socket(7).
@@ -34,6 +33,22 @@ pub fn listening_sockets(pidfd: impl AsFd, pid: u32) -> io::Result<Vec<OwnedFd>>
         }
     }
     Ok(found)
+}
+
+/// The numbers of a process's sockets.
+fn sockets(pid: u32) -> io::Result<Vec<c_int>> {
+    owner::with_access(pid, || {
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+            let is_socket = match fs::read_link(entry.path()) {
+                Ok(link) => link.to_string_lossy().starts_with("socket:"),
+                Err(error) if owner::refused(&error) => return Err(error),
+                Err(_) => false,
+            };
+            numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<c_int>().ok()).filter(|_| is_socket));
+        }
+        Ok(numbers)
+    })
 }
 
 pub(super) fn getfd(pidfd: impl AsFd, number: c_int) -> io::Result<OwnedFd> {
@@ -56,8 +71,10 @@ pub fn unix_path(fd: impl AsFd) -> Option<PathBuf> {
 /// not matter here: this is reading in the sense of ptrace(2), not attaching.)
 pub fn output_pipe(pid: u32, number: u32) -> io::Result<OwnedFd> {
     let path = format!("/proc/{pid}/fd/{number}");
-    if !fs::metadata(&path)?.file_type().is_fifo() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    Ok(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?.into())
+    owner::with_access(pid, || {
+        if !fs::metadata(&path)?.file_type().is_fifo() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?.into())
+    })
 }

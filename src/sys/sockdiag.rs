@@ -3,9 +3,13 @@
 //! Written out here because the job is one request and two fixed structures; the layouts are those
 //! of `include/uapi/linux/inet_diag.h` and `netlink.h`, in the machine's byte order but for
 //! addresses and ports.
+//!
+//! A minimal kernel has no `inet_diag` (`ENOENT`), a sandbox may refuse netlink: then the same stands in
+//! `/proc/net/tcp` and `tcp6` (proc(5)), as text, with every connection of the network namespace.
 
 use std::collections::HashSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
 
@@ -18,7 +22,7 @@ use super::raw;
 pub struct ListeningSocket {
     /// Its address; an IPv4-mapped one as IPv4.
     pub local: SocketAddr,
-    /// Whether it is an IPv6 socket that takes no IPv4.
+    /// Whether it is an IPv6 socket that takes no IPv4; false where the kernel does not say.
     pub v6only: bool,
     /// Its inode, as in the links `/proc/PID/fd/N -> socket:[INODE]`.
     pub inode: u64,
@@ -31,15 +35,9 @@ pub struct ListeningSocket {
 /// whole table of connections for this: milliseconds on a big machine, so ask while draining only.
 ///
 /// # Errors
-/// When the kernel refuses (a sandbox without netlink).
+/// When neither netlink nor `/proc/net` can be asked.
 pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
-    let mut found = HashSet::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        dump(family, port, 1 << TCP_SYN_RECV, |socket| {
-            found.insert((socket.local, socket.remote));
-        })?;
-    }
-    Ok(found)
+    Ok(in_state(port, TCP_SYN_RECV)?.into_iter().map(|socket| (socket.local, socket.remote)).collect())
 }
 
 /// All sockets that listen on TCP port `port` in this network namespace.
@@ -47,18 +45,70 @@ pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
 /// # Errors
 /// As [`half_open`].
 pub fn listeners(port: u16) -> io::Result<Vec<ListeningSocket>> {
+    let of = |socket: Entry| ListeningSocket { local: socket.local, v6only: socket.v6only, inode: socket.inode, uid: socket.uid };
+    Ok(in_state(port, TCP_LISTEN)?.into_iter().map(of).collect())
+}
+
+fn in_state(port: u16, state: u32) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        dump(family, port, 1 << TCP_LISTEN, |socket| {
-            found.push(ListeningSocket {
-                local: socket.local,
-                v6only: socket.v6only,
-                inode: u64::from(socket.inode),
-                uid: socket.uid,
-            });
-        })?;
+    let asked = [libc::AF_INET, libc::AF_INET6]
+        .into_iter()
+        .try_for_each(|family| dump(family, port, 1 << state, |socket| found.push(socket)));
+    match asked {
+        Ok(()) => Ok(found),
+        Err(error) => from_proc(port, state)
+            .map_err(|why| io::Error::new(error.kind(), format!("sock_diag: {error}; /proc/net/tcp: {why}"))),
+    }
+}
+
+/// The same from `/proc/net`. It shows neither `IPV6_V6ONLY` nor the interface of a link-local address.
+fn from_proc(port: u16, state: u32) -> io::Result<Vec<Entry>> {
+    let mut found = Vec::new();
+    for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let file = match File::open(path) {
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => continue,
+            result => result?,
+        };
+        for line in BufReader::with_capacity(32 * 1024, file).lines().skip(1) {
+            match line_of_proc(&line?) {
+                Some((at, entry)) if at == state && entry.local.port() == port => found.push(entry),
+                // Those that listen come first (net/ipv4/tcp_ipv4.c, tcp_seek_last_pos); the connections of a
+                // busy machine are not read for their sake.
+                Some((at, _)) if state == TCP_LISTEN && at != TCP_LISTEN => break,
+                Some(_) | None => {}
+            }
+        }
     }
     Ok(found)
+}
+
+/// The state of a socket, and the rest: `sl local remote st tx:rx tr:when retrnsmt uid timeout inode …`.
+fn line_of_proc(line: &str) -> Option<(u32, Entry)> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (local, remote) = (address_of_proc(fields.next()?)?, address_of_proc(fields.next()?)?);
+    let state = u32::from_str_radix(fields.next()?, 16).ok()?;
+    let (uid, inode) = (fields.nth(3)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
+    Some((state, Entry { local, remote, uid, inode, v6only: false }))
+}
+
+/// Words of 32 bits in the machine's byte order, and the port, all in hexadecimal digits. IPv4-mapped
+/// addresses as IPv4.
+fn address_of_proc(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| Some(u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    Some(match ip.len() {
+        8 => (Ipv4Addr::from(word(0)?), port).into(),
+        32 => {
+            let mut all = [0u8; 16];
+            for (place, at) in all.chunks_exact_mut(4).zip([0, 8, 16, 24]) {
+                place.copy_from_slice(&word(at)?);
+            }
+            (Ipv6Addr::from(all).to_canonical(), port).into()
+        }
+        _ => return None,
+    })
 }
 
 const TCP_SYN_RECV: u32 = 3;
@@ -76,7 +126,7 @@ struct Entry {
     local: SocketAddr,
     remote: SocketAddr,
     uid: u32,
-    inode: u32,
+    inode: u64,
     v6only: bool,
 }
 
@@ -147,7 +197,7 @@ fn entry(body: &[u8]) -> Option<Entry> {
         local: address(family, body, 4, 8)?,
         remote: address(family, body, 6, 24)?,
         uid: u32_at(body, 64)?,
-        inode: u32_at(body, 68)?,
+        inode: u32_at(body, 68)?.into(),
         v6only: false,
     };
     let mut attributes = body.get(REPLY..).unwrap_or_default();
@@ -185,4 +235,43 @@ fn u16_at(data: &[u8], at: usize) -> Option<u16> {
 
 fn u32_at(data: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(data.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn lines_of_the_kernel() {
+        let line =
+            "   3: 0100007F:0BB9 0200007F:C350 03 00000000:00000000 01:00000064 00000000  1000        0 0 3 0000000000000000";
+        let (state, entry) = line_of_proc(line).unwrap();
+        assert_eq!(state, TCP_SYN_RECV);
+        assert_eq!((entry.local, entry.remote), ("127.0.0.1:3001".parse().unwrap(), "127.0.0.2:50000".parse().unwrap()));
+        assert_eq!((entry.uid, entry.inode), (1000, 0));
+        let six = |text| address_of_proc(text).map(|addr| addr.to_string());
+        assert_eq!(six("0000000000000000FFFF00000100007F:0050").unwrap(), "127.0.0.1:80");
+        assert_eq!(six("B80D0120000000000000000001000000:01BB").unwrap(), "[2001:db8::1]:443");
+        for odd in ["", ":", "0100007F", "0100007F:", "0100007:0050", "é100007F0:0050", "00000000000000000000000000000000:zz"] {
+            assert_eq!(six(odd), None, "{odd}");
+        }
+        assert!(line_of_proc("  sl  local_address rem_address   st").is_none());
+    }
+
+    /// Both lists, of sockets of both families.
+    #[test]
+    fn the_text_says_what_netlink_says() {
+        for addr in ["127.0.0.1:0", "[::1]:0", "[::]:0", "[::ffff:127.0.0.1]:0"] {
+            let Ok(listener) = TcpListener::bind(addr) else { continue };
+            let port = listener.local_addr().unwrap().port();
+            let _connection = TcpStream::connect(listener.local_addr().unwrap());
+            let netlink = listeners(port).unwrap();
+            assert_eq!(netlink.len(), 1, "{addr}");
+            let text = from_proc(port, TCP_LISTEN).unwrap();
+            let [one] = text.as_slice() else { panic!("{addr}: {}", text.len()) };
+            assert_eq!((one.local, one.inode, one.uid), (netlink[0].local, netlink[0].inode, netlink[0].uid), "{addr}");
+            assert!(from_proc(port, TCP_SYN_RECV).unwrap().is_empty());
+        }
+    }
 }

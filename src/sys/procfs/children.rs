@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::{StartTime, Stat, stat};
+use super::{StartTime, Stat, owner, stat};
 
 /// Room for the ids of so many children that one `read(2)` gets them all: the list may skip some
 /// if it changes between two reads.
@@ -94,7 +94,7 @@ impl PipeId {
 #[must_use]
 pub fn writes_to(pid: u32, pipes: &[PipeId]) -> bool {
     let is_one = |fd| {
-        let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
+        let link = owner::with_access(pid, || fs::read_link(format!("/proc/{pid}/fd/{fd}"))).unwrap_or_default();
         pipes.iter().any(|pipe| link == Path::new(&format!("pipe:[{}]", pipe.0)))
     };
     is_one(1) || is_one(2)
