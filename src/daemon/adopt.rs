@@ -166,6 +166,9 @@ impl Daemon {
             sockets.iter().any(|fd| local_address(fd).is_some_and(|s| address.tcp().is_some_and(|a| a.port() == s.port())))
                 || self.kept_before.contains(&name::socket(&id.app, address, usize::from(id.slot) + 1))
         };
+        if let Some(app) = self.apps.get_mut(&id.app) {
+            spec.listen.iter().for_each(|address| app.sockets.handed(address, id.generation));
+        }
         let within_reach = spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
         if within_reach { Found::Alive { pid } } else { Found::OutOfReach { pid } }
     }

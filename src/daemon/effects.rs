@@ -65,6 +65,9 @@ impl Daemon {
                 if let Some(ended) = self.running.remove(&worker.generation) {
                     self.isolation.forget(&ended.confinement);
                 }
+                if let Some(app) = self.apps.get_mut(&worker.app) {
+                    app.sockets.taken_back(worker.generation);
+                }
                 self.rest.processes.remove(&worker.generation);
                 self.forget_output(worker.generation);
                 let others = [vault::name::binds, vault::name::notify, vault::name::node];

@@ -3,7 +3,7 @@
 //! Index 0 of every group is the *lobby*: no worker ever has it. Connections go there while no
 //! worker is ready, wait in its accept queue, and are relayed once one is. Slot `n` is index `n + 1`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -29,6 +29,8 @@ pub struct Sockets {
     bound: BTreeMap<Listen, Bound>,
     /// Some worker has been ready: from then on groups keep their family.
     served: bool,
+    /// By generation: the workers that live with a socket of the group in place of their own.
+    handed: BTreeMap<Listen, HashSet<u64>>,
     /// Sockets of `.socket` units.
     given: Arc<Given>,
 }
@@ -322,8 +324,21 @@ impl Sockets {
         exact.or_else(same_family).or_else(|| of_port().next()).cloned()
     }
 
-    /// Before any worker was ready, a group takes the family that the app asked for, so that the
-    /// app finds just the kind of socket it made. Later it stays as it is.
+    /// A worker has the group's socket now.
+    pub fn handed(&mut self, address: &Listen, generation: u64) {
+        self.handed.entry(address.clone()).or_default().insert(generation);
+    }
+
+    /// The worker is gone.
+    pub fn taken_back(&mut self, generation: u64) {
+        self.handed.values_mut().for_each(|of| {
+            of.remove(&generation);
+        });
+    }
+
+    /// Before any worker has a socket of it, a group takes the family that the app asked for, so that the
+    /// app finds just the kind of socket it made. Later it stays as it is: an app that binds both families
+    /// would take the first of its sockets away from itself, or from a worker beside it.
     pub fn adapt(&mut self, address: &Listen, bind: &Bind) -> Result<Option<Changed>, ListenError> {
         let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else { return Ok(None) };
         let want = match (group.family(), bind.socket.is_v6) {
@@ -331,7 +346,7 @@ impl Sockets {
             (Family::V6 { only: false }, false) => Family::V4,
             (Family::V4 | Family::V6Mapped | Family::V6 { .. }, _) => return Ok(None),
         };
-        if self.served {
+        if self.served || self.handed.get(address).is_some_and(|of| !of.is_empty()) {
             return Ok(None);
         }
         let accepted = group.change_family(want)?;

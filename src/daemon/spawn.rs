@@ -304,6 +304,9 @@ impl Daemon {
             Ok(Answer::Delivered) => {
                 debug!("{worker}: bind to {} answered with the socket of its slot", bind.addr);
                 self.takeover.seen(&worker.app);
+                if let Some(app) = self.apps.get_mut(&worker.app) {
+                    app.sockets.handed(&address, worker.generation);
+                }
             }
             Ok(Answer::Vanished) => {}
             Err(why) => {

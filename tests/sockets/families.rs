@@ -163,3 +163,48 @@ fn npm_start() {
     assert!(!home.pids("web").contains(&answer.pid()), "npm's child answers");
     load.lossless();
 }
+
+/// Each worker binds both families, in an order of its own, as asyncio does (which keeps its addresses in a
+/// set). Worker 1 binds when worker 0 listens already, and neither is ready before both are bound.
+const BOTH: &str = r#"
+import os, select, socket, time
+instance, port, folder = os.environ['RSUP_INSTANCE'], int(os.environ['PORT']), os.environ['FOLDER']
+there = lambda name: os.path.exists(os.path.join(folder, name))
+def bind(family, host):
+    s = socket.socket(family)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    s.bind((host, port))
+    return s
+while instance == '1' and not there('listens-0'): time.sleep(0.005)
+sockets = [bind(socket.AF_INET6, '::'), bind(socket.AF_INET, '0.0.0.0')]
+for s in sockets: s.listen(100)
+open(os.path.join(folder, 'listens-' + instance), 'w').close()
+while True:
+    for s in select.select(sockets, [], [])[0]:
+        c, _ = s.accept()
+        c.recv(1000)
+        both = there('listens-0') and there('listens-1')
+        c.sendall(b'HTTP/1.0 %s\r\n\r\n{"pid": %d}' % (b'200 OK' if both else b'503 Wait', os.getpid()))
+        c.close()
+"#;
+
+#[test]
+fn an_app_that_binds_both_families_keeps_its_sockets() {
+    let Some(python) = apps::python() else { return };
+    if !has_v6() {
+        return;
+    }
+    let home = Home::new();
+    let port = home.port();
+    let script = home.write("both.py", BOTH);
+    let command = apps::toml_command(&[python, script.to_str().expect("UTF-8")]);
+    let folder = home.folder().display();
+    home.config(&format!(
+        "[app.web]\n{command}\nlisten = {port}\ninstances = 2\nreadiness = \"/\"\nenv = {{ FOLDER = \"{folder}\" }}\n"
+    ));
+    home.ok(&["start"]);
+    let load = Load::start(port, "/");
+    home.ok(&["reload", "web"]);
+    load.lossless();
+}
