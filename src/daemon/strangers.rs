@@ -17,6 +17,10 @@ impl Daemon {
         let mut present = HashSet::new();
         for (app, resources) in &self.apps {
             for holder in resources.sockets.joiners() {
+                // One of an earlier daemon, whose sockets this one could not take back; it is being replaced.
+                if self.running.values().any(|running| running.id.app == *app && running.owns(holder.pid)) {
+                    continue;
+                }
                 let key = (app.clone(), holder.pid);
                 if !self.strangers.0.contains(&key) {
                     warn!(

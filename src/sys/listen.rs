@@ -420,6 +420,8 @@ const PROBE: Duration = Duration::from_millis(50);
 
 /// How long [`Group::change_family`] waits for handshakes under way.
 const HANDSHAKES: Duration = Duration::from_millis(250);
+/// And how long where the kernel does not list them.
+const UNSEEN_HANDSHAKES: Duration = Duration::from_millis(50);
 
 /// Takes every connection out of sockets about to be closed, then closes them.
 fn empty(sockets: Vec<Socket>, port: u16) -> Vec<OwnedFd> {
@@ -429,17 +431,20 @@ fn empty(sockets: Vec<Socket>, port: u16) -> Vec<OwnedFd> {
         // 5.7), SYNs go on reaching the old socket a moment longer, nothing worse.
         let _ = raw::setsockopt_int(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, i32::MAX);
     }
-    let deadline = Instant::now() + HANDSHAKES;
+    let began = Instant::now();
     let mut accepted = Vec::new();
     loop {
         // Asked first, accepted after: what was half open is then in a queue, or still half open.
-        let half_open = sockdiag::half_open(port).is_ok_and(|pairs| !pairs.is_empty());
+        let (half_open, patience) = match sockdiag::half_open(port) {
+            Ok(pairs) => (!pairs.is_empty(), HANDSHAKES),
+            Err(_) => (true, UNSEEN_HANDSHAKES),
+        };
         for socket in &sockets {
             while let Ok(Some((connection, _))) = accept_nonblocking(socket.as_fd()) {
                 accepted.push(connection);
             }
         }
-        if !half_open || Instant::now() >= deadline {
+        if !half_open || began.elapsed() >= patience {
             break;
         }
         std::thread::sleep(Duration::from_millis(2));

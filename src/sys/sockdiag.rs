@@ -5,7 +5,7 @@
 //! addresses and ports.
 //!
 //! A minimal kernel has no `inet_diag` (`ENOENT`), a sandbox may refuse netlink: then the same stands in
-//! `/proc/net/tcp` and `tcp6` (proc(5)), as text, with every connection of the network namespace.
+//! `/proc/net/tcp` and `tcp6` (proc(5)), as text: read for those that listen, which come first.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -24,6 +24,8 @@ pub struct ListeningSocket {
     pub local: SocketAddr,
     /// Whether it is an IPv6 socket that takes no IPv4; false where the kernel does not say.
     pub v6only: bool,
+    /// Whether `local` is the IPv4 address of an IPv6 socket: to the kernel, another family.
+    pub mapped: bool,
     /// Its inode, as in the links `/proc/PID/fd/N -> socket:[INODE]`.
     pub inode: u64,
     /// The user who opened it.
@@ -35,9 +37,10 @@ pub struct ListeningSocket {
 /// whole table of connections for this: milliseconds on a big machine, so ask while draining only.
 ///
 /// # Errors
-/// When neither netlink nor `/proc/net` can be asked.
+/// When the kernel refuses: `/proc/net` is no substitute, because it shows every connection of the machine as
+/// text, which takes too long where there are many.
 pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
-    Ok(in_state(port, TCP_SYN_RECV)?.into_iter().map(|socket| (socket.local, socket.remote)).collect())
+    Ok(asked(port, TCP_SYN_RECV)?.into_iter().map(|socket| (socket.local, socket.remote)).collect())
 }
 
 /// All sockets that listen on TCP port `port` in this network namespace.
@@ -45,24 +48,33 @@ pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
 /// # Errors
 /// As [`half_open`].
 pub fn listeners(port: u16) -> io::Result<Vec<ListeningSocket>> {
-    let of = |socket: Entry| ListeningSocket { local: socket.local, v6only: socket.v6only, inode: socket.inode, uid: socket.uid };
-    Ok(in_state(port, TCP_LISTEN)?.into_iter().map(of).collect())
+    let of = |socket: Entry| ListeningSocket {
+        local: socket.local,
+        v6only: socket.v6only,
+        mapped: socket.is_v6 && socket.local.is_ipv4(),
+        inode: socket.inode,
+        uid: socket.uid,
+    };
+    let found = match asked(port, TCP_LISTEN) {
+        Ok(found) => found,
+        Err(error) => {
+            from_proc(port).map_err(|why| io::Error::new(error.kind(), format!("sock_diag: {error}; /proc/net/tcp: {why}")))?
+        }
+    };
+    Ok(found.into_iter().map(of).collect())
 }
 
-fn in_state(port: u16, state: u32) -> io::Result<Vec<Entry>> {
+fn asked(port: u16, state: u32) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
-    let asked = [libc::AF_INET, libc::AF_INET6]
-        .into_iter()
-        .try_for_each(|family| dump(family, port, 1 << state, |socket| found.push(socket)));
-    match asked {
-        Ok(()) => Ok(found),
-        Err(error) => from_proc(port, state)
-            .map_err(|why| io::Error::new(error.kind(), format!("sock_diag: {error}; /proc/net/tcp: {why}"))),
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        dump(family, port, 1 << state, |socket| found.push(socket))?;
     }
+    Ok(found)
 }
 
-/// The same from `/proc/net`. It shows neither `IPV6_V6ONLY` nor the interface of a link-local address.
-fn from_proc(port: u16, state: u32) -> io::Result<Vec<Entry>> {
+/// Those that listen, from `/proc/net`. It shows neither `IPV6_V6ONLY` nor the interface of a link-local
+/// address.
+fn from_proc(port: u16) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let file = match File::open(path) {
@@ -70,12 +82,12 @@ fn from_proc(port: u16, state: u32) -> io::Result<Vec<Entry>> {
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => continue,
             result => result?,
         };
-        for line in BufReader::with_capacity(32 * 1024, file).lines().skip(1) {
+        for line in BufReader::new(file).lines().skip(1) {
             match line_of_proc(&line?) {
-                Some((at, entry)) if at == state && entry.local.port() == port => found.push(entry),
+                Some((TCP_LISTEN, entry)) if entry.local.port() == port => found.push(entry),
                 // Those that listen come first (net/ipv4/tcp_ipv4.c, tcp_seek_last_pos); the connections of a
                 // busy machine are not read for their sake.
-                Some((at, _)) if state == TCP_LISTEN && at != TCP_LISTEN => break,
+                Some((state, _)) if state != TCP_LISTEN => break,
                 Some(_) | None => {}
             }
         }
@@ -86,10 +98,12 @@ fn from_proc(port: u16, state: u32) -> io::Result<Vec<Entry>> {
 /// The state of a socket, and the rest: `sl local remote st tx:rx tr:when retrnsmt uid timeout inode …`.
 fn line_of_proc(line: &str) -> Option<(u32, Entry)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
-    let (local, remote) = (address_of_proc(fields.next()?)?, address_of_proc(fields.next()?)?);
+    let local = fields.next()?;
+    let is_v6 = local.len() > "0100007F:0BB9".len();
+    let (local, remote) = (address_of_proc(local)?, address_of_proc(fields.next()?)?);
     let state = u32::from_str_radix(fields.next()?, 16).ok()?;
     let (uid, inode) = (fields.nth(3)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
-    Some((state, Entry { local, remote, uid, inode, v6only: false }))
+    Some((state, Entry { local, remote, uid, inode, is_v6, v6only: false }))
 }
 
 /// Words of 32 bits in the machine's byte order, and the port, all in hexadecimal digits. IPv4-mapped
@@ -127,6 +141,7 @@ struct Entry {
     remote: SocketAddr,
     uid: u32,
     inode: u64,
+    is_v6: bool,
     v6only: bool,
 }
 
@@ -198,6 +213,7 @@ fn entry(body: &[u8]) -> Option<Entry> {
         remote: address(family, body, 6, 24)?,
         uid: u32_at(body, 64)?,
         inode: u32_at(body, 68)?.into(),
+        is_v6: family == libc::AF_INET6,
         v6only: false,
     };
     let mut attributes = body.get(REPLY..).unwrap_or_default();
@@ -268,10 +284,11 @@ mod tests {
             let _connection = TcpStream::connect(listener.local_addr().unwrap());
             let netlink = listeners(port).unwrap();
             assert_eq!(netlink.len(), 1, "{addr}");
-            let text = from_proc(port, TCP_LISTEN).unwrap();
+            let text = from_proc(port).unwrap();
             let [one] = text.as_slice() else { panic!("{addr}: {}", text.len()) };
             assert_eq!((one.local, one.inode, one.uid), (netlink[0].local, netlink[0].inode, netlink[0].uid), "{addr}");
-            assert!(from_proc(port, TCP_SYN_RECV).unwrap().is_empty());
+            assert_eq!(one.is_v6, addr.starts_with('['));
+            assert_eq!(netlink[0].mapped, addr.contains("ffff"));
         }
     }
 }

@@ -36,6 +36,8 @@ pub struct Home {
     ports: RefCell<Vec<Flock<fs::File>>>,
     /// As whom commands run, if not as the test.
     uid: Option<u32>,
+    /// What rsup is refused: see tests/apps/restricted.py.
+    restricted: Vec<String>,
 }
 
 /// What became of a command.
@@ -83,7 +85,7 @@ impl Home {
     pub fn new() -> Self {
         // The control socket's path is limited to 107 bytes.
         let folder = tempfile::Builder::new().prefix("rs").tempdir_in("/tmp").expect("a folder in /tmp");
-        Self { folder, ports: RefCell::default(), uid: None }
+        Self { folder, ports: RefCell::default(), uid: None, restricted: Vec::new() }
     }
 
     /// The same for an ordinary user, with a program that this one may execute. Only root can be
@@ -97,6 +99,14 @@ impl Home {
         home.uid = Some(uid);
         fs::copy(RSUP, home.path("rsup")).expect("copy the program");
         std::os::unix::fs::chown(home.folder(), Some(uid), Some(uid)).expect("chown");
+        Some(home)
+    }
+
+    /// The same with rsup in a sandbox that refuses it something, in the words of tests/apps/restricted.py.
+    pub fn restricted(words: &[&str]) -> Option<Self> {
+        apps::python()?;
+        let mut home = Self::new();
+        home.restricted = words.iter().map(|word| (*word).to_owned()).collect();
         Some(home)
     }
 
@@ -147,7 +157,13 @@ impl Home {
 
     pub fn rsup(&self) -> Command {
         match self.uid {
-            None => self.command(RSUP),
+            None if self.restricted.is_empty() => self.command(RSUP),
+            None => {
+                let mut command = self.command(apps::python().expect("python3"));
+                let script = apps::sources().join("restricted.py");
+                command.arg(script).args(&self.restricted).args(["--", RSUP]);
+                command
+            }
             Some(uid) => {
                 let mut command = self.command(self.path("rsup").to_str().expect("UTF-8"));
                 command.uid(uid).gid(uid);

@@ -1,13 +1,14 @@
 //! Groups that an earlier process of rsup opened.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use socket2::Socket;
 
 use super::{Family, Group, ListenError, Sharing, identity, open_socket};
-use crate::sys::{holder, sockdiag};
+use crate::sys::holder;
+use crate::sys::sockdiag::{self, ListeningSocket};
 
 impl Group {
     /// Takes back a group: `fds` by slot. Those that are missing are opened anew, in the same group
@@ -49,15 +50,14 @@ impl Group {
     }
 
     /// Opens `size` sockets in the same group of the kernel as those of a dead rsup's workers, which
-    /// cannot be had back. No traffic goes to those any more once this group is steered.
+    /// cannot be had back; also where that group had changed its family ([`Group::change_family`]).
+    /// No traffic goes to those any more once this group is steered.
     ///
     /// # Errors
     /// As for opening; nothing stays open.
     pub fn join(addr: SocketAddr, v6only: bool, size: usize) -> Result<Group, ListenError> {
-        let family = match addr {
-            SocketAddr::V4(_) => Family::V4,
-            SocketAddr::V6(_) => Family::V6 { only: v6only },
-        };
+        let there = sockdiag::listeners(addr.port()).map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
+        let (addr, family) = as_found(addr, v6only, &there);
         let mut group = Group { addr, family, sockets: Vec::new(), indexes: Vec::new(), others: 0, given: false };
         group.grow(size)?;
         group.count_others().map_err(|error| ListenError::new(addr, "sock_diag", error))?;
@@ -89,7 +89,27 @@ impl Group {
     fn count_others(&mut self) -> io::Result<()> {
         let ours: Vec<u64> = self.sockets.iter().map(|s| holder::inode_of(s.as_fd())).collect::<io::Result<_>>()?;
         let all = sockdiag::listeners(self.addr.port())?;
-        self.others = all.iter().filter(|other| other.local == self.addr && !ours.contains(&other.inode)).count();
+        let mapped = self.family == Family::V6Mapped;
+        let same = |other: &&ListeningSocket| other.local == self.addr && other.mapped == mapped;
+        self.others = all.iter().filter(same).filter(|other| !ours.contains(&other.inode)).count();
         Ok(())
+    }
+}
+
+/// Address and family of the group that was opened for `addr`, and may have changed since.
+fn as_found(addr: SocketAddr, v6only: bool, there: &[ListeningSocket]) -> (SocketAddr, Family) {
+    let at = |addr: SocketAddr, mapped| there.iter().any(|it| it.local == addr && it.mapped == mapped);
+    let of_v4 = |addr| match (at(addr, false), at(addr, true)) {
+        (true, _) => Some((addr, Family::V4)),
+        (false, true) => Some((addr, Family::V6Mapped)),
+        (false, false) => None,
+    };
+    match addr {
+        SocketAddr::V4(_) => of_v4(addr).unwrap_or((addr, Family::V4)),
+        SocketAddr::V6(v6) => {
+            let given_up = !v6only && v6.ip().is_unspecified() && !at(addr, false);
+            let changed = given_up.then(|| of_v4((Ipv4Addr::UNSPECIFIED, addr.port()).into())).flatten();
+            changed.unwrap_or((addr, Family::V6 { only: v6only }))
+        }
     }
 }

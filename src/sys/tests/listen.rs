@@ -160,6 +160,31 @@ fn a_group_beside_sockets_that_cannot_be_had() {
 }
 
 #[test]
+fn such_a_group_is_found_in_the_family_that_it_changed_to() {
+    for (addr, changes) in [
+        ("127.0.0.1:0", &[Family::V6Mapped][..]),
+        ("[::]:0", &[Family::V4]),
+        ("[::]:0", &[Family::V4, Family::V6Mapped]),
+        ("[::]:0", &[]),
+    ] {
+        let mut group = Group::open(addr.parse().unwrap(), false, 3).unwrap();
+        let configured = group.addr();
+        for want in changes {
+            group.change_family(*want).unwrap();
+        }
+        group.steer(&sole(3, 2)).unwrap();
+        let (actual, family) = (group.addr(), group.family());
+        let _beyond_reach: Vec<_> = [1, 2].map(|slot| group.dup(slot).unwrap()).into();
+        drop(group);
+        let mut ours = Group::join(configured, false, 4).unwrap();
+        assert_eq!((ours.addr(), ours.family()), (actual, family), "{addr} {changes:?}");
+        ours.steer(&sole(4, 0)).unwrap();
+        ours.find_order().unwrap();
+        assert_steered(&ours);
+    }
+}
+
+#[test]
 fn a_connection_is_counted_taken_and_alive() {
     let group = Group::open(localhost(), false, 1).unwrap();
     assert!(accept_nonblocking(group.fd(0)).unwrap().is_none());
