@@ -52,13 +52,15 @@ impl Daemon {
         }
         let mut found = BTreeMap::new();
         let mut out_of_reach = BTreeMap::new();
+        let mut without_worker = Vec::new();
         for worker in &workers {
             let what = match living.remove(&worker.id.generation) {
                 Some(mut living) => {
-                    let refused = living.refused.take();
+                    let (refused, none) = (living.refused.take(), living.sockets.is_empty());
                     let what = self.adopt_worker(worker, living);
-                    if let (Found::OutOfReach { .. }, Some(why)) = (&what, refused) {
-                        out_of_reach.insert(worker.id.app.clone(), why);
+                    if let (Found::OutOfReach { .. }, true) = (&what, none) {
+                        without_worker.push(worker.id.clone());
+                        out_of_reach.extend(refused.map(|why| (worker.id.app.clone(), why)));
                     }
                     what
                 }
@@ -80,6 +82,13 @@ impl Daemon {
         for app in &apps {
             if self.apps.contains_key(app) {
                 self.start_relays(app, None);
+            }
+        }
+        // The worker listens on a socket of its own: nobody but us takes what comes to that of its slot,
+        // and its drain would wait for that.
+        for WorkerId { app, slot, .. } in without_worker {
+            if self.apps.contains_key(&app) {
+                self.start_relays(&app, Some(slot));
             }
         }
         if self.ending {

@@ -317,7 +317,10 @@ impl Daemon {
     }
 
     /// A bind was let go on unseen: if it was for an address of ours, it fails, because we listen there.
-    pub(super) fn on_unseen(&mut self, app: &AppName, why: String) {
+    pub(super) fn on_unseen(&mut self, app: &AppName, mut why: String) {
+        if !capability::may_trace_all() {
+            why += "; with CAP_SYS_PTRACE rsup could (docker run --cap-add SYS_PTRACE)";
+        }
         if self.takeover.unseen(app, why.clone()) {
             warn!("{app}: a bind(2) could not be looked at, so it got no socket of rsup's: {why}");
         }

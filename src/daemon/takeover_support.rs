@@ -71,7 +71,7 @@ impl TakeoverSupport {
             )),
             Some(Support::Yes { .. }) | None => {
                 let why = self.unseen.get(&spec.name)?;
-                Some(format!("a bind(2) of the app could not be answered with its socket: {why}"))
+                Some(format!("a bind(2) of the app could not be looked at, so it got no socket of rsup's: {why}"))
             }
         }
     }
@@ -136,10 +136,13 @@ impl Daemon {
         waiting.push(Waiting { worker: worker.clone(), instance, revision: revision.clone() });
         if first {
             let own = self.takeover.known.get(&Who::Own).cloned();
-            let events = self.events.clone();
-            tokio::task::spawn_blocking(move || {
+            let (events, again) = (self.events.clone(), who.clone());
+            let made = std::thread::Builder::new().name("takeover trial".into()).spawn(move || {
                 let _ = events.send(Event::Tried { tried: trial(own, &who), who });
             });
+            if let Err(why) = made {
+                let _ = self.events.send(Event::Tried { who: again, tried: Err(Untried::no_thread(&why)) });
+            }
         }
         true
     }

@@ -35,6 +35,14 @@ pub enum Support {
 #[error("{0}")]
 pub struct Untried(String);
 
+impl Untried {
+    /// There is no thread that could wait for a trial.
+    #[must_use]
+    pub fn no_thread(error: &io::Error) -> Untried {
+        untried(Step::Fork)(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EAGAIN)))
+    }
+}
+
 /// How long a trial may take in all; it takes some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
