@@ -123,6 +123,11 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
         }));
     }
     let listen: Vec<Listen> = listen.into_iter().map(|(listen, _)| listen).collect();
+    let socket_activation = c.get(cx, "socket_activation", false, policy::boolean);
+    if let (true, true, Some(value)) = (socket_activation, listen.is_empty(), c.take("socket_activation")) {
+        let bad = value.bad("there are no sockets to hand over: the app has no `listen`");
+        cx.warn(bad.hint("write `listen = 3001`, or leave `socket_activation` out"));
+    }
     let env = env::read(cx, &mut c);
     if let (Some(span), Some(addr), Some(port)) = (env.port, listen.iter().find_map(Listen::tcp), env.vars.get("PORT"))
         && *port != addr.port().to_string()
@@ -157,6 +162,7 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
         cwd_resolved,
         instances,
         listen,
+        socket_activation,
         env: env.vars,
         readiness,
         liveness,

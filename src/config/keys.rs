@@ -19,6 +19,7 @@ pub(super) static APP: Section = Section {
         "cwd",
         "instances",
         "listen",
+        "socket_activation",
         "env",
         "env_file",
         "readiness",

@@ -84,6 +84,9 @@ pub struct AppSpec {
     pub instances: u16,
     /// Addresses that all workers share; empty for a plain process.
     pub listen: Vec<Listen>,
+    /// The workers take their sockets from `LISTEN_FDS` (sd_listen_fds(3)).
+    #[serde(default)]
+    pub socket_activation: bool,
     /// Environment from `env_file` and `env` (the latter wins), on top of the one that `rsup start` ran in.
     pub env: BTreeMap<String, String>,
     pub readiness: Probe,

@@ -439,8 +439,17 @@ impl Daemon {
             );
         }
         notes.extend(self.isolation.lacking(&spec));
+        let sockets = self.way_to_sockets(&spec).words().map(str::to_owned);
         let spec = spec.without_secrets();
-        Some(Description { app, spec, out_log: logs.out, err_log: logs.err, events: self.supervisor.events(name, now()), notes })
+        Some(Description {
+            app,
+            spec,
+            sockets,
+            out_log: logs.out,
+            err_log: logs.err,
+            events: self.supervisor.events(name, now()),
+            notes,
+        })
     }
 
     /// As it runs; one given on the command line has no file that a changed number of workers could come from.
@@ -466,7 +475,7 @@ impl Daemon {
                 app: app.clone(),
                 instance: w.instance,
                 pid: w.pid,
-                env: spawn::environment(&w.id, w.instance, &w.revision),
+                env: spawn::environment(&w.id, w.instance, &w.revision, self.way_to_sockets(w.spec()).inherits()),
             }));
         }
         Ok(all)

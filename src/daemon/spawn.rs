@@ -105,8 +105,8 @@ impl Running {
 }
 
 /// The variables that rsup adds. `PORT` follows `listen` unless the configuration sets it; one that
-/// the caller's shell happened to have does not count.
-pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMap<String, String> {
+/// the caller's shell happened to have does not count. `inherits`: see [`Daemon::way_to_sockets`].
+pub fn environment(id: &WorkerId, instance: u16, revision: &Revision, inherits: bool) -> BTreeMap<String, String> {
     let spec = &revision.spec;
     let mut env = revision.env();
     isolation::follow_user(&mut env, spec);
@@ -119,7 +119,7 @@ pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMa
     env.insert("RSUP_SLOT".into(), id.slot.to_string());
     env.insert("RSUP_WORKER".into(), id.to_string());
     env.insert("RSUP_REVISION".into(), revision.number.to_string());
-    if !spec.listen.is_empty() {
+    if inherits {
         let names: Vec<String> = spec.listen.iter().enumerate().map(|(at, _)| format!("{}-{at}", spec.name)).collect();
         env.insert("LISTEN_FDNAMES".into(), names.join(":"));
     }
@@ -160,14 +160,14 @@ impl Daemon {
         let (err, err_write) = logs::pipe().map_err(|why| format!("no pipe for its errors: {why}"))?;
         let known = |why| format!("its pipes cannot be looked at: {why}");
         let output = vec![PipeId::of(&out).map_err(known)?, PipeId::of(&err).map_err(known)?];
-        let mut env = environment(id, instance, revision);
+        let inherits = self.way_to_sockets(spec).inherits();
+        let mut env = environment(id, instance, revision, inherits);
         let mut plan =
             Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
-        plan.listen = self
-            .app(&spec.name)
-            .sockets
-            .inherit(id.slot, &spec.listen)
-            .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
+        if inherits {
+            let sockets = &self.app(&spec.name).sockets;
+            plan.listen = sockets.inherit(id.slot, &spec.listen).map_err(|why| format!("cannot hand over its sockets: {why}"))?;
+        }
         if wants_takeover(spec)
             && let Some(&takeover::Support::Yes { needs_no_new_privs }) = self.takeover.of(&self.isolation, spec)
         {
@@ -281,6 +281,10 @@ impl Daemon {
         }
     }
 
+    pub(super) fn way_to_sockets(&self, spec: &AppSpec) -> Way {
+        Way::of(spec, self.takeover.of(&self.isolation, spec))
+    }
+
     /// Gives the app our socket in place of its own, if the address is one of ours.
     pub(super) fn on_bind(&mut self, worker: &WorkerId, call: BindCall) {
         let listener = call.listener.get_ref();
@@ -343,6 +347,53 @@ impl Daemon {
             self.start_relays(&worker.app, slot);
         }
         self.keep_sockets(&worker.app);
+    }
+}
+
+/// How the workers of an app come to their listening sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// There are none.
+    Plain,
+    /// Their `bind(2)` is answered with a socket of ours.
+    Takeover,
+    /// `LISTEN_FDS`, as `socket_activation` says. A `bind(2)` is answered as well, where that is possible.
+    Configured,
+    /// `LISTEN_FDS`, because takeover is not possible here.
+    NoTakeover,
+    /// `LISTEN_FDS`, because takeover is for TCP, and the app has a unix socket.
+    Unix,
+}
+
+impl Way {
+    fn of(spec: &AppSpec, takeover: Option<&takeover::Support>) -> Self {
+        match takeover {
+            _ if spec.listen.is_empty() => Self::Plain,
+            _ if spec.socket_activation => Self::Configured,
+            _ if spec.listen.iter().any(|l| l.tcp().is_none()) => Self::Unix,
+            Some(takeover::Support::Yes { .. }) => Self::Takeover,
+            Some(takeover::Support::No { .. }) | None => Self::NoTakeover,
+        }
+    }
+
+    /// Whether workers inherit their sockets. Not by default: there are servers (uWSGI) that take every
+    /// inherited socket for one of their own protocol, whatever they were told to serve.
+    pub fn inherits(self) -> bool {
+        match self {
+            Self::Plain | Self::Takeover => false,
+            Self::Configured | Self::NoTakeover | Self::Unix => true,
+        }
+    }
+
+    /// For `describe`.
+    pub fn words(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::Takeover => Some("by takeover: rsup answers the workers' bind(2)"),
+            Self::Configured => Some("by LISTEN_FDS: socket_activation = true"),
+            Self::NoTakeover => Some("by LISTEN_FDS: takeover of bind(2) is not possible here"),
+            Self::Unix => Some("by LISTEN_FDS: takeover of bind(2) is for TCP, and one address is a unix socket"),
+        }
     }
 }
 

@@ -531,6 +531,7 @@ pub fn web(instances: u16) -> AppSpec {
         cwd_resolved: "/".into(),
         instances,
         listen: vec![port(80)],
+        socket_activation: false,
         env: BTreeMap::new(),
         readiness: probe(Check::Http { path: "/".into(), host: None, headers: BTreeMap::new(), expect_status: vec![200..=399] }),
         liveness: None,
