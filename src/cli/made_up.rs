@@ -21,6 +21,7 @@ pub fn spec(app: &str) -> AppSpec {
         instances: 2,
         listen: vec![Listen::Tcp { addr: ([0, 0, 0, 0], 3001).into(), v6only: false }],
         socket_activation: false,
+        hide_port: HidePort::Auto,
         env: BTreeMap::from([("NODE_ENV".into(), "production".into())]),
         readiness: Probe {
             check: Check::Http {

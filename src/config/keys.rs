@@ -20,6 +20,7 @@ pub(super) static APP: Section = Section {
         "instances",
         "listen",
         "socket_activation",
+        "hide_port",
         "env",
         "env_file",
         "readiness",

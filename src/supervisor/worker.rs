@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::app::{OUT_OF_REACH, REPLACED_BY_RELOAD};
+use super::hiding::Port;
 use super::io::Purpose;
 use super::types::{Revision, Time, WorkerId};
 use super::view::WorkerPhase;
@@ -38,6 +39,8 @@ pub struct Worker<R = Arc<Revision>> {
     /// Consecutive readings above `max_memory`.
     pub over_limit: u8,
     pub reason: Option<String>,
+    #[serde(default)]
+    pub port: Port,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -188,6 +191,20 @@ impl Worker {
     /// Its listening sockets are not in the daemon's hands: nothing can be steered to it.
     pub fn is_out_of_reach(&self) -> bool {
         self.condemned.as_deref() == Some(OUT_OF_REACH)
+    }
+
+    /// Its calls of `connect(2)` wait for an answer of the daemon.
+    pub fn hides_port(&self) -> bool {
+        self.port.hidden
+    }
+
+    /// The port is hidden from it, and it has not bound it yet.
+    pub fn is_hidden(&self, port: u16) -> bool {
+        let coming = matches!(self.state, State::Spawning { .. } | State::Starting { .. });
+        coming
+            && self.port.hidden
+            && !self.port.bound.contains(&port)
+            && self.spec().listen.iter().any(|l| l.tcp().is_some_and(|a| a.port() == port))
     }
 
     /// Neither being taken away nor gone.
@@ -360,7 +377,9 @@ impl Worker {
     pub fn wakes(&self, now: Time) -> Option<Time> {
         match &self.state {
             State::Spawning { deadline } => Some(*deadline),
-            State::Starting { deadline, readiness } => Some(readiness.wakes().map_or(*deadline, |at| at.min(*deadline))),
+            State::Starting { deadline, readiness } => {
+                [Some(*deadline), readiness.wakes(), self.port.look].into_iter().flatten().min()
+            }
             State::Ready { since, readiness, liveness, .. } => {
                 let available = Some(*since + self.spec().reload.min_ready).filter(|at| *at > now);
                 [readiness.wakes(), liveness.wakes(), available].into_iter().flatten().min()

@@ -15,7 +15,7 @@ use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::raw;
+use super::{raw, steer};
 
 /// A listening TCP socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,34 @@ pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
     Ok(in_state(port, TCP_SYN_RECV)?.into_iter().map(|socket| (socket.local, socket.remote)).collect())
 }
 
+/// Connections between processes of this machine at local port `port` that wait in an accept queue, and
+/// that their client has closed without a word: how many there are.
+///
+/// # Errors
+/// As [`half_open`].
+pub fn abandoned(port: u16) -> io::Result<u32> {
+    // One that was accepted has an inode; the end of the connection counts as an octet.
+    let is_one = |socket: &&Entry| socket.inode == 0 && socket.unread <= 1 && on_this_machine(socket);
+    let count = find(Side::Local, port, 1 << TCP_CLOSE_WAIT)?.iter().filter(is_one).count();
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+/// Whether some process of this machine has lately closed a connection of its own to `port` of this machine
+/// (within a minute: `TCP_TIMEWAIT_LEN`).
+///
+/// # Errors
+/// As [`half_open`].
+pub fn closed_by_clients(port: u16) -> io::Result<bool> {
+    let states = 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 | 1 << TCP_TIME_WAIT;
+    Ok(find(Side::Remote, port, states)?.iter().any(on_this_machine))
+}
+
+/// Both ends are, and none of them is a probe of rsup's.
+fn on_this_machine(socket: &Entry) -> bool {
+    let (a, b) = (socket.local.ip(), socket.remote.ip());
+    (a == b || (a.is_loopback() && b.is_loopback())) && !steer::is_probe(a) && !steer::is_probe(b)
+}
+
 /// All sockets that listen on TCP port `port` in this network namespace.
 ///
 /// # Errors
@@ -50,19 +78,24 @@ pub fn listeners(port: u16) -> io::Result<Vec<ListeningSocket>> {
 }
 
 fn in_state(port: u16, state: u32) -> io::Result<Vec<Entry>> {
+    find(Side::Local, port, 1 << state)
+}
+
+/// `states`: a bit for each.
+fn find(side: Side, port: u16, states: u32) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     let asked = [libc::AF_INET, libc::AF_INET6]
         .into_iter()
-        .try_for_each(|family| dump(family, port, 1 << state, |socket| found.push(socket)));
+        .try_for_each(|family| dump(family, side, port, states, |socket| found.push(socket)));
     match asked {
         Ok(()) => Ok(found),
-        Err(error) => from_proc(port, state)
+        Err(error) => from_proc(side, port, states)
             .map_err(|why| io::Error::new(error.kind(), format!("sock_diag: {error}; /proc/net/tcp: {why}"))),
     }
 }
 
 /// The same from `/proc/net`. It shows neither `IPV6_V6ONLY` nor the interface of a link-local address.
-fn from_proc(port: u16, state: u32) -> io::Result<Vec<Entry>> {
+fn from_proc(side: Side, port: u16, states: u32) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let file = match File::open(path) {
@@ -72,10 +105,10 @@ fn from_proc(port: u16, state: u32) -> io::Result<Vec<Entry>> {
         };
         for line in BufReader::with_capacity(32 * 1024, file).lines().skip(1) {
             match line_of_proc(&line?) {
-                Some((at, entry)) if at == state && entry.local.port() == port => found.push(entry),
+                Some((at, entry)) if states.checked_shr(at).is_some_and(|rest| rest & 1 == 1) && side.port(&entry) == port => found.push(entry),
                 // Those that listen come first (net/ipv4/tcp_ipv4.c, tcp_seek_last_pos); the connections of a
                 // busy machine are not read for their sake.
-                Some((at, _)) if state == TCP_LISTEN && at != TCP_LISTEN => break,
+                Some((at, _)) if states == 1 << TCP_LISTEN && at != TCP_LISTEN => break,
                 Some(_) | None => {}
             }
         }
@@ -88,8 +121,9 @@ fn line_of_proc(line: &str) -> Option<(u32, Entry)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, remote) = (address_of_proc(fields.next()?)?, address_of_proc(fields.next()?)?);
     let state = u32::from_str_radix(fields.next()?, 16).ok()?;
-    let (uid, inode) = (fields.nth(3)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
-    Some((state, Entry { local, remote, uid, inode, v6only: false }))
+    let unread = u32::from_str_radix(fields.next()?.split_once(':')?.1, 16).ok()?;
+    let (uid, inode) = (fields.nth(2)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
+    Some((state, Entry { local, remote, uid, inode, unread, v6only: false }))
 }
 
 /// Words of 32 bits in the machine's byte order, and the port, all in hexadecimal digits. IPv4-mapped
@@ -112,6 +146,10 @@ fn address_of_proc(text: &str) -> Option<SocketAddr> {
 }
 
 const TCP_SYN_RECV: u32 = 3;
+const TCP_FIN_WAIT1: u32 = 4;
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LISTEN: u32 = 10;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -127,12 +165,30 @@ struct Entry {
     remote: SocketAddr,
     uid: u32,
     inode: u64,
+    /// Octets in the receive queue.
+    unread: u32,
     v6only: bool,
 }
 
-fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io::Result<()> {
+/// Which end of a connection has the port that is asked for.
+#[derive(Clone, Copy)]
+enum Side {
+    Local,
+    Remote,
+}
+
+impl Side {
+    fn port(self, entry: &Entry) -> u16 {
+        match self {
+            Self::Local => entry.local.port(),
+            Self::Remote => entry.remote.port(),
+        }
+    }
+}
+
+fn dump(family: i32, side: Side, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io::Result<()> {
     let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, Some(Protocol::from(libc::NETLINK_SOCK_DIAG)))?;
-    let request = request(family as u8, port, states);
+    let request = request(family as u8, side, port, states);
     let sent = socket.send(&request)?;
     if sent != request.len() {
         return Err(io::Error::new(io::ErrorKind::WriteZero, "short netlink request"));
@@ -159,7 +215,7 @@ fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io:
                     };
                 }
                 _ => {
-                    if let Some(entry) = entry(body).filter(|entry| entry.local.port() == port) {
+                    if let Some(entry) = entry(body).filter(|entry| side.port(entry) == port) {
                         each(entry);
                     }
                 }
@@ -169,7 +225,7 @@ fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io:
     }
 }
 
-fn request(family: u8, port: u16, states: u32) -> [u8; HEADER + REQUEST] {
+fn request(family: u8, side: Side, port: u16, states: u32) -> [u8; HEADER + REQUEST] {
     let mut out = [0; HEADER + REQUEST];
     let len = out.len() as u32;
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
@@ -179,7 +235,11 @@ fn request(family: u8, port: u16, states: u32) -> [u8; HEADER + REQUEST] {
     out[16] = family;
     out[17] = libc::IPPROTO_TCP as u8;
     out[20..24].copy_from_slice(&states.to_ne_bytes());
-    out[24..26].copy_from_slice(&port.to_be_bytes());
+    let at = match side {
+        Side::Local => 24,
+        Side::Remote => 26,
+    };
+    out[at..at + 2].copy_from_slice(&port.to_be_bytes());
     out
 }
 
@@ -198,6 +258,7 @@ fn entry(body: &[u8]) -> Option<Entry> {
         remote: address(family, body, 6, 24)?,
         uid: u32_at(body, 64)?,
         inode: u32_at(body, 68)?.into(),
+        unread: u32_at(body, 56)?,
         v6only: false,
     };
     let mut attributes = body.get(REPLY..).unwrap_or_default();
@@ -245,11 +306,11 @@ mod tests {
     #[test]
     fn lines_of_the_kernel() {
         let line =
-            "   3: 0100007F:0BB9 0200007F:C350 03 00000000:00000000 01:00000064 00000000  1000        0 0 3 0000000000000000";
+            "   3: 0100007F:0BB9 0200007F:C350 03 00000000:00000012 01:00000064 00000000  1000        0 0 3 0000000000000000";
         let (state, entry) = line_of_proc(line).unwrap();
         assert_eq!(state, TCP_SYN_RECV);
         assert_eq!((entry.local, entry.remote), ("127.0.0.1:3001".parse().unwrap(), "127.0.0.2:50000".parse().unwrap()));
-        assert_eq!((entry.uid, entry.inode), (1000, 0));
+        assert_eq!((entry.uid, entry.inode, entry.unread), (1000, 0, 0x12));
         let six = |text| address_of_proc(text).map(|addr| addr.to_string());
         assert_eq!(six("0000000000000000FFFF00000100007F:0050").unwrap(), "127.0.0.1:80");
         assert_eq!(six("B80D0120000000000000000001000000:01BB").unwrap(), "[2001:db8::1]:443");
@@ -268,10 +329,10 @@ mod tests {
             let _connection = TcpStream::connect(listener.local_addr().unwrap());
             let netlink = listeners(port).unwrap();
             assert_eq!(netlink.len(), 1, "{addr}");
-            let text = from_proc(port, TCP_LISTEN).unwrap();
+            let text = from_proc(Side::Local, port, 1 << TCP_LISTEN).unwrap();
             let [one] = text.as_slice() else { panic!("{addr}: {}", text.len()) };
             assert_eq!((one.local, one.inode, one.uid), (netlink[0].local, netlink[0].inode, netlink[0].uid), "{addr}");
-            assert!(from_proc(port, TCP_SYN_RECV).unwrap().is_empty());
+            assert!(from_proc(Side::Local, port, 1 << TCP_SYN_RECV).unwrap().is_empty());
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::sys::listen::{Backlog, Family, Group, is_nonblocking};
 use crate::sys::raw;
 use crate::sys::spawn::{Plan, spawn};
 use crate::sys::steer::{Balance, Table};
-use crate::sys::takeover::{Answer, Bind, Listener, Support, probe_support};
+use crate::sys::takeover::{Answer, Bind, Call, Listener, Support, probe_support};
 
 /// Prepares a plan for takeover; false (and a skip) where the kernel forbids it.
 fn prepare(plan: &mut Plan) -> bool {
@@ -31,7 +31,7 @@ fn next(listener: &Listener) -> Bind {
     let deadline = Instant::now() + PATIENCE;
     loop {
         raw::poll(listener, libc::POLLIN, PATIENCE).unwrap();
-        if let Some(bind) = listener.receive().unwrap() {
+        if let Some(Call::Bind(bind)) = listener.receive().unwrap() {
             return bind;
         }
         assert!(Instant::now() < deadline, "no bind");
