@@ -105,7 +105,9 @@ fn from_proc(side: Side, port: u16, states: u32) -> io::Result<Vec<Entry>> {
         };
         for line in BufReader::with_capacity(32 * 1024, file).lines().skip(1) {
             match line_of_proc(&line?) {
-                Some((at, entry)) if states.checked_shr(at).is_some_and(|rest| rest & 1 == 1) && side.port(&entry) == port => found.push(entry),
+                Some((at, entry)) if states.checked_shr(at).is_some_and(|rest| rest & 1 == 1) && side.port(&entry) == port => {
+                    found.push(entry)
+                }
                 // Those that listen come first (net/ipv4/tcp_ipv4.c, tcp_seek_last_pos); the connections of a
                 // busy machine are not read for their sake.
                 Some((at, _)) if states == 1 << TCP_LISTEN && at != TCP_LISTEN => break,

@@ -6,7 +6,6 @@ mod common;
 #[allow(dead_code, reason = "the tests of rsup's own death use all of it")]
 #[path = "../survival/supervisors.rs"]
 mod supervisors;
-#[allow(dead_code, reason = "shared with other programs")]
 #[path = "../lifecycle/support.rs"]
 mod support;
 
