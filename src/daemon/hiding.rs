@@ -26,7 +26,7 @@ impl Daemon {
 
     /// Nobody is there, as far as the worker can tell; everybody else is.
     pub(super) fn on_connect(&mut self, worker: &WorkerId, connect: &Connect, listener: &Listener) {
-        let hidden = self.supervisor.worker(worker).is_some_and(|w| w.is_hidden(connect.addr.port()));
+        let hidden = self.supervisor.worker(worker).is_some_and(|w| w.is_hidden(connect.addr));
         if !hidden || !connect.is_to_this_machine() {
             let _ = listener.proceed(connect);
             return;

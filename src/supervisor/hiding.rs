@@ -11,6 +11,7 @@
 //! * That one is refused a connection to its port and then binds it: so it is from now on.
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -73,5 +74,45 @@ impl Port {
         let Traces { abandoned, others } = traces;
         self.tested |= abandoned > 0 || others;
         abandoned >= LOOP || (abandoned > 0 && self.elsewhere)
+    }
+}
+
+/// Whether a connection to the address `target` of this machine may come to who listens on `ours`. There may
+/// be somebody else at the same port of another address. A connection to «any» is one to loopback (ip(7)).
+pub fn reaches(target: IpAddr, ours: IpAddr) -> bool {
+    let target = match target.to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    match ours.to_canonical() {
+        IpAddr::V4(ip) if ip.is_unspecified() => target.is_ipv4(),
+        IpAddr::V6(ip) if ip.is_unspecified() => true,
+        ip => ip == target,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_reached() {
+        let cases = [
+            ("127.0.0.1", "0.0.0.0", true),
+            ("10.0.0.5", "::", true),
+            ("::1", "::", true),
+            ("0.0.0.0", "127.0.0.1", true),
+            ("::", "::1", true),
+            ("::ffff:127.0.0.1", "127.0.0.1", true),
+            ("::1", "0.0.0.0", false),
+            ("127.0.0.1", "10.0.0.5", false),
+            ("10.0.0.5", "127.0.0.1", false),
+            ("127.0.0.9", "127.0.0.1", false),
+            ("0.0.0.0", "10.0.0.5", false),
+        ];
+        for (target, ours, expected) in cases {
+            assert_eq!(reaches(target.parse().unwrap(), ours.parse().unwrap()), expected, "{target} to {ours}");
+        }
     }
 }

@@ -1,15 +1,16 @@
 //! One worker: its state, its probes, what a probe's result makes of it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::app::{OUT_OF_REACH, REPLACED_BY_RELOAD};
-use super::hiding::Port;
+use super::hiding::{self, Port};
 use super::io::Purpose;
 use super::types::{Revision, Time, WorkerId};
 use super::view::WorkerPhase;
-use crate::config::{AppSpec, Check, Probe};
+use crate::config::{AppSpec, Check, Listen, Probe};
 use std::sync::Arc;
 
 /// A ready worker's readiness is looked at again this often, or at the probe's own interval if that
@@ -198,13 +199,15 @@ impl Worker {
         self.port.hidden
     }
 
-    /// The port is hidden from it, and it has not bound it yet.
-    pub fn is_hidden(&self, port: u16) -> bool {
+    /// A connection to the address, which is one of this machine's, is one to a port that is hidden from it,
+    /// and that it has not bound yet.
+    pub fn is_hidden(&self, target: SocketAddr) -> bool {
         let coming = matches!(self.state, State::Spawning { .. } | State::Starting { .. });
+        let mut listens = self.spec().listen.iter().filter_map(Listen::tcp);
         coming
             && self.port.hidden
-            && !self.port.bound.contains(&port)
-            && self.spec().listen.iter().any(|l| l.tcp().is_some_and(|a| a.port() == port))
+            && !self.port.bound.contains(&target.port())
+            && listens.any(|ours| ours.port() == target.port() && hiding::reaches(target.ip(), ours.ip()))
     }
 
     /// Neither being taken away nor gone.
