@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 use rsup::config::{self, AppName, AppSpec};
-use rsup::supervisor::{Effect, Exit, Found, Input, OpId, Purpose, Request, Supervisor, Time, WorkerId};
+use rsup::supervisor::{Effect, Exit, Found, Input, OpId, Purpose, Request, Supervisor, Time, Traces, WorkerId};
 
 const NAMES: [&str; 2] = ["web", "job"];
 
@@ -84,12 +84,13 @@ fn ids(supervisor: &Supervisor) -> Vec<WorkerId> {
 fn found(supervisor: &Supervisor, bytes: &mut Unstructured<'_>) -> BTreeMap<WorkerId, Found> {
     let mut all = BTreeMap::new();
     for id in ids(supervisor) {
-        let found = match bytes.arbitrary::<u8>().unwrap_or(0) % 6 {
+        let found = match bytes.arbitrary::<u8>().unwrap_or(0) % 7 {
             0 => Found::Alive { pid: 7 },
             1 => Found::Gone { exit: Exit::Code(1), descendants: false },
             2 => Found::Gone { exit: Exit::Unknown, descendants: true },
             3 => Found::NeverStarted,
             4 => Found::OutOfReach { pid: 7 },
+            5 => Found::Deaf { pid: 7 },
             _ => continue,
         };
         all.insert(id, found);
@@ -133,7 +134,11 @@ impl Open {
                     self.asked.push(effect);
                 }
                 Effect::Removed { app } => assert!(supervisor.view(app, Time::default()).is_none()),
-                Effect::Listen { .. } | Effect::Probe { .. } | Effect::Drain { .. } | Effect::Signal { .. } => {
+                Effect::Listen { .. }
+                | Effect::Probe { .. }
+                | Effect::LookForTraces { .. }
+                | Effect::Drain { .. }
+                | Effect::Signal { .. } => {
                     self.asked.push(effect);
                 }
                 Effect::Steer { tables, .. } => {
@@ -250,6 +255,7 @@ fn answer(effect: &Effect, bytes: &mut Unstructured<'_>) -> Result<Option<Input>
         Effect::Spawn { worker, .. } if bytes.ratio(7u8, 8u8)? => Input::Spawned { worker: worker.clone(), pid: 7 },
         Effect::Spawn { worker, .. } => Input::SpawnFailed { worker: worker.clone(), reason: "EAGAIN".into() },
         Effect::Probe { worker, purpose } => Input::Probed { worker: worker.clone(), purpose: *purpose, result: said(bytes)? },
+        Effect::LookForTraces { worker } => traces(worker.clone(), bytes)?,
         Effect::Drain { worker } => Input::Drained { worker: worker.clone() },
         Effect::Signal { worker, .. } => {
             Input::Exited { worker: worker.clone(), exit: exit(bytes)?, descendants: bytes.arbitrary()? }
@@ -258,9 +264,17 @@ fn answer(effect: &Effect, bytes: &mut Unstructured<'_>) -> Result<Option<Input>
     }))
 }
 
+fn traces(worker: WorkerId, bytes: &mut Unstructured<'_>) -> Result<Input> {
+    Ok(Input::Traces { worker, traces: Traces { abandoned: bytes.int_in_range(0..=40)?, others: bytes.arbitrary()? } })
+}
+
 /// Anything at all about a worker.
 fn about(worker: WorkerId, bytes: &mut Unstructured<'_>) -> Result<Input> {
-    Ok(match bytes.arbitrary::<u8>()? % 10 {
+    Ok(match bytes.arbitrary::<u8>()? % 14 {
+        10 => Input::Bound { worker, port: 80 },
+        11 => Input::BoundElsewhere { worker },
+        12 => Input::Refused { worker },
+        13 => traces(worker, bytes)?,
         9 => Input::NotProbed {
             worker,
             purpose: if bytes.arbitrary()? { Purpose::Readiness } else { Purpose::Liveness },

@@ -20,6 +20,8 @@ pub fn spec(app: &str) -> AppSpec {
         cwd_resolved: format!("/srv/{app}/releases/42").into(),
         instances: 2,
         listen: vec![Listen::Tcp { addr: ([0, 0, 0, 0], 3001).into(), v6only: false }],
+        socket_activation: false,
+        hide_port: HidePort::Auto,
         env: BTreeMap::from([("NODE_ENV".into(), "production".into())]),
         readiness: Probe {
             check: Check::Http {
@@ -141,6 +143,7 @@ pub fn described() -> Description {
     Description {
         app: view,
         spec,
+        sockets: Some("by LISTEN_FDS: takeover of bind(2) is not possible here".into()),
         out_log: "/var/lib/rsup/logs/web-out.log".into(),
         err_log: "/var/lib/rsup/logs/web-err.log".into(),
         events: vec![

@@ -123,6 +123,15 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
         }));
     }
     let listen: Vec<Listen> = listen.into_iter().map(|(listen, _)| listen).collect();
+    let socket_activation = c.get(cx, "socket_activation", false, policy::boolean);
+    if let (true, true, Some(value)) = (socket_activation, listen.is_empty(), c.take("socket_activation")) {
+        let bad = value.bad("there are no sockets to hand over: the app has no `listen`");
+        cx.warn(bad.hint("write `listen = 3001`, or leave `socket_activation` out"));
+    }
+    let hide_port = c.get(cx, "hide_port", HidePort::Auto, hide_port);
+    if let (HidePort::Always, None, Some(value)) = (hide_port, listen.iter().find_map(Listen::tcp), c.take("hide_port")) {
+        cx.warn(value.bad("there is no TCP port to hide").hint("write `listen = 3001`, or leave `hide_port` out"));
+    }
     let env = env::read(cx, &mut c);
     if let (Some(span), Some(addr), Some(port)) = (env.port, listen.iter().find_map(Listen::tcp), env.vars.get("PORT"))
         && *port != addr.port().to_string()
@@ -157,6 +166,8 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
         cwd_resolved,
         instances,
         listen,
+        socket_activation,
+        hide_port,
         env: env.vars,
         readiness,
         liveness,
@@ -313,6 +324,17 @@ pub(super) fn max_memory(value: &Value) -> Result<u64, Bad> {
             })
         }
         n => Ok(n),
+    }
+}
+
+fn hide_port(value: &Value) -> Result<HidePort, Bad> {
+    const HINT: &str = "write true, false, or \"auto\": rsup finds out by itself";
+    match (&value.kind, value.as_str()) {
+        (Kind::Bool(true), _) => Ok(HidePort::Always),
+        (Kind::Bool(false), _) => Ok(HidePort::Never),
+        (_, Some("auto")) => Ok(HidePort::Auto),
+        (_, Some(other)) => Err(value.bad(format!("`{other}` is neither a boolean nor \"auto\"")).hint(HINT)),
+        (_, None) => Err(value.expected("a boolean or \"auto\"").hint(HINT)),
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) static APP: Section = Section {
         "cwd",
         "instances",
         "listen",
+        "socket_activation",
+        "hide_port",
         "env",
         "env_file",
         "readiness",

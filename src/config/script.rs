@@ -17,6 +17,8 @@ pub struct Script {
     /// `-i`: a number, `max`, or a negative number.
     pub instances: Option<String>,
     pub listen: Vec<String>,
+    /// Whether it takes its sockets from `LISTEN_FDS`.
+    pub socket_activation: bool,
     /// `NAME=value` each.
     pub env: Vec<String>,
     pub env_file: Vec<String>,
@@ -110,6 +112,10 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
         if let Some(span) = whole(&values) {
             entries.push(entry(key, Value { kind: Kind::Array(values), span }));
         }
+    }
+    if script.socket_activation {
+        let span = line.word("--socket-activation");
+        entries.push(entry("socket_activation", Value { kind: Kind::Bool(true), span }));
     }
     let mut env = Vec::new();
     for word in &script.env {

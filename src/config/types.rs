@@ -84,6 +84,12 @@ pub struct AppSpec {
     pub instances: u16,
     /// Addresses that all workers share; empty for a plain process.
     pub listen: Vec<Listen>,
+    /// The workers take their sockets from `LISTEN_FDS` (sd_listen_fds(3)).
+    #[serde(default)]
+    pub socket_activation: bool,
+    /// Whether connections of a worker to its own port are refused until it has bound it.
+    #[serde(default)]
+    pub hide_port: HidePort,
     /// Environment from `env_file` and `env` (the latter wins), on top of the one that `rsup start` ran in.
     pub env: BTreeMap<String, String>,
     pub readiness: Probe,
@@ -195,6 +201,17 @@ impl fmt::Display for Listen {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// For programs that test their port by connecting to it before they bind it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HidePort {
+    /// Found out from what the first worker does.
+    #[default]
+    Auto,
+    Always,
+    Never,
 }
 
 /// How a new connection finds its worker.

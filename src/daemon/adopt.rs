@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::isolation::Confinement;
-use super::spawn::{answer_binds, until_end, wants_takeover};
+use super::spawn::{answer_calls, until_end, wants_takeover};
 use super::state::{self, Process, State};
 use super::tree::{self, Marks, Orphans};
 use super::vault::name;
@@ -76,7 +76,8 @@ impl Daemon {
         }
         self.rest.processes.retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
         self.adopt_output(&workers);
-        let live = found.values().filter(|f| matches!(f, Found::Alive { .. } | Found::OutOfReach { .. })).count();
+        let live =
+            found.values().filter(|f| matches!(f, Found::Alive { .. } | Found::Deaf { .. } | Found::OutOfReach { .. })).count();
         info!("{live} of {} workers of an earlier daemon are adopted", workers.len());
         self.supervisor.revive(now(), &found);
         for app in &apps {
@@ -166,7 +167,7 @@ impl Daemon {
         self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
         tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
         if let Some(listener) = self.vault.get(&name::binds(id.generation)) {
-            tokio::spawn(answer_binds(id.clone(), takeover::Listener::from(listener), self.events.clone()));
+            tokio::spawn(answer_calls(id.clone(), takeover::Listener::from(listener), self.events.clone()));
         }
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
@@ -179,7 +180,12 @@ impl Daemon {
             spec.listen.iter().for_each(|address| app.sockets.handed(address, id.generation));
         }
         let within_reach = spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
-        if within_reach { Found::Alive { pid } } else { Found::OutOfReach { pid } }
+        let deaf = worker.hides_port() && self.vault.get(&name::binds(id.generation)).is_none();
+        match within_reach {
+            false => Found::OutOfReach { pid },
+            true if deaf => Found::Deaf { pid },
+            true => Found::Alive { pid },
+        }
     }
 
     /// What is left of a worker that ended while there was no daemon.

@@ -8,19 +8,23 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::state::Ending;
 use super::{Daemon, Event, now, spawn};
-use crate::config::{AppName, AppSpec};
+use crate::config::{AppName, AppSpec, HidePort};
 use crate::control::{
     Accepted, Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo, Target, WorkerEnv,
 };
 use crate::exit::signal_name;
 use crate::supervisor::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
 use crate::sys::procfs;
+use crate::sys::takeover::Support;
 
 /// Results that are remembered for clients that lost their daemon.
 const RESULTS: usize = 64;
 
 /// How long the log thread may take to hand out a worker's last lines.
 const TAIL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// In the answer of the start that found it out, and in `describe`.
+const TESTS_ITS_PORT: &str = "it tests its port by connecting to it; rsup hides the port from each worker until it has bound it";
 
 /// Long actions that somebody waits for.
 #[derive(Default)]
@@ -355,7 +359,8 @@ impl Daemon {
         let limits = spec.and_then(|spec| self.isolation.lacking(spec));
         // The failure says it already.
         let takeover = spec.filter(|_| failure.is_none()).and_then(|spec| self.takeover.lacking(&self.isolation, spec));
-        let notes = limits.into_iter().chain(takeover).collect();
+        let learned = self.supervisor.hides_since(&app).filter(|at| begun && *at >= since).map(|_| TESTS_ITS_PORT.to_owned());
+        let notes = limits.into_iter().chain(takeover).chain(learned).collect();
         Outcome { app, kind, took_ms: now().since(since).as_millis() as u64, view, failure, notes }
     }
 
@@ -439,8 +444,29 @@ impl Daemon {
             );
         }
         notes.extend(self.isolation.lacking(&spec));
+        let mut sockets = self.way_to_sockets(&spec).words().map(str::to_owned);
+        let hides = match spec.hide_port {
+            HidePort::Auto => self.supervisor.hides_since(name).map(|_| TESTS_ITS_PORT),
+            HidePort::Always => Some("hide_port = true: rsup hides the port from each worker until it has bound it"),
+            HidePort::Never => None,
+        };
+        match (self.takeover.of(&self.isolation, &spec), &mut sockets, hides) {
+            (Some(Support::No { .. }), Some(_), Some(_)) if spec.hide_port == HidePort::Always => {
+                notes.push("hide_port has no effect where takeover is not possible".into());
+            }
+            (Some(Support::Yes { .. }), Some(sockets), Some(hides)) => sockets.push_str(&format!("; {hides}")),
+            (Some(Support::Yes { .. } | Support::No { .. }) | None, _, _) => {}
+        }
         let spec = spec.without_secrets();
-        Some(Description { app, spec, out_log: logs.out, err_log: logs.err, events: self.supervisor.events(name, now()), notes })
+        Some(Description {
+            app,
+            spec,
+            sockets,
+            out_log: logs.out,
+            err_log: logs.err,
+            events: self.supervisor.events(name, now()),
+            notes,
+        })
     }
 
     /// As it runs; one given on the command line has no file that a changed number of workers could come from.
@@ -466,7 +492,7 @@ impl Daemon {
                 app: app.clone(),
                 instance: w.instance,
                 pid: w.pid,
-                env: spawn::environment(&w.id, w.instance, &w.revision),
+                env: spawn::environment(&w.id, w.instance, &w.revision, self.way_to_sockets(w.spec()).inherits()),
             }));
         }
         Ok(all)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{AbortOnDrop, Daemon, Event, complain, drain, messages, probe, vault};
+use super::{AbortOnDrop, Daemon, Event, complain, drain, hiding, messages, probe, vault};
 use crate::config::{AppName, Listen};
 use crate::exit::signal_name;
 use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
@@ -33,11 +33,11 @@ impl Daemon {
             }
             Effect::Steer { app, balance, tables } => self.steer(&app, balance, &tables),
             Effect::Relay { app, slot, on } => self.relay(&app, slot, on),
-            Effect::Spawn { worker, instance, revision } => {
-                if self.await_trial(&worker, instance, &revision) {
+            Effect::Spawn { worker, instance, revision, hide_port } => {
+                if self.await_trial(&worker, instance, &revision, hide_port) {
                     return;
                 }
-                if let Err(reason) = self.spawn(&worker, instance, &revision) {
+                if let Err(reason) = self.spawn(&worker, instance, &revision, hide_port) {
                     self.inbox.push_back(Input::SpawnFailed { worker, reason });
                 }
             }
@@ -53,6 +53,14 @@ impl Daemon {
                         Err(probe::Failed::Worker(why)) => Input::Probed { worker, purpose, result: Err(why) },
                         Err(probe::Failed::Rsup(reason)) => Input::NotProbed { worker, purpose, reason },
                     }));
+                });
+            }
+            Effect::LookForTraces { worker } => {
+                let ports = self.ports_of(&worker);
+                let events = self.events.clone();
+                tokio::spawn(async move {
+                    let traces = hiding::traces(&ports);
+                    let _ = events.send(Event::Input(Input::Traces { worker, traces }));
                 });
             }
             Effect::Drain { worker } => self.drain(worker),

@@ -7,6 +7,7 @@ mod calls;
 mod drain;
 mod effects;
 mod foreground;
+mod hiding;
 mod isolation;
 mod memory;
 mod messages;
@@ -135,10 +136,10 @@ enum Event {
         call: Call,
         answer: mpsc::UnboundedSender<Answer>,
     },
-    /// A worker's `bind` waits for an answer.
-    Bind {
+    /// A worker's `bind` or `connect` waits for an answer.
+    Trapped {
         worker: WorkerId,
-        call: spawn::BindCall,
+        call: spawn::Trapped,
     },
     /// Somebody says that a worker is ready; who, if the kernel tells.
     Said {
@@ -411,7 +412,7 @@ impl Daemon {
             Event::Said { worker, by } => self.on_said(&worker, by),
             Event::ShutDown { app } => self.mend(&app),
             Event::LookAfter { app, slot } => self.look_after(&app, slot),
-            Event::Bind { worker, call } => self.on_bind(&worker, call),
+            Event::Trapped { worker, call } => self.on_trapped(&worker, &call),
             Event::Unseen { app, why } => self.on_unseen(&app, why),
             Event::Tried { who, tried } => self.on_tried(&who, tried),
             Event::Executed { worker, pid, listener } => self.on_executed(worker, pid, listener),

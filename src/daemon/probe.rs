@@ -67,6 +67,7 @@ impl Daemon {
             Purpose::Readiness => spec.readiness.clone(),
             Purpose::Liveness => spec.liveness.clone()?,
         };
+        let inherits = self.way_to_sockets(spec).inherits();
         let sockets = &self.app(&id.app).sockets;
         let kind = match &probe.check {
             Check::Http { .. } => Kind::Http(sockets.probe_target(id.slot, &spec.listen)?),
@@ -75,7 +76,7 @@ impl Daemon {
                 queue: sockets.probe_queue(id.slot, &spec.listen)?,
             },
             Check::Exec { .. } => {
-                let mut env = environment(id, instance, &revision);
+                let mut env = environment(id, instance, &revision, inherits);
                 env.insert("RSUP_PID".into(), pid.unwrap_or(0).to_string());
                 let confinement = self.running.get(&id.generation)?.confinement.clone();
                 Kind::Exec { env, cwd: spec.cwd_resolved.clone(), confinement }

@@ -15,7 +15,7 @@ use super::isolation::{self, Confinement};
 use super::state::Process;
 use super::tree::{self, Marks, Orphans};
 use super::vault::name;
-use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
+use super::{AbortOnDrop, Daemon, Event, Events, complain, hiding, notify, now};
 use crate::config::{AppName, AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
@@ -23,7 +23,7 @@ use crate::sys::cgroup::Leaf;
 use crate::sys::procfs::{self, PipeId, StartTime};
 use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
-use crate::sys::takeover::{self, Answer, Bind};
+use crate::sys::takeover::{self, Answer, Bind, Call, Listener};
 use crate::sys::{capability, process};
 
 /// How long the keeper may take to tell how a process ended.
@@ -48,9 +48,9 @@ pub struct Running {
     pub drain: Option<AbortOnDrop>,
 }
 
-/// A trapped `bind` and where to answer it.
-pub struct BindCall {
-    pub bind: Bind,
+/// A trapped call and where to answer it.
+pub struct Trapped {
+    pub call: Call,
     pub listener: Arc<AsyncFd<takeover::Listener>>,
 }
 
@@ -105,8 +105,8 @@ impl Running {
 }
 
 /// The variables that rsup adds. `PORT` follows `listen` unless the configuration sets it; one that
-/// the caller's shell happened to have does not count.
-pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMap<String, String> {
+/// the caller's shell happened to have does not count. `inherits`: see [`Daemon::way_to_sockets`].
+pub fn environment(id: &WorkerId, instance: u16, revision: &Revision, inherits: bool) -> BTreeMap<String, String> {
     let spec = &revision.spec;
     let mut env = revision.env();
     isolation::follow_user(&mut env, spec);
@@ -119,7 +119,7 @@ pub fn environment(id: &WorkerId, instance: u16, revision: &Revision) -> BTreeMa
     env.insert("RSUP_SLOT".into(), id.slot.to_string());
     env.insert("RSUP_WORKER".into(), id.to_string());
     env.insert("RSUP_REVISION".into(), revision.number.to_string());
-    if !spec.listen.is_empty() {
+    if inherits {
         let names: Vec<String> = spec.listen.iter().enumerate().map(|(at, _)| format!("{}-{at}", spec.name)).collect();
         env.insert("LISTEN_FDNAMES".into(), names.join(":"));
     }
@@ -142,9 +142,15 @@ pub fn c_environment(env: &BTreeMap<String, String>) -> Result<Vec<CString>, Str
 
 impl Daemon {
     /// Forks; that its program runs, and its end, come later as inputs.
-    pub(super) fn spawn(&mut self, id: &WorkerId, instance: u16, revision: &Arc<Revision>) -> Result<(), String> {
+    pub(super) fn spawn(
+        &mut self,
+        id: &WorkerId,
+        instance: u16,
+        revision: &Arc<Revision>,
+        hide_port: bool,
+    ) -> Result<(), String> {
         let confinement = self.isolation.of(id, &revision.spec)?;
-        self.spawn_in(&confinement, id, instance, revision).inspect_err(|_| self.isolation.forget(&confinement))
+        self.spawn_in(&confinement, id, instance, revision, hide_port).inspect_err(|_| self.isolation.forget(&confinement))
     }
 
     fn spawn_in(
@@ -153,6 +159,7 @@ impl Daemon {
         id: &WorkerId,
         instance: u16,
         revision: &Arc<Revision>,
+        hide_port: bool,
     ) -> Result<(), String> {
         let spec = &revision.spec;
         let settings = self.log_settings(&spec.name, &spec.log);
@@ -160,18 +167,19 @@ impl Daemon {
         let (err, err_write) = logs::pipe().map_err(|why| format!("no pipe for its errors: {why}"))?;
         let known = |why| format!("its pipes cannot be looked at: {why}");
         let output = vec![PipeId::of(&out).map_err(known)?, PipeId::of(&err).map_err(known)?];
-        let mut env = environment(id, instance, revision);
+        let inherits = self.way_to_sockets(spec).inherits();
+        let mut env = environment(id, instance, revision, inherits);
         let mut plan =
             Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
-        plan.listen = self
-            .app(&spec.name)
-            .sockets
-            .inherit(id.slot, &spec.listen)
-            .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
+        if inherits {
+            let sockets = &self.app(&spec.name).sockets;
+            plan.listen = sockets.inherit(id.slot, &spec.listen).map_err(|why| format!("cannot hand over its sockets: {why}"))?;
+        }
         if wants_takeover(spec)
             && let Some(&takeover::Support::Yes { needs_no_new_privs }) = self.takeover.of(&self.isolation, spec)
         {
             plan.takeover = true;
+            plan.trap_connect = hide_port;
             plan.no_new_privs = needs_no_new_privs;
         }
         confinement.apply(&mut plan)?;
@@ -247,7 +255,7 @@ impl Daemon {
     pub(super) fn on_executed(&mut self, worker: WorkerId, pid: u32, listener: Option<takeover::Listener>) {
         if let Some(listener) = listener {
             self.vault.keep(name::binds(worker.generation), &listener);
-            tokio::spawn(answer_binds(worker.clone(), listener, self.events.clone()));
+            tokio::spawn(answer_calls(worker.clone(), listener, self.events.clone()));
         }
         self.handle(Input::Spawned { worker, pid });
     }
@@ -255,6 +263,10 @@ impl Daemon {
     /// Adds to the end of a worker what is left of its tree, and waits for that to go.
     pub(super) fn complete_end(&mut self, input: Input) -> Input {
         let Input::Exited { worker, exit, .. } = input else { return input };
+        if self.supervisor.wonders(&worker) {
+            let traces = hiding::traces(&self.ports_of(&worker));
+            self.supervisor.handle(now(), Input::Traces { worker: worker.clone(), traces });
+        }
         let workers = self.live_pids();
         let Some(running) = self.running.get_mut(&worker.generation) else {
             return Input::Exited { worker, exit, descendants: false };
@@ -281,10 +293,19 @@ impl Daemon {
         }
     }
 
+    pub(super) fn way_to_sockets(&self, spec: &AppSpec) -> Way {
+        Way::of(spec, self.takeover.of(&self.isolation, spec))
+    }
+
+    pub(super) fn on_trapped(&mut self, worker: &WorkerId, Trapped { call, listener }: &Trapped) {
+        match call {
+            Call::Bind(bind) => self.on_bind(worker, bind, listener.get_ref()),
+            Call::Connect(connect) => self.on_connect(worker, connect, listener.get_ref()),
+        }
+    }
+
     /// Gives the app our socket in place of its own, if the address is one of ours.
-    pub(super) fn on_bind(&mut self, worker: &WorkerId, call: BindCall) {
-        let listener = call.listener.get_ref();
-        let bind = &call.bind;
+    fn on_bind(&mut self, worker: &WorkerId, bind: &Bind, listener: &Listener) {
         let spec = self.supervisor.worker(worker).map(|w| w.revision.clone());
         let matching = spec.and_then(|revision| {
             let app = self.apps.get(&worker.app)?;
@@ -292,6 +313,10 @@ impl Daemon {
         });
         let Some(address) = matching else {
             let _ = listener.proceed(bind);
+            // For port 0 the kernel chooses: it is another one in any case.
+            if bind.socket.is_stream {
+                self.handle(Input::BoundElsewhere { worker: worker.clone() });
+            }
             return;
         };
         self.adapt(worker, &address, bind);
@@ -307,6 +332,7 @@ impl Daemon {
                 if let Some(app) = self.apps.get_mut(&worker.app) {
                     app.sockets.handed(&address, worker.generation);
                 }
+                self.handle(Input::Bound { worker: worker.clone(), port: bind.addr.port() });
             }
             Ok(Answer::Vanished) => {}
             Err(why) => {
@@ -346,6 +372,53 @@ impl Daemon {
             self.start_relays(&worker.app, slot);
         }
         self.keep_sockets(&worker.app);
+    }
+}
+
+/// How the workers of an app come to their listening sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// There are none.
+    Plain,
+    /// Their `bind(2)` is answered with a socket of ours.
+    Takeover,
+    /// `LISTEN_FDS`, as `socket_activation` says. A `bind(2)` is answered as well, where that is possible.
+    Configured,
+    /// `LISTEN_FDS`, because takeover is not possible here.
+    NoTakeover,
+    /// `LISTEN_FDS`, because takeover is for TCP, and the app has a unix socket.
+    Unix,
+}
+
+impl Way {
+    fn of(spec: &AppSpec, takeover: Option<&takeover::Support>) -> Self {
+        match takeover {
+            _ if spec.listen.is_empty() => Self::Plain,
+            _ if spec.socket_activation => Self::Configured,
+            _ if spec.listen.iter().any(|l| l.tcp().is_none()) => Self::Unix,
+            Some(takeover::Support::Yes { .. }) => Self::Takeover,
+            Some(takeover::Support::No { .. }) | None => Self::NoTakeover,
+        }
+    }
+
+    /// Whether workers inherit their sockets. Not by default: there are servers (uWSGI) that take every
+    /// inherited socket for one of their own protocol, whatever they were told to serve.
+    pub fn inherits(self) -> bool {
+        match self {
+            Self::Plain | Self::Takeover => false,
+            Self::Configured | Self::NoTakeover | Self::Unix => true,
+        }
+    }
+
+    /// For `describe`.
+    pub fn words(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::Takeover => Some("by takeover: rsup answers the workers' bind(2)"),
+            Self::Configured => Some("by LISTEN_FDS: socket_activation = true"),
+            Self::NoTakeover => Some("by LISTEN_FDS: takeover of bind(2) is not possible here"),
+            Self::Unix => Some("by LISTEN_FDS: takeover of bind(2) is for TCP, and one address is a unix socket"),
+        }
     }
 }
 
@@ -406,15 +479,15 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
 }
 
 /// Passes trapped calls to the loop, one by one, until nobody is left who could make one.
-pub async fn answer_binds(worker: WorkerId, listener: takeover::Listener, events: Events) {
+pub async fn answer_calls(worker: WorkerId, listener: takeover::Listener, events: Events) {
     let Ok(listener) = readable(listener) else { return };
     let listener = Arc::new(listener);
     loop {
         let Ok(mut guard) = listener.readable().await else { return };
         match listener.get_ref().receive() {
-            Ok(Some(bind)) => {
-                let call = BindCall { bind, listener: listener.clone() };
-                let _ = events.send(Event::Bind { worker: worker.clone(), call });
+            Ok(Some(call)) => {
+                let call = Trapped { call, listener: listener.clone() };
+                let _ = events.send(Event::Trapped { worker: worker.clone(), call });
             }
             Ok(None) => guard.clear_ready(),
             Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => return,

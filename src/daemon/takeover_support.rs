@@ -34,6 +34,7 @@ struct Waiting {
     worker: WorkerId,
     instance: u16,
     revision: Arc<Revision>,
+    hide_port: bool,
 }
 
 impl TakeoverSupport {
@@ -61,7 +62,7 @@ impl TakeoverSupport {
 
     /// Why an app that binds its address itself cannot do so here; `None` if it can, or takes none.
     pub fn lacking(&self, isolation: &Isolation, spec: &AppSpec) -> Option<String> {
-        if !wants_takeover(spec) {
+        if !wants_takeover(spec) || spec.socket_activation {
             return None;
         }
         match self.of(isolation, spec) {
@@ -125,7 +126,7 @@ fn for_user(who: &Who, spec: &AppSpec) -> String {
 
 impl Daemon {
     /// Puts a worker off until it is known whether it can have takeover; false if it is.
-    pub(super) fn await_trial(&mut self, worker: &WorkerId, instance: u16, revision: &Arc<Revision>) -> bool {
+    pub(super) fn await_trial(&mut self, worker: &WorkerId, instance: u16, revision: &Arc<Revision>, hide_port: bool) -> bool {
         let spec = &revision.spec;
         if !wants_takeover(spec) || self.takeover.of(&self.isolation, spec).is_some() {
             return false;
@@ -133,7 +134,7 @@ impl Daemon {
         let who = who(&self.isolation, spec);
         let waiting = self.takeover.waiting.entry(who.clone()).or_default();
         let first = waiting.is_empty();
-        waiting.push(Waiting { worker: worker.clone(), instance, revision: revision.clone() });
+        waiting.push(Waiting { worker: worker.clone(), instance, revision: revision.clone(), hide_port });
         if first {
             let own = self.takeover.known.get(&Who::Own).cloned();
             let (events, again) = (self.events.clone(), who.clone());
@@ -157,10 +158,10 @@ impl Daemon {
             }
             Err(why) => Some(why.to_string()),
         };
-        for Waiting { worker, instance, revision } in waiting {
+        for Waiting { worker, instance, revision, hide_port } in waiting {
             let result = match &failed {
                 Some(why) => Err(why.clone()),
-                None => self.spawn(&worker, instance, &revision),
+                None => self.spawn(&worker, instance, &revision, hide_port),
             };
             if let Err(reason) = result {
                 self.handle(Input::SpawnFailed { worker, reason });

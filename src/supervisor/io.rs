@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::hiding::Traces;
 use super::types::{OpId, Revision, WorkerId};
 use super::view::{Exit, FailureCode, Progress};
 use crate::config::{AppName, AppSpec, Balance, Listen};
@@ -64,6 +65,24 @@ pub enum Input {
     /// The answer to [`Effect::Drain`]: nothing is queued or half open at the worker's slot.
     Drained {
         worker: WorkerId,
+    },
+    /// The worker has bound a port of its app.
+    Bound {
+        worker: WorkerId,
+        port: u16,
+    },
+    /// The worker has bound another TCP port than those of its app.
+    BoundElsewhere {
+        worker: WorkerId,
+    },
+    /// A worker from which the port is hidden connected to it, and was refused.
+    Refused {
+        worker: WorkerId,
+    },
+    /// The answer to [`Effect::LookForTraces`]; said as well before the end of a worker for which it is of use.
+    Traces {
+        worker: WorkerId,
+        traces: Traces,
     },
     /// Resident bytes of the worker with its descendants.
     Memory {
@@ -147,6 +166,12 @@ pub enum Effect {
         worker: WorkerId,
         instance: u16,
         revision: Arc<Revision>,
+        /// Its connections to the ports of the app are to be refused until it has bound them.
+        hide_port: bool,
+    },
+    /// Whether somebody has tested the worker's port by connecting to it; answered by [`Input::Traces`].
+    LookForTraces {
+        worker: WorkerId,
     },
     /// One try; answered by [`Input::Probed`] within the probe's timeout.
     Probe {
@@ -187,7 +212,7 @@ impl Effect {
     /// not be written down for it.
     pub fn matters(&self) -> bool {
         match self {
-            Self::Probe { .. } | Self::Progress(_) => false,
+            Self::Probe { .. } | Self::LookForTraces { .. } | Self::Progress(_) => false,
             Self::Listen { .. }
             | Self::Unlisten { .. }
             | Self::Steer { .. }

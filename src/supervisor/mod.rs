@@ -2,6 +2,7 @@
 //! socket and no process, so that every sequence of events can be replayed in a test.
 
 mod app;
+mod hiding;
 mod io;
 mod operation;
 mod over;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use hiding::Traces;
 pub use io::*;
 pub use over::End;
 pub use revive::Found;
@@ -35,6 +37,7 @@ pub use worker::Worker;
 
 use crate::config::{AppName, SupervisorSpec};
 use app::{App, Context, Wanted};
+use hiding::Hiding;
 
 /// All apps of one daemon. Its whole state can be written down and read back (see [`STATE_VERSION`]).
 #[derive(Debug, Serialize, Deserialize)]
@@ -94,6 +97,10 @@ impl Supervisor {
             Input::NotProbed { worker, purpose, reason } => {
                 with(apps, &worker.app, cx, |app, cx| app.on_not_probed(&worker, purpose, &reason, cx));
             }
+            Input::Bound { worker, port } => with(apps, &worker.app, cx, |app, cx| app.on_bound(&worker, port, cx)),
+            Input::BoundElsewhere { worker } => with(apps, &worker.app, cx, |app, cx| app.on_bound_elsewhere(&worker, cx)),
+            Input::Refused { worker } => with(apps, &worker.app, cx, |app, _| app.on_refused(&worker)),
+            Input::Traces { worker, traces } => with(apps, &worker.app, cx, |app, cx| app.on_traces(&worker, traces, cx)),
             Input::Notified { worker } => with(apps, &worker.app, cx, |app, cx| app.on_notified(&worker, cx)),
             Input::Drained { worker } => with(apps, &worker.app, cx, |app, cx| app.on_drained(&worker, cx)),
             Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| app.on_memory(&worker, bytes, cx)),
@@ -161,6 +168,21 @@ impl Supervisor {
     /// The worker, if it is still the one that is meant.
     pub fn worker(&self, id: &WorkerId) -> Option<&Worker> {
         self.workers(&id.app).find(|w| w.id == *id)
+    }
+
+    /// Whether it is of use to look for [`Traces`] of the worker.
+    pub fn wonders(&self, id: &WorkerId) -> bool {
+        self.apps.get(&id.app).zip(self.worker(id)).is_some_and(|(app, worker)| app.wonders(worker))
+    }
+
+    /// Since when it is known that the app tests its port by connecting to it, so that the port is hidden
+    /// from its workers.
+    pub fn hides_since(&self, app: &AppName) -> Option<Time> {
+        let app = self.apps.get(app)?;
+        match app.hiding(app.spec()) {
+            Hiding::Needed { since } if app.hides(&app.target) => Some(since),
+            Hiding::Needed { .. } | Hiding::Unknown | Hiding::Unneeded | Hiding::Trying => None,
+        }
     }
 
     /// What fresh workers of the app are started from.

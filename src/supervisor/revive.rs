@@ -17,6 +17,9 @@ use crate::config::{AppName, Listen};
 pub enum Found {
     /// It lives, and runs its program (exec has happened).
     Alive { pid: u32 },
+    /// It lives, but nobody can answer its trapped calls of `connect(2)`, which fail: it is replaced too,
+    /// and serves until then.
+    Deaf { pid: u32 },
     /// It lives, but its listening sockets cannot be had: it is replaced, as by a reload.
     OutOfReach { pid: u32 },
     /// It is gone; `descendants` of it may still live.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::app::{App, Listening, Wanted};
+use super::hiding::Hiding;
 use super::io::Steering;
 use super::operation::{Before, Operation, Queue};
 use super::seat::Seat;
@@ -83,6 +84,8 @@ pub struct SavedApp {
     steered: Option<(Balance, Vec<Steering>)>,
     events: VecDeque<(Time, String)>,
     reason: Option<String>,
+    #[serde(default)]
+    hiding: Vec<(Vec<String>, Hiding)>,
 }
 
 impl From<App> for SavedApp {
@@ -101,6 +104,7 @@ impl From<App> for SavedApp {
             steered,
             events,
             reason,
+            hiding,
         } = app;
         let mut revisions = BTreeMap::new();
         let mut number = |revision: Arc<Revision>| {
@@ -127,6 +131,7 @@ impl From<App> for SavedApp {
             steered,
             events,
             reason,
+            hiding,
         }
     }
 }
@@ -150,6 +155,7 @@ impl TryFrom<SavedApp> for App {
             steered,
             events,
             reason,
+            hiding,
         } = saved;
         let held = listening.held.iter().chain(&listening.pending).map(|held| usize::from(held.slots));
         let before = operation.iter().filter_map(|o| o.before.as_ref()).map(|b| b.instances);
@@ -197,14 +203,15 @@ impl TryFrom<SavedApp> for App {
             steered,
             events,
             reason,
+            hiding,
         })
     }
 }
 
 impl<R> Worker<R> {
     fn map<S>(self, f: impl FnOnce(R) -> S) -> Worker<S> {
-        let Self { id, instance, revision, pid, started, state, condemned, memory, over_limit, reason } = self;
-        Worker { id, instance, revision: f(revision), pid, started, state, condemned, memory, over_limit, reason }
+        let Self { id, instance, revision, pid, started, state, condemned, memory, over_limit, reason, port } = self;
+        Worker { id, instance, revision: f(revision), pid, started, state, condemned, memory, over_limit, reason, port }
     }
 }
 
@@ -225,6 +232,7 @@ impl<R> Operation<R> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hiding::Port;
     use super::super::io::{Env, OpError};
     use super::super::operation::Course;
     use super::super::seat::Hold;
@@ -270,6 +278,7 @@ mod tests {
                 memory: Some(1 << 20),
                 over_limit: 1,
                 reason: None,
+                port: Port::default(),
             })
         };
         let holds = [Hold::Open, Hold::Backoff { until: at(105) }, Hold::Errored, Hold::Exited];

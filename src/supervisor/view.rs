@@ -132,6 +132,9 @@ pub struct OperationView {
 pub struct Description {
     pub app: AppView,
     pub spec: AppSpec,
+    /// How its workers come to their listening sockets.
+    #[serde(default)]
+    pub sockets: Option<String>,
     pub out_log: PathBuf,
     pub err_log: PathBuf,
     /// Newest last; the age in milliseconds and the text.

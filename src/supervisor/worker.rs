@@ -1,14 +1,16 @@
 //! One worker: its state, its probes, what a probe's result makes of it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::app::{OUT_OF_REACH, REPLACED_BY_RELOAD};
+use super::hiding::{self, Port};
 use super::io::Purpose;
 use super::types::{Revision, Time, WorkerId};
 use super::view::WorkerPhase;
-use crate::config::{AppSpec, Check, Probe};
+use crate::config::{AppSpec, Check, Listen, Probe};
 use std::sync::Arc;
 
 /// A ready worker's readiness is looked at again this often, or at the probe's own interval if that
@@ -38,6 +40,8 @@ pub struct Worker<R = Arc<Revision>> {
     /// Consecutive readings above `max_memory`.
     pub over_limit: u8,
     pub reason: Option<String>,
+    #[serde(default)]
+    pub port: Port,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -188,6 +192,22 @@ impl Worker {
     /// Its listening sockets are not in the daemon's hands: nothing can be steered to it.
     pub fn is_out_of_reach(&self) -> bool {
         self.condemned.as_deref() == Some(OUT_OF_REACH)
+    }
+
+    /// Its calls of `connect(2)` wait for an answer of the daemon.
+    pub fn hides_port(&self) -> bool {
+        self.port.hidden
+    }
+
+    /// A connection to the address, which is one of this machine's, is one to a port that is hidden from it,
+    /// and that it has not bound yet.
+    pub fn is_hidden(&self, target: SocketAddr) -> bool {
+        let coming = matches!(self.state, State::Spawning { .. } | State::Starting { .. });
+        let mut listens = self.spec().listen.iter().filter_map(Listen::tcp);
+        coming
+            && self.port.hidden
+            && !self.port.bound.contains(&target.port())
+            && listens.any(|ours| ours.port() == target.port() && hiding::reaches(target.ip(), ours.ip()))
     }
 
     /// Neither being taken away nor gone.
@@ -360,7 +380,9 @@ impl Worker {
     pub fn wakes(&self, now: Time) -> Option<Time> {
         match &self.state {
             State::Spawning { deadline } => Some(*deadline),
-            State::Starting { deadline, readiness } => Some(readiness.wakes().map_or(*deadline, |at| at.min(*deadline))),
+            State::Starting { deadline, readiness } => {
+                [Some(*deadline), readiness.wakes(), self.port.look].into_iter().flatten().min()
+            }
             State::Ready { since, readiness, liveness, .. } => {
                 let available = Some(*since + self.spec().reload.min_ready).filter(|at| *at > now);
                 [readiness.wakes(), liveness.wakes(), available].into_iter().flatten().min()

@@ -15,7 +15,7 @@ use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::raw;
+use super::{raw, steer};
 
 /// A listening TCP socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,35 @@ pub struct ListeningSocket {
 /// When the kernel refuses: `/proc/net` is no substitute, because it shows every connection of the machine as
 /// text, which takes too long where there are many.
 pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
-    Ok(asked(port, TCP_SYN_RECV)?.into_iter().map(|socket| (socket.local, socket.remote)).collect())
+    Ok(find(Side::Local, port, 1 << TCP_SYN_RECV)?.into_iter().map(|socket| (socket.local, socket.remote)).collect())
+}
+
+/// Connections between processes of this machine at local port `port` that wait in an accept queue, and
+/// that their client has closed without a word: how many there are.
+///
+/// # Errors
+/// As [`half_open`].
+pub fn abandoned(port: u16) -> io::Result<u32> {
+    // One that was accepted has an inode; the end of the connection counts as an octet.
+    let is_one = |socket: &&Entry| socket.inode == 0 && socket.unread <= 1 && on_this_machine(socket);
+    let count = find(Side::Local, port, 1 << TCP_CLOSE_WAIT)?.iter().filter(is_one).count();
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+/// Whether some process of this machine has lately closed a connection of its own to `port` of this machine
+/// (within a minute: `TCP_TIMEWAIT_LEN`).
+///
+/// # Errors
+/// As [`half_open`].
+pub fn closed_by_clients(port: u16) -> io::Result<bool> {
+    let states = 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 | 1 << TCP_TIME_WAIT;
+    Ok(find(Side::Remote, port, states)?.iter().any(on_this_machine))
+}
+
+/// Both ends are, and none of them is a probe of rsup's.
+fn on_this_machine(socket: &Entry) -> bool {
+    let (a, b) = (socket.local.ip(), socket.remote.ip());
+    (a == b || (a.is_loopback() && b.is_loopback())) && !steer::is_probe(a) && !steer::is_probe(b)
 }
 
 /// All sockets that listen on TCP port `port` in this network namespace.
@@ -55,7 +83,7 @@ pub fn listeners(port: u16) -> io::Result<Vec<ListeningSocket>> {
         inode: socket.inode,
         uid: socket.uid,
     };
-    let found = match asked(port, TCP_LISTEN) {
+    let found = match find(Side::Local, port, 1 << TCP_LISTEN) {
         Ok(found) => found,
         Err(error) => {
             from_proc(port).map_err(|why| io::Error::new(error.kind(), format!("sock_diag: {error}; /proc/net/tcp: {why}")))?
@@ -64,10 +92,11 @@ pub fn listeners(port: u16) -> io::Result<Vec<ListeningSocket>> {
     Ok(found.into_iter().map(of).collect())
 }
 
-fn asked(port: u16, state: u32) -> io::Result<Vec<Entry>> {
+/// `states`: a bit for each.
+fn find(side: Side, port: u16, states: u32) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        dump(family, port, 1 << state, |socket| found.push(socket))?;
+        dump(family, side, port, states, |socket| found.push(socket))?;
     }
     Ok(found)
 }
@@ -102,8 +131,9 @@ fn line_of_proc(line: &str) -> Option<(u32, Entry)> {
     let is_v6 = local.len() > "0100007F:0BB9".len();
     let (local, remote) = (address_of_proc(local)?, address_of_proc(fields.next()?)?);
     let state = u32::from_str_radix(fields.next()?, 16).ok()?;
-    let (uid, inode) = (fields.nth(3)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
-    Some((state, Entry { local, remote, uid, inode, is_v6, v6only: false }))
+    let unread = u32::from_str_radix(fields.next()?.split_once(':')?.1, 16).ok()?;
+    let (uid, inode) = (fields.nth(2)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
+    Some((state, Entry { local, remote, uid, inode, unread, is_v6, v6only: false }))
 }
 
 /// Words of 32 bits in the machine's byte order, and the port, all in hexadecimal digits. IPv4-mapped
@@ -126,6 +156,10 @@ fn address_of_proc(text: &str) -> Option<SocketAddr> {
 }
 
 const TCP_SYN_RECV: u32 = 3;
+const TCP_FIN_WAIT1: u32 = 4;
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_CLOSE_WAIT: u32 = 8;
 const TCP_LISTEN: u32 = 10;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -142,12 +176,30 @@ struct Entry {
     uid: u32,
     inode: u64,
     is_v6: bool,
+    /// Octets in the receive queue.
+    unread: u32,
     v6only: bool,
 }
 
-fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io::Result<()> {
+/// Which end of a connection has the port that is asked for.
+#[derive(Clone, Copy)]
+enum Side {
+    Local,
+    Remote,
+}
+
+impl Side {
+    fn port(self, entry: &Entry) -> u16 {
+        match self {
+            Self::Local => entry.local.port(),
+            Self::Remote => entry.remote.port(),
+        }
+    }
+}
+
+fn dump(family: i32, side: Side, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io::Result<()> {
     let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, Some(Protocol::from(libc::NETLINK_SOCK_DIAG)))?;
-    let request = request(family as u8, port, states);
+    let request = request(family as u8, side, port, states);
     let sent = socket.send(&request)?;
     if sent != request.len() {
         return Err(io::Error::new(io::ErrorKind::WriteZero, "short netlink request"));
@@ -174,7 +226,7 @@ fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io:
                     };
                 }
                 _ => {
-                    if let Some(entry) = entry(body).filter(|entry| entry.local.port() == port) {
+                    if let Some(entry) = entry(body).filter(|entry| side.port(entry) == port) {
                         each(entry);
                     }
                 }
@@ -184,7 +236,7 @@ fn dump(family: i32, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io:
     }
 }
 
-fn request(family: u8, port: u16, states: u32) -> [u8; HEADER + REQUEST] {
+fn request(family: u8, side: Side, port: u16, states: u32) -> [u8; HEADER + REQUEST] {
     let mut out = [0; HEADER + REQUEST];
     let len = out.len() as u32;
     let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
@@ -194,7 +246,11 @@ fn request(family: u8, port: u16, states: u32) -> [u8; HEADER + REQUEST] {
     out[16] = family;
     out[17] = libc::IPPROTO_TCP as u8;
     out[20..24].copy_from_slice(&states.to_ne_bytes());
-    out[24..26].copy_from_slice(&port.to_be_bytes());
+    let at = match side {
+        Side::Local => 24,
+        Side::Remote => 26,
+    };
+    out[at..at + 2].copy_from_slice(&port.to_be_bytes());
     out
 }
 
@@ -214,6 +270,7 @@ fn entry(body: &[u8]) -> Option<Entry> {
         uid: u32_at(body, 64)?,
         inode: u32_at(body, 68)?.into(),
         is_v6: family == libc::AF_INET6,
+        unread: u32_at(body, 56)?,
         v6only: false,
     };
     let mut attributes = body.get(REPLY..).unwrap_or_default();
@@ -261,11 +318,11 @@ mod tests {
     #[test]
     fn lines_of_the_kernel() {
         let line =
-            "   3: 0100007F:0BB9 0200007F:C350 03 00000000:00000000 01:00000064 00000000  1000        0 0 3 0000000000000000";
+            "   3: 0100007F:0BB9 0200007F:C350 03 00000000:00000012 01:00000064 00000000  1000        0 0 3 0000000000000000";
         let (state, entry) = line_of_proc(line).unwrap();
         assert_eq!(state, TCP_SYN_RECV);
         assert_eq!((entry.local, entry.remote), ("127.0.0.1:3001".parse().unwrap(), "127.0.0.2:50000".parse().unwrap()));
-        assert_eq!((entry.uid, entry.inode), (1000, 0));
+        assert_eq!((entry.uid, entry.inode, entry.unread), (1000, 0, 0x12));
         let six = |text| address_of_proc(text).map(|addr| addr.to_string());
         assert_eq!(six("0000000000000000FFFF00000100007F:0050").unwrap(), "127.0.0.1:80");
         assert_eq!(six("B80D0120000000000000000001000000:01BB").unwrap(), "[2001:db8::1]:443");

@@ -49,6 +49,8 @@ pub struct Plan {
     pub extra: Vec<(OwnedFd, String)>,
     /// Whether to install the filter of [`super::takeover`].
     pub takeover: bool,
+    /// Whether that filter reports `connect(2)` as well.
+    pub trap_connect: bool,
     /// Whether to set `PR_SET_NO_NEW_PRIVS`: see [`takeover::Support::Yes`].
     pub no_new_privs: bool,
     /// Whether the child waits before its exec until [`ExecReport::go`]. If this process dies first, it
@@ -85,6 +87,7 @@ impl Plan {
             listen: Vec::new(),
             extra: Vec::new(),
             takeover: false,
+            trap_connect: false,
             no_new_privs: false,
             held: false,
             allow_tracer: false,
@@ -254,7 +257,7 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     ours.set_nonblocking(true).map_err(system(Step::Files))?;
     let theirs = lift(theirs.as_fd())?;
 
-    let filter = if plan.takeover { takeover::filter() } else { None };
+    let filter = if plan.takeover { takeover::filter(plan.trap_connect) } else { None };
     if plan.takeover && filter.is_none() {
         return Err(SpawnError::system(Step::Filter, &io::ErrorKind::Unsupported.into()));
     }

@@ -3,14 +3,15 @@
 //! Between fork and exec the child installs a seccomp filter ([`filter`]) that reports `bind(2)`
 //! of internet addresses to whoever holds the filter's notification descriptor, and lets all else
 //! pass; descendants inherit it. The holder, a [`Listener`], then puts a listening socket in place
-//! of the app's own and answers 0, or lets the call go on (seccomp_unotify(2)).
+//! of the app's own and answers 0, or lets the call go on (seccomp_unotify(2)). Where a port is to be
+//! hidden from an app, `connect(2)` is reported as well.
 //!
 //! A call that is let go on reads its arguments again, so this is no security boundary, and needs
 //! to be none: the worst that an app gains by changing its address meanwhile is its own socket.
 
 use std::ffi::{c_int, c_ulong};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -29,15 +30,16 @@ const AUDIT_ARCH: Option<u32> = Some(0xc000_00b7); // AUDIT_ARCH_AARCH64
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const AUDIT_ARCH: Option<u32> = None;
 
-/// Lengths of an address that make a `bind(2)` worth a look: `sockaddr_in`, `sockaddr_in6`, and
+/// Lengths of an address that make a `bind(2)` or `connect(2)` worth a look: `sockaddr_in`, `sockaddr_in6`, and
 /// `sockaddr_storage`, which some programs pass whatever is in it. The filter cannot read the
 /// address itself. Binds of netlink (12) and nearly all of unix sockets never leave the kernel.
 const LENGTHS: [u32; 3] = [16, 28, 128];
 
 /// The filter, built before fork; `None` on machines that rsup knows no system call numbers of.
-/// Calls of a foreign architecture (32-bit programs) pass unseen.
+/// Calls of a foreign architecture (32-bit programs) pass unseen. `connects`: whether `connect(2)` is
+/// reported too, which makes each of them wait for an answer.
 #[must_use]
-pub fn filter() -> Option<Vec<sock_filter>> {
+pub fn filter(connects: bool) -> Option<Vec<sock_filter>> {
     let arch = AUDIT_ARCH?;
     let load = |offset| sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: offset };
     let equal = |k, jt, jf| sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt, jf, k };
@@ -45,18 +47,20 @@ pub fn filter() -> Option<Vec<sock_filter>> {
     // struct seccomp_data: nr at 0, arch at 4, args from 16, eight bytes each; both architectures
     // are little-endian, so the low half of args[2] comes first. x32 system calls have the x86_64
     // architecture and a bit set in the number.
-    Some(vec![
-        load(4),
-        equal(arch, 0, 6),
-        load(0),
-        equal(libc::SYS_bind as u32, 0, 4),
+    let calls = match connects {
+        true => vec![equal(libc::SYS_bind as u32, 1, 0), equal(libc::SYS_connect as u32, 0, 4)],
+        false => vec![equal(libc::SYS_bind as u32, 0, 4)],
+    };
+    let to_the_end = 5 + calls.len() as u8;
+    let tail = [
         load(16 + 2 * 8),
         equal(LENGTHS[0], 3, 0),
         equal(LENGTHS[1], 2, 0),
         equal(LENGTHS[2], 1, 0),
         ret(libc::SECCOMP_RET_ALLOW),
         ret(libc::SECCOMP_RET_USER_NOTIF),
-    ])
+    ];
+    Some([vec![load(4), equal(arch, 0, to_the_end), load(0)], calls, tail.to_vec()].concat())
 }
 
 /// Installs the filter on the calling thread and returns the notification descriptor
@@ -107,6 +111,74 @@ pub struct Bind {
     pub addr: SocketAddr,
     /// The socket to be bound.
     pub socket: AppSocket,
+}
+
+/// A `connect(2)` that waits for an answer, as a [`Bind`] does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connect {
+    /// The kernel's name for this call.
+    pub id: u64,
+    /// The id of the calling *thread*.
+    pub pid: u32,
+    /// The id of the process it belongs to.
+    pub process: u32,
+    /// The app's number for the socket.
+    pub fd: i32,
+    /// Whom to connect to.
+    pub addr: SocketAddr,
+}
+
+impl Connect {
+    /// Whether the address is one of this machine's: loopback, «any» (which connects to loopback, ip(7)),
+    /// or of one of its interfaces.
+    #[must_use]
+    pub fn is_to_this_machine(&self) -> bool {
+        let ip = self.addr.ip().to_canonical();
+        let of_interface = || {
+            let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+            all.filter_map(|found| found.address).any(|address| {
+                let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|a| a.ip().into())) == Some(ip)
+            })
+        };
+        ip.is_loopback() || ip.is_unspecified() || of_interface()
+    }
+
+    /// Whether it is a connection in the sense of TCP. To connect a datagram socket says nothing to
+    /// anybody: getaddrinfo(3) does it to sort addresses.
+    ///
+    /// # Errors
+    /// When the socket cannot be looked at.
+    pub fn is_stream(&self) -> io::Result<bool> {
+        Ok(look::socket(self.pid, self.process, self.fd)?.is_stream)
+    }
+}
+
+/// A trapped call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// Of `bind(2)`.
+    Bind(Bind),
+    /// Of `connect(2)`, where the filter reports it.
+    Connect(Connect),
+}
+
+/// Something that waits for an answer.
+pub trait Waiting {
+    /// The kernel's name for it.
+    fn id(&self) -> u64;
+}
+
+impl Waiting for Bind {
+    fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+impl Waiting for Connect {
+    fn id(&self) -> u64 {
+        self.id
+    }
 }
 
 /// The app's socket at the time of the call.
@@ -168,7 +240,7 @@ impl Listener {
     /// # Errors
     /// `BrokenPipe` once every process under the filter is gone. Any other error concerns one
     /// call only, which has been let go on.
-    pub fn receive(&self) -> io::Result<Option<Bind>> {
+    pub fn receive(&self) -> io::Result<Option<Call>> {
         let seen = raw::poll(self, libc::POLLIN, Duration::ZERO)?;
         if seen & libc::POLLIN == 0 {
             if seen & libc::POLLHUP != 0 {
@@ -193,7 +265,7 @@ impl Listener {
             return Ok(None);
         }
         match looked {
-            Ok(Some(bind)) => Ok(Some(bind)),
+            Ok(Some(call)) => Ok(Some(call)),
             Ok(None) => self.go_on(call.id).map(|_| None),
             Err(error) => {
                 self.go_on(call.id)?;
@@ -237,16 +309,16 @@ impl Listener {
     ///
     /// # Errors
     /// As `ioctl(2)`.
-    pub fn proceed(&self, bind: &Bind) -> io::Result<Answer> {
-        self.go_on(bind.id)
+    pub fn proceed(&self, call: &impl Waiting) -> io::Result<Answer> {
+        self.go_on(call.id())
     }
 
     /// Makes the call fail with `errno`.
     ///
     /// # Errors
     /// As `ioctl(2)`.
-    pub fn refuse(&self, bind: &Bind, errno: i32) -> io::Result<Answer> {
-        self.respond(bind.id, -errno.abs(), 0)
+    pub fn refuse(&self, call: &impl Waiting, errno: i32) -> io::Result<Answer> {
+        self.respond(call.id(), -errno.abs(), 0)
     }
 
     fn go_on(&self, id: u64) -> io::Result<Answer> {
@@ -281,13 +353,21 @@ fn gone(error: &io::Error) -> bool {
 }
 
 /// Reads what the call is about. `None` for other families than the internet's.
-fn look(call: &seccomp_notif) -> io::Result<Option<Bind>> {
+fn look(call: &seccomp_notif) -> io::Result<Option<Call>> {
     let [fd, pointer, len, ..] = call.data.args;
-    let Some(addr) = look::address(call.pid, pointer, len)? else {
-        return Ok(None);
+    let connects = libc::c_long::from(call.data.nr) == libc::SYS_connect;
+    let addr = match look::address(call.pid, pointer, len) {
+        Ok(Some(addr)) => addr,
+        Ok(None) => return Ok(None),
+        // The kernel says what is wrong with its address, or hides nothing.
+        Err(_) if connects => return Ok(None),
+        Err(error) => return Err(error),
     };
     let fd = fd as u32 as i32;
     let process = look::thread_group(call.pid).unwrap_or(call.pid);
+    if connects {
+        return Ok(Some(Call::Connect(Connect { id: call.id, pid: call.pid, process, fd, addr })));
+    }
     let socket = look::socket(call.pid, process, fd)?;
-    Ok(Some(Bind { id: call.id, pid: call.pid, process, fd, addr, socket }))
+    Ok(Some(Call::Bind(Bind { id: call.id, pid: call.pid, process, fd, addr, socket })))
 }

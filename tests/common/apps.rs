@@ -86,6 +86,59 @@ pub fn express() -> Option<PathBuf> {
     found.clone().inspect_err(|why| missing("express", why)).ok()
 }
 
+/// A folder with `serve`, installed: the server of single-page apps.
+pub fn serve() -> Option<PathBuf> {
+    node()?;
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let install = || {
+        let package = "serve@14.2.7";
+        installed(package, |folder| {
+            let options = ["--no-audit", "--no-fund", "--no-update-notifier", "--prefix", "."];
+            let mut command = Command::new("npm");
+            command.arg("install").args(options).arg(package).current_dir(folder);
+            command
+        })
+    };
+    let found = FOUND.get_or_init(|| locked("serve", install));
+    found.clone().inspect_err(|why| missing("serve", why)).ok()
+}
+
+/// A folder of Python packages (for `PYTHONPATH`) with servers in it.
+pub fn python_servers() -> Option<PathBuf> {
+    let python = python()?;
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let install = || {
+        let packages = ["robyn==0.88.0", "gunicorn==27.0.1", "uvicorn==0.54.0"];
+        installed(&packages.join("-"), |folder| {
+            let options = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--target", "."];
+            let mut command = Command::new(python);
+            command.args(options).args(packages).current_dir(folder);
+            command
+        })
+    };
+    let found = FOUND.get_or_init(|| locked("python", install));
+    found.clone().inspect_err(|why| missing("python's servers", why)).ok()
+}
+
+/// uWSGI with its plugin for Python, as Debian has it (`uwsgi-core`, `uwsgi-plugin-python3`).
+pub fn uwsgi() -> Option<&'static str> {
+    const PROGRAM: &str = "uwsgi_python3";
+    static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| output(Command::new(PROGRAM).arg("--version")));
+    found.as_ref().inspect_err(|why| missing("uwsgi", why)).ok().map(|_| PROGRAM)
+}
+
+/// A folder in which a command has installed what `name` says: once, and never a half of it.
+fn installed(name: &str, command: impl FnOnce(&Path) -> Command) -> Result<PathBuf, String> {
+    let folder = cache().join(format!("installed-{}", hash(name.as_bytes())));
+    if !folder.join("installed").exists() {
+        fs::create_dir_all(&folder).map_err(|why| why.to_string())?;
+        output(&mut command(&folder))?;
+        fs::write(folder.join("installed"), name).map_err(|why| why.to_string())?;
+    }
+    Ok(folder)
+}
+
 /// The Go server, built.
 pub fn go_server() -> Option<PathBuf> {
     static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();

@@ -74,7 +74,7 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
         files.join(":"),
         sockets.join(":"),
     );
-    home.write("hostile.toml", &format!("[app.hostile]\n{command}\nuser = {NOBODY}\ngroup = {NOBODY}\nlisten = {}\nreadiness = {{ exec = [\"true\"] }}\n{env}", home.port()));
+    home.write("hostile.toml", &format!("[app.hostile]\n{command}\nuser = {NOBODY}\ngroup = {NOBODY}\nlisten = {}\nsocket_activation = true\nreadiness = {{ exec = [\"true\"] }}\n{env}", home.port()));
     home.ok(&["start", "hostile.toml"]);
     let said = said(&home);
     assert_eq!(said["uid"], NOBODY, "{said:#}");
@@ -92,7 +92,7 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
     assert!(!done(&said["root"]), "{said:#}");
     assert!(done(&said["stdout"]), "its own output can be opened: {said:#}");
 
-    // 0, 1, 2 and the socket of its slot; no more.
+    // 0, 1, 2 and, as it asks for it, the socket of its slot; no more.
     let fds = said["fds"].as_object().expect("descriptors");
     let mut numbers: Vec<&str> = fds.keys().map(String::as_str).collect();
     numbers.sort_unstable();

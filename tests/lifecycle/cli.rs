@@ -286,7 +286,7 @@ fn signals() {
 fn env_is_what_the_worker_really_has() {
     let home = Home::new();
     home.write(".env", "FROM_FILE=1\n");
-    home.web("web", "env = { OWN = \"with ' and \\\" and $x\" }\nenv_file = \".env\"");
+    home.web("web", "socket_activation = true\nenv = { OWN = \"with ' and \\\" and $x\" }\nenv_file = \".env\"");
     run_with(&home, &[("FOO", "one")], &["start"]).ok();
     let shown = home.ok(&["env", "web", "--json", "--show-values"]).json();
     let real = environ(home.pid("web"));

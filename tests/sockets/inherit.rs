@@ -7,7 +7,7 @@ use rsup::load::{Plan, Target};
 use serde_json::Value;
 
 use crate::common::load::Load;
-use crate::common::{Home, apps, http};
+use crate::common::{Home, RSUP, apps, http};
 use crate::python_app;
 
 fn facts(port: u16) -> Value {
@@ -19,7 +19,7 @@ fn listen_fds() {
     let home = Home::new();
     let (first, second) = (home.port(), home.port());
     let listen = format!("listen = [\"127.0.0.1:{first}\", \"127.0.0.1:{second}\"]");
-    if !python_app(&home, &listen, "fd:3 fd:4", "instances = 2") {
+    if !python_app(&home, &listen, "fd:3 fd:4", "instances = 2\nsocket_activation = true") {
         return;
     }
     home.ok(&["start"]);
@@ -38,6 +38,54 @@ fn listen_fds() {
         home.ok(&["reload", "web"]);
     }
     load.lossless();
+}
+
+/// A server that knows LISTEN_FDS for something else (uWSGI: sockets of its own protocol) is not to
+/// find any, nor a socket that it did not ask for.
+#[test]
+fn nothing_is_inherited_by_default() {
+    let home = Home::new();
+    let port = home.port();
+    let listen = format!("listen = \"127.0.0.1:{port}\"");
+    if !python_app(&home, &listen, &format!("127.0.0.1:{port}"), "instances = 2") {
+        return;
+    }
+    home.ok(&["start"]);
+    let facts = facts(port);
+    let names: Vec<&String> = facts["env"].as_object().expect("variables").keys().collect();
+    assert!(names.iter().all(|name| !name.starts_with("LISTEN_")), "{names:?}");
+    for pid in home.pids("web") {
+        assert_eq!(sockets_of(pid), 1, "the one that it has bound");
+    }
+    let shown = home.ok(&["describe", "web"]).out;
+    assert!(shown.contains("by takeover"), "{shown}");
+    let shown = home.ok(&["env", "web"]).out;
+    assert!(!shown.contains("LISTEN_FDNAMES"), "{shown}");
+}
+
+/// Where nobody answers its bind, LISTEN_FDS is the only way.
+#[test]
+fn without_takeover_all_is_inherited() {
+    let home = Home::new();
+    let port = home.port();
+    if !python_app(&home, &format!("listen = \"127.0.0.1:{port}\""), "fd:3", "instances = 2") {
+        return;
+    }
+    let mut command = home.command(RSUP);
+    command.env("RSUP_TAKEOVER", "off").arg("start");
+    assert!(command.status().expect("rsup").success());
+    let load = Load::start(port, "/");
+    assert_eq!(facts(port)["env"]["LISTEN_FDS"], "1");
+    let shown = home.ok(&["describe", "web"]).out;
+    assert!(shown.contains("by LISTEN_FDS: takeover of bind(2) is not possible here"), "{shown}");
+    home.ok(&["reload", "web"]);
+    load.lossless();
+}
+
+/// Sockets that a process has open.
+fn sockets_of(pid: u32) -> usize {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors").flatten();
+    fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))).count()
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn the_watchdog_is_pinged_by_an_idle_loop_and_a_service_ends_with_0_when_it_is_t
 fn workers_get_nothing_that_was_meant_for_the_daemon() {
     let home = Home::new();
     let port = home.port();
-    web(&home, port, "");
+    web(&home, port, "socket_activation = true");
     let listener = TcpListener::bind(("127.0.0.1", home.port())).unwrap();
     let env = [("WATCHDOG_USEC", "60000000"), ("INVOCATION_ID", "0123"), ("JOURNAL_STREAM", "1:2")];
     let mut service = Service::start(&home, "daemon --service", &env, Some(listener.into()));

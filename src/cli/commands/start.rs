@@ -98,6 +98,9 @@ struct ScriptArgs {
     /// An address that the app listens on: a port, `HOST:PORT` or `unix:PATH`; may be repeated
     #[arg(short, long, value_name = "ADDRESS")]
     listen: Vec<String>,
+    /// The app takes its sockets from `LISTEN_FDS`, as under systemd
+    #[arg(long)]
+    socket_activation: bool,
     /// A variable for the app; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -143,6 +146,7 @@ impl ScriptArgs {
             (self.name.is_some(), "--name"),
             (self.instances.is_some(), "--instances"),
             (!self.listen.is_empty(), "--listen"),
+            (self.socket_activation, "--socket-activation"),
             (!self.env.is_empty(), "--env"),
             (!self.env_file.is_empty(), "--env-file"),
             (self.cwd.is_some(), "--cwd"),
@@ -172,6 +176,7 @@ impl ScriptArgs {
             command,
             instances: self.instances,
             listen: self.listen,
+            socket_activation: self.socket_activation,
             env: self.env,
             env_file: self.env_file,
             cwd,

@@ -45,6 +45,9 @@ fn description(it: &Description, look: Look) -> String {
         };
         page.field("listens on", &format!("{}{balance}", app.listen.join(", ")));
     }
+    if let Some(sockets) = &it.sockets {
+        page.field("sockets", sockets);
+    }
     page.field("out log", &shown(&it.out_log));
     page.field("err log", &shown(&it.err_log));
     if app.relayed > 0 {

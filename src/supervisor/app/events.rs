@@ -21,6 +21,7 @@ impl App {
     pub fn on_spawned(&mut self, id: &WorkerId, pid: u32, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else { return };
         if worker.running(pid, cx.now) {
+            self.start_to_wonder(id, cx);
             self.progress(id, Step::Started, cx);
         }
     }
@@ -57,6 +58,9 @@ impl App {
         let uptime = humane(cx.now.since(before.started));
         let too_soon = if before.ready() { "" } else { ", before it was ready" };
         let reason = format!("{exit} after {uptime}{too_soon}");
+        if self.tries_hidden(&before, &reason, cx) {
+            return;
+        }
         self.note(format!("{who} {reason}"), true, cx);
         self.lost(&before, Some(exit), &reason, FailureCode::NotReady, cx);
     }
@@ -158,6 +162,8 @@ impl App {
     pub(super) fn became_ready(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else { return };
         worker.reason = None;
+        self.was_not_needed(id);
+        let Some(worker) = self.worker(id) else { return };
         let after = cx.now.since(worker.started);
         let text = format!("{} (pid {}) is ready after {}", worker.instance, worker.pid.unwrap_or(0), humane(after));
         self.note(text, false, cx);
@@ -165,7 +171,7 @@ impl App {
     }
 
     /// The worker is to be replaced: a fresh one first, where there is room.
-    fn condemn(&mut self, id: &WorkerId, why: String, cx: &mut Context<'_>) {
+    pub(super) fn condemn(&mut self, id: &WorkerId, why: String, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else { return };
         // A fault of its own outlasts a reload that fails.
         if !worker.fresh() && !worker.goes_by_reload() {

@@ -2,6 +2,7 @@
 
 mod ends;
 mod events;
+mod hiding;
 mod reconcile;
 mod revive;
 mod time;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::hiding::Hiding;
 use super::io::{Effect, Steering};
 use super::operation::{Operation, Queue};
 use super::plan::Stage;
@@ -57,6 +59,8 @@ pub struct App {
     pub steered: Option<(Balance, Vec<Steering>)>,
     pub events: VecDeque<(Time, String)>,
     pub reason: Option<String>,
+    /// What is known of each command that may be run.
+    pub hiding: Vec<(Vec<String>, Hiding)>,
 }
 
 /// The state of the app's sockets.
@@ -101,6 +105,7 @@ impl App {
             steered: None,
             events: VecDeque::new(),
             reason: None,
+            hiding: Vec::new(),
         }
     }
 

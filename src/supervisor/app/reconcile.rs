@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::super::hiding::Port;
 use super::super::io::{Effect, Reach, Steering};
 use super::super::operation::Operation;
 use super::super::plan::{Move, Policy, SeatView, SlotView, plan};
@@ -23,6 +24,7 @@ impl App {
                 Wanted::Down | Wanted::Deleted => self.reconcile_down(cx),
             }
             if !self.settle(cx) {
+                self.forget_commands();
                 return;
             }
         }
@@ -157,6 +159,7 @@ impl App {
         if let Some(seat) = self.seats.get_mut(usize::from(instance)) {
             seat.last_slot = Some(slot);
         }
+        let hide_port = self.hides(&revision);
         self.slots[usize::from(slot)] = Some(Worker {
             id: id.clone(),
             instance,
@@ -167,10 +170,11 @@ impl App {
             memory: None,
             over_limit: 0,
             reason: None,
+            port: Port { hidden: hide_port, ..Port::default() },
             revision: revision.clone(),
         });
         cx.out.push_back(Effect::Relay { app: self.name.clone(), slot, on: false });
-        cx.out.push_back(Effect::Spawn { worker: id, instance, revision });
+        cx.out.push_back(Effect::Spawn { worker: id, instance, revision, hide_port });
     }
 
     /// Out of the traffic in one swap, then drain; those that took none are stopped at once.

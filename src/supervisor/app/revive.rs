@@ -12,6 +12,9 @@ use super::super::worker::{Clock, State};
 use super::{App, Context, Listening, OUT_OF_REACH, Wanted};
 use crate::exit::SIGKILL;
 
+/// Why a worker goes that cannot connect to anybody any more.
+const DEAF: &str = "rsup was killed together with its keeper, and cannot answer the worker's calls of connect any more";
+
 /// What was on its way up had nobody to see it ready: it gets at least this much time.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -30,6 +33,7 @@ impl App {
         self.steer(cx);
         for (_, id) in &ids {
             self.take_up(id, cx);
+            self.was_not_needed(id);
         }
         let grace = cx.now + GRACE.min(self.spec().reload.deadline);
         match self.operation.as_mut().map(|o| &mut o.course) {
@@ -57,9 +61,16 @@ impl App {
     fn resolve(&mut self, id: &WorkerId, found: &Found, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else { return };
         match (&worker.state, *found) {
-            (State::Sweeping { .. }, Found::Alive { .. } | Found::OutOfReach { .. } | Found::Gone { descendants: true, .. }) => {}
+            (
+                State::Sweeping { .. },
+                Found::Alive { .. } | Found::Deaf { .. } | Found::OutOfReach { .. } | Found::Gone { descendants: true, .. },
+            ) => {}
             (State::Sweeping { .. }, Found::Gone { descendants: false, .. } | Found::NeverStarted) => self.remove(id, cx),
             (_, Found::Alive { pid }) => self.lives(id, pid, cx),
+            (_, Found::Deaf { pid }) => {
+                self.lives(id, pid, cx);
+                self.condemn(id, DEAF.to_owned(), cx);
+            }
             (_, Found::OutOfReach { pid }) => {
                 self.lives(id, pid, cx);
                 self.out_of_reach(id, cx);
@@ -167,6 +178,7 @@ impl App {
         // That it once had its sockets is all that counts of them.
         self.listening = Listening { proven: self.listening.proven, ..Listening::default() };
         self.steered = None;
+        self.still_needed();
         self.events.clear();
         self.reason = None;
     }

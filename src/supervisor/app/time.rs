@@ -38,6 +38,7 @@ impl App {
         let ids: Vec<WorkerId> = self.workers().map(|w| w.id.clone()).collect();
         for id in ids {
             self.tick_worker(&id, cx);
+            self.look(&id, cx);
         }
         for seat in &mut self.seats {
             if matches!(seat.hold, Hold::Backoff { until } if until <= cx.now) {
@@ -125,6 +126,10 @@ impl App {
         let reason = format!("was not ready within listen_timeout {timeout}{last}");
         let before = worker.clone();
         worker.condemned = Some(reason.clone());
+        if self.tries_hidden(&before, &reason, cx) {
+            self.signal_stop(id, cx);
+            return;
+        }
         self.note(format!("{} (pid {}) {reason}", before.instance, before.pid.unwrap_or(0)), true, cx);
         self.signal_stop(id, cx);
         self.lost(&before, None, &reason, FailureCode::NotReady, cx);

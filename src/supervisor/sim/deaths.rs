@@ -64,7 +64,13 @@ impl World {
                         process.left = false;
                     }
                 }
-                Input::Exited { .. } | Input::TreeGone { .. } | Input::Notified { .. } | Input::Memory { .. } => {
+                Input::Exited { .. }
+                | Input::TreeGone { .. }
+                | Input::Notified { .. }
+                | Input::Bound { .. }
+                | Input::BoundElsewhere { .. }
+                | Input::Refused { .. }
+                | Input::Memory { .. } => {
                     self.coming.insert(at, input);
                 }
                 // Who would have answered is no more.
@@ -75,6 +81,7 @@ impl World {
                 | Input::Probed { .. }
                 | Input::Drained { .. }
                 | Input::NotProbed { .. }
+                | Input::Traces { .. }
                 | Input::Hurry
                 | Input::Tick => {}
             }
@@ -227,6 +234,7 @@ fn in_order(effects: &[Effect]) {
             | Effect::Unlisten { .. }
             | Effect::Relay { .. }
             | Effect::Probe { .. }
+            | Effect::LookForTraces { .. }
             | Effect::Drain { .. }
             | Effect::Signal { .. }
             | Effect::Forget { .. }

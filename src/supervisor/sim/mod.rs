@@ -3,6 +3,7 @@
 
 mod checks;
 mod deaths;
+mod hiding;
 mod random;
 mod scenarios;
 mod stillness;
@@ -40,6 +41,19 @@ pub struct Behaviour {
     /// Its readiness and liveness fail from this age on.
     pub unready_after: Option<Duration>,
     pub hangs_after: Option<Duration>,
+    pub port_test: PortTest,
+}
+
+/// Whether it connects to its port before it binds it, and what it does if somebody answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortTest {
+    No,
+    Exits,
+    BindsAnother,
+    /// Again and again.
+    Waits,
+    /// So rarely that it cannot be told from others.
+    WaitsQuietly,
 }
 
 impl Behaviour {
@@ -54,11 +68,16 @@ impl Behaviour {
             bytes: 50,
             unready_after: None,
             hangs_after: None,
+            port_test: PortTest::No,
         }
     }
 
     pub fn never_ready() -> Self {
         Self { ready_after: None, ..Self::good() }
+    }
+
+    pub fn testing(port_test: PortTest) -> Self {
+        Self { port_test, ..Self::good() }
     }
 
     pub fn crashing() -> Self {
@@ -244,10 +263,15 @@ impl World {
     fn happen(&mut self, input: Input) {
         match &input {
             Input::Exited { worker, exit, descendants } => {
-                let Some(process) = self.processes.get_mut(worker) else { return };
+                let Some(process) = self.processes.get(worker) else { return };
                 if !process.alive {
                     return;
                 }
+                if self.core.wonders(worker) {
+                    let traces = self.traces(worker);
+                    self.core.handle(self.now, Input::Traces { worker: worker.clone(), traces });
+                }
+                let Some(process) = self.processes.get_mut(worker) else { return };
                 process.ended(*exit, *descendants);
             }
             Input::TreeGone { worker } => {
@@ -255,7 +279,11 @@ impl World {
                     process.left = false;
                 }
             }
-            Input::Spawned { worker, .. } | Input::Notified { worker } => {
+            Input::Spawned { worker, .. }
+            | Input::Notified { worker }
+            | Input::Bound { worker, .. }
+            | Input::BoundElsewhere { worker }
+            | Input::Refused { worker } => {
                 if self.processes.get(worker).is_none_or(|p| !p.alive) {
                     return;
                 }
@@ -276,10 +304,17 @@ impl World {
             | Input::SpawnFailed { .. }
             | Input::Drained { .. }
             | Input::NotProbed { .. }
+            | Input::Traces { .. }
             | Input::Hurry
             | Input::Tick => {}
         }
         self.handle(input);
+    }
+
+    /// Where an older worker serves, it answers the test.
+    fn traces(&self, worker: &WorkerId) -> Traces {
+        let traces = self.processes.get(worker).map(|p| p.behaviour.port_test.traces()).unwrap_or_default();
+        if self.ready(&worker.app).is_empty() { traces } else { Traces { abandoned: 0, ..traces } }
     }
 
     fn probe(&self, worker: &WorkerId, purpose: Purpose) -> Result<(), String> {
@@ -375,7 +410,11 @@ impl World {
             Effect::Relay { app, slot, on } => {
                 self.relays.insert((app.clone(), *slot), *on);
             }
-            Effect::Spawn { worker, instance, revision } => self.spawn(worker, *instance, revision),
+            Effect::Spawn { worker, instance, revision, hide_port } => self.spawn(worker, *instance, revision, *hide_port),
+            Effect::LookForTraces { worker } => {
+                let traces = self.traces(worker);
+                self.later(ms(1), Input::Traces { worker: worker.clone(), traces });
+            }
             Effect::Probe { worker, purpose } => {
                 let after = ms(self.random.u64(1..40));
                 self.later(after, Input::Probed { worker: worker.clone(), purpose: *purpose, result: Ok(()) });
@@ -403,8 +442,23 @@ impl World {
         }
     }
 
-    fn spawn(&mut self, worker: &WorkerId, instance: u16, revision: &Arc<Revision>) {
-        let behaviour = (self.script)(&mut self.random, instance, revision);
+    fn spawn(&mut self, worker: &WorkerId, instance: u16, revision: &Arc<Revision>, hide_port: bool) {
+        let mut behaviour = (self.script)(&mut self.random, instance, revision);
+        let tests = behaviour.spawns && behaviour.port_test != PortTest::No;
+        if tests && !hide_port {
+            behaviour.ready_after = None;
+            match behaviour.port_test {
+                PortTest::Exits => behaviour.ends_after = Some((ms(60), 1)),
+                PortTest::BindsAnother => self.later(ms(60), Input::BoundElsewhere { worker: worker.clone() }),
+                PortTest::No | PortTest::Waits | PortTest::WaitsQuietly => {}
+            }
+        } else if tests {
+            self.later(ms(60), Input::Refused { worker: worker.clone() });
+        }
+        if let Some(after) = behaviour.ready_after.filter(|_| behaviour.spawns) {
+            let bound = after.mul_f64(0.8).max(ms(61));
+            self.later(bound, Input::Bound { worker: worker.clone(), port: 80 });
+        }
         checks::spawn(self, worker);
         self.spawned += 1;
         let exec = ms(self.random.u64(1..20));
@@ -489,6 +543,17 @@ impl World {
     }
 }
 
+impl PortTest {
+    fn traces(self) -> Traces {
+        match self {
+            Self::No => Traces::default(),
+            Self::Exits | Self::BindsAnother => Traces { abandoned: 1, others: true },
+            Self::Waits => Traces { abandoned: 1000, others: true },
+            Self::WaitsQuietly => Traces { abandoned: 2, others: true },
+        }
+    }
+}
+
 fn late(worker: &WorkerId) -> Vec<Input> {
     let worker = worker.clone();
     vec![
@@ -500,6 +565,10 @@ fn late(worker: &WorkerId) -> Vec<Input> {
         Input::Probed { worker: worker.clone(), purpose: Purpose::Readiness, result: Ok(()) },
         Input::Probed { worker: worker.clone(), purpose: Purpose::Liveness, result: Err("late".into()) },
         Input::Notified { worker: worker.clone() },
+        Input::Bound { worker: worker.clone(), port: 80 },
+        Input::BoundElsewhere { worker: worker.clone() },
+        Input::Refused { worker: worker.clone() },
+        Input::Traces { worker: worker.clone(), traces: Traces { abandoned: 100, others: true } },
         Input::Drained { worker: worker.clone() },
         Input::Memory { worker, bytes: u64::MAX },
     ]
@@ -531,6 +600,8 @@ pub fn web(instances: u16) -> AppSpec {
         cwd_resolved: "/".into(),
         instances,
         listen: vec![port(80)],
+        socket_activation: false,
+        hide_port: HidePort::Auto,
         env: BTreeMap::new(),
         readiness: probe(Check::Http { path: "/".into(), host: None, headers: BTreeMap::new(), expect_status: vec![200..=399] }),
         liveness: None,

@@ -30,6 +30,7 @@ struct Faults {
     unready: u8,
     hang: u8,
     listen: u8,
+    port_test: u8,
 }
 
 impl Faults {
@@ -46,6 +47,7 @@ impl Faults {
             b.drains_after = None;
         }
         b.descendants = chance(self.descendants);
+        let tests = chance(self.port_test);
         b.bytes = if chance(self.leak) { 500 } else { 50 };
         let (unready, hang) = (chance(self.unready), chance(self.hang));
         let mut within = |limit: u64| ms(random.u64(1..limit));
@@ -53,14 +55,16 @@ impl Faults {
         b.ends_after = crash.then(|| (within(8000), 1));
         b.unready_after = unready.then(|| within(15_000));
         b.hangs_after = hang.then(|| within(15_000));
+        let kinds = [PortTest::Exits, PortTest::BindsAnother, PortTest::Waits, PortTest::WaitsQuietly];
+        b.port_test = random.choice(kinds).filter(|_| tests).unwrap_or(PortTest::No);
         b
     }
 }
 
 fn faults() -> impl Strategy<Value = Faults> {
     let often = || prop_oneof![3 => Just(0u8), 2 => 0u8..60, 1 => 60u8..200];
-    (often(), often(), often(), often(), often(), often(), often(), often(), often()).prop_map(
-        |(spawn, never_ready, crash, stubborn, descendants, leak, unready, hang, listen)| Faults {
+    (often(), often(), often(), often(), often(), often(), often(), often(), often(), often()).prop_map(
+        |(spawn, never_ready, crash, stubborn, descendants, leak, unready, hang, listen, port_test)| Faults {
             spawn,
             never_ready,
             crash,
@@ -70,6 +74,7 @@ fn faults() -> impl Strategy<Value = Faults> {
             unready,
             hang,
             listen,
+            port_test,
         },
     )
 }

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::{Listener, filter, install, look};
+use super::{Call, Listener, filter, install, look};
 use crate::sys::owner::refused;
 use crate::sys::spawn::{self, Credentials, Plan, SpawnError, Step};
 use crate::sys::{capability, fdpass, process, raw};
@@ -61,7 +61,7 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 /// # Errors
 /// [`Untried`].
 pub fn probe_support() -> Result<Support, Untried> {
-    let Some(filter) = filter() else {
+    let Some(filter) = filter(false) else {
         return Ok(Support::No { why: "rsup does not know this processor's system calls".to_owned() });
     };
     let needs_no_new_privs = match attempt(&filter, false)? {
@@ -244,7 +244,8 @@ fn answer_bind(listener: &Listener) -> io::Result<()> {
     let looked = look(&call);
     listener.respond(call.id, -SIGN, 0)?;
     match looked {
-        Ok(Some(bind)) if bind.addr == ADDRESS && bind.socket.is_stream && bind.socket.nonblocking && bind.socket.cloexec => {}
+        Ok(Some(Call::Bind(bind)))
+            if bind.addr == ADDRESS && bind.socket.is_stream && bind.socket.nonblocking && bind.socket.cloexec => {}
         Ok(other) => return Err(io::Error::other(format!("a trial of takeover saw another bind than was made: {other:?}"))),
         Err(error) if refused(&error) || error.kind() == io::ErrorKind::PermissionDenied => {
             return Err(io::Error::other(closed(&error, yama(), capability::may_trace_all())));

@@ -290,6 +290,32 @@ fn half_open_handshakes_are_seen() {
     super::until("complete", || sockdiag::half_open(addr.port()).unwrap().is_empty().then_some(()));
 }
 
+/// What a program leaves that looks whether its port is taken, and what it must not be taken for.
+#[test]
+fn traces_of_a_test_by_connecting() {
+    for ip in ["127.0.0.1", "::1"] {
+        let listener = TcpListener::bind((ip, 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let traces = || (sockdiag::abandoned(addr.port()).unwrap(), sockdiag::closed_by_clients(addr.port()).unwrap());
+        assert_eq!(traces(), (0, false));
+        let waits = TcpStream::connect(addr).unwrap();
+        let mut asks = TcpStream::connect(addr).unwrap();
+        asks.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert_eq!(traces(), (0, false));
+        for _ in 0..3 {
+            drop(TcpStream::connect(addr).unwrap());
+        }
+        super::until("the ends", || (traces() == (3, true)).then_some(()));
+        // One that gave up had said something.
+        drop(asks);
+        assert_eq!(sockdiag::abandoned(addr.port()).unwrap(), 3);
+        // Those that are accepted are not abandoned.
+        let accepted: Vec<_> = (0..5).map(|_| listener.accept().unwrap()).collect();
+        assert_eq!(traces(), (0, true));
+        drop((waits, accepted));
+    }
+}
+
 /// The kernel moves sockets about when some leave the group; the group finds out where they are.
 #[test]
 fn sockets_that_were_shut_down_listen_again_where_they_are_found() {

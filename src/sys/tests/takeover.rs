@@ -9,7 +9,7 @@ use crate::sys::listen::{Backlog, Family, Group, is_nonblocking};
 use crate::sys::raw;
 use crate::sys::spawn::{Plan, spawn};
 use crate::sys::steer::{Balance, Table};
-use crate::sys::takeover::{Answer, Bind, Listener, Support, probe_support};
+use crate::sys::takeover::{Answer, Bind, Call, Listener, Support, probe_support};
 
 /// Prepares a plan for takeover; false (and a skip) where the kernel forbids it.
 fn prepare(plan: &mut Plan) -> bool {
@@ -28,13 +28,20 @@ fn prepare(plan: &mut Plan) -> bool {
 }
 
 fn next(listener: &Listener) -> Bind {
+    match next_call(listener) {
+        Call::Bind(bind) => bind,
+        Call::Connect(connect) => panic!("{connect:?}"),
+    }
+}
+
+fn next_call(listener: &Listener) -> Call {
     let deadline = Instant::now() + PATIENCE;
     loop {
         raw::poll(listener, libc::POLLIN, PATIENCE).unwrap();
-        if let Some(bind) = listener.receive().unwrap() {
-            return bind;
+        if let Some(call) = listener.receive().unwrap() {
+            return call;
         }
-        assert!(Instant::now() < deadline, "no bind");
+        assert!(Instant::now() < deadline, "no call");
     }
 }
 
@@ -190,6 +197,51 @@ fn other_binds_pass_and_can_be_refused() {
     assert_eq!(text(out), "udp\nunix\nEADDRINUSE\nother True\n");
     assert_eq!(ended(&child), Exit::Code(0));
     assert_eq!(listener.inject(&other, group().fd(0)).unwrap(), Answer::Vanished);
+}
+
+const CONNECTS: &str = r"
+import errno, os, socket
+port = int(os.environ['PORT'])
+for kind in socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_STREAM:
+    print(errno.errorcode.get(socket.socket(socket.AF_INET, kind).connect_ex(('127.0.0.1', port)), 'there'))
+u = socket.socket(socket.AF_UNIX); print(errno.errorcode[u.connect_ex('/nowhere')])
+socket.socket().bind(('127.0.0.1', 0))
+";
+
+#[test]
+fn connects_are_seen_where_they_are_asked_for() {
+    if program("python3").is_none() {
+        return;
+    }
+    let there = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = there.local_addr().unwrap().port();
+    for trapped in [true, false] {
+        let (mut plan, out) = plan(&["python3", "-c", CONNECTS]);
+        plan.env.extend(super::strings(&[&format!("PORT={port}")]));
+        if !prepare(&mut plan) {
+            return;
+        }
+        plan.trap_connect = trapped;
+        let mut child = spawn(plan).unwrap();
+        let listener = report(&mut child.exec).unwrap().notify.unwrap();
+        if trapped {
+            let connects: Vec<_> = (0..3)
+                .map(|at| {
+                    let Call::Connect(connect) = next_call(&listener) else { panic!("a bind comes last") };
+                    assert!(connect.addr == there.local_addr().unwrap() && connect.is_to_this_machine());
+                    let stream = connect.is_stream().unwrap();
+                    let refused = at == 1;
+                    if refused { listener.refuse(&connect, libc::ECONNREFUSED) } else { listener.proceed(&connect) }.unwrap();
+                    stream
+                })
+                .collect();
+            assert_eq!(connects, [false, true, true]);
+        }
+        listener.proceed(&next(&listener)).unwrap();
+        let tcp = if trapped { "ECONNREFUSED" } else { "there" };
+        assert_eq!(text(out), format!("there\n{tcp}\nthere\nENOENT\n"));
+        assert_eq!(ended(&child), Exit::Code(0));
+    }
 }
 
 #[test]

@@ -1,0 +1,50 @@
+//! A port that is hidden from a worker until it has bound it, and the traces of workers from which it
+//! should have been.
+
+use nix::libc::ECONNREFUSED;
+
+use super::{Daemon, complain};
+use crate::config::{AppSpec, Listen};
+use crate::supervisor::{Input, Traces, WorkerId};
+use crate::sys::sockdiag;
+use crate::sys::takeover::{Answer, Connect, Listener, Support};
+
+/// Walks the kernel's table of connections: only for a worker that fails, or does not get on.
+pub fn traces(ports: &[u16]) -> Traces {
+    let abandoned = ports.iter().map(|port| sockdiag::abandoned(*port).unwrap_or(0)).sum();
+    let others = ports.iter().any(|port| sockdiag::closed_by_clients(*port).unwrap_or(false));
+    Traces { abandoned, others }
+}
+
+impl Daemon {
+    /// The ports that could be hidden from the worker.
+    pub(super) fn ports_of(&self, worker: &WorkerId) -> Vec<u16> {
+        let possible = |spec: &AppSpec| matches!(self.takeover.of(&self.isolation, spec), Some(Support::Yes { .. }));
+        let worker = self.supervisor.worker(worker).filter(|w| possible(w.spec()));
+        worker.into_iter().flat_map(|w| &w.spec().listen).filter_map(Listen::tcp).map(|a| a.port()).collect()
+    }
+
+    /// Nobody is there, as far as the worker can tell; everybody else is.
+    pub(super) fn on_connect(&mut self, worker: &WorkerId, connect: &Connect, listener: &Listener) {
+        let hidden = self.supervisor.worker(worker).is_some_and(|w| w.is_hidden(connect.addr));
+        if !hidden || !connect.is_to_this_machine() {
+            let _ = listener.proceed(connect);
+            return;
+        }
+        match connect.is_stream() {
+            Ok(true) => {}
+            Ok(false) => {
+                let _ = listener.proceed(connect);
+                return;
+            }
+            Err(why) => {
+                complain(&format!("{worker}: a connect could not be looked at"), why);
+                let _ = listener.proceed(connect);
+                return;
+            }
+        }
+        if let Ok(Answer::Delivered) = listener.refuse(connect, ECONNREFUSED) {
+            self.handle(Input::Refused { worker: worker.clone() });
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Whether the port is hidden from a worker that starts: see [`super::super::hiding`].
+
+use super::super::hiding::{FIRST_LOOK, Hiding, Port, Traces};
+use super::super::io::Effect;
+use super::super::types::{Revision, Time, WorkerId};
+use super::super::worker::{State, Worker};
+use super::{App, Context};
+use crate::config::{AppSpec, Check, HidePort};
+
+/// Why a worker goes that is started again with the port hidden.
+const AGAIN: &str = "it seems to have tested its port by connecting to it, and found rsup there";
+
+impl App {
+    /// What is known of a command.
+    pub fn hiding(&self, spec: &AppSpec) -> Hiding {
+        self.hiding.iter().find(|(command, _)| *command == spec.command).map_or(Hiding::Unknown, |(_, known)| *known)
+    }
+
+    fn learn(&mut self, spec: &AppSpec, news: Hiding) {
+        self.hiding.retain(|(command, _)| *command != spec.command);
+        self.hiding.push((spec.command.clone(), news));
+    }
+
+    /// Whether the port is to be hidden from workers of the revision.
+    pub fn hides(&self, revision: &Revision) -> bool {
+        let spec = &revision.spec;
+        match spec.hide_port {
+            _ if !listens(spec) => false,
+            HidePort::Always => true,
+            HidePort::Never => false,
+            HidePort::Auto => matches!(self.hiding(spec), Hiding::Trying | Hiding::Needed { .. }),
+        }
+    }
+
+    /// What is remembered is of commands that may still be run.
+    pub(super) fn forget_commands(&mut self) {
+        let before = self.operation.as_ref().and_then(|o| o.before.as_ref()).map(|b| &b.target);
+        let used = [&self.target].into_iter().chain(before).chain(self.slots.iter().flatten().map(|w| &w.revision));
+        self.hiding.retain(|(command, _)| used.clone().any(|revision| revision.spec.command == *command));
+    }
+
+    /// Whether a worker that fails now, or does not get on, may be helped by hiding its port.
+    pub fn wonders(&self, worker: &Worker) -> bool {
+        let spec = worker.spec();
+        let coming = matches!(worker.state, State::Spawning { .. } | State::Starting { .. });
+        coming
+            && listens(spec)
+            && spec.hide_port == HidePort::Auto
+            && !spec.socket_activation
+            && (worker.fresh() || worker.goes_by_reload())
+            && !worker.port.hidden
+            && worker.port.bound.is_empty()
+            && self.hiding(spec) != Hiding::Unneeded
+    }
+
+    pub(super) fn start_to_wonder(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
+        let look = self.wonder_at(id).then(|| cx.now + FIRST_LOOK);
+        if let Some(worker) = self.worker(id) {
+            worker.port.look = look;
+        }
+    }
+
+    fn wonder_at(&self, id: &WorkerId) -> bool {
+        self.workers().find(|w| w.id == *id).is_some_and(|w| self.wonders(w))
+    }
+
+    /// It is time to look for traces.
+    pub(super) fn look(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
+        let wonders = self.wonder_at(id);
+        let Some(worker) = self.worker(id) else { return };
+        if worker.port.look.is_some_and(|at| at <= cx.now) {
+            worker.port.look = wonders.then(|| cx.now + cx.now.since(worker.started).max(FIRST_LOOK));
+            if wonders {
+                cx.out.push_back(Effect::LookForTraces { worker: id.clone() });
+            }
+        }
+    }
+
+    pub fn on_bound(&mut self, id: &WorkerId, port: u16, cx: &mut Context<'_>) {
+        let Some(worker) = self.worker(id) else { return };
+        worker.port.bound.insert(port);
+        worker.port.look = None;
+        let worker = worker.clone();
+        if worker.spec().hide_port != HidePort::Auto {
+            return;
+        }
+        match (worker.port.hidden, self.hiding(worker.spec())) {
+            (false, Hiding::Unknown) => self.learn(worker.spec(), Hiding::Unneeded),
+            (true, Hiding::Trying) if worker.port.refused => {
+                self.learn(worker.spec(), Hiding::Needed { since: cx.now });
+                let text = "it tests its port by connecting to it: from now on rsup hides the port until it has bound it";
+                self.note(format!("{}: {text}", worker.instance), false, cx);
+            }
+            (true, Hiding::Trying) => self.learn(worker.spec(), Hiding::Unneeded),
+            (false, Hiding::Unneeded | Hiding::Trying | Hiding::Needed { .. })
+            | (true, Hiding::Unknown | Hiding::Unneeded | Hiding::Needed { .. }) => {}
+        }
+    }
+
+    pub fn on_bound_elsewhere(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
+        let wonders = self.wonder_at(id);
+        if let Some(worker) = self.worker(id).filter(|w| wonders && !w.port.elsewhere) {
+            worker.port.elsewhere = true;
+            cx.out.push_back(Effect::LookForTraces { worker: id.clone() });
+        }
+    }
+
+    pub fn on_refused(&mut self, id: &WorkerId) {
+        if let Some(worker) = self.worker(id).filter(|w| w.port.hidden) {
+            worker.port.refused = true;
+        }
+    }
+
+    pub fn on_traces(&mut self, id: &WorkerId, traces: Traces, cx: &mut Context<'_>) {
+        let wonders = self.wonder_at(id);
+        let Some(worker) = self.worker(id).filter(|_| wonders) else { return };
+        if !worker.port.found(traces) {
+            return;
+        }
+        let before = worker.clone();
+        worker.condemned = Some(AGAIN.into());
+        self.try_hidden(&before, "has not bound its port", cx);
+    }
+
+    /// A worker was ready without hiding.
+    pub(super) fn was_not_needed(&mut self, id: &WorkerId) {
+        let Some(spec) = self.worker(id).filter(|w| w.ready() && !w.port.hidden).map(|w| w.spec().clone()) else { return };
+        // Another check than these says nothing of the port.
+        let by_port = matches!(spec.readiness.check, Check::Http { .. } | Check::Tcp);
+        if by_port && listens(&spec) && spec.hide_port == HidePort::Auto && self.hiding(&spec) == Hiding::Unknown {
+            self.learn(&spec, Hiding::Unneeded);
+        }
+    }
+
+    /// A worker is lost before it was ready. True if another one is started in its place with the port
+    /// hidden, so that this end counts for nothing. `worker`: as it was.
+    pub(super) fn tries_hidden(&mut self, worker: &Worker, why: &str, cx: &mut Context<'_>) -> bool {
+        if self.wonders(worker) && worker.port.tested {
+            self.try_hidden(worker, why, cx);
+            return true;
+        }
+        let Port { hidden, refused, .. } = worker.port;
+        if hidden && !refused && !worker.ready() && self.hiding(worker.spec()) == Hiding::Trying {
+            // It has not even tried to connect: that was not it.
+            self.learn(worker.spec(), Hiding::Unneeded);
+        }
+        false
+    }
+
+    fn try_hidden(&mut self, worker: &Worker, why: &str, cx: &mut Context<'_>) {
+        if self.hiding(worker.spec()) == Hiding::Unknown {
+            self.learn(worker.spec(), Hiding::Trying);
+        }
+        if worker.goes_by_reload()
+            && let Some(seat) = self.seats.get_mut(usize::from(worker.instance))
+        {
+            seat.bereft_of = Some(worker.revision.clone());
+        }
+        let who = format!("{} (pid {})", worker.instance, worker.pid.unwrap_or(0));
+        self.note(format!("{who} {why}: {AGAIN}; it is started again, with the port hidden until it has bound it"), true, cx);
+    }
+
+    /// The machine was started anew: no time means anything.
+    pub(super) fn still_needed(&mut self) {
+        for (_, known) in &mut self.hiding {
+            if let Hiding::Needed { since } = known {
+                *since = Time::default();
+            }
+        }
+    }
+}
+
+fn listens(spec: &AppSpec) -> bool {
+    spec.listen.iter().any(|l| l.tcp().is_some())
+}
