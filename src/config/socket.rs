@@ -26,7 +26,7 @@ pub(super) fn read(
     let text = cx.source.clone();
     let mut c = app.sub(cx, "socket", &keys::SOCKET);
     let mode = c.maybe(cx, "mode", |value| mode(value, text.text.get(value.span.clone()).unwrap_or_default()));
-    let owner = c.maybe(cx, "owner", user::account).map(|account| Named { name: account.name, id: account.uid });
+    let owner = c.maybe(cx, "owner", owner).map(|account| Named { name: account.name, id: account.uid });
     let group = c.maybe(cx, "group", user::group).map(|(name, id)| Named { name, id });
     let any = listen.iter().any(|(listen, _)| listen.tcp().is_none());
     if let (false, Some(value)) = (any, ["mode", "owner", "group"].into_iter().find_map(|key| c.take(key))) {
@@ -82,6 +82,10 @@ fn closed(parent: &Path, mode: u32, gid: Option<u32>) -> Option<(String, String)
         let whose = format!("(mode {enters:04o}, owner {}, group {})", found.uid(), found.gid());
         Some((folder.display().to_string(), format!("{whose} lets {who} not in")))
     })
+}
+
+fn owner(value: &Value) -> Result<user::Account, Bad> {
+    user::account(value).map_err(|bad| Bad { hint: bad.hint.map(|hint| hint.replace("`user = ", "`owner = ")), ..bad })
 }
 
 fn mode(value: &Value, text: &str) -> Result<u32, Bad> {
