@@ -64,6 +64,7 @@ pub fn spec(app: &str) -> AppSpec {
         run_as: None,
         umask: None,
         limits: Limits::default(),
+        socket: SocketSpec::default(),
     }
 }
 

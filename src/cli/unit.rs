@@ -1,11 +1,12 @@
 //! The systemd units that `rsup startup` writes. Pure: facts in, text out.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{AppSpec, Listen};
+use crate::config::{AppSpec, Listen, SocketFile};
 
 /// The first line of every unit of ours: others are never overwritten or removed.
 pub const MARK: &str = "# Written by `rsup startup`";
@@ -189,33 +190,60 @@ impl Unit {
 }
 
 /// The `.socket` unit beside it.
-pub fn socket(listen: &[Listen]) -> String {
+pub fn socket(held: &Listenable, scope: Scope) -> String {
     let mut text = format!("{MARK} --socket; `rsup unstartup` removes it.\n\n");
     text.push_str("[Unit]\nDescription=Listening sockets of the apps of rsup\n\n[Socket]\n");
     text.push_str("# They listen from early boot on, and while rsup is down: clients wait then, and are not refused.\n");
-    for address in listen {
+    for address in &held.listen {
         let _ = match address {
             Listen::Tcp { addr, .. } => writeln!(text, "ListenStream={addr}"),
             Listen::Unix(path) => writeln!(text, "ListenStream={}", escaped(&path.display().to_string())),
         };
     }
-    let v6only = listen.iter().any(|listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: true }));
+    if let Some(SocketFile { mode, uid, gid, app_gid }) = held.file {
+        text.push_str("# Of the files of all unix sockets here: as the app's own user and umask or [app.NAME.socket] have it.\n");
+        // UMask= is 0022 unless it is said (systemd.exec(5)).
+        let _ = writeln!(text, "SocketMode={:04o}", mode.unwrap_or(0o755));
+        // A user's systemd cannot give files away.
+        let owner = [("SocketUser", uid), ("SocketGroup", gid.or(app_gid))].into_iter().filter(|_| scope == Scope::System);
+        for (key, id) in owner.filter_map(|(key, id)| Some((key, id?))) {
+            let _ = writeln!(text, "{key}={id}");
+        }
+    }
+    let v6only = held.listen.iter().any(|listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: true }));
     let both = if v6only { "ipv6-only" } else { "both" };
     let _ = write!(text, "BindIPv6Only={both}\nBacklog=4096\nFileDescriptorName=listen\n\n");
     text.push_str("[Install]\nWantedBy=sockets.target\n");
     text
 }
 
-/// The addresses that one `.socket` unit can hold, each once, and those that it cannot: IPv6 sockets
-/// with and without IPv4 are a setting of the whole unit, and port 0 is not an address.
-pub fn listenable(apps: &[AppSpec]) -> (Vec<Listen>, Vec<Listen>) {
-    let mut all: Vec<Listen> = apps.iter().flat_map(|app| app.listen.clone()).collect();
-    all.sort();
-    all.dedup();
+/// What one `.socket` unit can hold.
+#[derive(Debug, Default)]
+pub struct Listenable {
+    /// Each address once.
+    pub listen: Vec<Listen>,
+    /// Of its unix sockets; `None` if there is none.
+    pub file: Option<SocketFile>,
+    /// Addresses that it cannot hold beside the others.
+    pub left: Vec<Listen>,
+}
+
+/// The addresses that one `.socket` unit can hold, and those that it cannot: IPv6 sockets with and without
+/// IPv4, and owner and mode of unix sockets, are settings of the whole unit; port 0 is not an address.
+pub fn listenable(apps: &[AppSpec]) -> Listenable {
+    let all: BTreeMap<Listen, SocketFile> =
+        apps.iter().flat_map(|app| app.listen.iter().map(|listen| (listen.clone(), app.socket_file()))).collect();
     let dual = |listen: &Listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: false });
     let only = |listen: &Listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: true });
-    let any_dual = all.iter().any(dual);
-    all.into_iter().partition(|listen| !(any_dual && only(listen)) && listen.tcp().is_none_or(|addr| addr.port() != 0))
+    let any_dual = all.keys().any(dual);
+    let file = all.iter().find(|(listen, _)| listen.tcp().is_none()).map(|(_, file)| *file);
+    let held = |listen: &Listen, of: &SocketFile| match listen.tcp() {
+        Some(addr) => !(any_dual && only(listen)) && addr.port() != 0,
+        None => Some(*of) == file,
+    };
+    let (listen, left): (Vec<_>, Vec<_>) = all.into_iter().partition(|(listen, of)| held(listen, of));
+    let addresses = |list: Vec<(Listen, SocketFile)>| list.into_iter().map(|(listen, _)| listen).collect();
+    Listenable { listen: addresses(listen), file, left: addresses(left) }
 }
 
 /// Whether a unit that is there is for the daemon with this environment.
@@ -304,15 +332,29 @@ mod tests {
         let apps = apps(
             "[app.a]\ncommand = [\"true\"]\nlisten = [8080, \"127.0.0.1:9000\", \"unix:/run/a 1.sock\"]\n[app.b]\ncommand = [\"true\"]\nlisten = 8081\n",
         );
-        let (listen, left) = listenable(&apps);
-        assert_eq!(left, []);
-        let text = socket(&listen);
+        let held = listenable(&apps);
+        assert_eq!(held.left, []);
+        let text = socket(&held, Scope::System);
         let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("ListenStream=")).collect();
         assert_eq!(
             lines,
             ["ListenStream=127.0.0.1:9000", "ListenStream=[::]:8080", "ListenStream=[::]:8081", "ListenStream=/run/a 1.sock"]
         );
         assert!(text.contains("BindIPv6Only=both"));
+        assert!(text.contains("SocketMode=0755\n") && !text.contains("SocketUser"), "{text}");
+    }
+
+    #[test]
+    fn one_socket_unit_has_one_kind_of_socket_files() {
+        let apps = apps(
+            "[app.a]\ncommand = [\"true\"]\nlisten = [\"unix:/run/a.sock\", 8080]\nuser = 4242\ngroup = 4243\nsocket = { mode = \"0620\" }\n[app.b]\ncommand = [\"true\"]\nlisten = [\"unix:/run/b.sock\", 8081]\n",
+        );
+        let held = listenable(&apps);
+        assert_eq!(held.left, [Listen::Unix("/run/b.sock".into())]);
+        let text = socket(&held, Scope::System);
+        assert!(text.contains("SocketMode=0620\nSocketUser=4242\nSocketGroup=4243\n"), "{text}");
+        let text = socket(&held, Scope::User);
+        assert!(text.contains("SocketMode=0620\n") && !text.contains("SocketUser"), "{text}");
     }
 
     #[test]

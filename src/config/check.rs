@@ -7,7 +7,7 @@ use super::cursor::{Context, Cursor, Machine};
 use super::listen::{self, Placed};
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::*;
-use super::{admin, env, keys, limits, policy, probe, suggest, units, user};
+use super::{admin, env, keys, limits, policy, probe, socket, suggest, units, user};
 
 /// The most workers that one app can have: what the steering program has room for, surge included.
 pub const MOST_INSTANCES: u16 = 250;
@@ -122,7 +122,8 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
             span: span.clone(),
         }));
     }
-    let listen: Vec<Listen> = listen.into_iter().map(|(listen, _)| listen).collect();
+    let placed = listen;
+    let listen: Vec<Listen> = placed.iter().map(|(listen, _)| listen.clone()).collect();
     let socket_activation = c.get(cx, "socket_activation", false, policy::boolean);
     if let (true, true, Some(value)) = (socket_activation, listen.is_empty(), c.take("socket_activation")) {
         let bad = value.bad("there are no sockets to hand over: the app has no `listen`");
@@ -155,6 +156,7 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
     let text = cx.source.clone();
     let umask = c.maybe(cx, "umask", |value| user::umask(value, text.text.get(value.span.clone()).unwrap_or_default()));
     let limits = limits::read(cx, &mut c, max_memory);
+    let socket = socket::read(cx, &mut c, &placed, run_as.as_ref(), umask);
     let (readiness, liveness) = probe::read(cx, &mut c, &listen, listen_timeout, restart.min_uptime);
     c.finish(cx);
 
@@ -183,6 +185,7 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
         run_as,
         umask,
         limits,
+        socket,
     })
 }
 

@@ -39,6 +39,7 @@ pub(super) static APP: Section = Section {
         "groups",
         "umask",
         "limits",
+        "socket",
     ],
 };
 
@@ -77,5 +78,8 @@ pub(super) static LOG: Section =
 pub(super) static LIMITS: Section =
     Section { header: "[app.NAME.limits]", keys: &["nofile", "nice", "no_new_privs", "capabilities", "memory", "cpu", "tasks"] };
 
+pub(super) static SOCKET: Section = Section { header: "[app.NAME.socket]", keys: &["mode", "owner", "group"] };
+
 /// All of them, the likeliest home of a misplaced key first.
-pub(super) static ALL: &[&Section] = &[&APP, &RESTART, &READINESS, &STOP, &RELOAD, &LOG, &LIMITS, &LIVENESS, &SUPERVISOR, &ROOT];
+pub(super) static ALL: &[&Section] =
+    &[&APP, &RESTART, &READINESS, &STOP, &RELOAD, &LOG, &LIMITS, &SOCKET, &LIVENESS, &SUPERVISOR, &ROOT];

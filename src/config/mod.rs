@@ -19,6 +19,7 @@ mod policy;
 mod probe;
 mod raw;
 mod script;
+mod socket;
 mod sound;
 mod suggest;
 mod types;

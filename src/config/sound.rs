@@ -26,6 +26,10 @@ impl AppSpec {
         if !(1..=64).contains(&self.stop.signal) {
             return wrong(&format!("is stopped by signal {}, which does not exist", self.stop.signal));
         }
+        let file = self.socket_file();
+        if file.mode.is_some_and(|mode| mode > 0o777) || [file.uid, file.gid, file.app_gid].contains(&Some(u32::MAX)) {
+            return wrong("has a socket of a mode or an owner that cannot be");
+        }
         let probes = || std::iter::once(&self.readiness).chain(&self.liveness);
         let times = [self.listen_timeout, self.drain_timeout, self.kill_timeout].into_iter();
         let restart = [self.restart.min_uptime, self.restart.backoff, self.restart.backoff_max, self.restart.reset_after];

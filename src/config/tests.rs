@@ -87,7 +87,7 @@ fn the_example_loads_and_says_the_defaults() {
     let loaded = parse_on(MACHINE, EXAMPLE, &path).unwrap_or_else(|errors| panic!("{}", errors.render(false)));
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let apps = &loaded.config.apps;
-    assert_eq!(apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>(), ["api", "web", "jail", "queue"]);
+    assert_eq!(apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>(), ["api", "web", "jail", "behind", "queue"]);
     let (web, plain) = (&apps[1], app("listen = 3002"));
     assert_eq!((&web.stop, &web.restart, &web.reload, &web.log), (&plain.stop, &plain.restart, &plain.reload, &plain.log));
     assert_eq!(web.readiness, app("listen = 3002\nreadiness = \"/ready\"").readiness);

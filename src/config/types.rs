@@ -115,9 +115,25 @@ pub struct AppSpec {
     pub umask: Option<u32>,
     #[serde(default)]
     pub limits: Limits,
+    /// Of the files of unix sockets.
+    #[serde(default)]
+    pub socket: SocketSpec,
 }
 
 impl AppSpec {
+    /// Whose the files of its unix sockets are, and with which mode: what is not said is as the bind(2) of
+    /// a worker would make it.
+    pub fn socket_file(&self) -> SocketFile {
+        let named = |said: &Option<Named>| said.as_ref().map(|named| named.id);
+        SocketFile {
+            // unix_bind_bsd in net/unix/af_unix.c: the mode of the socket's inode, 0777, less the umask.
+            mode: self.socket.mode.or_else(|| self.umask.map(|mask| 0o777 & !mask)),
+            uid: named(&self.socket.owner).or_else(|| self.run_as.as_ref().map(|who| who.uid)),
+            gid: named(&self.socket.group),
+            app_gid: self.run_as.as_ref().map(|who| who.gid),
+        }
+    }
+
     /// The same with every value that may be a secret replaced: for whoever shows it.
     #[must_use]
     pub fn without_secrets(mut self) -> Self {
@@ -147,6 +163,37 @@ pub struct RunAs {
     pub groups: Vec<u32>,
     pub home: PathBuf,
     pub shell: PathBuf,
+}
+
+/// `[app.NAME.socket]`: what is `None` is as the app's own `user`, `group` and `umask` have it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketSpec {
+    /// Permission bits; to connect takes the permission to write.
+    pub mode: Option<u32>,
+    pub owner: Option<Named>,
+    pub group: Option<Named>,
+}
+
+/// A user or group, as of the last start or reload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Its name; its number if it has none.
+    pub name: String,
+    pub id: u32,
+}
+
+/// Owner and mode that the file of a unix socket is to have; what is `None` is as rsup's own user, group
+/// and umask have it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketFile {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    /// As it is said.
+    pub gid: Option<u32>,
+    /// Of the workers: for a file whose group is not said, in a folder that does not choose it (setgid, inode(7)).
+    pub app_gid: Option<u32>,
 }
 
 /// What a worker may use and do; what is `None` is as rsup itself has it.

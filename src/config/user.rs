@@ -13,9 +13,9 @@ use super::suggest;
 use super::types::{AppSpec, RunAs};
 
 /// An entry of the system's database, or a bare number.
-struct Account {
-    name: String,
-    uid: u32,
+pub(super) struct Account {
+    pub name: String,
+    pub uid: u32,
     /// `None` for a number without an entry.
     gid: Option<u32>,
     home: PathBuf,
@@ -76,7 +76,7 @@ fn nameless(uid: u32) -> Account {
     Account { name: uid.to_string(), uid, gid: None, home: "/".into(), shell: "/bin/sh".into() }
 }
 
-fn account(value: &Value) -> Result<Account, Bad> {
+pub(super) fn account(value: &Value) -> Result<Account, Bad> {
     let failed = |why| value.bad(format!("the system's users cannot be looked up: {why}"));
     if let Some(number) = value.as_int() {
         let uid = id(value, number, "user")?;
@@ -96,7 +96,7 @@ fn account(value: &Value) -> Result<Account, Bad> {
     found.map(Account::from).ok_or_else(|| unknown(value, "user", name, "/etc/passwd", "useradd --system"))
 }
 
-fn group(value: &Value) -> Result<(String, u32), Bad> {
+pub(super) fn group(value: &Value) -> Result<(String, u32), Bad> {
     let failed = |why| value.bad(format!("the system's groups cannot be looked up: {why}"));
     if let Some(number) = value.as_int() {
         let gid = id(value, number, "group")?;

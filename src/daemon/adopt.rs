@@ -131,7 +131,7 @@ impl Daemon {
     }
 
     fn adopt_sockets(&mut self, app: &AppName, living: &mut HashMap<u64, Living>) {
-        let Some((addresses, slots)) = self.supervisor.sockets(app) else { return };
+        let Some((addresses, slots, file)) = self.supervisor.sockets(app) else { return };
         let by_slot: HashMap<u16, u64> = self.supervisor.workers(app).map(|w| (w.id.slot, w.id.generation)).collect();
         for address in addresses {
             let steering = self.supervisor.steering(app).to_vec();
@@ -150,7 +150,7 @@ impl Daemon {
             let kept = |place| vault.get(&name::socket(app, &address, place));
             // Borrowed apart from the vault.
             let resources = Self::resources(&mut self.apps, &self.events, &self.given, app);
-            if let Err(why) = resources.sockets.adopt(&address, slots, &steering, kept, of_worker, others) {
+            if let Err(why) = resources.sockets.adopt(&address, (slots, file), &steering, kept, of_worker, others) {
                 complain(&format!("{app}: {address}"), why);
             }
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{AbortOnDrop, Daemon, Event, complain, drain, hiding, messages, probe, vault};
-use crate::config::{AppName, Listen};
+use crate::config::{AppName, Listen, SocketFile};
 use crate::exit::signal_name;
 use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
 use crate::sys::listen::{is_nonblocking, set_nonblocking};
@@ -18,8 +18,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 impl Daemon {
     pub(super) fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Listen { app, addresses, slots } => {
-                let result = self.listen(&app, &addresses, slots);
+            Effect::Listen { app, addresses, slots, file } => {
+                let result = self.listen(&app, &addresses, slots, file);
                 self.keep_sockets(&app);
                 self.inbox.push_back(Input::Listening { app, result });
             }
@@ -120,9 +120,9 @@ impl Daemon {
         }
     }
 
-    fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16) -> Result<(), String> {
+    fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16, file: SocketFile) -> Result<(), String> {
         let resources = self.app(app);
-        resources.sockets.hold(addresses, slots).map_err(|why| why.to_string())?;
+        resources.sockets.hold(addresses, slots, file).map_err(|why| why.to_string())?;
         // The relays that run hold sockets of addresses that may have been given up, and know
         // nothing of new ones.
         let looked_after: Vec<Option<u16>> = resources.relaying.drain().map(|(slot, _)| slot).collect();

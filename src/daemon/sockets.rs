@@ -6,15 +6,18 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::{getegid, geteuid};
 use tracing::warn;
 
-use crate::config::{self, Listen};
+use crate::config::{self, Listen, SocketFile};
 use crate::supervisor::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Found, Given, Group, ListenError, Mended};
+use crate::sys::listen::{self, Family, Found, Given, Group, ListenError, Mended, Ownership};
+use crate::sys::process;
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
@@ -80,11 +83,12 @@ impl Sockets {
 
     /// Opens what is missing, closes what is not listed, grows what is too small. Nothing changes
     /// for the addresses that stay. A socket of a `.socket` unit is used instead of a new one: it
-    /// becomes the lobby.
+    /// becomes the lobby. `file` is for unix sockets, also for those that stay: the socket is the same,
+    /// only its file changes hands. The file of a `.socket` unit's socket is as that unit says.
     ///
     /// # Errors
     /// Names the address and who holds it; what was newly opened is closed again.
-    pub fn hold(&mut self, addresses: &[Listen], slots: u16) -> Result<(), ListenError> {
+    pub fn hold(&mut self, addresses: &[Listen], slots: u16, file: SocketFile) -> Result<(), ListenError> {
         let size = index(slots);
         let mut opened = Vec::new();
         for address in addresses {
@@ -109,12 +113,19 @@ impl Sockets {
                         Bound::Tcp { group, table }
                     }
                 },
-                Listen::Unix(_) if self.bound.contains_key(address) => continue,
+                Listen::Unix(path) if self.bound.contains_key(address) => {
+                    if let Some(Bound::Unix { given: false, .. }) = self.bound.get(address) {
+                        listen::own_unix(path, ownership(path, file))?;
+                    }
+                    continue;
+                }
                 Listen::Unix(path) => {
                     let fail = |why: std::io::Error| ListenError::Path { path: path.clone(), reason: why.to_string() };
                     match self.given.unix(path).map_err(fail)? {
                         Some(fd) => Bound::Unix { fd, path: path.clone(), given: true },
-                        None => Bound::Unix { fd: listen::open_unix(path)?, path: path.clone(), given: false },
+                        None => {
+                            Bound::Unix { fd: listen::open_unix(path, ownership(path, file))?, path: path.clone(), given: false }
+                        }
                     }
                 }
             };
@@ -136,14 +147,14 @@ impl Sockets {
     pub fn adopt(
         &mut self,
         address: &Listen,
-        slots: u16,
+        (slots, file): (u16, SocketFile),
         steering: &[Steering],
         kept: impl Fn(usize) -> Option<OwnedFd>,
         of_worker: impl Fn(u16) -> Option<OwnedFd>,
         others_live: bool,
     ) -> Result<(), String> {
         let Listen::Tcp { addr, v6only } = address else {
-            return self.adopt_unix(address, kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)));
+            return self.adopt_unix(address, file, kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)));
         };
         let mut fds: Vec<Option<OwnedFd>> = (0..).map(&kept).take_while(Option::is_some).collect();
         fds.resize_with(fds.len().max(index(slots)), || None);
@@ -192,13 +203,13 @@ impl Sockets {
         Ok(())
     }
 
-    fn adopt_unix(&mut self, address: &Listen, kept: Option<OwnedFd>) -> Result<(), String> {
+    fn adopt_unix(&mut self, address: &Listen, file: SocketFile, kept: Option<OwnedFd>) -> Result<(), String> {
         let Listen::Unix(path) = address else { return Ok(()) };
         let theirs = self.given.unix(path).map_err(|why| why.to_string())?;
         let given = theirs.is_some();
         let fd = match theirs.or(kept) {
             Some(fd) => fd,
-            None => listen::open_unix(path).map_err(|why| why.to_string())?,
+            None => listen::open_unix(path, ownership(path, file)).map_err(|why| why.to_string())?,
         };
         self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone(), given });
         Ok(())
@@ -362,6 +373,15 @@ impl Sockets {
             Bound::Unix { .. } => None,
         }
     }
+}
+
+/// What is not said is as the bind(2) of a process with rsup's own user, group and umask has it.
+fn ownership(path: &Path, file: SocketFile) -> Ownership {
+    // inode(7), S_ISGID of a folder.
+    let of_folder = || path.parent()?.metadata().ok().filter(|folder| folder.mode() & 0o2000 != 0).map(|folder| folder.gid());
+    let gid = file.gid.or_else(of_folder).or(file.app_gid).unwrap_or(getegid().as_raw());
+    let mode = file.mode.unwrap_or_else(|| 0o777 & !process::own_umask());
+    Ownership { mode, uid: file.uid.unwrap_or(geteuid().as_raw()), gid }
 }
 
 fn open(addr: SocketAddr, v6only: bool, size: usize, given: &Given) -> Result<Group, ListenError> {

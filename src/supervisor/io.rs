@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::hiding::Traces;
 use super::types::{OpId, Revision, WorkerId};
 use super::view::{Exit, FailureCode, Progress};
-use crate::config::{AppName, AppSpec, Balance, Listen};
+use crate::config::{AppName, AppSpec, Balance, Listen, SocketFile};
 
 pub type Env = Arc<BTreeMap<String, String>>;
 
@@ -145,6 +145,9 @@ pub enum Effect {
         app: AppName,
         addresses: Vec<Listen>,
         slots: u16,
+        /// Of unix sockets, of those that are held already as well.
+        #[serde(default)]
+        file: SocketFile,
     },
     /// Close every listening socket of the app.
     Unlisten {

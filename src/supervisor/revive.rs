@@ -10,7 +10,7 @@ use super::io::{Effect, Steering};
 use super::types::{OpId, Time, WorkerId};
 use super::view::{Exit, OperationKind};
 use super::{Supervisor, each};
-use crate::config::{AppName, Listen};
+use crate::config::{AppName, Listen, SocketFile};
 
 /// What became of a worker's process while there was no daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,13 +55,15 @@ impl Supervisor {
         });
     }
 
-    /// What an app has, or has asked for: its addresses, and the number of slots of each.
-    pub fn sockets(&self, app: &AppName) -> Option<(Vec<Listen>, u16)> {
+    /// What an app has, or has asked for: its addresses, the number of slots of each, and whose the files of its unix
+    /// sockets are.
+    pub fn sockets(&self, app: &AppName) -> Option<(Vec<Listen>, u16, SocketFile)> {
         let listening = &self.apps.get(app)?.listening;
         let all = [&listening.held, &listening.pending];
         let slots = all.iter().filter_map(|held| Some(held.as_ref()?.slots)).max()?;
         let addresses: BTreeSet<&Listen> = all.into_iter().flatten().flat_map(|held| &held.addresses).collect();
-        Some((addresses.into_iter().cloned().collect(), slots))
+        let file = listening.pending.as_ref().or(listening.held.as_ref()).map(|held| held.file).unwrap_or_default();
+        Some((addresses.into_iter().cloned().collect(), slots, file))
     }
 
     /// The weights that were last put in force.

@@ -304,7 +304,11 @@ mod tests {
             course: Course::Forward { deadline: Some(at(150)) },
         });
         app.queue.push_back((OpId(8), Box::new(spec.clone()), Some(Env::default())));
-        app.listening.held = Some(app::Held { addresses: spec.listen.iter().cloned().collect(), slots: 8 });
+        app.listening.held = Some(app::Held {
+            addresses: spec.listen.iter().cloned().collect(),
+            slots: 8,
+            file: crate::config::SocketFile::default(),
+        });
         app.listening.proven = true;
         app.steered = Some((Balance::Random, vec![Steering { address: spec.listen[0].clone(), weights: vec![0, 0, 1] }]));
         app.events.push_back((at(90), "reload to revision 2".into()));
@@ -324,7 +328,11 @@ mod tests {
             spec.name = AppName::new(name);
             let mut other = App::new(revision(1, &spec));
             other.operation = Some(Operation { kind: OperationKind::Scale, since: at(90), op: OpId(9), before: None, course });
-            other.listening.pending = Some(app::Held { addresses: [spec.listen[0].clone()].into(), slots: 8 });
+            other.listening.pending = Some(app::Held {
+                addresses: [spec.listen[0].clone()].into(),
+                slots: 8,
+                file: crate::config::SocketFile::default(),
+            });
             other.wanted = if name == "back" { Wanted::Down } else { Wanted::Deleted };
             supervisor.apps.insert(spec.name, other);
         }

@@ -32,7 +32,7 @@ mod unix;
 pub use error::ListenError;
 pub use given::{Found, Given};
 pub use queue::{Backlog, accept_nonblocking, backlog, is_nonblocking, set_nonblocking};
-pub use unix::open_unix;
+pub use unix::{Ownership, open_unix, own_unix};
 
 /// What `listen(2)` is asked for; the kernel caps it at `net.core.somaxconn`, whose default is the
 /// same.

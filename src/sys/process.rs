@@ -96,6 +96,15 @@ fn waitid(kind: libc::idtype_t, id: libc::id_t, flags: c_int) -> io::Result<Opti
     Ok(Some((pid as u32, exit)))
 }
 
+/// The umask of this process. It is read from `/proc` (proc_pid_status(5)), since umask(2) cannot tell it
+/// without changing it for all threads; without `/proc` it is taken for the usual 022.
+#[must_use]
+pub fn own_umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+}
+
 /// Makes this process the parent of its descendants' orphans: they can then be found and waited
 /// for (`PR_SET_CHILD_SUBREAPER`, prctl(2)). Kept by exec, not by children.
 ///

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -54,6 +55,18 @@ pub fn python() -> Option<&'static str> {
     static FOUND: OnceLock<Result<String, String>> = OnceLock::new();
     let found = FOUND.get_or_init(|| output(Command::new("python3").args(["-c", "import sys; print(sys.executable)"])));
     found.as_deref().inspect_err(|why| missing("python3", why)).ok()
+}
+
+/// One that every user can execute, wherever a version manager keeps its own; or says why the test is skipped.
+pub fn python_for_all() -> Option<&'static str> {
+    let open =
+        |path: &Path| path.ancestors().all(|part| fs::metadata(part).is_ok_and(|found| found.permissions().mode() & 1 != 0));
+    let real = |python: &str| fs::canonicalize(python).ok().filter(|path| open(path));
+    let found = [python()?, "/usr/bin/python3"].into_iter().find(|python| real(python).is_some() && open(Path::new(python)));
+    if found.is_none() {
+        missing("a python3 for all users", "none can be executed by all of them");
+    }
+    found
 }
 
 pub fn node() -> Option<&'static str> {

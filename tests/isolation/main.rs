@@ -53,22 +53,9 @@ fn mode(path: impl AsRef<Path>) -> u32 {
     fs::metadata(path).unwrap_or_else(|why| panic!("{}: {why}", path.display())).permissions().mode() & 0o7777
 }
 
-/// A python that every user can execute, wherever a version manager keeps its own; or says why the test is skipped.
-fn python() -> Option<&'static str> {
-    let closed = |path: &Path| path.ancestors().any(|part| mode(part) & 1 == 0);
-    let real = |python: &str| fs::canonicalize(python).ok().filter(|path| !closed(path));
-    let found =
-        [apps::python()?, "/usr/bin/python3"].into_iter().find(|python| real(python).is_some() && !closed(Path::new(python)));
-    if found.is_none() {
-        assert!(std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "a python3 for all users is needed");
-        eprintln!("SKIPPED: no python3 can be executed by all users");
-    }
-    found
-}
-
 /// A python script of `tests/apps`, copied to where every user can read it, as the command of an app.
 fn script(home: &Home, name: &str) -> Option<String> {
-    let python = python()?;
+    let python = apps::python_for_all()?;
     let to = home.path(name);
     fs::copy(apps::sources().join(name), &to).expect("copy");
     open(&to, 0o644);

@@ -5,6 +5,7 @@ mod common;
 
 mod balance;
 mod families;
+mod files;
 mod held_port;
 mod inherit;
 mod stragglers;

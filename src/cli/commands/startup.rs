@@ -67,16 +67,16 @@ fn parse_name(name: &str) -> Result<String, String> {
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let scope = args.which.scope();
     let (apps, from, daemon) = apps(args.file.as_deref(), cx)?;
-    let (listen, left) = if args.socket { unit::listenable(&apps) } else { Default::default() };
-    if args.socket && listen.is_empty() {
+    let held = if args.socket { unit::listenable(&apps) } else { Default::default() };
+    if args.socket && held.listen.is_empty() {
         let problem = Problem::usage("no app is known that listens, so a .socket unit would be empty");
         return Err(problem.hint("start the apps first, or name their file: rsup startup --socket supervisor.toml"));
     }
-    for address in left {
+    for address in &held.left {
         cx.out.note(&format!("{address} is not in the .socket unit; rsup opens it itself"));
     }
     let unit = describe(&args, scope, StopTimeout::of(&apps, from), cx)?;
-    let (service, socket) = (unit.service(), args.socket.then(|| unit::socket(&listen)));
+    let (service, socket) = (unit.service(), args.socket.then(|| unit::socket(&held, scope)));
     if args.print {
         return print(&unit, service, socket, cx);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::style::{Look, Paint, Phase};
 use super::units::{bytes, count, duration, harmless, round};
-use crate::config::{AppSpec, Balance, Check, Probe, RestartPolicy};
+use crate::config::{AppSpec, Balance, Check, Named, Probe, RestartPolicy};
 use crate::exit::signal_name;
 use crate::supervisor::{Description, WorkerPhase, WorkerView};
 
@@ -158,6 +158,9 @@ impl Page {
         if let Some(who) = &spec.run_as {
             self.field("runs as", &format!("user {} ({}), group {} ({})", who.user, who.uid, who.group, who.gid));
         }
+        if spec.listen.iter().any(|address| address.tcp().is_none()) {
+            self.field("socket", &socket_file(spec));
+        }
         let limits = limits(spec);
         if !limits.is_empty() {
             self.field("limits", &limits.join(", "));
@@ -185,6 +188,19 @@ impl Page {
             &format!("{} of its own; `rsup env {}` shows all", count(spec.env.len() as u64, "variable"), spec.name),
         );
     }
+}
+
+/// Whose the files of its unix sockets are.
+fn socket_file(spec: &AppSpec) -> String {
+    let mode = spec.socket_file().mode.map_or_else(|| "mode by rsup's umask".to_owned(), |mode| format!("mode {mode:04o}"));
+    let who = |said: &Option<Named>, user: Option<(&str, u32)>| {
+        let user = user.map(|(name, id)| format!("{name} ({id})"));
+        said.as_ref().map(|named| format!("{} ({})", named.name, named.id)).or(user).unwrap_or_else(|| "as rsup".to_owned())
+    };
+    let run_as = spec.run_as.as_ref();
+    let owner = who(&spec.socket.owner, run_as.map(|who| (who.user.as_str(), who.uid)));
+    let group = who(&spec.socket.group, run_as.map(|who| (who.group.as_str(), who.gid)));
+    format!("{mode}, owner {owner}, group {group}")
 }
 
 fn limits(spec: &AppSpec) -> Vec<String> {

@@ -322,6 +322,46 @@ fn umasks_and_limits() {
 }
 
 #[test]
+fn files_of_unix_sockets() {
+    let file = |keys: &str| app(&format!("listen = 'unix:/run/a.sock'\n{keys}")).socket_file();
+    assert_eq!(file(""), SocketFile::default());
+    let of_app = file("user = 4242424\ngroup = 7\numask = '027'");
+    assert_eq!(of_app, SocketFile { mode: Some(0o750), uid: Some(4_242_424), gid: None, app_gid: Some(7) });
+    let said = file("user = 4242424\ngroup = 7\numask = '027'\nsocket = { mode = '0660', owner = 'root', group = 8 }");
+    assert_eq!(said, SocketFile { mode: Some(0o660), uid: Some(0), gid: Some(8), app_gid: Some(7) });
+    for mode in ["'660'", "'0o660'", "0o660", "'0660'"] {
+        assert_eq!(file(&format!("socket.mode = {mode}")).mode, Some(0o660), "{mode}");
+    }
+    let said = warnings("listen = 3001\nsocket.mode = '0660'");
+    assert!(said[0].contains("listens on none"), "{said:?}");
+}
+
+#[test]
+fn a_folder_that_keeps_clients_out_is_told_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let inner = folder.path().join("run");
+    std::fs::create_dir(&inner).expect("made");
+    let open = |path: &Path, mode: u32| {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("chmod");
+    };
+    open(&inner, 0o755);
+    open(folder.path(), 0o700);
+    let said = |keys: &str| warnings(&format!("listen = 'unix:{}/a.sock'\n{keys}", inner.display()));
+    let gid = nix::unistd::getegid();
+    assert_eq!(said(""), [""; 0]);
+    assert_eq!(said("socket.mode = '0600'"), [""; 0]);
+    let closed = said("socket.mode = '0666'");
+    assert!(closed[0].contains("mode 0700") && closed[0].contains("lets users other"), "{closed:?}");
+    assert_eq!(said("umask = '0'").len(), 1);
+    open(folder.path(), 0o710);
+    assert_eq!(said(&format!("socket = {{ mode = '0660', group = {gid} }}")), [""; 0]);
+    let stranger = said("socket = { mode = '0660', group = 4711 }");
+    assert!(stranger.iter().any(|said| said.contains("lets the socket's group not in")), "{stranger:?}");
+    open(folder.path(), 0o711);
+    assert_eq!(said("socket.mode = '0666'"), [""; 0]);
+}
+
+#[test]
 fn what_the_machine_cannot_enforce_is_said() {
     let text = "[app.a]\ncommand = 'a'\nlimits = { memory = '1G', cpu = 1, tasks = 9 }";
     let some = crate::sys::cgroup::Controllers { memory: true, cpu: false, tasks: false };

@@ -293,6 +293,15 @@ fn command_line() {
 }
 
 #[test]
+fn socket_files() {
+    let of = |socket: &str| app_errors(&format!("listen = \"unix:/run/a.sock\"\nsocket = {socket}\n"));
+    assert_snapshot!(of("{ mode = 660, owner = \"nobody-of-this-name\", grupo = \"x\" }"));
+    assert_snapshot!(of("{ mode = \"0444\" }"));
+    assert_snapshot!(of("{ mode = \"1777\", owner = \"www-data:www-data\" }"));
+    assert_snapshot!(of("\"0660\""));
+}
+
+#[test]
 fn admin_addresses() {
     let of = |admin: &str| errors(&format!("[app.a]\ncommand = \"a\"\nlisten = 3001\n[supervisor]\n{admin}\n"));
     assert_snapshot!(of("admin = \"0.0.0.0:9700\""));

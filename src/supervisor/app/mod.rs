@@ -21,7 +21,7 @@ use super::seat::Seat;
 use super::types::{Revision, Time, WorkerId};
 use super::view::{Progress, Step};
 use super::worker::{State, Worker};
-use crate::config::{AppName, AppSpec, Balance, Listen};
+use crate::config::{AppName, AppSpec, Balance, Listen, SocketFile};
 
 /// The reason of workers that go because of a reload, and stay if it fails.
 pub const REPLACED_BY_RELOAD: &str = "replaced by a reload";
@@ -79,6 +79,16 @@ pub struct Listening {
 pub struct Held {
     pub addresses: BTreeSet<Listen>,
     pub slots: u16,
+    /// Of the unix sockets among them.
+    #[serde(default)]
+    pub file: SocketFile,
+}
+
+impl Held {
+    pub fn effect(&self, app: &AppName) -> Effect {
+        let addresses = self.addresses.iter().cloned().collect();
+        Effect::Listen { app: app.clone(), addresses, slots: self.slots, file: self.file }
+    }
 }
 
 /// What the supervisor lends to an app while it handles one input.

@@ -12,7 +12,7 @@ use super::super::types::{Revision, Time, WorkerId};
 use super::super::view::{OperationKind, Step};
 use super::super::worker::{State, Worker};
 use super::{App, Context, Held, Listening, REPLACED_BY_RELOAD, SCALED_DOWN, Wanted, stage};
-use crate::config::Listen;
+use crate::config::{Listen, SocketFile};
 
 impl App {
     /// Called after every input; does nothing when
@@ -132,7 +132,9 @@ impl App {
             addresses.extend(bereft.chain([&before.target]).flat_map(|r| r.spec.listen.iter().cloned()));
         }
         let slots = self.policy().ceiling.max(self.slots.len() as u16);
-        let want = Held { addresses, slots };
+        let unix = addresses.iter().any(|address| address.tcp().is_none());
+        let file = if unix { self.spec().socket_file() } else { SocketFile::default() };
+        let want = Held { addresses, slots, file };
         if self.listening.held.as_ref() == Some(&want) {
             self.listening.again = None;
             return true;
@@ -140,7 +142,7 @@ impl App {
         if self.listening.again.is_some_and(|at| at > cx.now) {
             return self.listening.held.as_ref().is_some_and(|held| needed.is_subset(&held.addresses));
         }
-        cx.out.push_back(Effect::Listen { app: self.name.clone(), addresses: want.addresses.iter().cloned().collect(), slots });
+        cx.out.push_back(want.effect(&self.name));
         self.listening.again = None;
         self.listening.pending = Some(want);
         false

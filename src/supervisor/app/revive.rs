@@ -49,8 +49,7 @@ impl App {
         let app = self.name.clone();
         match &self.listening {
             Listening { pending: Some(want), .. } => {
-                let addresses = want.addresses.iter().cloned().collect();
-                cx.out.push_back(Effect::Listen { app, addresses, slots: want.slots });
+                cx.out.push_back(want.effect(&app));
             }
             Listening { pending: None, held: None, .. } => cx.out.push_back(Effect::Unlisten { app }),
             Listening { pending: None, held: Some(_), .. } => {}

@@ -388,7 +388,7 @@ impl World {
 
     fn carry_out(&mut self, effect: &Effect) {
         match effect {
-            Effect::Listen { app, addresses, slots } => {
+            Effect::Listen { app, addresses, slots, file: _ } => {
                 let refused = (self.refuses)(&mut self.random, addresses, *slots);
                 let result = if refused { Err("port 80 is taken".to_owned()) } else { Ok(()) };
                 if result.is_ok() {
@@ -624,6 +624,7 @@ pub fn web(instances: u16) -> AppSpec {
         run_as: None,
         umask: None,
         limits: Limits::default(),
+        socket: SocketSpec::default(),
     }
 }
 

@@ -1,24 +1,40 @@
 //! Listening on a path.
 
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use nix::fcntl::AtFlags;
+use nix::unistd::{Gid, Uid, fchownat, geteuid};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{BACKLOG, ListenError};
 use crate::sys::{holder, raw};
 
-/// Opens a stream socket that listens on `path`, with mode 0666 less the umask: who may connect is
-/// for the directory to say.
+/// Whose the file of a unix socket is, and who may connect (which takes the permission to write).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ownership {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// Opens a stream socket that listens on `path`. The file has no permissions at all until it has its
+/// owner and group, and nobody can connect until it has its mode. (The umask, which all threads of a
+/// process share, plays no part.)
 ///
-/// A socket file that nobody listens on (left by a process that was killed) is removed first.
+/// A socket file that nobody listens on (left by a process that was killed) is removed first. A
+/// symbolic link at `path` is not followed: bind(2) takes it for a file that exists.
 ///
 /// # Errors
 /// [`ListenError::PathInUse`] when somebody listens there, [`ListenError::Path`] for anything else
 /// in the way.
-pub fn open_unix(path: &Path) -> Result<OwnedFd, ListenError> {
+pub fn open_unix(path: &Path, want: Ownership) -> Result<OwnedFd, ListenError> {
     let fail = |error: io::Error| ListenError::Path {
         path: path.to_owned(),
         reason: match error.kind() {
@@ -33,9 +49,9 @@ pub fn open_unix(path: &Path) -> Result<OwnedFd, ListenError> {
     })?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(fail)?;
     // The file gets the mode of the socket's own inode, less the umask (net/unix/af_unix.c,
-    // unix_bind_bsd): no moment between bind and chmod.
+    // unix_bind_bsd).
     // SAFETY: no pointer; the descriptor is open.
-    raw::check(unsafe { libc::fchmod(socket.as_raw_fd(), 0o666) }).map_err(fail)?;
+    raw::check(unsafe { libc::fchmod(socket.as_raw_fd(), 0) }).map_err(fail)?;
     match socket.bind(&addr) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(path, &addr)?;
@@ -43,8 +59,72 @@ pub fn open_unix(path: &Path) -> Result<OwnedFd, ListenError> {
         }
         result => result.map_err(fail)?,
     }
-    socket.listen(BACKLOG).map_err(fail)?;
+    let ready = own_unix(path, want).and_then(|()| socket.listen(BACKLOG).map_err(fail));
+    if let Err(error) = ready {
+        // Nobody has it yet.
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
     Ok(socket.into())
+}
+
+/// Gives the file of a listening socket of ours its owner, group and mode, where it has others. It is
+/// the same socket before and after, so that no connection is lost; in between nobody may connect
+/// who may neither before nor after.
+///
+/// A file that somebody has removed is not missed.
+///
+/// # Errors
+/// [`ListenError::Path`] when the system refuses, or when something else is at `path`.
+pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
+    let broken = |reason: String| ListenError::Path { path: path.to_owned(), reason };
+    // The file itself, whatever happens to its name: no link is followed, and none can be put in
+    // its place from here on. open(2), O_PATH: neither read nor write permission is needed.
+    let file = match File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(broken(error.to_string())),
+    };
+    let found = file.metadata().map_err(|error| broken(error.to_string()))?;
+    let mode = found.permissions().mode() & 0o7777;
+    if (mode, found.uid(), found.gid()) == (want.mode, want.uid, want.gid) {
+        return Ok(());
+    }
+    // A hard link could be the socket of another program, which its owner would not want to give away.
+    if !found.file_type().is_socket() || found.nlink() != 1 {
+        return Err(broken("what is there is not the socket that rsup made".to_owned()));
+    }
+    // fchmod(2) does not take an O_PATH descriptor, and chmod(2) through /proc does (proc_pid_fd(5)).
+    let chmod = |mode: u32| std::fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), Permissions::from_mode(mode));
+    let refused = |what: String, error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied if !geteuid().is_root() => broken(format!(
+            "only a root rsup can give it {what}; leave that out of `[app.NAME.socket]`, or use `sudo rsup start`"
+        )),
+        _ => broken(format!("cannot give it {what}: {error}")),
+    };
+    let chown = || {
+        let (uid, gid) = (Uid::from_raw(want.uid), Gid::from_raw(want.gid));
+        fchownat(&file, c"", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
+            .map_err(|error| refused(format!("to user {uid}, group {gid}"), error.into()))
+    };
+    let chmod = |mode: u32| chmod(mode).map_err(|error| refused(format!("the mode {mode:04o}"), error));
+    if (found.uid(), found.gid()) == (want.uid, want.gid) {
+        return chmod(want.mode);
+    }
+    let to_all = |mode: u32| mode & 0o002 != 0;
+    match (to_all(mode), to_all(want.mode)) {
+        // Everybody may connect afterwards, or could before: then one of the two states in between
+        // shuts out nobody who may connect in both. A new socket has no permissions, nor any client.
+        (false, true) if mode != 0 => chmod(want.mode).and_then(|()| chown()),
+        (true, false) => chown().and_then(|()| chmod(want.mode)),
+        (false, _) | (true, true) => {
+            if mode & want.mode != mode {
+                chmod(mode & want.mode)?;
+            }
+            chown()?;
+            chmod(want.mode)
+        }
+    }
 }
 
 /// Removes a socket file that nobody listens on. A connection attempt tells: it is refused then

@@ -5,13 +5,15 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use socket2::{Domain, Socket, Type};
 
 use super::localhost;
 use crate::sys::holder;
 use crate::sys::listen::{
-    Backlog, Family, Group, ListenError, Mended, accept_nonblocking, backlog, is_nonblocking, open_unix, set_nonblocking,
+    Backlog, Family, Group, ListenError, Mended, Ownership, accept_nonblocking, backlog, is_nonblocking, open_unix, own_unix,
+    set_nonblocking,
 };
 use crate::sys::sockdiag;
 use crate::sys::steer::{Balance, Table};
@@ -255,10 +257,13 @@ fn nothing_is_lost_when_the_family_changes() {
 fn paths() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a b.sock");
+    let want = |mode: u32| Ownership { mode, uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
+    let open_unix = |path: &Path| open_unix(path, want(0o777));
+    let mode = || path.metadata().unwrap().permissions().mode() & 0o7777;
     let first = open_unix(&path).unwrap();
-    let mode = path.metadata().unwrap().permissions().mode();
-    assert_eq!(mode & 0o111, 0, "{mode:o}");
-    assert_eq!(mode & 0o600, 0o600, "{mode:o}");
+    assert_eq!(mode(), 0o777, "whatever the umask is");
+    own_unix(&path, want(0o620)).unwrap();
+    assert_eq!(mode(), 0o620);
     let text = open_unix(&path).unwrap_err().to_string();
     assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
     let _client = UnixStream::connect(&path).unwrap();
@@ -272,6 +277,16 @@ fn paths() {
     std::fs::write(&plain, "precious").unwrap();
     assert!(open_unix(&plain).unwrap_err().to_string().contains("no socket"));
     assert_eq!(std::fs::read_to_string(&plain).unwrap(), "precious");
+    assert!(own_unix(&plain, want(0o600)).unwrap_err().to_string().contains("not the socket"));
+    // A link at the end of the path is nobody's invitation, and neither is a second name.
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(open_unix(&link).unwrap_err().to_string().contains("no socket"));
+    assert!(own_unix(&link, want(0o600)).is_err());
+    std::fs::hard_link(&path, dir.path().join("twice")).unwrap();
+    assert!(own_unix(&path, want(0o600)).is_err());
+    assert_eq!(mode(), 0o777);
+    own_unix(&dir.path().join("removed"), want(0o600)).unwrap();
     assert!(open_unix(&dir.path().join("no/where")).is_err());
     assert!(open_unix(&dir.path().join("x".repeat(120))).is_err());
 }
