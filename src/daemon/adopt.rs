@@ -56,6 +56,7 @@ impl Daemon {
             };
             found.insert(worker.id.clone(), what);
         }
+        self.isolation.adopted();
         self.rest.processes.retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
         self.adopt_output(&workers);
         let live = found.values().filter(|f| matches!(f, Found::Alive { .. } | Found::OutOfReach { .. })).count();

@@ -15,8 +15,11 @@ use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lock;
+use crate::paths::Paths;
 use crate::supervisor::{OpError, OpId, STATE_VERSION, Supervisor};
-use crate::sys::procfs::StartTime;
+use crate::sys::process;
+use crate::sys::procfs::{self, StartTime};
 
 /// What is written.
 #[derive(Serialize)]
@@ -135,6 +138,18 @@ pub fn read(path: &Path) -> Result<State, ReadError> {
         Err(why) if why.kind() == io::ErrorKind::NotFound => Err(ReadError::None),
         Err(why) => Err(ReadError::Io(why)),
     }
+}
+
+/// The workers of a dead daemon that live, by their pids.
+#[must_use]
+pub fn left_behind(paths: &Paths) -> Vec<u32> {
+    if lock::is_taken(&paths.lock()) {
+        return Vec::new();
+    }
+    let Ok(state) = read(&paths.live_state()) else { return Vec::new() };
+    let ours = process::boot_id().is_ok_and(|boot| boot == state.boot);
+    let living = state.daemon.processes.into_values().filter(|p| ours && procfs::is_alive(p.pid, p.started));
+    living.map(|process| process.pid).collect()
 }
 
 /// Whether the next daemon is somebody else's to start, by what the live state says.
