@@ -17,8 +17,8 @@ use crate::paths::Paths;
 /// Lines of the journal that go with an error.
 const LOG_LINES: &str = "10";
 
-/// In which a service that cannot be started comes to its end.
-const MOMENT: Duration = Duration::from_millis(1500);
+/// In which a service that cannot be started comes to its end: rsup itself pauses before it.
+const MOMENT: Duration = Duration::from_millis(2500);
 const POLL: Duration = Duration::from_millis(20);
 
 /// The name of the unit unless another one is given.
@@ -135,11 +135,12 @@ impl Manager {
             let facts: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
             let fact = |name: &str| facts.get(name).copied().unwrap_or_default();
             let restarts: u64 = fact("NRestarts").parse().unwrap_or(0);
+            let ended = fact("ExecMainCode") != "0";
             match (fact("ActiveState"), fact("SubState")) {
                 ("failed", _) | (_, "auto-restart" | "auto-restart-queued") => return Some(in_words(fact, restarts)),
+                ("deactivating", _) if ended && restarts > 0 => return Some(in_words(fact, restarts)),
                 // Once more: how that ends is known in a moment.
                 ("activating" | "deactivating", _) if restarts > 0 && Instant::now() < deadline => std::thread::sleep(POLL),
-                ("activating" | "deactivating", _) if restarts > 0 => return Some(in_words(fact, restarts)),
                 _ => return None,
             }
         }
@@ -160,7 +161,7 @@ fn in_words<'a>(fact: impl Fn(&str) -> &'a str, restarts: u64) -> String {
             format!("its process exited with status {status}{step}")
         }
         ("2" | "3", _) => format!("its process was killed by signal {status}"),
-        _ => "its process has not ended yet".to_owned(),
+        _ => "its process was not run".to_owned(),
     };
     let result = Some(fact("Result"))
         .filter(|result| *result != "success")

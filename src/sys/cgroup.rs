@@ -228,7 +228,8 @@ impl Tree {
         let leaf = self.base.join(SUPERVISOR);
         if leaf.exists() {
             // A cgroup with processes and one with controllers for its children exclude each other.
-            if make_room(&self.own).is_ok() {
+            // Another rsup may have its own beside ours, and keeps it.
+            if make_room(&self.base).and_then(|()| disable_all(&self.own)).is_ok() {
                 let _ = delegated::move_own(&leaf, &self.own);
             }
             let _ = fs::remove_dir(&leaf);
@@ -248,6 +249,10 @@ pub fn make_room(folder: &Path) -> Result<(), String> {
             make_room(&entry.path())?;
         }
     }
+    disable_all(folder)
+}
+
+fn disable_all(folder: &Path) -> Result<(), String> {
     let file = folder.join("cgroup.subtree_control");
     let enabled = match fs::read_to_string(&file) {
         Ok(enabled) => enabled,

@@ -255,20 +255,32 @@ class Service:
             wait("the app", self.ready)
         return "limits that a reload brings or takes away survive a kill"
 
-    def stop_when_hung(self):
-        """The main process does nothing more, so systemd kills it: nobody but ExecStopPost= is there for the workers."""
-        workers, main = self.workers(), self.main()
-        os.kill(main, 19)
-        began = time.monotonic()
-        self.systemctl("stop", "rsup.service")
-        took = time.monotonic() - began
-        wait("the end of the workers", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
-        if self.show("ActiveState") not in ("inactive", "failed"):
-            raise Failed(self.show("ActiveState"))
+    def killed_while_stopping(self):
+        """There is no next rsup, and nobody but ExecStopPost= for the workers."""
+        workers, main, answers = self.workers(), self.main(), []
+
+        def slow():
+            url = f"http://127.0.0.1:{self.port}/slow?ms=2000"
+            answers.append(urllib.request.urlopen(url, timeout=60).getcode())
+
+        clients = [threading.Thread(target=slow) for _ in range(4)]
+        for client in clients:
+            client.start()
+        wait("the requests", lambda: read_by_app(self.port) >= len(clients))
+        self.systemctl("stop", "--no-block", "rsup.service")
+        wait("the stop", lambda: self.show("ActiveState") == "deactivating")
+        os.kill(main, 9)
+        wait("the end of it", lambda: self.show("ActiveState") in ("inactive", "failed"))
+        left = [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+        for client in clients:
+            client.join()
+        if left or answers != [200] * len(clients):
+            raise Failed(f"left: {left}, answers: {answers}")
         self.systemctl("reset-failed", "rsup.service", check=False)
         self.systemctl("start", "rsup.service")
         wait("the app", self.ready)
-        return f"systemctl stop with a hung rsup ends the workers, {took:.0f} s; start brings the app back"
+        self.check_limits()
+        return f"systemctl stop, and rsup killed in it: the workers are stopped, {len(clients)} slow requests answered before"
 
     def older_unit(self):
         """As rsup wrote it before, for an older systemd: the first kill is the end."""
@@ -327,11 +339,17 @@ class Service:
         self.rsup("unstartup")
         return "exit 0, no worker and no cgroup is left"
 
-    CASES = [startup, kills, worker_killed, memory, reload, restart, other_limits, stop_when_hung, older_unit, no_program, stop]
+    CASES = [startup, kills, worker_killed, memory, reload, restart, other_limits, killed_while_stopping, older_unit, no_program, stop]
 
     def journal(self):
         words = ["journalctl", "-t", "rsup", "-t", "systemd", "-n", "40", "-o", "short-monotonic", "--no-pager"]
         return run(words, False).stdout
+
+
+def read_by_app(port):
+    """Connections to this port of which everything has been read (/proc/net/tcp)."""
+    fields = [line.split() for line in read("/proc/net/tcp").splitlines()[1:]]
+    return sum(f[1].endswith(f":{port:04X}") and f[3] == "01" and f[4].endswith(":00000000") for f in fields)
 
 
 def cgroup_of(pid):
