@@ -110,13 +110,13 @@ impl Manager {
         output.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default()
     }
 
-    /// Whether a job that stops the unit is under way.
+    /// Whether a job that stops the unit is under way, if only to start it anew after that.
     pub fn is_asked_to_stop(self, unit: &str) -> bool {
         // JOB UNIT TYPE STATE, without more.
         let jobs = self.ask(&["list-jobs", "--no-legend", "--plain", "--no-pager", unit]).unwrap_or_default();
         jobs.lines().any(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
-            words.get(1) == Some(&unit) && words.get(2) == Some(&"stop")
+            words.get(1) == Some(&unit) && matches!(words.get(2), Some(&("stop" | "restart")))
         })
     }
 
@@ -194,8 +194,7 @@ pub fn trouble(paths: &Paths) -> Option<Problem> {
     let (manager, unit) = installed()?;
     let why = manager.why_down(&unit)?;
     let mut message = format!("no daemon runs: systemd cannot start {unit}\n{why}");
-    let left = daemon::left_behind(paths).len();
-    if left > 0 {
+    if let Some(left) = daemon::left_behind(paths).filter(|left| *left > 0) {
         message.push_str(&format!("\nworkers that serve on without it: {left}"));
     }
     let hint = manager.outdated(&unit).map_or_else(

@@ -140,16 +140,15 @@ pub fn read(path: &Path) -> Result<State, ReadError> {
     }
 }
 
-/// The workers of a dead daemon that live, by their pids.
+/// How many workers of a dead daemon live; `None` if none has died, or one is at work again.
 #[must_use]
-pub fn left_behind(paths: &Paths) -> Vec<u32> {
+pub fn left_behind(paths: &Paths) -> Option<usize> {
     if lock::is_taken(&paths.lock()) {
-        return Vec::new();
+        return None;
     }
-    let Ok(state) = read(&paths.live_state()) else { return Vec::new() };
+    let state = read(&paths.live_state()).ok()?;
     let ours = process::boot_id().is_ok_and(|boot| boot == state.boot);
-    let living = state.daemon.processes.into_values().filter(|p| ours && procfs::is_alive(p.pid, p.started));
-    living.map(|process| process.pid).collect()
+    ours.then(|| state.daemon.processes.values().filter(|p| procfs::is_alive(p.pid, p.started)).count())
 }
 
 /// Whether the next daemon is somebody else's to start, by what the live state says.

@@ -29,21 +29,17 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
 }
 
 /// Workers of a main process that was killed serve on, for the next one to adopt. When systemd was asked for
-/// a stop there is no next one.
+/// a stop there is no next one; nor may the state say to one that comes later that it is to stop.
 fn see_to_workers(args: &Args, cx: &Context) -> Result<(), Problem> {
     let paths = cx.paths()?;
-    let left = daemon::left_behind(&paths);
-    if left.is_empty() {
-        return Ok(());
-    }
+    let Some(left) = daemon::left_behind(&paths) else { return Ok(()) };
     let manager = Manager(if args.user { Scope::User } else { Scope::System });
     if manager.is_asked_to_stop(&args.unit) {
         daemon::run(paths, daemon::Options { only_stop: true, json_log: cx.out.json, ..daemon::Options::default() })?;
         return Ok(());
     }
     let why = std::env::var("SERVICE_RESULT").unwrap_or_else(|_| "unknown".into());
-    cx.out
-        .note(&format!("rsup has ended (result: {why}); workers that serve on until the next rsup adopts them: {}", left.len()));
+    cx.out.note(&format!("rsup has died (result: {why}); workers that serve on until the next rsup adopts them: {left}"));
     Ok(())
 }
 
