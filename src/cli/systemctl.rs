@@ -280,3 +280,38 @@ pub fn read_own(path: &Path) -> Result<Option<String>, Problem> {
         Err(error) => Err(Problem::failed("local", format!("cannot read {}: {error}", path.display()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_systemd_cannot_start_it() {
+        let words = |state: &str, result: &str, code: &str, status: &str, restarts| {
+            let fact = |name: &str| match name {
+                "ActiveState" => state,
+                "Result" => result,
+                "ExecMainCode" => code,
+                "ExecMainStatus" => status,
+                other => panic!("{other}"),
+            };
+            in_words(fact, restarts)
+        };
+        assert_eq!(
+            words("activating", "exit-code", "1", "219", 7),
+            "its process exited with status 219/CGROUP, result exit-code; systemd tries again, after 7 restarts"
+        );
+        assert_eq!(
+            words("failed", "signal", "2", "9", 1),
+            "its process was killed by signal 9, result signal; systemd has given up, after 1 restart"
+        );
+        assert_eq!(
+            words("deactivating", "success", "1", "1", 2),
+            "its process exited with status 1; systemd tries again, after 2 restarts"
+        );
+        assert_eq!(
+            words("failed", "resources", "0", "0", 0),
+            "its process was not run, result resources; systemd has given up, after 0 restarts"
+        );
+    }
+}
