@@ -13,6 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::daemonize;
 use super::problem::{FAILED, Problem, Report};
+use super::systemctl;
 use crate::control::{self, Accepted, Answer, Call, Failure, Reply, Request};
 use crate::daemon::is_of_foreground;
 use crate::keeper;
@@ -215,7 +216,8 @@ impl Client {
     pub fn explain(&self, error: CallError) -> Problem {
         let log = || format!("the daemon's log may tell more: {}", self.paths.daemon_log().display());
         match error {
-            CallError::NoDaemon => Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT),
+            CallError::NoDaemon => systemctl::trouble(&self.paths)
+                .unwrap_or_else(|| Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT)),
             CallError::Failed(failure) => failure.into(),
             CallError::Interrupted => Problem::Detached,
             CallError::Silent => {

@@ -41,7 +41,7 @@ pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
 pub fn start(paths: &Paths, client: Client) -> Result<Client, Problem> {
     if let Some((manager, unit)) = systemctl::installed() {
         manager.start(&unit, false)?;
-        return until_service_answers(client, &unit);
+        return until_service_answers(paths, client, &unit);
     }
     paths.create().map_err(Problem::usage)?;
     let (log, begin) = open_log(paths)?;
@@ -106,7 +106,7 @@ fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, begin: u64
 }
 
 /// A daemon that is systemd's to start: it answers before all its apps are ready.
-fn until_service_answers(client: Client, unit: &str) -> Result<Client, Problem> {
+fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Client, Problem> {
     let deadline = Instant::now() + WITHIN;
     loop {
         match client.try_ask(Request::Ping) {
@@ -114,7 +114,8 @@ fn until_service_answers(client: Client, unit: &str) -> Result<Client, Problem> 
             Err(CallError::NoDaemon | CallError::Broken(_)) if Instant::now() < deadline => std::thread::sleep(POLL),
             Err(CallError::NoDaemon | CallError::Broken(_)) => {
                 let what = format!("{unit} was started, but does not answer\nwaited {} s", WITHIN.as_secs());
-                return Err(Problem::failed("spawn", what).hint(format!("systemctl status {unit}; journalctl -t rsup")));
+                let hint = format!("systemctl status {unit}; journalctl -t rsup");
+                return Err(systemctl::trouble(paths).unwrap_or_else(|| Problem::failed("spawn", what).hint(hint)));
             }
             Err(error) => return Err(client.explain(error)),
         }

@@ -80,6 +80,8 @@ pub enum Verb {
     Startup(commands::startup::Args),
     Unstartup(commands::unstartup::Args),
     #[command(hide = true)]
+    AfterService(commands::after_service::Args),
+    #[command(hide = true)]
     Daemon(commands::daemon::Args),
     #[command(hide = true)]
     SampleApp(commands::sample_app::Args),
@@ -168,6 +170,7 @@ fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
         Verb::Kill(args) => commands::kill::run(args, cx),
         Verb::Startup(args) => commands::startup::run(args, cx),
         Verb::Unstartup(args) => commands::unstartup::run(args, cx),
+        Verb::AfterService(args) => commands::after_service::run(args, cx),
         Verb::Daemon(args) => commands::daemon::run(args, cx),
         Verb::SampleApp(args) => commands::sample_app::run(args, cx),
     }

@@ -1,17 +1,25 @@
 //! systemd as this machine has it: whether it runs, where units go, and `systemctl`.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
 
 use super::problem::{FAILED, Problem, Report};
 use super::unit::{self, MARK, Scope};
+use crate::daemon;
+use crate::paths::Paths;
 
 /// Lines of the journal that go with an error.
 const LOG_LINES: &str = "10";
+
+/// In which a service that cannot be started comes to its end: rsup itself pauses before it.
+const MOMENT: Duration = Duration::from_millis(2500);
+const POLL: Duration = Duration::from_millis(20);
 
 /// The name of the unit unless another one is given.
 pub const NAME: &str = "rsup";
@@ -102,10 +110,102 @@ impl Manager {
         output.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default()
     }
 
+    /// Whether a job that stops the unit is under way, if only to start it anew after that.
+    pub fn is_asked_to_stop(self, unit: &str) -> bool {
+        // JOB UNIT TYPE STATE, without more.
+        let jobs = self.ask(&["list-jobs", "--no-legend", "--plain", "--no-pager", unit]).unwrap_or_default();
+        jobs.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.get(1) == Some(&unit) && matches!(words.get(2), Some(&("stop" | "restart")))
+        })
+    }
+
+    /// Where the processes of a service are.
+    pub fn cgroup(self, unit: &str) -> Option<String> {
+        self.ask(&["show", "--property=ControlGroup", "--value", unit]).ok().filter(|path| !path.is_empty())
+    }
+
+    /// Why a service is down that is to run, as systemd has it. `None`: it runs, or was stopped, or is being
+    /// started for the first time.
+    fn why_down(self, unit: &str) -> Option<String> {
+        let deadline = Instant::now() + MOMENT;
+        let names = "--property=ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts";
+        loop {
+            let text = self.ask(&["show", names, unit]).ok()?;
+            let facts: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+            let fact = |name: &str| facts.get(name).copied().unwrap_or_default();
+            let restarts: u64 = fact("NRestarts").parse().unwrap_or(0);
+            let ended = fact("ExecMainCode") != "0";
+            match (fact("ActiveState"), fact("SubState")) {
+                ("failed", _) | (_, "auto-restart" | "auto-restart-queued") => return Some(in_words(fact, restarts)),
+                ("deactivating", _) if ended && restarts > 0 => return Some(in_words(fact, restarts)),
+                // Once more: how that ends is known in a moment.
+                ("activating" | "deactivating", _) if restarts > 0 && Instant::now() < deadline => std::thread::sleep(POLL),
+                _ => return None,
+            }
+        }
+    }
+
     /// The main process of a service, if it runs.
     pub fn main_pid(self, unit: &str) -> Option<u32> {
         self.ask(&["show", "--property=MainPID", "--value", unit]).ok()?.parse().ok().filter(|pid| *pid != 0)
     }
+}
+
+fn in_words<'a>(fact: impl Fn(&str) -> &'a str, restarts: u64) -> String {
+    let status = fact("ExecMainStatus");
+    let how = match (fact("ExecMainCode"), status) {
+        // CLD_EXITED of waitid(2).
+        ("1", _) => {
+            let step = status.parse().ok().and_then(step_of_start).map_or_else(String::new, |step| format!("/{step}"));
+            format!("its process exited with status {status}{step}")
+        }
+        ("2" | "3", _) => format!("its process was killed by signal {status}"),
+        _ => "its process was not run".to_owned(),
+    };
+    let result = Some(fact("Result"))
+        .filter(|result| *result != "success")
+        .map_or_else(String::new, |result| format!(", result {result}"));
+    let again = if fact("ActiveState") == "failed" { "systemd has given up" } else { "systemd tries again" };
+    format!("{how}{result}; {again}, after {restarts} {}", if restarts == 1 { "restart" } else { "restarts" })
+}
+
+/// What systemd could not do before the program was run (systemd.exec(5), "Process Exit Codes"): the likelier ones.
+fn step_of_start(status: u32) -> Option<&'static str> {
+    Some(match status {
+        200 => "CHDIR",
+        203 => "EXEC",
+        205 => "LIMITS",
+        208 => "STDIN",
+        209 => "STDOUT",
+        217 => "USER",
+        218 => "CAPABILITIES",
+        219 => "CGROUP",
+        226 => "NAMESPACE",
+        228 => "SECCOMP",
+        233 => "RUNTIME_DIRECTORY",
+        238 => "STATE_DIRECTORY",
+        _ => return None,
+    })
+}
+
+/// What to say where no daemon answers because systemd cannot start it; `None` if that is not why.
+pub fn trouble(paths: &Paths) -> Option<Problem> {
+    let (manager, unit) = installed()?;
+    let why = manager.why_down(&unit)?;
+    let mut message = format!("no daemon runs: systemd cannot start {unit}\n{why}");
+    if let Some(left) = daemon::left_behind(paths).filter(|left| *left > 0) {
+        message.push_str(&format!("\nworkers that serve on without it: {left}"));
+    }
+    let hint = manager.outdated(&unit).map_or_else(
+        || {
+            let flags = manager.0.flag().join(" ");
+            format!("journalctl {flags}{}-u {unit}", if flags.is_empty() { "" } else { " " })
+        },
+        |(why, command)| format!("the unit {why}: `{command}` writes it anew and starts it"),
+    );
+    let report = Report { log: manager.journal(&unit), ..Report::new("systemd", message) }.hint(hint);
+    Some(Problem::Report { exit: FAILED, report })
 }
 
 /// Variables that a daemon under systemd needs to be the one of these folders and settings.
@@ -147,6 +247,15 @@ pub fn installed() -> Option<(Manager, String)> {
     Some((manager, found.file_name()?.to_str()?.to_owned()))
 }
 
+impl Manager {
+    /// Why an installed unit should be written anew, and the command for that.
+    pub fn outdated(self, unit: &str) -> Option<(String, String)> {
+        let text = std::fs::read_to_string(self.folder().ok()?.join(unit)).ok()?;
+        let why = unit::outdated(&text, version())?;
+        Some((why, unit::rewrite(self.0, unit.strip_suffix(".service").unwrap_or(unit), &text)))
+    }
+}
+
 /// Writes a unit, all of it or nothing. One that is not ours stays.
 pub fn write(path: &Path, text: &str) -> Result<(), Problem> {
     let fail = |error: std::io::Error| Problem::failed("local", format!("cannot write {}: {error}", path.display()));
@@ -169,5 +278,40 @@ pub fn read_own(path: &Path) -> Result<Option<String>, Problem> {
             .hint("move it away, or choose another name with --name")),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Problem::failed("local", format!("cannot read {}: {error}", path.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_systemd_cannot_start_it() {
+        let words = |state: &str, result: &str, code: &str, status: &str, restarts| {
+            let fact = |name: &str| match name {
+                "ActiveState" => state,
+                "Result" => result,
+                "ExecMainCode" => code,
+                "ExecMainStatus" => status,
+                other => panic!("{other}"),
+            };
+            in_words(fact, restarts)
+        };
+        assert_eq!(
+            words("activating", "exit-code", "1", "219", 7),
+            "its process exited with status 219/CGROUP, result exit-code; systemd tries again, after 7 restarts"
+        );
+        assert_eq!(
+            words("failed", "signal", "2", "9", 1),
+            "its process was killed by signal 9, result signal; systemd has given up, after 1 restart"
+        );
+        assert_eq!(
+            words("deactivating", "success", "1", "1", 2),
+            "its process exited with status 1; systemd tries again, after 2 restarts"
+        );
+        assert_eq!(
+            words("failed", "resources", "0", "0", 0),
+            "its process was not run, result resources; systemd has given up, after 0 restarts"
+        );
     }
 }

@@ -11,6 +11,14 @@ use crate::config::{AppSpec, Listen, SocketFile};
 /// The first line of every unit of ours: others are never overwritten or removed.
 pub const MARK: &str = "# Written by `rsup startup`";
 
+/// Counted up when units written before should be written anew. 2: rsup is started again after its death where
+/// an app has limits and systemd is older than [`SUBGROUPS`].
+const FORM: u32 = 2;
+const FORM_LINE: &str = "# Form ";
+/// The version of systemd that can start a process in a leaf of a delegated cgroup (`DelegateSubgroup=`).
+const SUBGROUPS: u32 = 254;
+const SUBGROUP: &str = "DelegateSubgroup=supervisor";
+
 /// For the descriptors of one worker: a socket per address, two log pipes, the listener of its `bind`.
 const STORED_FDS: u32 = 8192;
 /// The event loop is stuck when it says nothing for so long. It waits for nothing, but a slow disk
@@ -106,7 +114,8 @@ impl Unit {
     fn write_service(&self, to: &mut String) -> fmt::Result {
         let program = quoted(&self.program);
         writeln!(to, "{MARK}; `rsup unstartup` removes it.")?;
-        writeln!(to, "# Changes of your own survive both in `systemctl edit {}.service`.\n", self.name)?;
+        writeln!(to, "# Changes of your own survive both in `systemctl edit {}.service`.", self.name)?;
+        writeln!(to, "{FORM_LINE}{FORM}: `rsup list` says when there is a better one.\n")?;
         writeln!(to, "[Unit]\nDescription=rsup, process supervisor\nDocumentation=man:rsup(1)")?;
         if self.scope == Scope::System {
             writeln!(to, "# An app may listen on an address that is there only once the network is.")?;
@@ -119,6 +128,7 @@ impl Unit {
         writeln!(to, "# Started means: every app is ready. rsup says so itself, and how it does in words.")?;
         writeln!(to, "Type=notify\nNotifyAccess=main")?;
         writeln!(to, "ExecStart={program} daemon --service\nExecReload={program} reload all")?;
+        self.write_clean_up(to)?;
         for (name, value) in &self.env {
             writeln!(to, "Environment={}", quoted_text(&format!("{name}={value}")))?;
         }
@@ -132,6 +142,33 @@ impl Unit {
         }
         let target = if self.scope == Scope::System { "multi-user.target" } else { "default.target" };
         writeln!(to, "\n[Install]\nWantedBy={target}")
+    }
+
+    /// systemd starts rsup in a leaf, where no controllers of workers are in the way.
+    pub fn has_subgroups(&self) -> bool {
+        self.version.is_some_and(|version| version >= SUBGROUPS)
+    }
+
+    /// A failure of it changes nothing, so it begins with `-`.
+    fn write_clean_up(&self, to: &mut String) -> fmt::Result {
+        writeln!(to, "# When systemd is asked to stop rsup and finds it dead, this stops its workers.")?;
+        let mut flags = String::new();
+        if self.scope == Scope::User {
+            flags.push_str("--user ");
+        }
+        if !self.has_subgroups() {
+            writeln!(
+                to,
+                "# systemd before {SUBGROUPS} cannot start rsup again while the cgroup of this unit has controllers enabled"
+            )?;
+            writeln!(
+                to,
+                "# for limits of workers. This disables them after rsup's death, and the next rsup sets the limits again."
+            )?;
+            writeln!(to, "# What a worker had in memory before is not counted any more by its limits.memory.")?;
+            flags.push_str("--make-room ");
+        }
+        writeln!(to, "ExecStopPost=-{} after-service {flags}%n", quoted(&self.program))
     }
 
     fn write_life(&self, to: &mut String) -> fmt::Result {
@@ -164,8 +201,8 @@ impl Unit {
         }
         writeln!(to, "\n# The cgroup below this unit is rsup's, for the apps' limits.")?;
         writeln!(to, "Delegate=yes")?;
-        if self.version.is_some_and(|version| version >= 254) {
-            writeln!(to, "DelegateSubgroup=supervisor")?;
+        if self.has_subgroups() {
+            writeln!(to, "{SUBGROUP}")?;
         }
         writeln!(to, "# Workers get these too; rsup itself needs a few descriptors for each of them.")?;
         writeln!(to, "LimitNOFILE=65536:524288\nTasksMax=infinity\nSyslogIdentifier=rsup")
@@ -252,6 +289,43 @@ pub fn is_for(text: &str, env: &[(String, String)]) -> bool {
     let wanted = env.iter().find(|(name, _)| name == "RSUP_HOME").map(line);
     let found = text.lines().find(|line| line.starts_with("Environment=") && line.contains("RSUP_HOME="));
     found == wanted.as_deref()
+}
+
+/// Why a unit of ours should be written anew for a systemd of this version; `None` if it is as it would be written now.
+pub fn outdated(text: &str, version: Option<u32>) -> Option<String> {
+    let form = text.lines().find_map(|line| line.strip_prefix(FORM_LINE)?.split(':').next()?.parse().ok());
+    if form.unwrap_or(1) < FORM {
+        return Some(format!(
+            "was written by an earlier rsup; with it, systemd before {SUBGROUPS} cannot start rsup again after a death where an app has \
+             limits.memory, cpu or tasks"
+        ));
+    }
+    let subgroup = text.lines().any(|line| line == SUBGROUP);
+    let version = version.filter(|version| (*version >= SUBGROUPS) != subgroup)?;
+    Some(if subgroup {
+        format!(
+            "was written for systemd {SUBGROUPS} or later, and this is {version}, which may not be able to start rsup again after its death"
+        )
+    } else {
+        format!(
+            "was written for systemd before {SUBGROUPS}, and this is {version}, which needs no limits to be set again after rsup's death"
+        )
+    })
+}
+
+/// The command that writes the unit of this name anew.
+pub fn rewrite(scope: Scope, name: &str, text: &str) -> String {
+    let mut command = "rsup startup".to_owned();
+    if scope == Scope::User {
+        command.push_str(" --user");
+    }
+    if name != super::systemctl::NAME {
+        command.push_str(&format!(" --name {name}"));
+    }
+    if text.lines().any(|line| line.starts_with("Sockets=")) {
+        command.push_str(" --socket");
+    }
+    command
 }
 
 fn time(of: Duration) -> String {
@@ -362,6 +436,33 @@ mod tests {
         assert_eq!(quoted_text("/usr/bin/rsup"), "/usr/bin/rsup");
         assert_eq!(quoted_text("/a b/100%"), "\"/a b/100%%\"");
         assert_eq!(quoted_text("a\"b\\c$d"), "\"a\\\"b\\\\c$d\"");
+    }
+
+    #[test]
+    fn an_older_unit_is_known() {
+        let at = |version| Unit { version: Some(version), ..unit() }.service();
+        assert_eq!((outdated(&at(252), Some(253)), outdated(&at(257), Some(254))), (None, None));
+        assert_eq!(outdated(&at(252), None), None);
+        assert!(outdated(&at(252), Some(257)).unwrap().contains("before 254, and this is 257"));
+        assert!(outdated(&at(257), Some(252)).unwrap().contains("254 or later, and this is 252"));
+        // As rsup 0.1.0 wrote it.
+        let first: String = at(257)
+            .lines()
+            .filter(|line| !line.starts_with("# Form") && !line.starts_with("ExecStopPost"))
+            .map(|l| format!("{l}\n"))
+            .collect();
+        for version in [None, Some(252), Some(257)] {
+            assert!(outdated(&first, version).unwrap().contains("earlier rsup"));
+        }
+        // One of a later rsup is better than ours.
+        assert_eq!(outdated(&at(252).replace("# Form 2", "# Form 12"), Some(252)), None);
+    }
+
+    #[test]
+    fn the_command_that_writes_it_anew() {
+        assert_eq!(rewrite(Scope::System, "rsup", &unit().service()), "rsup startup");
+        let text = Unit { sockets: true, ..unit() }.service();
+        assert_eq!(rewrite(Scope::User, "other", &text), "rsup startup --user --name other --socket");
     }
 
     #[test]

@@ -74,6 +74,7 @@ impl Daemon {
                  with CAP_SYS_PTRACE (docker run --cap-add SYS_PTRACE) they could stay"
             );
         }
+        self.isolation.adopted();
         self.rest.processes.retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
         self.adopt_output(&workers);
         let live =

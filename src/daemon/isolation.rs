@@ -28,6 +28,8 @@ pub struct Isolation {
     leftover: Vec<Leaf>,
     /// Apps of which it has been said that limits are not enforced.
     told: HashSet<AppName>,
+    /// How many adopted workers have memory that no limit counts.
+    uncounted: u64,
 }
 
 /// All that is done to a process between fork and exec.
@@ -80,7 +82,7 @@ impl Isolation {
             Err(why) => debug!("workers get no cgroups: {why}"),
         }
         let mine = Capabilities::from_bits(capability::effective().unwrap_or(0));
-        Self { tree, mine, nofile, leftover: Vec::new(), told: HashSet::new() }
+        Self { tree, mine, nofile, leftover: Vec::new(), told: HashSet::new(), uncounted: 0 }
     }
 
     /// Takes the cgroups away.
@@ -168,13 +170,16 @@ impl Isolation {
 
     /// For a new worker of the app.
     pub fn of(&mut self, id: &WorkerId, spec: &AppSpec) -> Result<Confinement, String> {
+        if let Ok(tree) = &mut self.tree {
+            tree.provide(&bounds(spec));
+        }
         if let Some(why) = self.lacking(spec)
             && self.told.insert(id.app.clone())
         {
             warn!("{}: {why}", id.app);
         }
         self.leftover.retain(|leaf| leaf.remove().is_err_and(|why| why.kind() != io::ErrorKind::NotFound));
-        let leaf = match &self.tree {
+        let leaf = match &mut self.tree {
             Ok(tree) => match tree.worker(id.app.as_str(), id.generation, &bounds(spec)) {
                 Ok(leaf) => Some(leaf),
                 Err(why) if spec.limits.need_cgroup() => return Err(format!("its cgroup cannot be made: {why}")),
@@ -188,12 +193,17 @@ impl Isolation {
         Ok(self.around(spec, leaf))
     }
 
-    /// Of a worker that an earlier daemon started; with its pid, if it lives.
-    pub fn adopt(&self, worker: &Worker, pid: Option<u32>) -> Confinement {
-        let tree = self.tree.as_ref().ok();
-        let leaf = tree.and_then(|tree| match pid {
-            Some(pid) => tree.leaf_of(pid),
-            None => tree.leaf(worker.id.app.as_str(), worker.id.generation),
+    /// Of a worker that an earlier daemon started; with its pid, if it lives. Its limits are set again:
+    /// after the death of that daemon they may have been taken away.
+    pub fn adopt(&mut self, worker: &Worker, pid: Option<u32>) -> Confinement {
+        let leaf = self.tree.as_mut().ok().and_then(|tree| {
+            let Some(pid) = pid else { return tree.leaf(worker.id.app.as_str(), worker.id.generation) };
+            let leaf = tree.leaf_of(pid)?;
+            match tree.bound_again(&leaf, &bounds(worker.spec())) {
+                Ok(forgotten) => self.uncounted += u64::from(forgotten),
+                Err(why) => warn!("{}: its limits are not enforced any more: {why}", worker.id),
+            }
+            Some(leaf)
         });
         self.around(worker.spec(), leaf)
     }
@@ -203,6 +213,18 @@ impl Isolation {
         // What cannot be had is tried all the same, and fails: never as somebody else than was said.
         let change = |who: &&RunAs| self.can_become(who) || !Self::is_me(who);
         spec.run_as.as_ref().filter(change).map(credentials)
+    }
+
+    /// All workers of the earlier daemon are adopted.
+    pub fn adopted(&mut self) {
+        let count = std::mem::take(&mut self.uncounted);
+        if count > 0 {
+            warn!(
+                "limits.memory counts from now on for {count} adopted {}: what they had in memory before rsup died \
+                 is not counted any more (see ExecStopPost= in the unit; systemd 254 needs none of this)",
+                if count == 1 { "worker" } else { "workers" }
+            );
+        }
     }
 
     /// With this cgroup, be it new or that of a worker which runs already.
@@ -283,6 +305,7 @@ mod tests {
             nofile: Some(Limit { soft: 100, hard: 1000 }),
             leftover: Vec::new(),
             told: HashSet::new(),
+            uncounted: 0,
         }
     }
 

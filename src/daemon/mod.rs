@@ -57,7 +57,7 @@ use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
 use start::Inheritance;
-pub use state::is_of_foreground;
+pub use state::{is_of_foreground, left_behind};
 pub use upgrade::{CAN_GO_ON, takes_over, try_state};
 
 /// How the daemon was started.
@@ -80,6 +80,9 @@ pub struct Options {
     /// store of descriptors takes the keeper's place.
     #[serde(default)]
     pub service: bool,
+    /// Only to stop, gracefully, what a dead daemon has left behind.
+    #[serde(skip)]
+    pub only_stop: bool,
     /// Apps that ran when the daemon ended are started again.
     pub resurrect: bool,
     /// They go to the console instead of stderr, and the lines of the workers as well, and look like this.

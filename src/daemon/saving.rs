@@ -165,9 +165,18 @@ impl Daemon {
         match self.read(&self.paths.live_state()) {
             Some(state) if state.boot == self.saving.boot => {
                 self.adopt(state);
-                return self.upgrade_died();
+                self.upgrade_died();
+                if self.options.only_stop && !self.ending {
+                    info!("rsup was to be stopped and is dead: stopping every app");
+                    self.stop_everything();
+                }
+                return;
             }
             Some(_) | None => {}
+        }
+        if self.options.only_stop {
+            self.ending = true;
+            return;
         }
         self.unsaved();
         if std::env::var_os(AGAIN).is_some() {

@@ -15,8 +15,11 @@ use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lock;
+use crate::paths::Paths;
 use crate::supervisor::{OpError, OpId, STATE_VERSION, Supervisor};
-use crate::sys::procfs::StartTime;
+use crate::sys::process;
+use crate::sys::procfs::{self, StartTime};
 
 /// What is written.
 #[derive(Serialize)]
@@ -135,6 +138,17 @@ pub fn read(path: &Path) -> Result<State, ReadError> {
         Err(why) if why.kind() == io::ErrorKind::NotFound => Err(ReadError::None),
         Err(why) => Err(ReadError::Io(why)),
     }
+}
+
+/// How many workers of a dead daemon live; `None` if none has died, or one is at work again.
+#[must_use]
+pub fn left_behind(paths: &Paths) -> Option<usize> {
+    if lock::is_taken(&paths.lock()) {
+        return None;
+    }
+    let state = read(&paths.live_state()).ok()?;
+    let ours = process::boot_id().is_ok_and(|boot| boot == state.boot);
+    ours.then(|| state.daemon.processes.values().filter(|p| procfs::is_alive(p.pid, p.started)).count())
 }
 
 /// Whether the next daemon is somebody else's to start, by what the live state says.

@@ -8,6 +8,11 @@
 //! ```
 //!
 //! Nothing in it ends with rsup: a cgroup outlives those who made it.
+//!
+//! A controller is enabled only when a worker with such a limit comes. The kernel lets no process into a
+//! cgroup with controllers for its children (cgroup-v2.rst, "No Internal Process Constraint"), and systemd
+//! before 254 puts the main process of a service just there: as long as they are enabled in the service's
+//! cgroup, no next rsup can be started. [`make_room`] takes them away for it, once rsup is dead.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -40,6 +45,22 @@ impl Controllers {
     fn parse(text: &str) -> Controllers {
         let has = |name| text.split_whitespace().any(|word| word == name);
         Controllers { memory: has("memory"), cpu: has("cpu"), tasks: has("pids") }
+    }
+
+    fn without(self, other: Controllers) -> Controllers {
+        Controllers { memory: self.memory && !other.memory, cpu: self.cpu && !other.cpu, tasks: self.tasks && !other.tasks }
+    }
+
+    fn or(self, other: Controllers) -> Controllers {
+        Controllers { memory: self.memory || other.memory, cpu: self.cpu || other.cpu, tasks: self.tasks || other.tasks }
+    }
+
+    fn and(self, other: Controllers) -> Controllers {
+        self.without(self.without(other))
+    }
+
+    fn any(self) -> bool {
+        self != Controllers::default()
     }
 
     fn names(self) -> impl Iterator<Item = &'static str> {
@@ -79,32 +100,33 @@ impl Bounds {
 /// What is ours of the tree.
 #[derive(Debug)]
 pub struct Tree {
+    /// The cgroup that was delegated to us.
+    own: PathBuf,
     base: PathBuf,
+    /// rsup is in no cgroup that is to have controllers for its children, or in the root of all.
+    aside: bool,
+    /// Those that are enabled for workers.
     controllers: Controllers,
-    /// Why others are missing.
+    /// Those that somebody wanted, and that could not be enabled.
+    refused: Controllers,
+    /// Why the last of them could not.
     lacks: Option<String>,
 }
 
 impl Tree {
     /// Takes what has been delegated to us, in a folder of this name, which is to be the same in every
-    /// life of this supervisor.
+    /// life of this supervisor. No controller is enabled yet.
     ///
     /// # Errors
     /// In words, why there is nothing: no cgroup v2, or not delegated.
     pub fn claim(name: &str) -> Result<Tree, String> {
-        let found = delegated::find(name)?;
-        let base = found.own.join(name);
+        let delegated::Found { own, aside } = delegated::find(name)?;
+        let base = own.join(name);
         make(&base).map_err(|why| format!("{} cannot be made: {why}", base.display()))?;
         // Only the root of all may have processes beside children with controllers.
-        if !found.inside && base.parent().is_some_and(|own| own.join("cgroup.type").exists()) {
-            let leaf = base.join(SUPERVISOR);
-            make(&leaf).map_err(|why| format!("{} cannot be made: {why}", leaf.display()))?;
-            delegated::move_own(&found.own, &leaf).map_err(|why| format!("rsup cannot move into {}: {why}", leaf.display()))?;
-        }
-        let lacks = enable(&found.own, read_controllers(&found.own, "cgroup.controllers")).err();
-        let lacks = enable(&base, read_controllers(&base, "cgroup.controllers")).err().or(lacks);
+        let aside = aside || !own.join("cgroup.type").exists();
         let controllers = read_controllers(&base, "cgroup.subtree_control");
-        Ok(Tree { base, controllers, lacks })
+        Ok(Tree { own, base, aside, controllers, refused: Controllers::default(), lacks: None })
     }
 
     /// The folder.
@@ -113,13 +135,33 @@ impl Tree {
         &self.base
     }
 
-    /// Which of the limits cannot be enforced, and why; `None` if all can.
+    /// Enables what these bounds need, as far as it can be had; [`Self::lacking`] tells what could not.
+    pub fn provide(&mut self, bounds: &Bounds) {
+        let missing = bounds.needs().without(self.controllers);
+        let offered = missing.and(read_controllers(&self.own, "cgroup.controllers"));
+        if offered.any() {
+            self.lacks = self.try_provide(offered).err();
+            self.controllers = read_controllers(&self.base, "cgroup.subtree_control");
+        }
+        self.refused = self.refused.or(bounds.needs()).without(self.controllers);
+    }
+
+    fn try_provide(&mut self, wanted: Controllers) -> Result<(), String> {
+        if !self.aside {
+            let leaf = self.base.join(SUPERVISOR);
+            make(&leaf).map_err(|why| format!("{} cannot be made: {why}", leaf.display()))?;
+            delegated::move_own(&self.own, &leaf).map_err(|why| format!("rsup cannot move into {}: {why}", leaf.display()))?;
+            self.aside = true;
+        }
+        enable(&self.own, wanted).and(enable(&self.base, wanted))
+    }
+
+    /// Which of the limits cannot be enforced, and why; `None` if all can, as far as has been tried.
     #[must_use]
     pub fn lacking(&self, bounds: &Bounds) -> Option<String> {
-        let (needs, has) = (bounds.needs(), self.controllers);
-        let missing =
-            Controllers { memory: needs.memory && !has.memory, cpu: needs.cpu && !has.cpu, tasks: needs.tasks && !has.tasks };
-        let names: Vec<&str> = missing.names().collect();
+        let missing = bounds.needs().without(self.controllers);
+        let untried = read_controllers(&self.own, "cgroup.controllers").without(self.refused);
+        let names: Vec<&str> = missing.without(untried).names().collect();
         let why = self.lacks.as_deref().unwrap_or("it may be bound to cgroup v1, or not be delegated to rsup");
         (!names.is_empty()).then(|| format!("{} has no controller `{}`: {why}", self.base.display(), names.join("`, `")))
     }
@@ -128,17 +170,30 @@ impl Tree {
     ///
     /// # Errors
     /// When it cannot be made, or a limit that should be possible is refused.
-    pub fn worker(&self, app: &str, generation: u64, bounds: &Bounds) -> io::Result<Leaf> {
+    pub fn worker(&mut self, app: &str, generation: u64, bounds: &Bounds) -> io::Result<Leaf> {
+        self.provide(bounds);
         let app = self.base.join(format!("app.{app}"));
-        match fs::create_dir(&app) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-            // What is missing shows where a limit is wanted.
-            Ok(()) => drop(enable(&app, self.controllers)),
-        }
+        make(&app)?;
+        // What is missing shows where the limit is written.
+        let _ = enable(&app, bounds.needs().and(self.controllers));
         let leaf = Leaf { path: free(&app, generation)? };
         leaf.bound(bounds, self.controllers).inspect_err(|_| drop(leaf.remove()))?;
         Ok(leaf)
+    }
+
+    /// Sets the limits of a worker of an earlier rsup again: after its death they may have been
+    /// [taken away](make_room). True if the memory that it had before is not counted any more.
+    ///
+    /// # Errors
+    /// When a limit that should be possible is refused.
+    pub fn bound_again(&mut self, leaf: &Leaf, bounds: &Bounds) -> io::Result<bool> {
+        self.provide(bounds);
+        let wanted = bounds.needs().and(self.controllers);
+        let Some(app) = leaf.path.parent().filter(|_| wanted.any()) else { return Ok(false) };
+        let before = read_controllers(app, "cgroup.subtree_control");
+        enable(app, wanted.without(before)).map_err(io::Error::other)?;
+        leaf.bound(bounds, self.controllers)?;
+        Ok(wanted.memory && !before.memory)
     }
 
     /// The cgroup of a process, if it is one of ours: how a new daemon finds that of a worker.
@@ -173,14 +228,62 @@ impl Tree {
         let leaf = self.base.join(SUPERVISOR);
         if leaf.exists() {
             // A cgroup with processes and one with controllers for its children exclude each other.
-            let Some(own) = self.base.parent() else { return };
-            disable(&self.base, self.controllers);
-            disable(own, self.controllers);
-            let _ = delegated::move_own(&leaf, own);
+            // Another rsup may have its own beside ours, and keeps it.
+            if make_room(&self.base).and_then(|()| disable_all(&self.own)).is_ok() {
+                let _ = delegated::move_own(&leaf, &self.own);
+            }
             let _ = fs::remove_dir(&leaf);
         }
         let _ = fs::remove_dir(&self.base);
     }
+}
+
+/// Lets a process be put into this cgroup again: disables every controller for its children, and for theirs
+/// before, since the kernel wants that order. The limits below it are gone then, and the processes stay.
+///
+/// # Errors
+/// Which cgroup keeps its controllers, and why.
+pub fn make_room(folder: &Path) -> Result<(), String> {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            make_room(&entry.path())?;
+        }
+    }
+    disable_all(folder)
+}
+
+fn disable_all(folder: &Path) -> Result<(), String> {
+    let file = folder.join("cgroup.subtree_control");
+    let enabled = match fs::read_to_string(&file) {
+        Ok(enabled) => enabled,
+        // Nobody was in it any more.
+        Err(why) if why.kind() == io::ErrorKind::NotFound || why.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+        Err(why) => return Err(format!("{} cannot be read: {why}", file.display())),
+    };
+    let words: Vec<String> = enabled.split_whitespace().map(|name| format!("-{name}")).collect();
+    if words.is_empty() {
+        return Ok(());
+    }
+    match write(&file, &words.join(" ")) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound || why.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        result => result.map_err(|why| format!("{} still has {}: {why}", folder.display(), enabled.trim())),
+    }
+}
+
+/// The cgroup of the service that we were started for as a control process, which systemd puts into
+/// `.control` below it (`Delegate=` in systemd.resource-control(5)). `None` if this is no such process.
+#[must_use]
+pub fn of_controlled_service() -> Option<PathBuf> {
+    let (root, point) = delegated::mount()?;
+    let own = delegated::folder_of("/proc/self/cgroup", &root, &point)?;
+    delegated::controlled(&own).map(Path::to_owned)
+}
+
+/// The folder of a cgroup by its path as systemd shows it (`ControlGroup=`).
+#[must_use]
+pub fn folder(path: &str) -> Option<PathBuf> {
+    let (root, point) = delegated::mount()?;
+    delegated::folder_in(&format!("0::{path}"), &root, &point).filter(|folder| folder.is_dir())
 }
 
 /// The cgroup of one worker.
@@ -301,12 +404,6 @@ fn enable(folder: &Path, wanted: Controllers) -> Result<(), String> {
         }
     }
     result
-}
-
-fn disable(folder: &Path, controllers: Controllers) {
-    for name in controllers.names() {
-        let _ = write(&folder.join("cgroup.subtree_control"), &format!("-{name}"));
-    }
 }
 
 /// By one write, as these files want it; a file that is missing is not made.

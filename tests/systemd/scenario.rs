@@ -81,6 +81,9 @@ fn a_life_under_systemd() {
     step("a stuck loop is noticed", || watchdog(m));
     step("a stop that takes longer than systemd expects", || slow_stop(m, port));
     step("a graceful stop", || stop(m, port));
+    step("rsup is killed while it stops", || killed_while_stopping(m, port));
+    step("systemd cannot start it", || cannot_start(m));
+    step("a unit of an earlier rsup", || earlier_unit(m));
     step("rsup kill and rsup start", || kill_and_start(m));
     step("a .socket unit", || socket(m, port));
     step("reboot", || reboot(&mut machine, port));
@@ -280,6 +283,60 @@ fn stop(m: &Machine, port: u16) {
     assert_eq!(m.show(SERVICE, "ActiveState"), "inactive");
     assert_eq!(m.show(SERVICE, "Result"), "success");
     assert_eq!(m.show(SERVICE, "NRestarts"), "0");
+}
+
+/// rsup is killed in the midst of a stop: what systemd runs after it ends the workers, gracefully.
+fn killed_while_stopping(m: &Machine, port: u16) {
+    m.ok(&["systemctl", "start", SERVICE]);
+    m.start_web();
+    let (main, workers) = (m.main_pid(), m.pids("web"));
+    let slow = std::thread::spawn(move || http::get(http::local(port), "/slow?ms=3000"));
+    wait_until("the app has read the request", || request_taken(port));
+    m.ok(&["systemctl", "stop", "--no-block", SERVICE]);
+    m.wait_show(SERVICE, "ActiveState", "deactivating");
+    m.ok(&["kill", "-KILL", &main]);
+    m.wait_show(SERVICE, "ActiveState", "failed");
+    assert!(workers.iter().all(|pid| !m.lives(*pid)), "no worker serves on");
+    assert_eq!(slow.join().unwrap().expect("what was under way is answered").status, 200);
+    m.ok(&["systemctl", "reset-failed", SERVICE]);
+    m.ok(&["systemctl", "start", SERVICE]);
+    assert!(is_ready(&m.view("web")), "it was to run, and does again");
+}
+
+fn cannot_start(m: &Machine) {
+    let (main, workers) = (m.main_pid(), m.pids("web"));
+    m.ok(&["mv", PROGRAM, "/srv/rsup"]);
+    m.ok(&["kill", "-KILL", &main]);
+    m.wait_show(SERVICE, "ExecMainStatus", "203");
+    for verb in ["list", "stop"] {
+        let app: &[&str] = if verb == "stop" { &["web"] } else { &[] };
+        m.run(&[&["/srv/rsup", verb], app].concat()).code(1).says(&[
+            "systemd cannot start rsup.service",
+            "203/EXEC",
+            "serve on without it: 2",
+            "journalctl -u rsup.service",
+        ]);
+    }
+    m.ok(&["mv", "/srv/rsup", PROGRAM]);
+    wait_until("the daemon is back", || m.run(&["rsup", "ping"]).code == 0);
+    assert_eq!(m.pids("web"), workers, "the same processes");
+    m.ok(&["rsup", "list"]);
+}
+
+fn earlier_unit(m: &Machine) {
+    let path = "/etc/systemd/system/rsup.service";
+    let now = m.read(path);
+    let earlier: Vec<&str> = now.lines().filter(|line| !line.starts_with("# Form")).collect();
+    m.write(path, &earlier.join("\n"));
+    let said = m.ok(&["rsup", "list"]);
+    assert!(said.err.contains("written by an earlier rsup") && said.err.contains("`rsup startup`"), "{}", said.err);
+    let said = m.ok(&["rsup", "startup", CONFIG]);
+    assert!(said.err.contains("it is written anew"), "{}", said.err);
+    assert_eq!(m.read(path), now);
+    let said = m.ok(&["rsup", "list"]);
+    assert!(!said.err.contains("earlier rsup"), "{}", said.err);
+    m.ok(&["rsup", "delete", "web"]);
+    m.ok(&["systemctl", "stop", SERVICE]);
 }
 
 fn kill_and_start(m: &Machine) {

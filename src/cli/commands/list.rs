@@ -2,7 +2,7 @@
 
 use crate::cli::client::{CallError, NO_DAEMON, START_HINT};
 use crate::cli::problem::Problem;
-use crate::cli::{Context, render, targets};
+use crate::cli::{Context, render, systemctl, targets};
 use crate::control::{Reply, Request};
 use crate::supervisor::AppView;
 
@@ -18,10 +18,18 @@ pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
             if apps.is_empty() {
                 cx.out.note("there are no apps; `rsup start` starts some");
             }
+            if let Some((manager, unit)) = systemctl::installed().filter(|_| !cx.out.json)
+                && let Some((why, command)) = manager.outdated(&unit)
+            {
+                cx.out.note(&format!("{unit} {why}; `{command}` writes it anew"));
+            }
             apps
         }
         Ok(_) => return Err(targets::unexpected()),
         Err(CallError::NoDaemon) => {
+            if let Some(problem) = systemctl::trouble(&cx.paths()?) {
+                return Err(problem);
+            }
             cx.out.note(&format!("{NO_DAEMON}; {START_HINT}"));
             Vec::<AppView>::new()
         }

@@ -1,5 +1,6 @@
 //! One file per verb: its arguments, and what it does with them.
 
+pub mod after_service;
 pub mod check;
 pub mod daemon;
 pub mod delete;

@@ -11,6 +11,7 @@ use crate::cli::unit::{self, Scope, StopTimeout, Unit};
 use crate::cli::{Context, render, targets};
 use crate::config::{self, AppSpec};
 use crate::control::{Reply, Request};
+use crate::sys::cgroup;
 
 /// Let systemd run rsup from boot on, and start it now
 ///
@@ -85,7 +86,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let path = |kind: &str| folder.join(format!("{}.{kind}", unit.name));
     let old = systemctl::read_own(&path("service"))?;
     let old_socket = systemctl::read_own(&path("socket"))?;
-    if old.is_some_and(|text| !unit::is_for(&text, &unit.env)) {
+    if old.as_ref().is_some_and(|text| !unit::is_for(text, &unit.env)) {
         let problem = Problem::usage(format!("{} is for another RSUP_HOME\nnothing was changed", path("service").display()));
         return Err(problem.hint("give this one a name of its own: rsup startup --name NAME"));
     }
@@ -96,6 +97,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         Some(text) => systemctl::write(&path("socket"), text)?,
         None if old_socket.is_some() => remove_socket(manager, &path("socket"))?,
         None => {}
+    }
+    if let Some(why) = old.and_then(|text| unit::outdated(&text, unit.version)) {
+        cx.out.note(&format!("the unit that was there {why}; it is written anew"));
     }
     let words: Vec<&str> = names.iter().map(String::as_str).collect();
     manager.ask(&["daemon-reload"])?;
@@ -113,6 +117,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let ours = manager.main_pid(&service_name);
     installed.waits_for = daemon.filter(|pid| Some(*pid) != ours);
     if !args.no_start {
+        if ours.is_none() && !unit.has_subgroups() {
+            make_room(manager, &service_name)?;
+        }
         start(manager, &words, &installed, ours, cx)?;
         installed.started = installed.waits_for.is_none();
     }
@@ -203,6 +210,12 @@ fn remove_socket(manager: Manager, path: &Path) -> Result<(), Problem> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     manager.ask(&["disable", "--now", &name])?;
     std::fs::remove_file(path).map_err(|error| Problem::failed("local", format!("cannot remove {}: {error}", path.display())))
+}
+
+/// An rsup that died under an older unit may have left its cgroup such that systemd before 254 cannot start another.
+fn make_room(manager: Manager, unit: &str) -> Result<(), Problem> {
+    let Some(folder) = manager.cgroup(unit).and_then(|path| cgroup::folder(&path)) else { return Ok(()) };
+    cgroup::make_room(&folder).map_err(|why| Problem::failed("cgroup", format!("systemd cannot start {unit}\n{why}")))
 }
 
 /// A daemon that a shell has started has the folders and the ports: the unit waits for its end.

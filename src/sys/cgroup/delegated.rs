@@ -13,8 +13,8 @@ use super::{SUPERVISOR, write};
 pub(super) struct Found {
     /// The cgroup that is delegated to us.
     pub own: PathBuf,
-    /// We are in our leaf below it already, from an earlier life.
-    pub inside: bool,
+    /// We are in a leaf below it already: ours, from an earlier life, or one that systemd made.
+    pub aside: bool,
 }
 
 /// The root of the first mount of cgroup2 within the hierarchy, and where it is mounted.
@@ -55,13 +55,14 @@ pub(super) fn find(name: &str) -> Result<Found, String> {
     if own.ends_with(Path::new(name).join(SUPERVISOR))
         && let Some(above) = own.ancestors().nth(2)
     {
-        return Ok(Found { own: above.to_owned(), inside: true });
+        return Ok(Found { own: above.to_owned(), aside: true });
     }
-    // DelegateSubgroup= of systemd puts us into a leaf of what is ours.
-    let own = match own.parent() {
-        Some(above) if above.starts_with(&point) && !is_marked(&own) && is_marked(above) => above.to_owned(),
-        _ => own,
+    // DelegateSubgroup= of systemd puts us into a leaf of what is ours, and so it does with control processes.
+    let above = match own.parent() {
+        Some(above) if above.starts_with(&point) && !is_marked(&own) && is_marked(above) => Some(above.to_owned()),
+        _ => controlled(&own).map(Path::to_owned),
     };
+    let (own, aside) = above.map_or((own, false), |above| (above, true));
     for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
         let file = if file.is_empty() { own.clone() } else { own.join(file) };
         if nix::unistd::access(&file, nix::unistd::AccessFlags::W_OK).is_err() {
@@ -73,7 +74,14 @@ pub(super) fn find(name: &str) -> Result<Found, String> {
     if root_user && own != point && Path::new("/run/systemd/system").exists() && !is_marked(&own) {
         return Err(format!("systemd has not delegated {} to rsup (Delegate=yes in its unit does that)", own.display()));
     }
-    Ok(Found { own, inside: false })
+    Ok(Found { own, aside })
+}
+
+/// Of which service this is the cgroup for control processes (systemd: `EXEC_CONTROL_CGROUP` in
+/// src/core/execute.h).
+pub(super) fn controlled(own: &Path) -> Option<&Path> {
+    let is_service = |above: &&Path| above.extension().is_some_and(|end| end == "service");
+    own.parent().filter(|above| own.ends_with(".control") && is_service(above))
 }
 
 /// systemd marks what it delegates.

@@ -36,7 +36,8 @@ fn a_name_for_each_supervisor() {
 fn imitation(controllers: &str) -> (tempfile::TempDir, Tree) {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().to_owned();
-    (folder, Tree { base, controllers: Controllers::parse(controllers), lacks: None })
+    let (controllers, refused) = (Controllers::parse(controllers), Controllers::default());
+    (folder, Tree { own: base.clone(), base, aside: true, controllers, refused, lacks: None })
 }
 
 #[test]
@@ -51,7 +52,7 @@ fn what_cannot_be_enforced_is_named() {
 
 #[test]
 fn a_folder_with_somebody_in_it_is_left_to_them() {
-    let (folder, tree) = imitation("");
+    let (folder, mut tree) = imitation("");
     let first = tree.worker("web", 7, &Bounds::default()).unwrap();
     assert_eq!(first.path(), folder.path().join("app.web/7"));
     // Empty, as the kernel would see it: made anew.
@@ -62,10 +63,97 @@ fn a_folder_with_somebody_in_it_is_left_to_them() {
 
 #[test]
 fn events_and_members() {
-    let (_folder, tree) = imitation("");
+    let (_folder, mut tree) = imitation("");
     let leaf = tree.worker("web", 1, &Bounds::default()).unwrap();
     assert_eq!((leaf.out_of_memory(), leaf.members()), (0, vec![]));
     fs::write(leaf.path().join("memory.events"), "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 1\n").unwrap();
     fs::write(leaf.path().join("cgroup.procs"), "12\n0\n345\n").unwrap();
     assert_eq!((leaf.out_of_memory(), leaf.members()), (2, vec![12, 345]));
+}
+
+/// As the kernel would show it, and what was written over it.
+fn control(folder: &Path, text: &str) -> PathBuf {
+    fs::create_dir_all(folder).unwrap();
+    let file = folder.join("cgroup.subtree_control");
+    fs::write(&file, text).unwrap();
+    file
+}
+
+#[test]
+fn nothing_is_enabled_before_somebody_wants_a_limit() {
+    let (folder, mut tree) = imitation("");
+    let file = control(folder.path(), "");
+    fs::write(folder.path().join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+    tree.worker("web", 1, &Bounds::default()).unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "");
+    // It can be had, as far as is known.
+    let bounds = Bounds { tasks: Some(9), ..Bounds::default() };
+    assert_eq!(tree.lacking(&bounds), None);
+    tree.provide(&bounds);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "+pids", "and no other");
+    // This imitation does not do it, and what has been refused to one is not forgotten for another.
+    tree.provide(&Bounds { cpu: Some(1.0), ..Bounds::default() });
+    assert!(tree.lacking(&bounds).unwrap().contains("`pids`"));
+    assert_eq!(tree.lacking(&Bounds { memory: Some(1), ..Bounds::default() }), None);
+}
+
+#[test]
+fn the_limits_of_an_adopted_worker_are_set_again() {
+    let (folder, mut tree) = imitation("memory pids");
+    let app = folder.path().join("app.web");
+    let enabled = control(&app, "pids\n");
+    let leaf = Leaf { path: app.join("3") };
+    fs::create_dir(leaf.path()).unwrap();
+    for file in ["memory.max", "pids.max"] {
+        fs::write(leaf.path().join(file), "").unwrap();
+    }
+    let bounds = Bounds { memory: Some(1 << 20), tasks: Some(9), cpu: None };
+    assert!(tree.bound_again(&leaf, &bounds).unwrap(), "memory of before is not counted");
+    assert_eq!(fs::read_to_string(&enabled).unwrap(), "+memory");
+    let read = |file: &str| fs::read_to_string(leaf.path().join(file)).unwrap();
+    assert_eq!((read("memory.max"), read("pids.max")), ("1048576".into(), "9".into()));
+    // After an upgrade, or with systemd 254, everything is as it was.
+    fs::write(&enabled, "memory pids\n").unwrap();
+    assert!(!tree.bound_again(&leaf, &bounds).unwrap());
+    assert_eq!(fs::read_to_string(&enabled).unwrap(), "memory pids\n");
+    assert!(!tree.bound_again(&leaf, &Bounds::default()).unwrap());
+    // A refusal is told.
+    fs::remove_file(leaf.path().join("pids.max")).unwrap();
+    assert!(tree.bound_again(&leaf, &bounds).unwrap_err().to_string().contains("pids.max"));
+}
+
+#[test]
+fn a_worker_gets_limits_in_a_folder_that_is_there_already() {
+    let (folder, mut tree) = imitation("memory");
+    let enabled = control(&folder.path().join("app.web"), "");
+    let bounds = Bounds { memory: Some(1), ..Bounds::default() };
+    // A plain folder has no `memory.max`; the kernel makes that one when the controller is enabled.
+    assert!(tree.worker("web", 1, &bounds).unwrap_err().to_string().contains("memory.max"));
+    assert_eq!(fs::read_to_string(enabled).unwrap(), "+memory");
+}
+
+#[test]
+fn room_is_made_in_every_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let unit = control(folder.path(), "memory pids\n");
+    let base = control(&folder.path().join("rsup"), "memory pids\n");
+    let app = control(&folder.path().join("rsup/app.web"), "memory\n");
+    let none = control(&folder.path().join("rsup/app.web/1"), "\n");
+    // What a worker has made for itself.
+    let inner = control(&folder.path().join("rsup/app.web/1/own"), "cpu\n");
+    make_room(folder.path()).unwrap();
+    let read = |file: &PathBuf| fs::read_to_string(file).unwrap().trim_end().to_owned();
+    assert_eq!((read(&unit), read(&base)), ("-memory -pids".into(), "-memory -pids".into()));
+    assert_eq!((read(&app), read(&none), read(&inner)), ("-memory".into(), String::new(), "-cpu".into()));
+    // Gone meanwhile.
+    make_room(&folder.path().join("nothing")).unwrap();
+}
+
+#[test]
+fn control_processes_know_their_service() {
+    let own = Path::new("/sys/fs/cgroup/system.slice/rsup.service/.control");
+    assert_eq!(delegated::controlled(own), own.parent());
+    for other in ["/sys/fs/cgroup/system.slice/rsup.service", "/sys/fs/cgroup/a/.control", "/sys/fs/cgroup/a.service/control"] {
+        assert_eq!(delegated::controlled(Path::new(other)), None, "{other}");
+    }
 }
