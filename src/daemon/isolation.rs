@@ -14,6 +14,7 @@ use crate::paths::Paths;
 use crate::supervisor::{Worker, WorkerId};
 use crate::sys::capability;
 use crate::sys::cgroup::{self, Bounds, Leaf, Tree};
+use crate::sys::limits;
 use crate::sys::process::Limit;
 use crate::sys::spawn::{Credentials, Plan};
 
@@ -28,6 +29,8 @@ pub struct Isolation {
     leftover: Vec<Leaf>,
     /// Apps of which it has been said that limits are not enforced.
     told: HashSet<AppName>,
+    /// How often the kernel has killed for want of memory, as far as it has been explained.
+    killed_for_memory: u64,
 }
 
 /// All that is done to a process between fork and exec.
@@ -65,7 +68,7 @@ impl Confinement {
     }
 
     /// How it ended, now that the kernel has told by what.
-    pub fn judge(&self, exit: Exit) -> Exit {
+    fn judge(&self, exit: Exit) -> Exit {
         // Of an orphan that nobody waited for, the count alone is known.
         let starved = (exit.is_kill() || exit == Exit::Unknown) && self.leaf().is_some_and(|leaf| leaf.out_of_memory() > 0);
         if starved { Exit::OutOfMemory } else { exit }
@@ -80,7 +83,19 @@ impl Isolation {
             Err(why) => debug!("workers get no cgroups: {why}"),
         }
         let mine = Capabilities::from_bits(capability::effective().unwrap_or(0));
-        Self { tree, mine, nofile, leftover: Vec::new(), told: HashSet::new() }
+        Self { tree, mine, nofile, leftover: Vec::new(), told: HashSet::new(), killed_for_memory: limits::killed_for_memory() }
+    }
+
+    /// How a worker ended, now that the kernel has told by what: at a limit of its own, or of what it is in.
+    ///
+    /// A kill of ours has nothing to do with memory, unless the kernel has killed somebody for it meanwhile.
+    pub fn judge(&mut self, confinement: &Confinement, exit: Exit) -> Exit {
+        let killed = limits::killed_for_memory();
+        let more = killed > std::mem::replace(&mut self.killed_for_memory, killed);
+        match confinement.judge(exit) {
+            exit if exit.is_kill() && more => Exit::Starved { limit: limits::memory() },
+            exit => exit,
+        }
     }
 
     /// Takes the cgroups away.
@@ -283,6 +298,7 @@ mod tests {
             nofile: Some(Limit { soft: 100, hard: 1000 }),
             leftover: Vec::new(),
             told: HashSet::new(),
+            killed_for_memory: 0,
         }
     }
 

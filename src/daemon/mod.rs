@@ -47,7 +47,7 @@ use crate::logs::{self, Console, Pump};
 use crate::paths::Paths;
 use crate::supervisor::{Input, OpId, Settings, Supervisor, Time, WorkerId};
 use crate::sys::listen::Given;
-use crate::sys::{process, takeover};
+use crate::sys::{needs, process, takeover};
 use calls::Calls;
 pub use foreground::ExitWhen;
 use foreground::Verdict;
@@ -121,7 +121,11 @@ pub enum Error {
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let what = what.into();
-    move |source| Error::System { what, source }
+    move |source| match source.raw_os_error() {
+        // No thread could be made.
+        Some(nix::libc::EAGAIN) => Error::Start(needs::words(&what, &source)),
+        _ => Error::System { what, source },
+    }
 }
 
 /// How long the daemon's end waits for clients that read slowly.
@@ -257,6 +261,7 @@ struct Started {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
+    needs::check_all().map_err(Error::Start)?;
     let given = upgrade::inherited().transpose().map_err(system("cannot take over from the former program"))?;
     // Before there is a second thread.
     let received = systemd::receive();
@@ -317,7 +322,9 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
             drop(back);
             started
         }
-        (Err(why), Some(back)) => return Err(system("the former program cannot go on either")(back.go(&why.to_string()))),
+        (Err(why), Some(back)) => {
+            return Err(system("the former program cannot go on either")(back.go(&paths.runtime, &why.to_string())));
+        }
         (Err(why), None) => return Err(why),
     };
     // Half of them were for the start alone.

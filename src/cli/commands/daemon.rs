@@ -52,7 +52,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let left = if daemon::takes_over() { Err(Errno::EPERM) } else { nix::unistd::setsid() };
     match left {
         Ok(_) | Err(Errno::EPERM) => {}
-        Err(error) => return Err(Problem::failed("local", format!("cannot leave the terminal: {error}"))),
+        Err(error) => return Err(Problem::failed("local", format!("cannot leave the terminal: setsid: {error}"))),
     }
     if args.until_eof {
         std::thread::Builder::new()
