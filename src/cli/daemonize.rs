@@ -205,3 +205,18 @@ fn tail(path: &Path, begin: u64) -> Vec<String> {
     let lines: Vec<_> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_of_a_daemons_end_is_told_apart_from_its_log() {
+        let told = |lines: &[&str]| cause(lines.iter().map(|line| (*line).to_owned()).collect());
+        let (first, rest) = told(&["WARN x", "error: cannot y: z", "  do this", "keeper: the daemon (pid 1) exited with code 1"]);
+        assert_eq!(first.as_deref(), Some("cannot y: z\ndo this"));
+        assert_eq!(rest, ["WARN x", "keeper: the daemon (pid 1) exited with code 1"]);
+        assert_eq!(told(&["keeper: cannot keep: z"]).0.as_deref(), Some("keeper: cannot keep: z"));
+        assert_eq!(told(&["WARN x"]), (None, vec!["WARN x".to_owned()]));
+    }
+}

@@ -29,8 +29,9 @@ pub struct Isolation {
     leftover: Vec<Leaf>,
     /// Apps of which it has been said that limits are not enforced.
     told: HashSet<AppName>,
-    /// How often the kernel has killed for want of memory, as far as it has been explained.
-    killed_for_memory: u64,
+    /// How often the kernel has killed for want of memory: as far as it has been explained, or is long ago; and as
+    /// last seen.
+    killed: (u64, u64),
 }
 
 /// All that is done to a process between fork and exec.
@@ -70,8 +71,10 @@ impl Confinement {
     /// How it ended, now that the kernel has told by what.
     fn judge(&self, exit: Exit) -> Exit {
         // Of an orphan that nobody waited for, the count alone is known.
-        let starved = (exit.is_kill() || exit == Exit::Unknown) && self.leaf().is_some_and(|leaf| leaf.out_of_memory() > 0);
-        if starved { Exit::OutOfMemory } else { exit }
+        let Some(leaf) = self.leaf().filter(|leaf| (exit.is_kill() || exit == Exit::Unknown) && leaf.out_of_memory() > 0) else {
+            return exit;
+        };
+        if leaf.is_at_its_limit() { Exit::OutOfMemory } else { Exit::Starved { limit: limits::memory() } }
     }
 }
 
@@ -83,7 +86,7 @@ impl Isolation {
             Err(why) => debug!("workers get no cgroups: {why}"),
         }
         let mine = Capabilities::from_bits(capability::effective().unwrap_or(0));
-        Self { tree, mine, nofile, leftover: Vec::new(), told: HashSet::new(), killed_for_memory: limits::killed_for_memory() }
+        Self { tree, mine, nofile, leftover: Vec::new(), told: HashSet::new(), killed: (limits::killed_for_memory(), 0) }
     }
 
     /// How a worker ended, now that the kernel has told by what: at a limit of its own, or of what it is in.
@@ -91,11 +94,18 @@ impl Isolation {
     /// A kill of ours has nothing to do with memory, unless the kernel has killed somebody for it meanwhile.
     pub fn judge(&mut self, confinement: &Confinement, exit: Exit) -> Exit {
         let killed = limits::killed_for_memory();
-        let more = killed > std::mem::replace(&mut self.killed_for_memory, killed);
+        let more = killed > self.killed.0;
+        self.killed.0 = killed;
         match confinement.judge(exit) {
             exit if exit.is_kill() && more => Exit::Starved { limit: limits::memory() },
             exit => exit,
         }
+    }
+
+    /// Some seconds later, what was seen the last time has nothing to do any more with a worker that ends.
+    pub fn look_at_memory(&mut self) {
+        self.killed.0 = self.killed.0.max(self.killed.1);
+        self.killed.1 = limits::killed_for_memory();
     }
 
     /// Takes the cgroups away.
@@ -298,7 +308,7 @@ mod tests {
             nofile: Some(Limit { soft: 100, hard: 1000 }),
             leftover: Vec::new(),
             told: HashSet::new(),
-            killed_for_memory: 0,
+            killed: (0, 0),
         }
     }
 

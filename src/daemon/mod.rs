@@ -261,7 +261,10 @@ struct Started {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
-    needs::check_all().map_err(Error::Start)?;
+    // The program before would not be here without them.
+    if !takes_over() {
+        needs::check_all().map_err(Error::Start)?;
+    }
     let given = upgrade::inherited().transpose().map_err(system("cannot take over from the former program"))?;
     // Before there is a second thread.
     let received = systemd::receive();
@@ -375,6 +378,16 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
     calls.exit_failure().map_or_else(|| verdict.result(), |why| Err(Error::Start(why)))
 }
 
+/// Does what may take its time in a thread. One of tokio's would end the daemon where no thread can be made.
+fn aside(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let runtime = tokio::runtime::Handle::current();
+    let work = move || {
+        let _runtime = runtime.enter();
+        work();
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
 fn now() -> Time {
     Time(process::now())
 }
@@ -454,6 +467,7 @@ impl Daemon {
 
     fn now_and_then(&mut self) {
         self.look_for_strangers();
+        self.isolation.look_at_memory();
         self.save_again();
         self.vault.store_again();
         self.stay_in_use();

@@ -11,6 +11,7 @@ use super::spawn::wants_takeover;
 use super::{Daemon, Event};
 use crate::config::{AppName, AppSpec, Capabilities};
 use crate::supervisor::{Input, Revision, WorkerId};
+use crate::sys::needs;
 use crate::sys::spawn::Credentials;
 use crate::sys::takeover::{Support, Untried, probe_support, probe_support_as};
 
@@ -136,10 +137,16 @@ impl Daemon {
         waiting.push(Waiting { worker: worker.clone(), instance, revision: revision.clone() });
         if first {
             let own = self.takeover.known.get(&Who::Own).cloned();
-            let events = self.events.clone();
-            tokio::task::spawn_blocking(move || {
-                let _ = events.send(Event::Tried { tried: trial(own, &who), who });
+            let (events, of_trial) = (self.events.clone(), who.clone());
+            let begun = super::aside("rsup-trial", move || {
+                let _ = events.send(Event::Tried { tried: trial(own, &of_trial), who: of_trial });
             });
+            if let Err(why) = begun {
+                let reason = needs::words("its start cannot be prepared", &why);
+                let waiting = self.takeover.waiting.remove(&who).unwrap_or_default();
+                let failed = |waiting: Waiting| Input::SpawnFailed { worker: waiting.worker, reason: reason.clone() };
+                self.inbox.extend(waiting.into_iter().map(failed));
+            }
         }
         true
     }

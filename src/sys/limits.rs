@@ -32,10 +32,8 @@ pub fn processes(cgroup: Option<&Path>) -> String {
     }
 }
 
-/// How often the kernel has killed a process of our cgroup for want of memory, in all cgroups that the memory is
-/// counted in.
-///
-/// cgroup v2 counts those below as well (`memory.events`), v1 does not (`memory.oom_control`, since Linux 4.13).
+/// How often the kernel has killed a process of our cgroup for want of memory: in `memory.events` of cgroup v2, which
+/// counts those below as well, or in `memory.oom_control` of v1 (since Linux 4.13), which does not.
 #[must_use]
 pub fn killed_for_memory() -> u64 {
     cgroups("memory").iter().filter_map(|cgroup| cgroup.killed()).sum()
@@ -62,9 +60,8 @@ impl Cgroup {
     }
 
     fn killed(&self) -> Option<u64> {
-        // With cgroup v2 the workers are in cgroups beside ours, below the one that is delegated: the count of the
-        // highest that has one holds all of them.
-        let of_v2 = self.up().into_iter().rev().find_map(|folder| fs::read_to_string(folder.join("memory.events")).ok());
+        // The nearest that has a count: without a cgroup of their own, workers are in ours.
+        let of_v2 = self.up().into_iter().find_map(|folder| fs::read_to_string(folder.join("memory.events")).ok());
         let of_v1 = || fs::read_to_string(self.folder.join("memory.oom_control")).ok();
         of_v2.or_else(of_v1)?.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
     }

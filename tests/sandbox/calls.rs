@@ -180,3 +180,32 @@ fn one(call: Call, errno: Errno, then: Then) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// What the fallbacks have to hold for beyond a start: another program in place of the daemon, and its death.
+#[test]
+fn upgrade_and_death_of_the_daemon_where_calls_are_refused() {
+    let calls = [
+        call("memfd_create", libc::SYS_memfd_create),
+        call("pidfd_send_signal", libc::SYS_pidfd_send_signal),
+        call("splice", libc::SYS_splice),
+        with("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, &[(0, libc::PR_SET_CHILD_SUBREAPER as u32)]),
+    ];
+    for call in calls {
+        let Some(sandbox) = Sandbox::new(Some((call, Errno::EPERM)), "instances = 2\nlisten = \"127.0.0.1:PORT\"") else {
+            return;
+        };
+        sandbox.run(&["start"]).ok();
+        let pids = sandbox.home.pids("web");
+        sandbox.run(&["upgrade"]).ok();
+        let daemon = || sandbox.run(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+        let before = daemon();
+        crate::common::signal(before, nix::sys::signal::Signal::SIGKILL);
+        crate::common::wait_until("another daemon", || daemon() != before);
+        assert_eq!(sandbox.home.pids("web"), pids, "{}: other workers", call.name);
+        http::get(http::local(sandbox.port), "/").unwrap_or_else(|why| panic!("{}: {why}", call.name));
+        sandbox.run(&["reload", "web"]).ok();
+        assert!(sandbox.home.pids("web").is_disjoint(&pids), "{}: old workers", call.name);
+        sandbox.run(&["kill"]).ok();
+        assert_eq!(sandbox.home.logs("web").matches("asked to stop").count(), 4, "{}: {}", call.name, sandbox.home.daemon_log());
+    }
+}

@@ -137,18 +137,20 @@ fn a_sandbox_without_ipv6_gets_a_bare_port_on_ipv4_with_a_note() {
 fn folders_that_cannot_be_had_lead_to_rsup_home() {
     let Some(home) = Home::of_user(54_323) else { return };
     home.config("[app.web]\ncommand = \"sleep 100\"\n");
-    let without = |change: &dyn Fn(&mut Command)| {
+    let without = |change: fn(&mut Command) -> &mut Command| {
         let mut command = home.rsup();
-        command.arg("start").env_remove("RSUP_HOME").env("XDG_RUNTIME_DIR", home.folder()).env_remove("XDG_STATE_HOME");
+        command.arg("start").env_remove("RSUP_HOME").env("XDG_RUNTIME_DIR", home.path("runtime")).env_remove("XDG_STATE_HOME");
         change(&mut command);
         try_run(command).expect("rsup runs")
     };
     let hint = ["RSUP_HOME", "-e RSUP_HOME=/tmp/rsup", "--tmpfs"];
-    without(&|command| drop(command.env_remove("HOME"))).code(2).says(&hint).says(&["HOME is not set"]);
+    without(|command| command.env_remove("HOME")).code(2).says(&hint).says(&["HOME is not set"]);
     // What a container gives to a uid without an entry.
-    without(&|command| drop(command.env("HOME", "/"))).code(2).says(&hint).says(&["cannot make the folder /.local/state"]);
-    let foreground = |command: &mut Command| drop(command.env("HOME", "/").arg("--foreground"));
-    without(&foreground).code(2).says(&hint).says(&["cannot make the folder /.local/state"]);
+    without(|command| command.env("HOME", "/")).code(2).says(&hint).says(&["cannot make the folder /.local/state"]);
+    without(|command| command.env("HOME", "/").arg("--foreground"))
+        .code(2)
+        .says(&hint)
+        .says(&["cannot make the folder /.local/state"]);
 }
 
 #[test]

@@ -131,9 +131,7 @@ fn ipv6_hint(addr: SocketAddr) -> &'static str {
 }
 
 fn refused_hint(source: &io::Error) -> String {
-    // What is not the system's own error has been said in words.
-    let refused =
-        needs::is_refused(source) || source.raw_os_error().is_none() && source.kind() == io::ErrorKind::PermissionDenied;
+    let refused = needs::is_refused(source);
     if refused { format!(": the container or sandbox refuses it\n{}", needs::ALLOW) } else { String::new() }
 }
 
