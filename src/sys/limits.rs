@@ -15,7 +15,7 @@ pub fn processes(cgroup: Option<&Path>) -> String {
     let full = of_worker.chain(above).find_map(|folder| {
         let max = number(&folder, "pids.max")?;
         // One who was about to be made may be gone again by now, so this is near the limit only.
-        (number(&folder, "pids.current")? + 1 >= max).then(|| (folder, max))
+        (number(&folder, "pids.current")? + 1 >= max).then_some((folder, max))
     });
     if let Some((folder, max)) = full {
         return format!(

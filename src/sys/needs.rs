@@ -108,8 +108,8 @@ pub fn ipv6() -> V6 {
     }
     // SAFETY: integers.
     match check(unsafe { libc::socket(libc::AF_INET6, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) }) {
-        // SAFETY: just made by the kernel for us.
         Ok(fd) => {
+            // SAFETY: just made by the kernel for us.
             drop(unsafe { raw::own(fd) });
             V6::There
         }

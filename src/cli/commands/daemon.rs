@@ -58,7 +58,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         std::thread::Builder::new()
             .name("until-eof".into())
             .spawn(end_with_stdin)
-            .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
+            .map_err(|error| Problem::failed("local", crate::sys::needs::words("cannot start a thread", &error)))?;
     }
     daemon::run(paths, daemon::Options { json_log: cx.out.json, open_console: Some(render::to_stdout), ..Default::default() })?;
     Ok(())
