@@ -19,6 +19,12 @@ pub enum Exit {
     },
     /// The kernel killed it at the memory limit of its cgroup.
     OutOfMemory,
+    /// The kernel killed it for want of memory, at the limit of something that it is in: the container, the unit, or
+    /// the machine where no limit can be seen.
+    Starved {
+        /// Bytes: the lowest limit that can be seen.
+        limit: Option<u64>,
+    },
     /// The status went to somebody else (the process was not our child).
     Unknown,
 }
@@ -40,6 +46,13 @@ impl fmt::Display for Exit {
                 if *core_dumped { f.write_str(" (core dumped)") } else { Ok(()) }
             }
             Self::OutOfMemory => f.write_str("killed by the kernel at its memory limit (limits.memory)"),
+            Self::Starved { limit: Some(limit) } => {
+                let limit = bytesize::ByteSize(*limit).display().iec();
+                write!(f, "killed by the kernel for want of memory: the container's (or unit's) limit of {limit} was reached")
+            }
+            Self::Starved { limit: None } => {
+                f.write_str("killed by the kernel for want of memory: that of the machine, or a limit that cannot be seen here")
+            }
             Self::Unknown => f.write_str("ended with an unknown status"),
         }
     }

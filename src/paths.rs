@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 /// The longest path of a unix socket that Linux takes (`sun_path` with its final zero).
 const MAX_SOCKET_PATH: usize = 107;
 
+/// What to do where a folder cannot be made or written to.
+pub const ELSEWHERE: &str = "set RSUP_HOME to a folder that can be written to; in a container for example -e RSUP_HOME=/tmp/rsup, \
+     with --tmpfs /tmp where its root is read-only";
+
 /// The folders of one daemon. Two daemons with different folders know nothing of each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
@@ -39,7 +43,7 @@ impl Paths {
             };
             let state = absolute("XDG_STATE_HOME")
                 .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-                .ok_or("HOME is not set, so there is no place for rsup's state; set HOME or RSUP_HOME")?;
+                .ok_or_else(|| format!("HOME is not set, so there is no place for rsup's state\n{ELSEWHERE}"))?;
             Self { runtime, state: state.join("rsup") }
         };
         paths.fits()
@@ -130,10 +134,16 @@ impl Paths {
                 .recursive(true)
                 .mode(0o700)
                 .create(folder)
-                .map_err(|error| format!("cannot make the folder {}: {error}", folder.display()))?;
+                .map_err(|error| format!("cannot make the folder {}: {error}\n{ELSEWHERE}", folder.display()))?;
         }
         self.check()?;
-        check_owner(&self.state, 0o022)
+        check_owner(&self.state, 0o022)?;
+        // One that is there already may be on a file system that is read-only.
+        for folder in [&self.runtime, &self.state] {
+            nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK)
+                .map_err(|error| format!("cannot write to the folder {}: {}\n{ELSEWHERE}", folder.display(), error.desc()))?;
+        }
+        Ok(())
     }
 
     /// Refuses a runtime folder that somebody else owns or may enter; none at all is fine.

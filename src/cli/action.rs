@@ -48,11 +48,12 @@ pub fn each(
                     .spawn_scoped(scope, move || client.act(request, wait, interrupt, &|step| progress.show(step)))
             })
             .collect();
-        let joined = |call: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match call {
+        let joined = |(call, target): (std::io::Result<std::thread::ScopedJoinHandle<'_, _>>, &Target)| match call {
             Ok(call) => call.join().unwrap_or_else(|_| Err(CallError::Local("a thread of rsup ended early".into()))),
-            Err(error) => Err(CallError::Local(format!("cannot start a thread: {error}"))),
+            // There is no room for one: then one after the other, so that a stop can make room.
+            Err(_) => client.act(request(target.clone()), wait, &interrupt, &|step| progress.show(step)),
         };
-        calls.into_iter().map(joined).collect()
+        calls.into_iter().zip(targets).map(joined).collect()
     });
     progress.clear();
     let mut outcomes = Vec::new();

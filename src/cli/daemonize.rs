@@ -12,7 +12,9 @@ use super::environment;
 use super::problem::{FAILED, Problem, Report};
 use super::systemctl;
 use crate::control::{self, Reply, Request};
+use crate::lock;
 use crate::paths::{self, Paths};
+use crate::sys::needs;
 
 /// A new daemon must answer within this time.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -43,6 +45,7 @@ pub fn start(paths: &Paths, client: Client) -> Result<Client, Problem> {
         manager.start(&unit, false)?;
         return until_service_answers(paths, client, &unit);
     }
+    needs::check_all().map_err(|why| Problem::failed("machine", why))?;
     paths.create().map_err(Problem::usage)?;
     let (log, begin) = open_log(paths)?;
     let mut child = spawn(command("keeper", log))?;
@@ -74,8 +77,11 @@ pub fn own(home: &Path) -> Result<(Client, Child), Problem> {
 fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, begin: u64) -> Result<Client, Problem> {
     let deadline = Instant::now() + WITHIN;
     let failed = |what: String| {
-        let mut report = Report::new("spawn", what);
-        report.log = tail(&paths.daemon_log(), begin);
+        let log = tail(&paths.daemon_log(), begin);
+        let (first, log) = cause(log);
+        let first = first.map(|first| format!("{first}\n")).unwrap_or_default();
+        let mut report = Report::new("spawn", first + &what);
+        report.log = log;
         report.hint = Some(format!("the daemon's log: {}", paths.daemon_log().display()));
         Problem::Report { exit: FAILED, report }
     };
@@ -92,7 +98,7 @@ fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, begin: u64
         match ended {
             // Perhaps another one that was started at the same time holds the lock and is about to
             // listen; if not, this is the end.
-            Ok(Some(status)) if !status.success() && deadline.saturating_duration_since(Instant::now()) < WITHIN - GRACE => {
+            Ok(Some(status)) if !status.success() && (others_are_gone(paths) || waited(deadline) > GRACE) => {
                 return Err(failed(format!("the daemon ended as soon as it was started\n{status}")));
             }
             Ok(_) => {}
@@ -140,7 +146,9 @@ fn open_log(paths: &Paths) -> Result<(File, u64), Problem> {
         let length = file.metadata()?.len();
         Ok((file, length))
     };
-    open().map_err(|error: std::io::Error| Problem::failed("local", format!("cannot write {}: {error}", path.display())))
+    open().map_err(|error: std::io::Error| {
+        Problem::failed("local", format!("cannot write {}: {error}\n{}", path.display(), paths::ELSEWHERE))
+    })
 }
 
 fn command(verb: &str, log: File) -> Command {
@@ -160,9 +168,29 @@ fn command(verb: &str, log: File) -> Command {
 
 fn spawn(mut command: Command) -> Result<Child, Problem> {
     let failed = |error: std::io::Error, command: &Command| {
-        format!("cannot start the daemon: {}: {error}", command.get_program().display())
+        needs::words(&format!("cannot start the daemon: {}", command.get_program().display()), &error)
     };
     command.spawn().map_err(|error| Problem::failed("spawn", failed(error, &command)))
+}
+
+fn waited(deadline: Instant) -> Duration {
+    WITHIN - deadline.saturating_duration_since(Instant::now())
+}
+
+/// Nobody holds a lock that the new daemon could have lost against.
+fn others_are_gone(paths: &Paths) -> bool {
+    !lock::is_taken(&paths.lock()) && !lock::is_taken(&paths.keeper_lock())
+}
+
+/// What a daemon or keeper said of its end, and the lines without it: of several, the last one that names a cause.
+fn cause(mut lines: Vec<String>) -> (Option<String>, Vec<String>) {
+    let word = |line: &String| ["error: ", "keeper: cannot "].iter().find(|word| line.starts_with(**word)).copied();
+    let Some(at) = lines.iter().rposition(|line| word(line).is_some()) else { return (None, lines) };
+    // Further lines of an error are indented, as are those of its hint.
+    let end = lines.iter().skip(at + 1).position(|line| !line.starts_with(' ')).map_or(lines.len(), |length| at + 1 + length);
+    let of_error: Vec<String> = lines.drain(at..end).collect();
+    let words = of_error.iter().map(|line| line.trim().trim_start_matches("error: "));
+    (Some(words.collect::<Vec<_>>().join("\n")), lines)
 }
 
 /// The last lines of what was added to a file.
@@ -177,4 +205,19 @@ fn tail(path: &Path, begin: u64) -> Vec<String> {
     let text = read().unwrap_or_default();
     let lines: Vec<_> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
     lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_of_a_daemons_end_is_told_apart_from_its_log() {
+        let told = |lines: &[&str]| cause(lines.iter().map(|line| (*line).to_owned()).collect());
+        let (first, rest) = told(&["WARN x", "error: cannot y: z", "  do this", "keeper: the daemon (pid 1) exited with code 1"]);
+        assert_eq!(first.as_deref(), Some("cannot y: z\ndo this"));
+        assert_eq!(rest, ["WARN x", "keeper: the daemon (pid 1) exited with code 1"]);
+        assert_eq!(told(&["keeper: cannot keep: z"]).0.as_deref(), Some("keeper: cannot keep: z"));
+        assert_eq!(told(&["WARN x"]), (None, vec!["WARN x".to_owned()]));
+    }
 }

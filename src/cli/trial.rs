@@ -220,7 +220,9 @@ impl Trial<'_> {
         std::thread::scope(|scope| {
             let call = match std::thread::Builder::new().spawn_scoped(scope, act) {
                 Ok(call) => call,
-                Err(error) => return (Err(CallError::Local(format!("cannot start a thread: {error}"))), began.elapsed()),
+                Err(error) => {
+                    return (Err(CallError::Local(crate::sys::needs::words("cannot start a thread", &error))), began.elapsed());
+                }
             };
             while !call.is_finished() {
                 self.status.show(&self.load, &doing());

@@ -28,7 +28,7 @@ pub(super) fn read(cx: &mut Context, table: &mut Cursor<'_>) -> Option<SocketAdd
 }
 
 /// A bare port is one of this machine alone, unlike in `listen`.
-fn parse(cx: &Context, value: &Value) -> Result<SocketAddr, Bad> {
+fn parse(cx: &mut Context, value: &Value) -> Result<SocketAddr, Bad> {
     let address = listen::tcp_address(cx, value)?;
     let bare = match &value.kind {
         Kind::Int(_) => true,

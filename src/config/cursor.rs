@@ -8,12 +8,13 @@ use super::keys::Section;
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::suggest;
 use crate::sys::cgroup::{self, Controllers};
+use crate::sys::needs::{self, V6};
 
 /// What a check needs to know of the machine; given, so that tests can choose it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
     pub cores: usize,
-    pub ipv6: bool,
+    pub ipv6: V6,
     /// This process may run others as another user.
     pub privileged: bool,
     pub controllers: Controllers,
@@ -23,7 +24,7 @@ impl Machine {
     pub fn here() -> Self {
         Self {
             cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
-            ipv6: std::path::Path::new("/proc/net/if_inet6").exists(),
+            ipv6: needs::ipv6(),
             privileged: nix::unistd::geteuid().is_root(),
             controllers: cgroup::controllers_of_machine(),
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::cursor::Context;
 use super::raw::{Bad, Kind, Span, Value};
 use super::types::{AppName, Listen};
+use crate::sys::needs::V6;
 
 /// Longest path of a unix socket, without the closing NUL.
 const UNIX_PATH_MAX: usize = 107;
@@ -59,22 +60,22 @@ pub(super) fn read(cx: &mut Context, value: Option<&Value>) -> Vec<(Listen, Span
 }
 
 /// One TCP address, where nothing else will do.
-pub(super) fn tcp_address(cx: &Context, value: &Value) -> Result<SocketAddr, Bad> {
+pub(super) fn tcp_address(cx: &mut Context, value: &Value) -> Result<SocketAddr, Bad> {
     let written = one(cx, value)?;
     written.listen.tcp().ok_or_else(|| value.bad("a unix socket will not do here").hint("write \"127.0.0.1:9700\""))
 }
 
-fn one(cx: &Context, value: &Value) -> Result<Written, Bad> {
+fn one(cx: &mut Context, value: &Value) -> Result<Written, Bad> {
     let span = value.span.clone();
     let (listen, explicit_v6_any) = match &value.kind {
-        Kind::Int(n) => (any(cx, port_number(value, *n)?), false),
+        Kind::Int(n) => (any(cx, value, port_number(value, *n)?), false),
         Kind::String(text) => text_address(cx, value, text.trim())?,
         _ => return Err(value.expected("an address").hint(HINT)),
     };
     Ok(Written { listen, span, explicit_v6_any })
 }
 
-fn text_address(cx: &Context, value: &Value, text: &str) -> Result<(Listen, bool), Bad> {
+fn text_address(cx: &mut Context, value: &Value, text: &str) -> Result<(Listen, bool), Bad> {
     if let Some(path) = text.strip_prefix("unix:") {
         return unix(cx, value, path).map(|listen| (listen, false));
     }
@@ -86,7 +87,7 @@ fn text_address(cx: &Context, value: &Value, text: &str) -> Result<(Listen, bool
         return Err(value.bad(format!("an address has no `{scheme}://`")).hint(format!("write \"{rest}\"")));
     }
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        return Ok((any(cx, port(value, text)?), false));
+        return Ok((any(cx, value, port(value, text)?), false));
     }
     if text.matches(':').count() > 1 && !text.starts_with('[') {
         return Err(without_brackets(value, text));
@@ -96,7 +97,7 @@ fn text_address(cx: &Context, value: &Value, text: &str) -> Result<(Listen, bool
     };
     let port = port(value, digits)?;
     match host {
-        "" | "*" => return Ok((any(cx, port), false)),
+        "" | "*" => return Ok((any(cx, value, port), false)),
         "localhost" => return Ok((tcp(IpAddr::V4(Ipv4Addr::LOCALHOST), port), false)),
         _ => {}
     }
@@ -136,8 +137,17 @@ fn tcp(ip: IpAddr, port: u16) -> Listen {
 }
 
 /// All addresses of the machine, in both families where it has both.
-fn any(cx: &Context, port: u16) -> Listen {
-    if cx.machine.ipv6 { tcp(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port) } else { tcp(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port) }
+fn any(cx: &mut Context, value: &Value, port: u16) -> Listen {
+    let v4 = tcp(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
+    match cx.machine.ipv6 {
+        V6::There => tcp(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+        V6::Absent => v4,
+        V6::Refused => {
+            let bad = value.bad(format!("`listen`: a sandbox refuses IPv6 sockets here, so this is 0.0.0.0:{port}, IPv4 alone"));
+            cx.warn(bad.hint(format!("allow socket(AF_INET6) in the seccomp profile, or write \"0.0.0.0:{port}\"")));
+            v4
+        }
+    }
 }
 
 /// Host and port, split at the colon that is not inside brackets.

@@ -7,12 +7,13 @@ use std::time::Duration;
 use super::cursor::Machine;
 use super::*;
 use crate::sys::cgroup::Controllers;
+use crate::sys::needs::V6;
 
 mod rules;
 mod wrong;
 
 const ALL_CONTROLLERS: Controllers = Controllers { memory: true, cpu: true, tasks: true };
-pub(super) const MACHINE: Machine = Machine { cores: 4, ipv6: true, privileged: true, controllers: ALL_CONTROLLERS };
+pub(super) const MACHINE: Machine = Machine { cores: 4, ipv6: V6::There, privileged: true, controllers: ALL_CONTROLLERS };
 const EXAMPLE: &str = include_str!("../../supervisor.toml.example");
 
 fn loaded(text: &str) -> Loaded {

@@ -197,7 +197,7 @@ impl Daemon {
         let ours = process::pidfd_open(pid).ok().filter(|_| procfs::parent_of(pid) == Some(std::process::id()));
         let exit = ours.and_then(|pidfd| process::wait(pidfd).ok().flatten()).unwrap_or_else(|| self.vault.how_ended_now(pid));
         let confinement = self.isolation.adopt(worker, None);
-        let exit = confinement.judge(exit);
+        let exit = self.isolation.judge(&confinement, exit);
         let marks = self.marks(worker, pid, &confinement);
         self.watch(id, pid, None, marks, None, confinement);
         let Some(running) = self.running.get(&id.generation) else { return Found::NeverStarted };

@@ -13,6 +13,7 @@ use super::{Daemon, Error, Event, StartRequest, now};
 use crate::config::{self, AppName, AppSpec, Loaded};
 use crate::control::{Answer, Call, Reply, Request, VERSION};
 use crate::supervisor::{AppPhase, End, Settings};
+use crate::sys::needs;
 
 /// When a daemon in the foreground ends though nobody told it to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,7 +126,7 @@ impl Daemon {
         let settings = self.supervisor.settings.as_ref().map(|settings| settings.source.clone());
         let events = self.events.clone();
         // Files may be on a disk that is slow.
-        tokio::task::spawn_blocking(move || {
+        let begun = super::aside("rsup-reread", move || {
             let Some(requests) = reread(&names, running, settings) else {
                 return warn!("nothing was reloaded");
             };
@@ -137,6 +138,9 @@ impl Daemon {
                 }
             }
         });
+        if let Err(why) = begun {
+            warn!("{}", needs::words("nothing was reloaded", &why));
+        }
     }
 }
 

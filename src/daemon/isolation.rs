@@ -14,6 +14,7 @@ use crate::paths::Paths;
 use crate::supervisor::{Worker, WorkerId};
 use crate::sys::capability;
 use crate::sys::cgroup::{self, Bounds, Leaf, Tree};
+use crate::sys::limits;
 use crate::sys::process::Limit;
 use crate::sys::spawn::{Credentials, Plan};
 
@@ -30,6 +31,9 @@ pub struct Isolation {
     told: HashSet<AppName>,
     /// How many adopted workers have memory that no limit counts.
     uncounted: u64,
+    /// How often the kernel has killed for want of memory: as far as it has been explained, or is long ago; and as
+    /// last seen.
+    killed: (u64, u64),
 }
 
 /// All that is done to a process between fork and exec.
@@ -67,10 +71,12 @@ impl Confinement {
     }
 
     /// How it ended, now that the kernel has told by what.
-    pub fn judge(&self, exit: Exit) -> Exit {
+    fn judge(&self, exit: Exit) -> Exit {
         // Of an orphan that nobody waited for, the count alone is known.
-        let starved = (exit.is_kill() || exit == Exit::Unknown) && self.leaf().is_some_and(|leaf| leaf.out_of_memory() > 0);
-        if starved { Exit::OutOfMemory } else { exit }
+        let Some(leaf) = self.leaf().filter(|leaf| (exit.is_kill() || exit == Exit::Unknown) && leaf.out_of_memory() > 0) else {
+            return exit;
+        };
+        if leaf.is_at_its_limit() { Exit::OutOfMemory } else { Exit::Starved { limit: limits::memory() } }
     }
 }
 
@@ -82,7 +88,34 @@ impl Isolation {
             Err(why) => debug!("workers get no cgroups: {why}"),
         }
         let mine = Capabilities::from_bits(capability::effective().unwrap_or(0));
-        Self { tree, mine, nofile, leftover: Vec::new(), told: HashSet::new(), uncounted: 0 }
+        Self {
+            tree,
+            mine,
+            nofile,
+            leftover: Vec::new(),
+            told: HashSet::new(),
+            uncounted: 0,
+            killed: (limits::killed_for_memory(), 0),
+        }
+    }
+
+    /// How a worker ended, now that the kernel has told by what: at a limit of its own, or of what it is in.
+    ///
+    /// A kill of ours has nothing to do with memory, unless the kernel has killed somebody for it meanwhile.
+    pub fn judge(&mut self, confinement: &Confinement, exit: Exit) -> Exit {
+        let killed = limits::killed_for_memory();
+        let more = killed > self.killed.0;
+        self.killed.0 = killed;
+        match confinement.judge(exit) {
+            exit if exit.is_kill() && more => Exit::Starved { limit: limits::memory() },
+            exit => exit,
+        }
+    }
+
+    /// Some seconds later, what was seen the last time has nothing to do any more with a worker that ends.
+    pub fn look_at_memory(&mut self) {
+        self.killed.0 = self.killed.0.max(self.killed.1);
+        self.killed.1 = limits::killed_for_memory();
     }
 
     /// Takes the cgroups away.
@@ -306,6 +339,7 @@ mod tests {
             leftover: Vec::new(),
             told: HashSet::new(),
             uncounted: 0,
+            killed: (0, 0),
         }
     }
 

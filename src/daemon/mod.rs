@@ -48,7 +48,7 @@ use crate::logs::{self, Console, Pump};
 use crate::paths::Paths;
 use crate::supervisor::{Input, OpId, Settings, Supervisor, Time, WorkerId};
 use crate::sys::listen::Given;
-use crate::sys::{process, takeover};
+use crate::sys::{needs, process, takeover};
 use calls::Calls;
 pub use foreground::ExitWhen;
 use foreground::Verdict;
@@ -125,7 +125,11 @@ pub enum Error {
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let what = what.into();
-    move |source| Error::System { what, source }
+    move |source| match source.raw_os_error() {
+        // No thread could be made.
+        Some(nix::libc::EAGAIN) => Error::Start(needs::words(&what, &source)),
+        _ => Error::System { what, source },
+    }
 }
 
 /// How long the daemon's end waits for clients that read slowly.
@@ -261,6 +265,10 @@ struct Started {
 /// # Errors
 /// When it cannot begin: another one runs, or its folders or socket cannot be had.
 pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
+    // The program before would not be here without them.
+    if !takes_over() {
+        needs::check_all().map_err(Error::Start)?;
+    }
     let given = upgrade::inherited().transpose().map_err(system("cannot take over from the former program"))?;
     // Before there is a second thread.
     let received = systemd::receive();
@@ -321,7 +329,9 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
             drop(back);
             started
         }
-        (Err(why), Some(back)) => return Err(system("the former program cannot go on either")(back.go(&why.to_string()))),
+        (Err(why), Some(back)) => {
+            return Err(system("the former program cannot go on either")(back.go(&paths.runtime, &why.to_string())));
+        }
         (Err(why), None) => return Err(why),
     };
     // Half of them were for the start alone.
@@ -370,6 +380,16 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
     calls.exit_failure().map_or_else(|| verdict.result(), |why| Err(Error::Start(why)))
+}
+
+/// Does what may take its time in a thread. One of tokio's would end the daemon where no thread can be made.
+fn aside(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let runtime = tokio::runtime::Handle::current();
+    let work = move || {
+        let _runtime = runtime.enter();
+        work();
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
 
 fn now() -> Time {
@@ -451,6 +471,7 @@ impl Daemon {
 
     fn now_and_then(&mut self) {
         self.look_for_strangers();
+        self.isolation.look_at_memory();
         self.save_again();
         self.vault.store_again();
         self.stay_in_use();

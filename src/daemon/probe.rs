@@ -217,7 +217,7 @@ async fn exec(
     plan.env = c_environment(env).map_err(Failed::Worker)?;
     confinement.apply(&mut plan).map_err(Failed::Worker)?;
     let child = spawn::spawn(plan).map_err(|why| match why {
-        SpawnError::ProcessLimit | SpawnError::FileLimit => Failed::Rsup(why.to_string()),
+        SpawnError::ProcessLimit { .. } | SpawnError::FileLimit => Failed::Rsup(why.to_string()),
         other => Failed::Worker(other.to_string()),
     })?;
     let name = command.first().map_or("", String::as_str);

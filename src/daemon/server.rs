@@ -129,9 +129,9 @@ impl Drop for Waiting {
 }
 
 async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, room: &Room) {
-    if !may_speak(&stream) {
+    if let Err(why) = may_speak(&stream) {
         room.leave(&place);
-        let answer = Answer::Failed(Failure::new(FailureCode::BadRequest, "this rsup belongs to another user"));
+        let answer = Answer::Failed(Failure::new(FailureCode::BadRequest, why));
         return refuse(&mut stream, answer).await;
     }
     let call = {
@@ -182,9 +182,13 @@ async fn refuse(stream: &mut UnixStream, answer: Answer) {
 }
 
 /// The same user, or root.
-fn may_speak(stream: &UnixStream) -> bool {
+fn may_speak(stream: &UnixStream) -> Result<(), String> {
     let me = nix::unistd::geteuid().as_raw();
-    process::peer_credentials(stream).is_ok_and(|peer| peer.uid == me || peer.uid == 0)
+    match process::peer_credentials(stream) {
+        Ok(peer) if peer.uid == me || peer.uid == 0 => Ok(()),
+        Ok(_) => Err("this rsup belongs to another user".into()),
+        Err(why) => Err(format!("rsup cannot see who speaks to it: getsockopt(SO_PEERCRED): {why}")),
+    }
 }
 
 async fn receive(stream: &mut UnixStream) -> Result<Call, String> {

@@ -272,7 +272,7 @@ impl Daemon {
             return Input::Exited { worker, exit, descendants: false };
         };
         running.exited = true;
-        let exit = running.confinement.judge(exit);
+        let exit = self.isolation.judge(&running.confinement, exit);
         let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
         if descendants {
             running.await_end_of_tree(self.events.clone());

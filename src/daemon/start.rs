@@ -120,7 +120,7 @@ impl Daemon {
         let keeper = if is_upgrade { inheritance.born_of } else { vault.has_keeper().then(std::os::unix::process::parent_id) };
         let kept_before = vault.names().map(str::to_owned).collect();
         let (log_events, log_problems) = mpsc::unbounded_channel();
-        let pump = start_pump(&mut vault, log_events).map_err(system("cannot start the log thread"))?;
+        let pump = start_pump(paths, &mut vault, log_events).map_err(system("cannot start the log thread"))?;
         if let Some(console) = inheritance.options.console.clone() {
             pump.show_on(console);
         }
@@ -177,14 +177,14 @@ impl Daemon {
 }
 
 /// With the journal of an earlier daemon, if there is one: then none of its lines is lost.
-fn start_pump(vault: &mut Vault, events: mpsc::UnboundedSender<logs::Event>) -> io::Result<Pump> {
+fn start_pump(paths: &Paths, vault: &mut Vault, events: mpsc::UnboundedSender<logs::Event>) -> io::Result<Pump> {
     if let Some(journal) = vault.get(vault::name::JOURNAL) {
         match Pump::start_with_journal(events.clone(), journal) {
             Ok(pump) => return Ok(pump),
             Err(why) => warn!("the journal of the logs is of no use, so a line that was being written may be cut: {why}"),
         }
     }
-    let journal = logs::Journal::create()?;
+    let journal = logs::Journal::create(&paths.runtime)?;
     vault.keep(vault::name::JOURNAL.to_owned(), &journal);
     Pump::start_with_journal(events, journal)
 }

@@ -137,12 +137,12 @@ impl Daemon {
         waiting.push(Waiting { worker: worker.clone(), instance, revision: revision.clone(), hide_port });
         if first {
             let own = self.takeover.known.get(&Who::Own).cloned();
-            let (events, again) = (self.events.clone(), who.clone());
-            let made = std::thread::Builder::new().name("takeover trial".into()).spawn(move || {
-                let _ = events.send(Event::Tried { tried: trial(own, &who), who });
+            let (events, of_trial) = (self.events.clone(), who.clone());
+            let begun = super::aside("rsup-trial", move || {
+                let _ = events.send(Event::Tried { tried: trial(own, &of_trial), who: of_trial });
             });
-            if let Err(why) = made {
-                let _ = self.events.send(Event::Tried { who: again, tried: Err(Untried::no_thread(&why)) });
+            if let Err(why) = begun {
+                let _ = self.events.send(Event::Tried { who, tried: Err(Untried::no_thread(&why)) });
             }
         }
         true

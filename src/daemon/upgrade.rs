@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
@@ -33,7 +32,7 @@ use crate::exit::Exit;
 use crate::keeper::link::Link;
 use crate::supervisor::{Time, WorkerPhase};
 use crate::sys::spawn::{self, Plan};
-use crate::sys::{inherit, process};
+use crate::sys::{durable, inherit, process};
 
 /// Names the descriptor of the manifest.
 const MANIFEST: &str = "RSUP_MANIFEST_FD";
@@ -154,7 +153,7 @@ impl Inheritance {
 
 impl Back {
     /// The former program takes everything back. Returns only if it cannot be executed.
-    pub fn go(mut self, why: &str) -> io::Error {
+    pub fn go(mut self, folder: &Path, why: &str) -> io::Error {
         warn!("this rsup cannot begin: {why}; the former one goes on");
         // From back to back there is no way.
         if self.manifest.failed.is_some() {
@@ -163,7 +162,7 @@ impl Back {
         self.manifest.failed = Some(why.to_owned());
         let path = format!("/proc/self/fd/{}", self.previous.as_raw_fd());
         let fds: Vec<BorrowedFd<'_>> = self.open.iter().chain([&self.previous]).map(AsFd::as_fd).collect();
-        let Err(why) = execute(Path::new(&path), &self.manifest, &fds);
+        let Err(why) = execute(Path::new(&path), folder, &self.manifest, &fds);
         why
     }
 }
@@ -178,8 +177,9 @@ pub fn try_state() -> Result<(), String> {
     state::decode(text.as_bytes()).map(|_| ()).map_err(|why| format!("the state cannot be taken over: {why}"))
 }
 
-fn memory(text: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create(c"rsup", MFdFlags::MFD_CLOEXEC)?);
+/// In `folder` only where there are no memfds.
+fn memory(folder: &Path, text: &[u8]) -> io::Result<File> {
+    let mut file = durable::nameless(c"rsup-state", folder)?;
     file.write_all(text)?;
     file.seek(SeekFrom::Start(0))?;
     Ok(file)
@@ -195,14 +195,14 @@ fn read_memory(fd: OwnedFd) -> io::Result<String> {
 }
 
 /// Runs the program to see whether it can. The error says what came of it.
-async fn try_out(program: PathBuf, state: Vec<u8>) -> Result<(), String> {
+async fn try_out(program: PathBuf, state: Vec<u8>, folder: &Path) -> Result<(), String> {
     let system = |why: io::Error| why.to_string();
-    let said = memory(b"").map_err(system)?;
+    let said = memory(folder, b"").map_err(system)?;
     let output = || said.try_clone().map(OwnedFd::from).map_err(system);
     let argv = workers::c_strings([program.to_string_lossy().as_ref(), "daemon", "--try-state"])?;
     let mut plan = Plan::new(argv, "/".into(), output()?, output()?);
     plan.env = environment(None, &[])?;
-    plan.extra.push((memory(&state).map_err(system)?.into(), STATE.to_owned()));
+    plan.extra.push((memory(folder, &state).map_err(system)?.into(), STATE.to_owned()));
     let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
     // At once: nobody else may take its exit status.
     let exit = probe::end_of_command(child.pid, child.pidfd, TRIAL).await;
@@ -236,8 +236,8 @@ fn environment(manifest: Option<i32>, variables: &[(String, String)]) -> Result<
 }
 
 /// Becomes the program. Returns only if that fails, and then everything is as before.
-fn execute(program: &Path, manifest: &Manifest, fds: &[BorrowedFd<'_>]) -> io::Result<Infallible> {
-    let memory = memory(&serde_json::to_vec(manifest)?)?;
+fn execute(program: &Path, folder: &Path, manifest: &Manifest, fds: &[BorrowedFd<'_>]) -> io::Result<Infallible> {
+    let memory = memory(folder, &serde_json::to_vec(manifest)?)?;
     let number = inherit::leave_open(&memory)?;
     let result = (|| {
         for fd in fds {
@@ -267,8 +267,9 @@ impl Daemon {
             Err(why) => return drop(answer.send(refused(format!("the state cannot be put into words: {why}")))),
         };
         let events = self.events.clone();
+        let folder = self.paths.runtime.clone();
         tokio::spawn(async move {
-            match try_out(program.clone(), state).await {
+            match try_out(program.clone(), state, &folder).await {
                 Ok(()) => {
                     let _ = answer.send(Answer::Done(Reply::Upgrading));
                     let _ = events.send(Event::Upgrade(Pending { program, token, force, since: now() }));
@@ -360,7 +361,7 @@ impl Daemon {
         if let Some(console) = &self.options.console {
             console.flush(SETTLE);
         }
-        execute(program, &manifest, &fds)
+        execute(program, &self.paths.runtime, &manifest, &fds)
     }
 
     /// Goes on as the new program, or as the old one again.

@@ -116,7 +116,8 @@ fn try_run() -> io::Result<u8> {
     // Away from the terminal and from the group of whoever started us.
     let _ = nix::unistd::setsid();
     let _lock = lock(&paths)?;
-    process::set_child_subreaper()?;
+    // Where it is refused, the daemon says so; it tries the same.
+    let _ = process::set_child_subreaper();
     let _ = process::raise_nofile();
     let caught: SigSet = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     caught.thread_set_mask()?;

@@ -80,7 +80,7 @@ impl FromKeeper {
                     Exit::Signal { signal, core_dumped: false } => (1, *signal),
                     Exit::Signal { signal, core_dumped: true } => (2, *signal),
                     // What a keeper sees of it.
-                    Exit::OutOfMemory => (1, SIGKILL),
+                    Exit::OutOfMemory | Exit::Starved { .. } => (1, SIGKILL),
                     Exit::Unknown => (3, 0),
                 };
                 [b"x".as_slice(), &pid.to_be_bytes(), &[kind], &number.to_be_bytes()].concat()

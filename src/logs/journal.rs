@@ -168,12 +168,13 @@ pub struct Journal {
 impl Journal {
     /// An empty journal, for [`Pump::start_with_journal`](super::Pump::start_with_journal). A
     /// successor needs this descriptor or a duplicate of it (inherited, or passed over a socket), not one
-    /// that was opened anew through `/proc`. Takes memory only as far as it is used.
+    /// that was opened anew through `/proc`. Takes memory only as far as it is used. `folder` is for where a
+    /// sandbox refuses memfds.
     ///
     /// # Errors
     /// When there are no file descriptors left, or files may not be larger than some hundred MiB.
-    pub fn create() -> io::Result<OwnedFd> {
-        Durable::create(c"rsup-logs", WORDS, BYTES)
+    pub fn create(folder: &Path) -> io::Result<OwnedFd> {
+        Durable::create(c"rsup-logs", folder, WORDS, BYTES)
     }
 
     /// Goes on with a journal. The one who used it before is dead.
@@ -480,7 +481,7 @@ mod tests {
             Settings { timestamps: false, compress: false, ..Settings::new(dir.path().join("out"), dir.path().join("err")) };
         let source = Source { app: "api".into(), instance: 0, key: 5 };
         let about = About { source, stream: Stream::Out, settings };
-        Scene { dir, memfd: Journal::create().expect("create"), read, write: write.into(), about }
+        Scene { dir, memfd: Journal::create(Path::new("/tmp")).expect("create"), read, write: write.into(), about }
     }
 
     impl Scene {
@@ -610,7 +611,7 @@ mod tests {
     fn something_else_is_no_journal() {
         let file = tempfile::tempfile().expect("tempfile");
         assert_eq!(Journal::open(file.into()).expect_err("a file").kind(), ErrorKind::InvalidInput);
-        let other = Durable::create(c"other", WORDS, 4096).expect("create");
+        let other = Durable::create(c"other", Path::new("/tmp"), WORDS, 4096).expect("create");
         assert_eq!(Journal::open(other).expect_err("too small").kind(), ErrorKind::InvalidInput);
     }
 }

@@ -174,7 +174,7 @@ fn nothing_is_lost_or_doubled_when_the_pump_is_killed() {
     })
     .collect();
 
-    let journal = Journal::create().expect("journal");
+    let journal = Journal::create(Path::new("/tmp")).expect("journal");
     for _ in 0..kills {
         let mut child = pump(&workers, &journal, false);
         thread::sleep(Duration::from_micros(fastrand::u64(..30_000)));

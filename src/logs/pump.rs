@@ -61,7 +61,7 @@ impl Pump {
     /// # Errors
     /// When there are no file descriptors or threads left.
     pub fn start(events: UnboundedSender<Event>) -> io::Result<Pump> {
-        Pump::start_with_journal(events, Journal::create()?)
+        Pump::start_with_journal(events, Journal::create(&std::env::temp_dir())?)
     }
 
     /// Starts a pump that loses nothing when its process is killed, if someone else holds duplicates of

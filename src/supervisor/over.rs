@@ -76,7 +76,7 @@ impl Seat {
             Some(Exit::Code(0) | Exit::Unknown) | None => End::Failed(1),
             // exit(3) hands on the lower eight bits, so it fits.
             Some(Exit::Code(code)) => End::Failed(u8::try_from(code).unwrap_or(1)),
-            Some(Exit::OutOfMemory) => End::Failed(u8::try_from(128 + SIGKILL).unwrap_or(1)),
+            Some(Exit::OutOfMemory | Exit::Starved { .. }) => End::Failed(u8::try_from(128 + SIGKILL).unwrap_or(1)),
             Some(Exit::Signal { signal, .. }) => End::Failed(u8::try_from(128 + signal).unwrap_or(1)),
         })
     }

@@ -343,11 +343,22 @@ impl Leaf {
         text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
     }
 
-    /// How often the kernel has killed a process in it for its memory limit.
+    /// How often the kernel has killed a process in it for want of memory, by whatever limit.
     #[must_use]
     pub fn out_of_memory(&self) -> u64 {
+        self.memory_event("oom_kill ")
+    }
+
+    /// Whether the limit that was reached was its own: `oom` counts where the limit is, and above, but not below
+    /// (cgroup-v2.rst, `memory.events`).
+    #[must_use]
+    pub fn is_at_its_limit(&self) -> bool {
+        self.memory_event("oom ") > 0
+    }
+
+    fn memory_event(&self, name: &str) -> u64 {
         let text = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+        text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok()).unwrap_or(0)
     }
 
     /// Takes it away.

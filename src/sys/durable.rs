@@ -1,5 +1,6 @@
 //! Memory that outlives the process, and takes bytes out of a pipe without a moment in which they are
-//! nowhere: a memfd, mapped, into which the kernel moves what a pipe holds.
+//! nowhere: a memfd, mapped, into which the kernel moves what a pipe holds. Where a sandbox refuses memfds, a
+//! file without a name.
 //!
 //! `splice(2)` from a pipe into a file takes from the pipe what it wrote into the file, and moves the
 //! file's position by as much. A process that is killed dies between system calls, or at their end, but
@@ -9,20 +10,50 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
-use super::raw::{check_long, retry};
+use super::owner::refused;
+use super::raw::{self, check_long, retry};
 
 const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
+
+/// An empty file without a name, close-on-exec: in memory, or in `folder` where a sandbox refuses
+/// `memfd_create(2)`.
+///
+/// # Errors
+/// As `memfd_create(2)` and `open(2)`.
+pub fn nameless(name: &CStr, folder: &Path) -> io::Result<File> {
+    open_nameless(name, MFdFlags::MFD_CLOEXEC, folder)
+}
+
+fn open_nameless(name: &CStr, flags: MFdFlags, folder: &Path) -> io::Result<File> {
+    let error = match memfd_create(name, flags) {
+        Ok(fd) => return Ok(fd.into()),
+        Err(error) => io::Error::from(error),
+    };
+    if !refused(&error) {
+        return Err(error);
+    }
+    let path = folder.join(format!("{}.{}", name.to_string_lossy(), std::process::id()));
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// `splice(2)` is refused here.
+static NO_SPLICE: AtomicBool = AtomicBool::new(false);
 
 /// Durable memory: first words, each of which is stored whole or not at all, then bytes.
 #[derive(Debug)]
@@ -38,15 +69,20 @@ unsafe impl Send for Durable {}
 
 impl Durable {
     /// A memfd for so many words and bytes, all zero and none of it taken from the system before it is
-    /// used. Close-on-exec, and of fixed size. Its position is where the bytes begin.
+    /// used. Close-on-exec, and of fixed size. Its position is where the bytes begin. Where memfds are refused, a
+    /// file without a name in `folder`, which nobody but its holders can shorten.
     ///
     /// # Errors
     /// When there are no descriptors left, or files can't be that large (`RLIMIT_FSIZE`).
-    pub fn create(name: &CStr, words: usize, bytes: usize) -> io::Result<OwnedFd> {
-        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-        ftruncate(&fd, i64::try_from(words * 8 + bytes).map_err(io::Error::other)?)?;
-        fcntl(&fd, FcntlArg::F_ADD_SEALS(SEALS))?;
-        let mut file = File::from(fd);
+    pub fn create(name: &CStr, folder: &Path, words: usize, bytes: usize) -> io::Result<OwnedFd> {
+        let mut file = open_nameless(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING, folder)?;
+        ftruncate(&file, i64::try_from(words * 8 + bytes).map_err(io::Error::other)?)?;
+        // An ordinary file has no seals.
+        if let Err(error) = fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS))
+            && file.metadata().is_ok_and(|found| found.nlink() != 0)
+        {
+            return Err(error.into());
+        }
         file.seek(SeekFrom::Start(words as u64 * 8))?;
         Ok(file.into())
     }
@@ -59,7 +95,9 @@ impl Durable {
         let file = File::from(fd);
         let len = words * 8 + bytes;
         let sealed = fcntl(&file, FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals & SEALS.bits() == SEALS.bits());
-        if !sealed || file.metadata()?.len() != len as u64 || (&file).stream_position()? < words as u64 * 8 {
+        // One without a name: see `create`.
+        let ours = sealed || file.metadata().is_ok_and(|found| found.is_file() && found.nlink() == 0);
+        if !ours || file.metadata()?.len() != len as u64 || (&file).stream_position()? < words as u64 * 8 {
             return Err(ErrorKind::InvalidInput.into());
         }
         // SAFETY: a new mapping, at an address that the kernel chooses.
@@ -117,14 +155,35 @@ impl Durable {
     /// # Errors
     /// `WouldBlock` when there is nothing in the pipe, `InvalidInput` if it is none, and as `splice(2)`.
     pub fn take(&mut self, pipe: impl AsFd, limit: usize) -> io::Result<usize> {
+        if NO_SPLICE.load(Ordering::Relaxed) {
+            return self.copy(pipe, limit);
+        }
         let (from, to) = (pipe.as_fd().as_raw_fd(), self.file.as_raw_fd());
         let moved = retry(|| {
             // SAFETY: no pointers but null; both descriptors are borrowed for the call. The file's
             // bytes are what `self` is borrowed for; its size is sealed.
             check_long(unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), limit, libc::SPLICE_F_NONBLOCK) }
                 as libc::c_long)
-        })?;
-        usize::try_from(moved).map_err(io::Error::other)
+        });
+        match moved {
+            Err(error) if refused(&error) => {
+                NO_SPLICE.store(true, Ordering::Relaxed);
+                self.copy(pipe, limit)
+            }
+            result => usize::try_from(result?).map_err(io::Error::other),
+        }
+    }
+
+    /// As [`take`](Self::take), where a sandbox refuses `splice(2)`: if the process is killed in between, what it had
+    /// just read is lost.
+    fn copy(&mut self, pipe: impl AsFd, limit: usize) -> io::Result<usize> {
+        if raw::poll(&pipe, libc::POLLIN, Duration::ZERO)? == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let mut bytes = vec![0; limit.min(64 << 10)];
+        let length = retry(|| Ok(nix::unistd::read(&pipe, &mut bytes)?))?;
+        (&self.file).write_all(bytes.get(..length).unwrap_or_default())?;
+        Ok(length)
     }
 
     /// Gives the memory of these bytes back to the system; they are 0 from now on.
@@ -146,12 +205,10 @@ impl Drop for Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
-    use std::sync::atomic::Ordering;
 
     #[test]
     fn what_was_taken_and_stored_is_there_for_the_next() {
-        let fd = Durable::create(c"test", 512, 8192).expect("create");
+        let fd = Durable::create(c"test", Path::new("/tmp"), 512, 8192).expect("create");
         let other = fd.try_clone().expect("dup");
         let anew = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("open");
         let mut memory = Durable::map(fd, 512, 8192).expect("map");

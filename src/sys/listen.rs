@@ -487,7 +487,7 @@ fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Soc
         // brings the group to life; and all that comes before the first real program waits in
         // slot 0.
         let hold = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 }];
-        queue::attach_program(&socket, &hold).map_err(fail("SO_ATTACH_REUSEPORT_CBPF"))?;
+        queue::attach_program(&socket, &hold).map_err(fail("steering"))?;
         socket.set_reuse_port(false).map_err(fail("SO_REUSEPORT"))?;
     }
     socket.bind(&SockAddr::from(bind_to)).map_err(fail("bind"))?;

@@ -22,6 +22,8 @@
 //! | [`holder`] | who listens on a port or path |
 //! | [`capability`] | the privileges of root, one by one |
 //! | [`cgroup`] | limits for the tree of a worker, and the end of it |
+//! | [`needs`] | what rsup cannot do without, tried at its start |
+//! | [`limits`] | limits of processes and memory around this process, and whose they are |
 //! | [`durable`] | memory that outlives the process, filled from pipes |
 
 #![allow(unsafe_code)]
@@ -33,7 +35,9 @@ pub mod durable;
 pub mod fdpass;
 pub mod holder;
 pub mod inherit;
+pub mod limits;
 pub mod listen;
+pub mod needs;
 mod owner;
 pub mod process;
 pub mod procfs;

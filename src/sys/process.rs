@@ -4,10 +4,11 @@
 use std::ffi::c_int;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use super::owner::refused;
 use super::procfs;
 use super::raw::{self, check, check_long, retry};
 use crate::exit::Exit;
@@ -35,14 +36,42 @@ fn pidfd(pid: u32, flags: libc::c_uint) -> io::Result<OwnedFd> {
 
 /// Sends `signal` to the one process of `pidfd`. Signal 0 only asks whether that could be done.
 ///
+/// Where a sandbox refuses `pidfd_send_signal(2)`, by kill(2), after a check that the number is still that
+/// process's. Between the two the process may end; its number is given to another only after somebody
+/// has waited for it.
+///
 /// # Errors
 /// `ESRCH` when it has been waited for already; `EPERM`; `EINVAL` for a bad number.
 pub fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let fd = pidfd.as_fd();
     // SAFETY: integers and a null pointer, which stands for the information kill(2) would give.
-    check_long(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
-    })?;
-    Ok(())
+    let sent = check_long(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+    });
+    match sent {
+        Err(error) if refused(&error) => {
+            let pid = pid_of(fd)?;
+            // SAFETY: two integers; the number is that of one process.
+            check(unsafe { libc::kill(pid, signal) })?;
+            Ok(())
+        }
+        result => result.map(|_| ()),
+    }
+}
+
+/// The number of the process of a pidfd: `Pid:` of proc_pid_fdinfo(5), -1 once it has been waited for. Its
+/// start time says that it is still the same one as at the beginning of the look.
+fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+    let number = || {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+        pid.filter(|pid| *pid > 0).ok_or_else(gone)
+    };
+    let pid = number()?;
+    let started = procfs::start_time(pid.unsigned_abs()).map_err(|_| gone())?;
+    let same = number()? == pid && procfs::start_time(pid.unsigned_abs()).is_ok_and(|again| again == started);
+    if same { Ok(pid) } else { Err(gone()) }
 }
 
 /// Sends `signal` to every process of the group that `leader` led: a worker and those of its

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use super::process::{self, Limit};
 use super::procfs::{self, StartTime};
 use super::takeover::{self, Listener};
-use super::{fdpass, raw};
+use super::{fdpass, limits, raw};
 
 mod child;
 mod confine;
@@ -298,7 +298,13 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     }
     let forked = raw::check(pid);
     drop(signals);
-    let pid = forked.map_err(system(Step::Fork))? as u32;
+    let pid = forked.map_err(|error| match (error.raw_os_error(), &plan.cgroup) {
+        (Some(libc::EAGAIN), Some(folder)) => {
+            let folder = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).ok();
+            SpawnError::ProcessLimit { limit: limits::processes(folder.as_deref()) }
+        }
+        _ => SpawnError::system(Step::Fork, &error),
+    })? as u32;
     drop(theirs);
     // Nobody waits for the child but who gets its pidfd, so the number is its own until then.
     let identified = process::pidfd_open(pid).and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));

@@ -52,13 +52,13 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let left = if daemon::takes_over() { Err(Errno::EPERM) } else { nix::unistd::setsid() };
     match left {
         Ok(_) | Err(Errno::EPERM) => {}
-        Err(error) => return Err(Problem::failed("local", format!("cannot leave the terminal: {error}"))),
+        Err(error) => return Err(Problem::failed("local", format!("cannot leave the terminal: setsid: {error}"))),
     }
     if args.until_eof {
         std::thread::Builder::new()
             .name("until-eof".into())
             .spawn(end_with_stdin)
-            .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
+            .map_err(|error| Problem::failed("local", crate::sys::needs::words("cannot start a thread", &error)))?;
     }
     daemon::run(paths, daemon::Options { json_log: cx.out.json, open_console: Some(render::to_stdout), ..Default::default() })?;
     Ok(())

@@ -110,7 +110,7 @@ fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Prob
         };
         std::thread::Builder::new()
             .spawn(wait)
-            .map_err(|error| Problem::failed("local", format!("cannot start a thread: {error}")))?;
+            .map_err(|error| Problem::failed("local", crate::sys::needs::words("cannot start a thread", &error)))?;
     }
     drop(sender);
     for (app, lines) in receiver {

@@ -70,7 +70,8 @@ impl Output {
         let look = |terminal: bool| Look { color: terminal && !calm, terminal, width: None };
         let mut out = look(io::stdout().is_terminal());
         if out.terminal {
-            out.width = comfy_table::Table::new().width();
+            // A serial console says 0 of a width that it does not know.
+            out.width = comfy_table::Table::new().width().filter(|columns| *columns > 0);
         }
         Self { json, look: out, error_look: look(io::stderr().is_terminal()) }
     }

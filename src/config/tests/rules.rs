@@ -1,6 +1,7 @@
 //! What right values come to.
 
 use super::*;
+use crate::sys::needs::V6;
 
 fn tcp(text: &str, v6only: bool) -> Listen {
     Listen::Tcp { addr: text.parse().expect("an address"), v6only }
@@ -22,7 +23,7 @@ fn addresses() {
     assert_eq!(listen("[]"), []);
     assert_eq!(listen("[\"127.0.0.1:80\", \"127.0.0.2:80\", \"[::1]:80\"]").len(), 3);
 
-    let no_ipv6 = Machine { ipv6: false, ..MACHINE };
+    let no_ipv6 = Machine { ipv6: V6::Absent, ..MACHINE };
     let text = "[app.a]\ncommand = 'a'\nlisten = 3001";
     let spec = parse_on(no_ipv6, text, Path::new("/s.toml")).expect("right").config.apps.remove(0);
     assert_eq!(spec.listen, [tcp("0.0.0.0:3001", false)]);

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::Family;
 use crate::sys::holder::{self, Holder};
+use crate::sys::needs;
 
 /// A listening socket could not be opened.
 #[derive(Debug, Error)]
@@ -87,7 +88,7 @@ pub enum ListenError {
         reason: String,
     },
     /// Anything else.
-    #[error("cannot listen on {addr}: {step}: {source}")]
+    #[error("cannot listen on {addr}: {step}: {source}{}", refused_hint(source))]
     Other {
         /// The address asked for.
         addr: SocketAddr,
@@ -127,6 +128,11 @@ fn privileged(addr: SocketAddr) -> &'static str {
 
 fn ipv6_hint(addr: SocketAddr) -> &'static str {
     if addr.is_ipv6() { " (is IPv6 enabled?)" } else { "" }
+}
+
+fn refused_hint(source: &io::Error) -> String {
+    let refused = needs::is_refused(source);
+    if refused { format!(": the container or sandbox refuses it\n{}", needs::ALLOW) } else { String::new() }
 }
 
 fn given_hint(want: Family, port: u16) -> String {

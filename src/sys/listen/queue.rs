@@ -8,7 +8,7 @@ use std::time::Duration;
 use libc::{sock_filter, sock_fprog};
 use socket2::{SockAddr, Socket};
 
-use crate::sys::raw;
+use crate::sys::{needs, raw};
 
 /// The accept queue of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +129,14 @@ pub(super) fn attach_program(socket: &Socket, program: &[sock_filter]) -> io::Re
         if raw::is_errno(&error, libc::ENOMEM) {
             let text = format!("a steering program of {len} instructions does not fit: raise net.core.optmem_max");
             return io::Error::new(io::ErrorKind::OutOfMemory, text);
+        }
+        if needs::is_refused(&error) {
+            let text = format!(
+                "the container or sandbox refuses SO_ATTACH_REUSEPORT_CBPF, by which connections are steered to ready workers \
+                 ({error}); rsup does not serve without it\n{}",
+                needs::ALLOW
+            );
+            return io::Error::new(error.kind(), text);
         }
         raw::context("SO_ATTACH_REUSEPORT_CBPF", &error)
     })

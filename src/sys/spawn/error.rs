@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::Credentials;
+use crate::sys::limits;
 
 /// A step on the way to a running program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ impl Step {
             Step::Files => "cannot pass its file descriptors",
             Step::Fork => "cannot fork",
             Step::Identify => "cannot identify the new process",
-            Step::Session => "cannot make a session for it",
+            Step::Session => "cannot make a session for it (setsid)",
             Step::Limit => "cannot set its limit of open files",
             Step::Filter => "cannot install the filter that hands over sockets",
             Step::User => "cannot become its user",
@@ -137,8 +138,11 @@ pub enum SpawnError {
         reason: String,
     },
     /// `EAGAIN` of fork.
-    #[error("the limit of processes is reached (ulimit -u, kernel.pid_max or the pids limit of a cgroup)")]
-    ProcessLimit,
+    #[error("{limit}")]
+    ProcessLimit {
+        /// Which, and whose it is.
+        limit: String,
+    },
     /// `EMFILE` or `ENFILE`.
     #[error("the limit of open files is reached (ulimit -n)")]
     FileLimit,
@@ -157,7 +161,7 @@ pub enum SpawnError {
 impl SpawnError {
     pub(in crate::sys) fn system(step: Step, error: &io::Error) -> SpawnError {
         match (step, error.raw_os_error()) {
-            (Step::Fork, Some(libc::EAGAIN)) => SpawnError::ProcessLimit,
+            (Step::Fork, Some(libc::EAGAIN)) => SpawnError::ProcessLimit { limit: limits::processes(None) },
             // EINVAL: F_DUPFD beyond the limit.
             (_, Some(libc::EMFILE | libc::ENFILE)) | (Step::Files, Some(libc::EINVAL)) => SpawnError::FileLimit,
             (_, errno) => SpawnError::System { step, message: error.to_string(), errno },
