@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::app::{App, Listening, Wanted};
 use super::io::Steering;
 use super::operation::{Before, Operation, Queue};
+use super::reason::{Explains, Reason};
 use super::seat::Seat;
 use super::types::{Revision, Time};
 use super::worker::Worker;
@@ -71,6 +72,8 @@ impl TryFrom<SavedSupervisor> for Supervisor {
 pub struct SavedApp {
     name: AppName,
     wanted: Wanted,
+    #[serde(default)]
+    halted: bool,
     revisions: BTreeMap<u64, Arc<Revision>>,
     target: u64,
     last_revision: u64,
@@ -83,6 +86,8 @@ pub struct SavedApp {
     steered: Option<(Balance, Vec<Steering>)>,
     events: VecDeque<(Time, String)>,
     reason: Option<String>,
+    #[serde(default)]
+    explains: Explains,
 }
 
 impl From<App> for SavedApp {
@@ -90,6 +95,7 @@ impl From<App> for SavedApp {
         let App {
             name,
             wanted,
+            halted,
             target,
             last_revision,
             instances,
@@ -115,6 +121,7 @@ impl From<App> for SavedApp {
         Self {
             name,
             wanted,
+            halted,
             revisions,
             target,
             last_revision,
@@ -126,7 +133,8 @@ impl From<App> for SavedApp {
             listening,
             steered,
             events,
-            reason,
+            explains: reason.as_ref().map(|reason| reason.explains).unwrap_or_default(),
+            reason: reason.map(|reason| reason.text),
         }
     }
 }
@@ -138,6 +146,7 @@ impl TryFrom<SavedApp> for App {
         let SavedApp {
             name,
             wanted,
+            halted,
             revisions,
             target,
             last_revision,
@@ -150,6 +159,7 @@ impl TryFrom<SavedApp> for App {
             steered,
             events,
             reason,
+            explains,
         } = saved;
         let held = listening.held.iter().chain(&listening.pending).map(|held| usize::from(held.slots));
         let before = operation.iter().filter_map(|o| o.before.as_ref()).map(|b| b.instances);
@@ -190,13 +200,14 @@ impl TryFrom<SavedApp> for App {
             operation: operation.map(|operation| operation.map(revision)),
             name,
             wanted,
+            halted,
             last_revision,
             instances,
             queue,
             listening,
             steered,
             events,
-            reason,
+            reason: reason.map(|text| Reason { text, explains }),
         })
     }
 }
@@ -299,7 +310,7 @@ mod tests {
         app.listening.proven = true;
         app.steered = Some((Balance::Random, vec![Steering { address: spec.listen[0].clone(), weights: vec![0, 0, 1] }]));
         app.events.push_back((at(90), "reload to revision 2".into()));
-        app.reason = Some("why".into());
+        app.reason = Some(Reason::new(Explains::Action, "why"));
         let mut supervisor = Supervisor::new(42);
         supervisor.next_generation = 17;
         supervisor.apps.insert(app.name.clone(), app.clone());

@@ -18,6 +18,10 @@ pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
             if apps.is_empty() {
                 cx.out.note("there are no apps; `rsup start` starts some");
             }
+            // Beside the apps, the daemon itself.
+            if let Ok(Reply::Pong { troubles, .. }) = client.try_ask(Request::Ping) {
+                troubles.iter().for_each(|trouble| cx.out.trouble(trouble));
+            }
             apps
         }
         Ok(_) => return Err(targets::unexpected()),
