@@ -167,6 +167,7 @@ fn ping() {
         uptime_ms: 65_000,
         memory: Some(9 << 20),
         admin: None,
+        troubles: Vec::new(),
     };
     let home = Home::with_daemon(move |call| {
         assert_eq!(call.request, Request::Ping);
@@ -175,6 +176,31 @@ fn ping() {
     assert_eq!(home.rsup("ping").out, "the daemon runs: pid 7, rsup 9.9.9, up 1m 5s, 9.0 MB\n");
     let json = home.rsup("--json ping").json();
     assert_eq!((&json["pid"], &json["protocol"], &json["uptime_ms"]), (&7.into(), &control::VERSION.into(), &65_000.into()));
+}
+
+#[test]
+fn list_tells_what_is_wrong_with_the_daemon_itself() {
+    let pong = |troubles| Reply::Pong {
+        pid: 7,
+        version: "9.9.9".into(),
+        protocol: control::VERSION,
+        uptime_ms: 1,
+        memory: None,
+        admin: None,
+        troubles,
+    };
+    let home = Home::with_daemon(move |call| {
+        vec![Answer::Done(match call.request {
+            Request::List => Reply::List(vec![]),
+            _ => pong(vec!["its messages are lost".into()]),
+        })]
+    });
+    let said = home.rsup("list");
+    assert_eq!((said.code, said.out.as_str()), (0, ""));
+    assert!(said.err.contains("warning: its messages are lost"), "{}", said.err);
+    assert!(home.rsup("ping").out.contains("its messages are lost"));
+    assert_eq!(home.rsup("ping --json").json()["troubles"][0], "its messages are lost");
+    assert_eq!(home.rsup("list --json"), Said { code: 0, out: "[]\n".into(), err: String::new() });
 }
 
 #[test]

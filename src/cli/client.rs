@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::daemonize;
+use super::daemonize::{self, Wish};
 use super::problem::{FAILED, Problem, Report};
 use super::systemctl;
 use crate::control::{self, Accepted, Answer, Call, Failure, Reply, Request};
@@ -40,6 +40,8 @@ pub const START_HINT: &str = "`rsup start` starts one";
 pub enum CallError {
     /// Nobody listens.
     NoDaemon,
+    /// Nobody listens, though there is a keeper that starts daemons.
+    Dead,
     /// The daemon refused or failed.
     Failed(Failure),
     /// Ctrl-C while waiting; the daemon goes on.
@@ -59,20 +61,26 @@ pub enum CallError {
 pub struct Client {
     paths: Paths,
     patience: Duration,
-    /// Starts a daemon that was killed again, instead of finding none.
-    revives: bool,
+    /// Starts a daemon that was killed again, and what for, instead of finding none.
+    revives: Option<Wish>,
 }
 
 impl Client {
     /// Refuses to talk to a socket in a folder that others can write to.
     pub fn new(paths: &Paths) -> Result<Self, Problem> {
         paths.check().map_err(Problem::usage)?;
-        Ok(Self { paths: paths.clone(), patience: PATIENCE, revives: true })
+        Ok(Self { paths: paths.clone(), patience: PATIENCE, revives: Some(Wish::GoOn) })
     }
 
     /// The same for a caller that is about to be the next daemon itself.
     pub fn of_next_daemon(mut self) -> Self {
-        self.revives = false;
+        self.revives = None;
+        self
+    }
+
+    /// The same for a caller that wants something to run.
+    pub fn for_a_start(mut self) -> Self {
+        self.revives = Some(Wish::Start);
         self
     }
 
@@ -159,8 +167,11 @@ impl Client {
             match UnixStream::connect(&socket) {
                 Ok(stream) => return Ok(stream),
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
-                    if Instant::now() >= deadline || !keeper::is_at_work(&self.paths) {
+                    if !keeper::is_at_work(&self.paths) {
                         return Err(CallError::NoDaemon);
+                    }
+                    if Instant::now() >= deadline {
+                        return Err(CallError::Dead);
                     }
                     std::thread::sleep(POLL);
                 }
@@ -173,12 +184,13 @@ impl Client {
     /// first command that comes starts the next one. One in the foreground is for its owner to start.
     fn revive(&self) -> bool {
         let state = self.paths.live_state();
-        if !self.revives || !state.exists() || keeper::is_at_work(&self.paths) || is_of_foreground(&state) {
+        let Some(wish) = self.revives else { return false };
+        if !state.exists() || keeper::is_at_work(&self.paths) || is_of_foreground(&state) {
             return false;
         }
         // The one that is started is asked as well, by a client that does not come here again.
         static ONCE: AtomicBool = AtomicBool::new(false);
-        !ONCE.swap(true, Ordering::Relaxed) && daemonize::start(&self.paths, self.clone()).is_ok()
+        !ONCE.swap(true, Ordering::Relaxed) && daemonize::start(&self.paths, self.clone(), wish).is_ok()
     }
 
     fn talk(
@@ -218,6 +230,13 @@ impl Client {
         match error {
             CallError::NoDaemon => systemctl::trouble(&self.paths)
                 .unwrap_or_else(|| Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT)),
+            CallError::Dead => {
+                let what = format!(
+                    "the daemon is dead, and its keeper has started none that lives\nwaited {} s; it goes on trying",
+                    RETURN.as_secs()
+                );
+                Problem::failed("no_daemon", what).hint(log())
+            }
             CallError::Failed(failure) => failure.into(),
             CallError::Interrupted => Problem::Detached,
             CallError::Silent => {

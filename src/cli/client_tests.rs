@@ -35,7 +35,7 @@ fn daemon(first: impl FnOnce(UnixStream) + Send + 'static, protocol: u32) -> (te
 }
 
 fn pong(protocol: u32) -> Reply {
-    Reply::Pong { pid: 7, version: "9.9.9".into(), protocol, uptime_ms: 1, memory: None, admin: None }
+    Reply::Pong { pid: 7, version: "9.9.9".into(), protocol, uptime_ms: 1, memory: None, admin: None, troubles: Vec::new() }
 }
 
 fn ask(first: impl FnOnce(UnixStream) + Send + 'static) -> Result<Reply, CallError> {

@@ -1,20 +1,22 @@
 //! Finds the daemon, or starts one in the background, under a keeper, and waits until it answers.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::client::{CallError, Client};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::client::{CallError, Client, NO_DAEMON, START_HINT};
 use super::environment;
 use super::problem::{FAILED, Problem, Report};
 use super::systemctl;
 use crate::control::{self, Reply, Request};
-use crate::lock;
 use crate::paths::{self, Paths};
-use crate::sys::needs;
+use crate::sys::{inherit, needs};
+use crate::{keeper, lock};
 
 /// A new daemon must answer within this time.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -30,26 +32,40 @@ const LOG_LINES: usize = 10;
 /// to the first.
 pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
     let client = Client::new(paths)?;
-    match client.try_ask(Request::Ping) {
+    // One that was killed in the midst of a stop is to begin with this start, not to go on with the stop.
+    match client.clone().of_next_daemon().try_ask(Request::Ping) {
         Ok(reply) => return accept(client, reply),
         Err(CallError::NoDaemon) => {}
         Err(error) => return Err(client.explain(error)),
     }
-    start(paths, client)
+    start(paths, client, Wish::Start)
+}
+
+/// What a new daemon is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Something is to run.
+    Start,
+    /// To know, or to change, what there is. One that was stopping everything goes on with that.
+    GoOn,
 }
 
 /// Starts a keeper, which starts the daemon, and waits until that answers; where a unit of systemd's
 /// is to start it, has that done.
-pub fn start(paths: &Paths, client: Client) -> Result<Client, Problem> {
+pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, Problem> {
     if let Some((manager, unit)) = systemctl::installed() {
         manager.start(&unit, false)?;
         return until_service_answers(paths, client, &unit);
     }
     needs::check_all().map_err(|why| Problem::failed("machine", why))?;
     paths.create().map_err(Problem::usage)?;
-    let (log, begin) = open_log(paths)?;
-    let mut child = spawn(command("keeper", log))?;
-    until_it_answers(paths, client, &mut child, begin)
+    let log = Log::open(paths)?;
+    let mut command = command("keeper", &log)?;
+    if wish == Wish::GoOn {
+        command.env(keeper::GO_ON, "1");
+    }
+    let mut child = spawn(command)?;
+    until_it_answers(paths, client, &mut child, &log)
 }
 
 /// A daemon of the caller's own, in a folder of its own. Once the caller is gone, by whatever end,
@@ -58,12 +74,12 @@ pub fn own(home: &Path) -> Result<(Client, Child), Problem> {
     let paths = Paths::in_home(home).map_err(Problem::usage)?;
     let client = Client::new(&paths)?;
     paths.create().map_err(Problem::usage)?;
-    let (log, begin) = open_log(&paths)?;
-    let mut command = command("daemon", log);
+    let log = Log::open(&paths)?;
+    let mut command = command("daemon", &log)?;
     // The other end of the pipe is the child's `stdin`, in our hands.
     command.arg("--until-eof").stdin(Stdio::piped()).env("RSUP_HOME", home);
     let mut child = spawn(command)?;
-    match until_it_answers(&paths, client, &mut child, begin) {
+    match until_it_answers(&paths, client, &mut child, &log) {
         Ok(client) => Ok((client, child)),
         Err(problem) => {
             // It has no apps yet.
@@ -74,10 +90,10 @@ pub fn own(home: &Path) -> Result<(Client, Child), Problem> {
     }
 }
 
-fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, begin: u64) -> Result<Client, Problem> {
+fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, log: &Log) -> Result<Client, Problem> {
     let deadline = Instant::now() + WITHIN;
     let failed = |what: String| {
-        let log = tail(&paths.daemon_log(), begin);
+        let log = log.tail(&paths.daemon_log());
         let (first, log) = cause(log);
         let first = first.map(|first| format!("{first}\n")).unwrap_or_default();
         let mut report = Report::new("spawn", first + &what);
@@ -92,10 +108,14 @@ fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, begin: u64
         match client.try_ask(Request::Ping) {
             Ok(reply) => return accept(Client::new(paths)?, reply),
             // Still starting, or the one that had the lock was just about to end.
-            Err(CallError::NoDaemon | CallError::Broken(_)) => {}
+            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {}
             Err(error) => return Err(client.explain(error)),
         }
         match ended {
+            // It had nothing to do but to end a stop that was cut short.
+            Ok(Some(status)) if status.success() && !lock::is_taken(&paths.lock()) => {
+                return Err(Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT));
+            }
             // Perhaps another one that was started at the same time holds the lock and is about to
             // listen; if not, this is the end.
             Ok(Some(status)) if !status.success() && (others_are_gone(paths) || waited(deadline) > GRACE) => {
@@ -117,8 +137,10 @@ fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Cl
     loop {
         match client.try_ask(Request::Ping) {
             Ok(reply) => return accept(client, reply),
-            Err(CallError::NoDaemon | CallError::Broken(_)) if Instant::now() < deadline => std::thread::sleep(POLL),
-            Err(CallError::NoDaemon | CallError::Broken(_)) => {
+            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) if Instant::now() < deadline => {
+                std::thread::sleep(POLL)
+            }
+            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {
                 let what = format!("{unit} was started, but does not answer\nwaited {} s", WITHIN.as_secs());
                 let hint = format!("systemctl status {unit}; journalctl -t rsup");
                 return Err(systemctl::trouble(paths).unwrap_or_else(|| Problem::failed("spawn", what).hint(hint)));
@@ -138,23 +160,54 @@ fn accept(client: Client, reply: Reply) -> Result<Client, Problem> {
     }
 }
 
-/// The log, and where in it the words of a new daemon begin.
-fn open_log(paths: &Paths) -> Result<(File, u64), Problem> {
-    let path = paths.daemon_log();
-    let open = || {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
-        let length = file.metadata()?.len();
-        Ok((file, length))
-    };
-    open().map_err(|error: std::io::Error| {
-        Problem::failed("local", format!("cannot write {}: {error}\n{}", path.display(), paths::ELSEWHERE))
-    })
+/// The log of a new daemon and its keeper.
+struct Log {
+    file: File,
+    /// Where in it their words begin.
+    begin: u64,
+    /// In memory: what they could not write to it. `None` if there is no memory either.
+    words: Option<File>,
 }
 
-fn command(verb: &str, log: File) -> Command {
+impl Log {
+    fn open(paths: &Paths) -> Result<Self, Problem> {
+        let path = paths.daemon_log();
+        let open = || {
+            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            let begin = file.metadata()?.len();
+            let words = memfd_create(c"rsup", MFdFlags::MFD_CLOEXEC).ok().map(File::from);
+            Ok(Self { file, begin, words })
+        };
+        open().map_err(|error: io::Error| {
+            Problem::failed("local", format!("cannot write {}: {error}\n{}", path.display(), paths::ELSEWHERE))
+        })
+    }
+
+    /// The last lines of a daemon, and of what it could not write.
+    fn tail(&self, path: &Path) -> Vec<String> {
+        let read = |file: &mut File, begin| {
+            file.seek(SeekFrom::Start(begin))?;
+            let mut bytes = Vec::new();
+            file.take(1 << 20).read_to_end(&mut bytes)?;
+            Ok::<_, io::Error>(bytes)
+        };
+        let mut text = File::open(path).and_then(|mut file| read(&mut file, self.begin)).unwrap_or_default();
+        if let Some(words) =
+            self.words.as_ref().and_then(|words| words.try_clone().ok()).and_then(|mut words| read(&mut words, 0).ok())
+        {
+            text.extend(words);
+        }
+        let lines: Vec<_> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
+    }
+}
+
+fn command(verb: &str, log: &Log) -> Result<Command, Problem> {
+    let failed = |error: io::Error| Problem::failed("spawn", format!("cannot start the daemon: {error}"));
     let mut command = Command::new(paths::program());
     // Not in the caller's folder, which would stay in use for ever.
-    command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).current_dir("/");
+    command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(log.file.try_clone().map_err(failed)?).current_dir("/");
     if let Some(home) = std::env::var_os("RSUP_HOME").filter(|home| !home.is_empty())
         && let Ok(home) = std::path::absolute(home)
     {
@@ -163,7 +216,10 @@ fn command(verb: &str, log: File) -> Command {
     for name in environment::private_names() {
         command.env_remove(name);
     }
-    command
+    if let Some(words) = &log.words {
+        command.env(keeper::WORDS, inherit::leave_open(words).map_err(failed)?.to_string());
+    }
+    Ok(command)
 }
 
 fn spawn(mut command: Command) -> Result<Child, Problem> {
@@ -191,20 +247,6 @@ fn cause(mut lines: Vec<String>) -> (Option<String>, Vec<String>) {
     let of_error: Vec<String> = lines.drain(at..end).collect();
     let words = of_error.iter().map(|line| line.trim().trim_start_matches("error: "));
     (Some(words.collect::<Vec<_>>().join("\n")), lines)
-}
-
-/// The last lines of what was added to a file.
-fn tail(path: &Path, begin: u64) -> Vec<String> {
-    let read = || {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(begin))?;
-        let mut bytes = Vec::new();
-        file.take(1 << 20).read_to_end(&mut bytes)?;
-        Ok::<_, std::io::Error>(bytes)
-    };
-    let text = read().unwrap_or_default();
-    let lines: Vec<_> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ use problem::{DONE, Problem, USAGE};
 use render::Output;
 
 use crate::paths::Paths;
+use crate::sys::process;
 
 /// Process supervisor: zero-downtime reloads of unmodified web apps in any language.
 #[derive(Debug, Parser)]
@@ -121,6 +122,7 @@ pub fn command() -> clap::Command {
 
 /// Does what the arguments say; the exit code of the process.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+    process::outlive_file_size_limit();
     let args: Vec<OsString> = args.into_iter().collect();
     // Before anything else: it is to stay small.
     if args.get(1).is_some_and(|verb| verb == "keeper") {

@@ -222,6 +222,9 @@ pub enum Reply {
         /// Where the admin listener is, if one is wanted.
         #[serde(default)]
         admin: Option<AdminView>,
+        /// What is wrong with the daemon itself now, as opposed to an app.
+        #[serde(default)]
+        troubles: Vec<String>,
     },
     /// What the user should know of what has become of it.
     Supervised {

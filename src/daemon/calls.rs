@@ -210,7 +210,7 @@ impl Daemon {
                 }
                 Request::Kill => {
                     self.note_end(Ending::Kill);
-                    return Ok((each(self.supervisor.names().cloned().collect(), || supervisor::Request::Stop), true));
+                    return Ok((each(self.supervisor.names().cloned().collect(), || supervisor::Request::Halt), true));
                 }
                 Request::Ping
                 | Request::Supervise { .. }
@@ -381,7 +381,14 @@ impl Daemon {
         if matches!(self.calls.start, Some(Start::Call(call)) if call == number) {
             self.judge_start(&outcomes);
         }
-        let _ = open.answer.send(Answer::Done(if open.kill { Reply::Killed } else { Reply::Finished(outcomes) }));
+        let _ = open.answer.send(match open.kill {
+            true if self.ending => Answer::Done(Reply::Killed),
+            true => Answer::Failed(
+                Failure::new(FailureCode::Superseded, "rsup was killed while it stopped every app, and then started again")
+                    .hint("rsup list shows what there is; `rsup kill` stops it"),
+            ),
+            false => Answer::Done(Reply::Finished(outcomes)),
+        });
     }
 
     /// In the foreground, a start that left no app at all ends the daemon with its reason.
@@ -405,7 +412,7 @@ impl Daemon {
         let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
         for app in apps {
             let op = self.calls.op();
-            self.handle(Input::Request { op, app, request: supervisor::Request::Stop });
+            self.handle(Input::Request { op, app, request: supervisor::Request::Halt });
         }
     }
 
@@ -414,7 +421,8 @@ impl Daemon {
         let memory = procfs::resident(pid).ok();
         let uptime_ms = now().since(self.started).as_millis() as u64;
         let (version, admin) = (env!("CARGO_PKG_VERSION").into(), self.admin_view());
-        Reply::Pong { pid, version, protocol: crate::control::VERSION, uptime_ms, memory, admin }
+        let troubles = self.own_troubles();
+        Reply::Pong { pid, version, protocol: crate::control::VERSION, uptime_ms, memory, admin, troubles }
     }
 
     fn list(&mut self) -> Reply {

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{Daemon, Error, Event, StartRequest, now};
 use crate::config::{self, AppName, AppSpec, Loaded};
-use crate::control::{Answer, Call, Reply, Request, VERSION};
+use crate::control::{Answer, Call, Reply, Request, Target, VERSION};
 use crate::supervisor::{AppPhase, End, Settings};
 use crate::sys::needs;
 
@@ -59,7 +59,7 @@ pub fn has_terminal() -> bool {
 
 impl Daemon {
     /// Starts what the command line gave. An earlier daemon may have died with some of it: that goes on, and is
-    /// reloaded where it is to be otherwise now.
+    /// reloaded where it is to be otherwise now. One that died while it stopped everything has nothing to go on with.
     pub(super) fn start_given(&mut self) {
         if let Some(settings) = self.options.settings.take()
             && let Reply::Supervised { notes } = self.supervise(settings)
@@ -67,8 +67,16 @@ impl Daemon {
             notes.iter().for_each(|note| warn!("{note}"));
         }
         let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
-        let (known, fresh): (Vec<AppSpec>, Vec<AppSpec>) =
-            apps.into_iter().partition(|app| self.supervisor.revision(&app.name).is_some());
+        if self.cut_short {
+            // What is left of others ends, and is not known any more.
+            let others = self.supervisor.names().filter(|name| apps.iter().all(|app| app.name != **name));
+            let others: Vec<AppName> = others.cloned().collect();
+            for name in others {
+                self.call_myself(Request::Delete { target: Target::App(name) });
+            }
+        }
+        let goes_on = |app: &AppSpec| !self.cut_short && self.supervisor.revision(&app.name).is_some();
+        let (known, fresh): (Vec<AppSpec>, Vec<AppSpec>) = apps.into_iter().partition(goes_on);
         let changed: Vec<AppSpec> = known.into_iter().filter(|app| self.spec(&app.name).as_ref() != Some(app)).collect();
         if !changed.is_empty() {
             self.call_myself(Request::Reload { apps: changed, base_env: Some(base_env.clone()), queue: true });

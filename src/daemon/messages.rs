@@ -2,21 +2,32 @@
 
 use std::fmt::{self, Write as _};
 use std::io;
+use std::panic;
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber, info, warn};
+use tracing::{Event, Subscriber, error, info, warn};
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::config::AppName;
-use crate::logs::Console;
+use crate::logs::{Console, stderr};
 
 /// Of messages about one app, which begin with its name.
 const ABOUT_APP: &str = "rsup::app";
 
-/// From now on messages go to stderr, as JSON if wanted.
-pub fn on_stderr(json: bool) {
-    let builder = tracing_subscriber::fmt().with_writer(io::stderr).with_target(false);
+/// From now on messages go to stderr, as JSON if wanted, by a way that takes them all at once and loses
+/// those that stderr does not take.
+///
+/// # Errors
+/// When there are no threads left.
+pub fn on_stderr(json: bool) -> io::Result<Console> {
+    let console = stderr::begin(if json { told_as_json } else { told })?;
+    let writer = Lossy(console.clone());
+    let writer = move || writer.clone();
+    // The library would tell of its own errors on stderr, and end the process if that fails.
+    let builder = tracing_subscriber::fmt().with_writer(writer).with_target(false).log_internal_errors(false);
     // A second call in the same process (tests) keeps the first.
     let _ = if json {
         tracing::subscriber::set_global_default(builder.json().finish())
@@ -24,6 +35,64 @@ pub fn on_stderr(json: bool) {
         let ansi = std::io::IsTerminal::is_terminal(&io::stderr());
         tracing::subscriber::set_global_default(builder.with_ansi(ansi).finish())
     };
+    Ok(console)
+}
+
+/// A panic is a message like any other: std would write it to stderr itself, and wait for that.
+pub fn of_panics(console: Console) {
+    panic::set_hook(Box::new(move |panic| {
+        // `RUST_BACKTRACE` decides whether there is anything in it.
+        let backtrace = std::backtrace::Backtrace::capture();
+        let more = if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            format!("\n{backtrace}")
+        } else {
+            String::new()
+        };
+        error!("this is a bug in rsup: {panic}{more}");
+        // The process may end with this.
+        console.flush(stderr::LAST_WORDS);
+    }));
+}
+
+/// Hands over whole messages, and never fails.
+#[derive(Clone)]
+struct Lossy(Console);
+
+impl io::Write for Lossy {
+    fn write(&mut self, message: &[u8]) -> io::Result<usize> {
+        self.0.whole(message);
+        Ok(message.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What was lost, as a message among the others.
+fn told(text: &str) -> Vec<u8> {
+    format!("{}  WARN {text}\n", time()).into_bytes()
+}
+
+fn told_as_json(text: &str) -> Vec<u8> {
+    let object = serde_json::json!({ "timestamp": time(), "level": "WARN", "fields": { "message": text } });
+    format!("{object}\n").into_bytes()
+}
+
+/// As the library writes it.
+fn time() -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut text));
+    text
+}
+
+/// Where messages go to the console, what is said on stderr beside them goes there by the same kind of way.
+///
+/// # Errors
+/// When there are no threads left.
+pub fn on_stderr_too() -> io::Result<Console> {
+    stderr::begin(told)
 }
 
 /// From now on messages go to the console.

@@ -44,7 +44,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{AppName, AppSpec, Log, LogFormat};
 use crate::control::{Answer, Call, Failure};
 use crate::exit::Exit;
-use crate::logs::{self, Console, Pump};
+use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
 use crate::supervisor::{Input, OpId, Settings, Supervisor, Time, WorkerId};
 use crate::sys::listen::Given;
@@ -94,6 +94,9 @@ pub struct Options {
     /// Once it is made.
     #[serde(skip)]
     pub console: Option<Console>,
+    /// Where the daemon's own messages go in: the console, or the way to stderr.
+    #[serde(skip)]
+    pub messages: Option<Console>,
     /// Lines go to files only where the configuration names them.
     #[serde(default)]
     pub no_log_files: bool,
@@ -133,7 +136,7 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// How long the daemon's end waits for clients that read slowly.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = stderr::LAST_WORDS;
 
 /// What tasks tell the loop.
 enum Event {
@@ -229,6 +232,8 @@ struct Daemon {
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
+    /// An earlier daemon died while it stopped everything, and this one does not go on with that.
+    cut_short: bool,
     verdict: Verdict,
     admin: admin::Admin,
     started: Time,
@@ -239,6 +244,8 @@ struct Daemon {
     vault: vault::Vault,
     /// The keeper that started us.
     keeper: Option<u32>,
+    /// Lines of the keeper that had been lost when it started us.
+    lost_by_keeper: u64,
     /// The names in the vault when this daemon came.
     kept_before: HashSet<String>,
     /// What is written down beside the supervisor.
@@ -281,11 +288,20 @@ pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
         (Some(format), Some(open)) => Some(open(format).map_err(system("cannot start a thread for stdout"))?),
         (Some(_), None) | (None, _) => None,
     };
-    match console.clone() {
-        Some(console) => messages::on_console(console),
-        None => messages::on_stderr(json),
+    let own = match console.clone() {
+        Some(console) => {
+            messages::on_console(console.clone());
+            console
+        }
+        None => messages::on_stderr(json).map_err(system("cannot start a thread for stderr"))?,
+    };
+    messages::of_panics(own.clone());
+    let result = run_with(&paths, Options { messages: Some(own), ..options }, received, given, console.clone());
+    if result.is_err() {
+        // What is said of it waits for nobody either.
+        let _ = messages::on_stderr_too();
     }
-    let result = run_with(&paths, options, received, given, console.clone());
+    stderr::flush();
     if let Some(console) = console {
         // Among objects there is no place for other words.
         if let (Err(why), logs::Format::Json) = (&result, console.format())
@@ -305,6 +321,7 @@ fn run_with(
     given: Option<(Inheritance, upgrade::Back)>,
     console: Option<Console>,
 ) -> Result<(), Error> {
+    let messages = options.messages.clone();
     let (mut inheritance, back) = match given {
         None => (Inheritance::of_new(paths, options, received)?, None),
         Some((inheritance, back)) => {
@@ -313,6 +330,7 @@ fn run_with(
         }
     };
     inheritance.options.console = console;
+    inheritance.options.messages = messages;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
     let result = runtime.block_on(serve(paths, inheritance, back));
@@ -361,7 +379,7 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
             Some(problem) = log_problems.recv() => daemon.troubles.note(problem),
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
             () = sleep_until(systemd_wakes) => {}
-            _ = now_and_then.tick(), if !daemon.apps.is_empty() => daemon.now_and_then(),
+            _ = now_and_then.tick(), if daemon.looks_after_something() => daemon.now_and_then(),
         }
         // What has queued up meanwhile is handled before the next look at the clock.
         while let Ok(event) = inbox.try_recv() {
@@ -469,12 +487,35 @@ impl Daemon {
         }
     }
 
+    /// Whether there is anything to do now and then.
+    fn looks_after_something(&self) -> bool {
+        !self.apps.is_empty() || self.saving.troubles().next().is_some() || self.admin.in_trouble()
+    }
+
     fn now_and_then(&mut self) {
         self.look_for_strangers();
         self.isolation.look_at_memory();
         self.save_again();
+        self.open_admin_again();
         self.vault.store_again();
         self.stay_in_use();
+    }
+
+    /// What is wrong with the daemon itself now.
+    fn own_troubles(&self) -> Vec<String> {
+        let messages = self.options.messages.as_ref().and_then(|messages| Some((messages.trouble()?, self.lost_messages())));
+        let messages = messages.map(|(why, lost)| {
+            let what = if self.options.console.is_some() { "lines for stdout" } else { "rsup's own messages" };
+            format!("{what} are being lost ({} so far): {why}; everything else goes on", lost.lines)
+        });
+        messages.into_iter().chain(self.saving.troubles().map(str::to_owned)).collect()
+    }
+
+    /// Of the daemon's own messages, those of its keeper included.
+    fn lost_messages(&self) -> logs::Loss {
+        let mut lost = self.options.messages.as_ref().map(Console::lost).unwrap_or_default();
+        lost.lines += self.lost_by_keeper;
+        lost
     }
 
     /// Everything is stopped and everybody has his answer.

@@ -9,8 +9,9 @@ use nix::sys::time::TimeSpec;
 use tracing::{error, info, warn};
 
 use super::state::{self, Ending, Process, ReadError, Saver, State};
+use super::vault::name::STATE;
 use super::{Daemon, Event, Events, Options, complain, now};
-use crate::keeper::AGAIN;
+use crate::keeper::{AGAIN, GO_ON};
 use crate::paths::Paths;
 use crate::supervisor::{Time, WorkerId};
 use crate::sys::process;
@@ -99,6 +100,7 @@ impl Daemon {
 
     fn save(&mut self) {
         self.saving.unsaved = false;
+        self.rest.written += 1;
         let bytes = match self.encoded() {
             Ok(bytes) => bytes,
             Err(why) => return complain("the state cannot be put into words", why),
@@ -107,12 +109,29 @@ impl Daemon {
         let how = state::write(&path, &bytes, false);
         // It is tried again with the next change, or in a while.
         self.saving.unsaved_for_reboot &= !self.ending;
-        self.saving.note(0, &format!("cannot write {}, so a killed rsup could not go on", path.display()), how);
+        let kept = how.is_err() && self.keep_state(&bytes);
+        let who = if kept { "rsup could not go on if its keeper were killed too" } else { "a killed rsup could not go on" };
+        self.saving.note(0, &format!("cannot write {}, so {who}", path.display()), how);
+        if !kept {
+            self.vault.forget(STATE);
+        }
         if std::mem::take(&mut self.saving.unsaved_for_reboot)
             && let Some(saver) = &self.saving.saver
         {
             saver.save(bytes);
         }
+    }
+
+    /// Whether the next daemon gets the state from who holds descriptors for it.
+    fn keep_state(&mut self, bytes: &[u8]) -> bool {
+        match state::in_memory(bytes) {
+            Ok(memory) => self.vault.keep(STATE.to_owned(), memory),
+            Err(why) => {
+                complain("the state cannot be held in memory either", why);
+                return false;
+            }
+        }
+        self.vault.outlives_us()
     }
 
     /// Files in /tmp that nobody touches are cleaned away (tmpfiles.d(5)), and these are needed as long as
@@ -156,23 +175,28 @@ impl Daemon {
         {
             complain("the state of this daemon cannot be removed", why);
         }
+        self.vault.forget(STATE);
         self.vault.bye();
         self.saving.saver = None;
     }
 
     /// Goes on from where an earlier daemon was, if there was one.
     pub(super) fn go_on(&mut self) {
-        match self.read(&self.paths.live_state()) {
-            Some(state) if state.boot == self.saving.boot => {
-                self.adopt(state);
-                self.upgrade_died();
-                if self.options.only_stop && !self.ending {
-                    info!("rsup was to be stopped and is dead: stopping every app");
-                    self.stop_everything();
-                }
-                return;
+        let kept = self.vault.get(STATE).and_then(|memory| {
+            state::read_memory(memory).inspect_err(|why| warn!("the state in memory cannot be used: {why}")).ok()
+        });
+        let written = self.read(&self.paths.live_state());
+        // The file may be of a time when there was room for it.
+        let of_this_boot = kept.into_iter().chain(written).filter(|state| state.boot == self.saving.boot);
+        if let Some(mut state) = of_this_boot.max_by_key(|state| state.daemon.written) {
+            self.begin_again(&mut state);
+            self.adopt(state);
+            self.upgrade_died();
+            if self.options.only_stop && !self.ending {
+                info!("rsup was to be stopped and is dead: stopping every app");
+                self.stop_everything();
             }
-            Some(_) | None => {}
+            return;
         }
         if self.options.only_stop {
             self.ending = true;
@@ -186,7 +210,7 @@ impl Daemon {
             return;
         }
         // Whatever was kept belongs to workers that nobody knows any more.
-        self.vault.forget_all(&["listen/", "out/", "err/", "bind/", "notify/", "node/"].map(str::to_owned));
+        self.vault.forget_all(&["listen/", "out/", "err/", "bind/", "notify/", "node/", STATE].map(str::to_owned));
         if self.options.given_anew {
             return;
         }
@@ -204,6 +228,24 @@ impl Daemon {
         }
         self.supervisor.reboot(now(), down);
         self.unsaved_for_reboot();
+    }
+
+    /// A stop of everything that was cut short, by whatever death, is for a next start what a finished one is:
+    /// after a signal apps are what they were, after `rsup kill` they stay stopped, and what is given anew is all
+    /// there is. Only a daemon that nobody asked to start anything goes on with the stop.
+    fn begin_again(&mut self, state: &mut State) {
+        let goes_on = self.options.only_stop || [AGAIN, GO_ON].into_iter().any(|name| std::env::var_os(name).is_some());
+        let Some(ending) = state.daemon.ending.filter(|_| !goes_on) else { return };
+        state.daemon.ending = None;
+        let down = ending == Ending::Kill || self.options.given_anew;
+        state.supervisor.halt_is_over(down);
+        self.cut_short = true;
+        self.unsaved_for_reboot();
+        match (self.options.given_anew, ending) {
+            (true, _) => info!("an earlier rsup died while it stopped every app; what is given is started"),
+            (false, Ending::Kill) => info!("an earlier rsup died during `rsup kill`; its apps are known, and stay stopped"),
+            (false, Ending::Signal) => info!("an earlier rsup died while it stopped every app; apps come back as they were"),
+        }
     }
 
     fn read(&self, path: &std::path::Path) -> Option<State> {

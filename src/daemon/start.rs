@@ -19,8 +19,9 @@ use super::systemd::{self, Received};
 use super::takeover_support::TakeoverSupport;
 use super::vault::{self, Vault};
 use super::{Daemon, Error, Options, Started, memory, now, server, system};
+use crate::keeper::LOST;
 use crate::lock;
-use crate::logs::{self, Pump};
+use crate::logs::{self, Pump, stderr};
 use crate::paths::Paths;
 use crate::supervisor::Supervisor;
 use crate::sys::process;
@@ -120,7 +121,11 @@ impl Daemon {
         let keeper = if is_upgrade { inheritance.born_of } else { vault.has_keeper().then(std::os::unix::process::parent_id) };
         let kept_before = vault.names().map(str::to_owned).collect();
         let (log_events, log_problems) = mpsc::unbounded_channel();
-        let pump = start_pump(paths, &mut vault, log_events).map_err(system("cannot start the log thread"))?;
+        let pump = start_pump(paths, &mut vault, log_events).map_err(|why| {
+            let limit = " (its journal, a sparse file in memory, is larger than `ulimit -f` allows)";
+            let limit = if why.kind() == io::ErrorKind::FileTooLarge { limit } else { "" };
+            system(format!("cannot start the log thread{limit}"))(why)
+        })?;
         if let Some(console) = inheritance.options.console.clone() {
             pump.show_on(console);
         }
@@ -149,6 +154,7 @@ impl Daemon {
             troubles: Default::default(),
             inbox: VecDeque::new(),
             ending: false,
+            cut_short: false,
             verdict: Default::default(),
             admin: Default::default(),
             started: now(),
@@ -156,6 +162,7 @@ impl Daemon {
             given: systemd::given(received.sockets),
             vault,
             keeper,
+            lost_by_keeper: std::env::var(LOST).ok().and_then(|lost| lost.parse().ok()).unwrap_or(0),
             kept_before,
             rest: Rest { foreground, ..Rest::default() },
             saving,
@@ -170,6 +177,8 @@ impl Daemon {
         daemon.vault.keep_program();
         daemon.start_given();
         daemon.open_admin();
+        // It is up: what becomes of it from here on, a client may ask.
+        stderr::dismiss_witness();
         // From now on commands are heard; until then they wait in the queue.
         let server = tokio::spawn(server::accept(listener, events, open));
         Ok(Started { daemon, inbox, log_problems, signals, server, conversations })

@@ -8,11 +8,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::lock;
@@ -58,6 +60,9 @@ pub struct Rest {
     /// The latest.
     #[serde(default)]
     pub upgrade: Option<Upgrade>,
+    /// How often the live state was written: of two, the one with more is the later one.
+    #[serde(default)]
+    pub written: u64,
 }
 
 /// An upgrade, and what became of it.
@@ -163,6 +168,28 @@ pub fn is_of_foreground(path: &Path) -> bool {
         foreground: bool,
     }
     fs::read(path).is_ok_and(|bytes| serde_json::from_slice(&bytes).is_ok_and(|head: Head| head.daemon.foreground))
+}
+
+/// The same in memory, for who holds descriptors for the next daemon.
+///
+/// # Errors
+/// When there is no memory or descriptor left.
+pub fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create(c"rsup-state", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+/// Reads what is [in memory](in_memory).
+///
+/// # Errors
+/// See [`ReadError`].
+pub fn read_memory(fd: OwnedFd) -> Result<State, ReadError> {
+    let mut file = File::from(fd);
+    let mut bytes = Vec::new();
+    // Whoever wrote it left the position, which all copies share, at its end.
+    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(ReadError::Io)?;
+    decode(&bytes)
 }
 
 /// Moves a state that cannot be used out of the way, so that nothing overwrites it; where to.
@@ -282,6 +309,7 @@ mod tests {
             processes: [(3, Process { pid: 5, started: StartTime(6) })].into(),
             results: [(OpId(9), Ok(()))].into(),
             upgrade: None,
+            written: 9,
         };
         for durable in [false, true] {
             write(&path, &encode("boot", &rest, &Supervisor::new(1)).unwrap(), durable).unwrap();

@@ -23,6 +23,13 @@ impl Troubles {
                 info!("{} can be written again; {lost_lines} lines ({lost_bytes} bytes) were lost", path.display());
                 self.0.remove(&path);
             }
+            Event::Closed { path, lost_bytes, lost_lines } => {
+                let path_shown = path.display();
+                warn!(
+                    "{path_shown} is closed before it could be written again; {lost_lines} lines ({lost_bytes} bytes) were lost"
+                );
+                self.0.remove(&path);
+            }
             Event::Untidy { path, error } => warn!("{}: {error}; nothing is lost", path.display()),
             Event::BadPipe { source, stream, error } => {
                 warn!(

@@ -358,7 +358,7 @@ impl Daemon {
         let own = [self.handles.lock.as_fd(), self.handles.control.as_fd(), previous.as_fd()];
         let fds: Vec<BorrowedFd<'_>> =
             held.into_iter().map(|(_, fd)| fd).chain(keeper).chain(self.given.sockets()).chain(own).collect();
-        if let Some(console) = &self.options.console {
+        for console in self.options.console.iter().chain(&self.options.messages) {
             console.flush(SETTLE);
         }
         execute(program, &self.paths.runtime, &manifest, &fds)

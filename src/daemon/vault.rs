@@ -90,6 +90,11 @@ impl Vault {
         Self::new(backend, held, None)
     }
 
+    /// Whether anybody holds for the next process what this one loses by its death.
+    pub fn outlives_us(&self) -> bool {
+        matches!(self.backend, Backend::Keeper(_) | Backend::Systemd(_))
+    }
+
     pub fn has_keeper(&self) -> bool {
         matches!(self.backend, Backend::Keeper(_))
     }
@@ -253,8 +258,11 @@ fn is_same(a: &OwnedFd, b: BorrowedFd<'_>) -> bool {
 pub mod name {
     use super::*;
 
+    /// The live state, where its file cannot be written.
+    pub const STATE: &str = "state";
+
     /// The pump's own memory.
-    pub const JOURNAL: &str = "journal";
+    pub const JOURNAL: &str = crate::keeper::JOURNAL;
 
     /// All listening sockets of an app.
     pub fn sockets(app: &AppName) -> String {

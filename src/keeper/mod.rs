@@ -5,14 +5,15 @@
 //! * It starts a daemon that died again, at once the first time, then with backoff.
 //! * It is the reaper of the dead daemon's workers, and tells the next one how they ended.
 //!
-//! One thread, one loop, no policy. It ends when the daemon says that it ends on purpose.
+//! One thread, one loop, no policy; a second thread waits for stderr once there is something to say. It
+//! ends when the daemon says that it ends on purpose.
 
 pub mod link;
 pub mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -27,6 +28,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::exit::Exit;
 use crate::lock;
+use crate::logs::stderr;
 use crate::paths::Paths;
 use crate::sys::{fdpass, inherit, process};
 use wire::{FromKeeper, ToKeeper};
@@ -34,12 +36,25 @@ use wire::{FromKeeper, ToKeeper};
 /// The name of the program that daemons are started from. Without it, the keeper's own.
 pub const PROGRAM: &str = "program";
 
+/// The name of the journal of the logs.
+pub const JOURNAL: &str = "journal";
+
 /// The variable that tells a daemon, or a keeper that a daemon made, the number of its end of the
 /// pair.
 pub const SOCKET: &str = "RSUP_KEEPER_FD";
 
-/// The variable that tells a daemon that the one before it died.
+/// The variable that tells a daemon that the one before it died, and that nobody but the keeper starts it.
 pub const AGAIN: &str = "RSUP_AGAIN";
+
+/// The variable that tells a daemon that it is started by a command that wants what there is, not by a start.
+pub const GO_ON: &str = "RSUP_GO_ON";
+
+/// The variable that tells a keeper, and by it the first daemon, the number of a descriptor: whoever started
+/// them reads there what their log did not take.
+pub const WORDS: &str = "RSUP_WORDS_FD";
+
+/// The variable that tells a daemon how many lines of its keeper have been lost.
+pub const LOST: &str = "RSUP_KEEPER_LOST";
 
 /// How many descriptors are kept at the most: three for each worker and some for each app.
 const MOST_KEPT: usize = 16_384;
@@ -47,10 +62,11 @@ const MOST_KEPT: usize = 16_384;
 /// How many ends of processes nobody has asked for are remembered.
 const MOST_ENDS: usize = 4096;
 
-/// A daemon that lived this long starts with a clean sheet.
-const STABLE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// For each of these that a daemon lived, one death before it is forgotten. One whose lives are a little longer
+/// than its start is started more and more slowly too; longer lives are as good as pauses.
+const FORGIVEN: Duration = LONGEST_PAUSE;
 
 /// Ends of processes that nobody has asked for yet: those of workers that came to us.
 #[derive(Default)]
@@ -85,8 +101,12 @@ struct Keeper {
     kept: BTreeMap<String, OwnedFd>,
     ends: Ends,
     daemon: Option<Daemon>,
-    /// Deaths in a row.
+    /// Deaths that are not forgotten yet.
     deaths: u32,
+    /// A daemon has been started before.
+    again: bool,
+    /// See [`WORDS`]; for the first daemon.
+    words: Option<OwnedFd>,
     start_at: Instant,
     /// The daemon ends on purpose.
     bye: bool,
@@ -97,21 +117,39 @@ struct Keeper {
 /// Called by `rsup start`, it starts the daemon; called by a daemon whose keeper died, it finds
 /// that one's socket in [`SOCKET`].
 pub fn run() -> u8 {
-    match try_run() {
+    let code = match try_run() {
         Ok(code) => code,
         Err(why) => {
             say(&format!("cannot keep: {why}"));
             1
         }
+    };
+    stderr::flush();
+    code
+}
+
+/// To the daemon's log, without waiting for it; what it does not take is counted.
+fn say(text: &str) {
+    // Without a thread to be had nobody is told.
+    if let Ok(console) = stderr::begin(line) {
+        console.whole(&line(text));
     }
 }
 
-/// To the daemon's log; nobody is left to tell if that fails.
-fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "keeper: {text}");
+fn line(text: &str) -> Vec<u8> {
+    format!("keeper: {text}\n").into_bytes()
 }
 
 fn try_run() -> io::Result<u8> {
+    let words = inherit::take_named(WORDS).and_then(Result::ok);
+    if let Some(words) = words.as_ref().and_then(|words| words.try_clone().ok()) {
+        stderr::set_witness(words);
+    }
+    // std would write a panic to stderr itself, and wait for that.
+    std::panic::set_hook(Box::new(|panic| {
+        say(&format!("this is a bug in rsup: {panic}"));
+        stderr::flush();
+    }));
     let paths = Paths::from_env().and_then(|paths| paths.create().map(|()| paths)).map_err(io::Error::other)?;
     // Away from the terminal and from the group of whoever started us.
     let _ = nix::unistd::setsid();
@@ -122,21 +160,32 @@ fn try_run() -> io::Result<u8> {
     let caught: SigSet = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
     caught.thread_set_mask()?;
     let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    let mut keeper =
-        Keeper { kept: BTreeMap::new(), ends: Ends::default(), daemon: None, deaths: 0, start_at: Instant::now(), bye: false };
+    let mut keeper = Keeper {
+        kept: BTreeMap::new(),
+        ends: Ends::default(),
+        daemon: None,
+        deaths: 0,
+        again: false,
+        words,
+        start_at: Instant::now(),
+        bye: false,
+    };
     if let Some(socket) = inherit::take_named(SOCKET) {
         let socket = socket?;
         // Whoever made the pair; it may be dead by now, and then its last words are in the queue.
         let pid = process::peer_credentials(&socket)?.pid;
         keeper.daemon = Some(Daemon { pid, pidfd: process::pidfd_open(pid).ok(), socket, since: Instant::now() });
+        keeper.again = true;
     }
     loop {
         if keeper.daemon.is_none() {
             if keeper.bye {
                 return Ok(0);
             }
-            if keeper.deaths > 0 && keeper.kept.keys().all(|name| name == PROGRAM) {
-                // Nothing depends on us: whoever started us is told by this, and the log says why.
+            let only = |what: &str| keeper.kept.keys().all(|name| name == what);
+            if keeper.again && (only(PROGRAM) || only(JOURNAL)) {
+                // Nothing depends on us, and no daemon got as far as to keep its program too: whoever started us
+                // is told by this, and the log says why.
                 return Ok(1);
             }
             if keeper.start_at <= Instant::now() {
@@ -238,6 +287,8 @@ impl Keeper {
             ToKeeper::Hello(_) => {
                 // It may have said goodbye in the name of a program that could not begin.
                 self.bye = false;
+                // What becomes of it from here on, a client may ask.
+                stderr::dismiss_witness();
                 self.tell(&FromKeeper::Hello(wire::VERSION), None);
             }
             ToKeeper::Keep(name) => match fd {
@@ -282,14 +333,8 @@ impl Keeper {
         if self.bye {
             return;
         }
-        if daemon.since.elapsed() >= STABLE {
-            self.deaths = 0;
-        }
-        let pause = match self.deaths {
-            0 => Duration::ZERO,
-            more => (FIRST_PAUSE * 2u32.saturating_pow(more - 1)).min(LONGEST_PAUSE),
-        };
-        self.deaths = self.deaths.saturating_add(1).min(16);
+        let pause;
+        (self.deaths, pause) = after_death(self.deaths, daemon.since.elapsed());
         self.start_at = Instant::now() + pause;
         let how = self.ends.take(daemon.pid);
         say(&format!("the daemon (pid {}) {how}; {} descriptors are kept", daemon.pid, self.kept.len()));
@@ -298,20 +343,20 @@ impl Keeper {
     fn start(&mut self) {
         match self.try_start() {
             Ok(daemon) => {
-                if self.deaths > 0 {
+                if std::mem::replace(&mut self.again, true) {
                     say(&format!("started the daemon again (pid {})", daemon.pid));
                 }
                 self.daemon = Some(daemon);
             }
             Err(why) => {
-                self.deaths = self.deaths.saturating_add(1).min(16);
+                self.again = true;
                 self.start_at = Instant::now() + LONGEST_PAUSE;
                 say(&format!("cannot start the daemon: {why}"));
             }
         }
     }
 
-    fn try_start(&self) -> io::Result<Daemon> {
+    fn try_start(&mut self) -> io::Result<Daemon> {
         let (ours, theirs) = pair()?;
         let number = inherit::leave_open(&theirs)?;
         let program = match self.kept.get(PROGRAM) {
@@ -321,14 +366,31 @@ impl Keeper {
         };
         let mut command = Command::new(program);
         command.arg0("rsup").arg("daemon").env(SOCKET, number.to_string());
-        if self.deaths > 0 {
-            command.env(AGAIN, "1");
+        if self.again {
+            command.env(AGAIN, "1").env_remove(GO_ON);
+        }
+        command.env(LOST, stderr::lost().lines.to_string());
+        let words = self.words.take();
+        if let Some(words) = &words {
+            command.env(WORDS, inherit::leave_open(words)?.to_string());
         }
         command.envs(process::nofile_found().map(|soft| (process::NOFILE, soft)));
         let child = command.stdin(Stdio::null()).spawn()?;
         let pid = child.id();
         Ok(Daemon { pid, pidfd: Some(process::pidfd_open(pid)?), socket: ours, since: Instant::now() })
     }
+}
+
+/// How many deaths are remembered after another one, of a daemon that lived so long, and how long the next
+/// daemon has to wait.
+fn after_death(before: u32, lived: Duration) -> (u32, Duration) {
+    let forgiven = u32::try_from(lived.as_secs() / FORGIVEN.as_secs()).unwrap_or(u32::MAX);
+    let before = before.saturating_sub(forgiven);
+    let pause = match before {
+        0 => Duration::ZERO,
+        more => (FIRST_PAUSE * 2u32.saturating_pow(more - 1)).min(LONGEST_PAUSE),
+    };
+    (before.saturating_add(1).min(16), pause)
 }
 
 /// A dying process loses its descriptors a moment before it is a zombie.
@@ -342,4 +404,36 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok((ours, theirs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lives(seconds: f64, times: usize) -> Vec<Duration> {
+        let mut deaths = 0;
+        let mut one = || {
+            let (after, pause) = after_death(deaths, Duration::from_secs_f64(seconds));
+            deaths = after;
+            pause
+        };
+        (0..times).map(|_| one()).collect()
+    }
+
+    #[test]
+    fn a_daemon_that_dies_again_and_again_is_started_more_and_more_slowly() {
+        for short in [0.0, 0.9, 1.1, 1.9] {
+            let ms: Vec<_> = lives(short, 20).iter().map(Duration::as_millis).collect();
+            assert_eq!(ms[..8], [0, 50, 100, 200, 400, 800, 1600, 2000], "lives of {short} s");
+            assert!(ms[8..].iter().all(|pause| *pause == 2000));
+        }
+        assert!(lives(2.0, 20).iter().all(Duration::is_zero), "the one before is forgotten");
+    }
+
+    #[test]
+    fn a_long_life_makes_up_for_many_short_ones() {
+        assert_eq!(after_death(16, Duration::from_secs(32)), (1, Duration::ZERO));
+        assert_eq!(after_death(16, Duration::from_secs(20)).0, 7);
+        assert_eq!(after_death(0, Duration::MAX), (1, Duration::ZERO));
+    }
 }

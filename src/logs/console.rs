@@ -21,19 +21,25 @@ const RESERVE: usize = 64 << 10;
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 /// How often an output that fails is tried for the sake of telling what it lacks.
 const RETRY: Duration = Duration::from_secs(1);
+/// Why lines are lost where no write has failed.
+const TOO_SLOW: &str = "the reader is too slow";
+
+/// Makes the line that says what is missing at its place.
+pub type Teller = fn(&str) -> Vec<u8>;
 
 /// Where lines go in.
 #[derive(Clone, Debug)]
 pub struct Console {
     shared: Arc<Shared>,
     format: Format,
+    teller: Teller,
 }
 
 /// Where they come out, for the one who writes them.
 #[derive(Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
-    format: Format,
+    teller: Teller,
 }
 
 /// Whole lines.
@@ -106,8 +112,17 @@ struct State {
 impl Console {
     /// An empty one, whose lines look like this.
     pub fn new(format: Format) -> (Console, Reader) {
+        let teller: Teller = match format {
+            Format::Text => |text| format::message(Format::Text, "warn", None, text),
+            Format::Json => |text| format::message(Format::Json, "warn", None, text),
+        };
+        Self::with_teller(format, teller)
+    }
+
+    /// The same, with another way to say what is missing.
+    pub(super) fn with_teller(format: Format, teller: Teller) -> (Console, Reader) {
         let shared = Arc::<Shared>::default();
-        (Console { shared: shared.clone(), format }, Reader { shared, format })
+        (Console { shared: shared.clone(), format, teller }, Reader { shared, teller })
     }
 
     /// How its lines look.
@@ -140,17 +155,21 @@ impl Console {
 
     /// Puts in a message of the daemon's own; never waits. `level` as in `"warn"`.
     pub fn message(&self, level: &str, app: Option<&str>, text: &str) {
-        let line = format::message(self.format, level, app, text);
+        self.whole(&format::message(self.format, level, app, text));
+    }
+
+    /// Puts in whole lines that look as they should already; never waits.
+    pub fn whole(&self, lines: &[u8]) {
         let mut state = self.shared.lock();
-        if state.waiting + line.len() > CAPACITY + RESERVE {
-            return state.lose(Loss::of(&line));
+        if state.waiting + lines.len() > CAPACITY + RESERVE {
+            return state.lose(Loss::of(lines));
         }
-        self.put(state, &line);
+        self.put(state, lines);
     }
 
     fn put(&self, mut state: MutexGuard<'_, State>, lines: &[u8]) {
         let before = state.buffer.len();
-        state.tell(self.format);
+        state.tell(self.teller);
         state.buffer.extend_from_slice(lines);
         state.waiting += state.buffer.len() - before;
         drop(state);
@@ -160,6 +179,15 @@ impl Console {
     /// What was lost since the beginning.
     pub fn lost(&self) -> Loss {
         self.shared.lock().lost
+    }
+
+    /// Why lines are being lost now; `None` once everything that was lost has been told where it is missing.
+    pub fn trouble(&self) -> Option<String> {
+        let state = self.shared.lock();
+        match &state.failing {
+            Some(why) => Some(why.clone()),
+            None => (state.loss != Loss::default()).then(|| TOO_SLOW.to_owned()),
+        }
     }
 
     /// Nothing more will come: the reader ends when it has read what there is. Waits for that, but not
@@ -176,7 +204,7 @@ impl Console {
         drop(self.shared.drained.wait_timeout_while(state, patience, |state| state.waiting > 0 && !state.abandoned));
     }
 
-    fn close(&self) {
+    pub(super) fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.filled.notify_one();
     }
@@ -195,15 +223,15 @@ impl State {
     }
 
     /// Says in the buffer what is missing at this place.
-    fn tell(&mut self, format: Format) {
+    fn tell(&mut self, teller: Teller) {
         if self.loss == Loss::default() {
             return;
         }
         let loss = mem::take(&mut self.loss);
         self.told.loss.add(loss);
-        let why = self.failing.as_deref().unwrap_or("the reader is too slow");
+        let why = self.failing.as_deref().unwrap_or(TOO_SLOW);
         let text = format!("{} bytes in {} lines were lost here: {why}", loss.bytes, loss.lines);
-        let line = format::message(format, "warn", None, &text);
+        let line = teller(&text);
         self.told.words.add(Loss::of(&line));
         self.buffer.extend_from_slice(&line);
     }
@@ -235,7 +263,7 @@ impl Reader {
                     continue;
                 }
             }
-            state.tell(self.format);
+            state.tell(self.teller);
             state.waiting += state.buffer.len();
         }
     }

@@ -295,6 +295,7 @@ impl Engine {
             file.users = file.users.saturating_sub(1);
             if file.users == 0 {
                 file.retry(Instant::now(), &mut self.common);
+                file.end(&mut self.common);
                 self.files.remove(path);
             }
         }

@@ -162,6 +162,15 @@ impl LogFile {
         }
     }
 
+    /// Nothing writes to it any more: whatever trouble there is with it ends here.
+    pub fn end(&mut self, common: &mut Common) {
+        if let Some(trouble) = self.trouble.take() {
+            let path = self.path.to_path_buf();
+            let (lost_bytes, lost_lines) = (trouble.lost_bytes, trouble.lost_lines);
+            let _ = common.events.send(Event::Closed { path, lost_bytes, lost_lines });
+        }
+    }
+
     /// Its state, for people.
     pub fn stats(&self) -> FileStats {
         FileStats {

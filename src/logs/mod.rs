@@ -30,6 +30,8 @@ mod lines;
 mod pipe;
 mod pump;
 mod rotate;
+pub mod sink;
+pub mod stderr;
 mod tail;
 #[cfg(test)]
 mod tests;
@@ -39,7 +41,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use console::{Chunk, Console, Loss, Reader};
+pub use console::{Chunk, Console, Loss, Reader, Teller};
 pub use engine::QUIET;
 pub use follow::Follower;
 pub use frame::{MAX_LINE, Unfinished};
@@ -194,6 +196,15 @@ pub enum Event {
     },
     /// The file can be written again.
     Recovered {
+        /// The log file.
+        path: PathBuf,
+        /// Formatted bytes that are missing from it.
+        lost_bytes: u64,
+        /// Lines that are missing from it.
+        lost_lines: u64,
+    },
+    /// The file could not be written to the end, and nothing writes to it any more.
+    Closed {
         /// The log file.
         path: PathBuf,
         /// Formatted bytes that are missing from it.

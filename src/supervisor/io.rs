@@ -105,6 +105,9 @@ pub enum Request {
     /// A stopped app, or one with errored workers, as it was last configured.
     Resume,
     Stop,
+    /// Stop it because the whole supervisor ends: what is wanted of the app stays as it is, and counts for the
+    /// next one ([`super::Supervisor::halt_is_over`]).
+    Halt,
     Delete,
     /// Stop all workers, then start them again; connections wait meanwhile.
     Restart {

@@ -7,6 +7,7 @@ mod io;
 mod operation;
 mod over;
 mod plan;
+mod reason;
 mod requests;
 mod revive;
 mod saved;
@@ -221,7 +222,7 @@ fn after(apps: &mut BTreeMap<AppName, App>, name: &AppName, cx: &mut Context<'_>
         requests::handle(apps, name, op, Request::Reload { spec, base_env, queue: false }, cx);
         return;
     }
-    if app.wanted == Wanted::Deleted && app.gone() {
+    if app.goal() == Wanted::Deleted && app.gone() {
         apps.remove(name);
         cx.out.push_back(Effect::Removed { app: name.clone() });
     }

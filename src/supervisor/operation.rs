@@ -61,7 +61,7 @@ impl Request {
     pub fn kind(&self) -> OperationKind {
         match self {
             Self::Start { .. } | Self::Resume => OperationKind::Start,
-            Self::Stop => OperationKind::Stop,
+            Self::Stop | Self::Halt => OperationKind::Stop,
             Self::Delete => OperationKind::Delete,
             Self::Restart { .. } => OperationKind::Restart,
             Self::Reload { .. } => OperationKind::Reload,

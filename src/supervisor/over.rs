@@ -56,7 +56,7 @@ impl Supervisor {
 
 impl App {
     fn end(&self) -> Option<End> {
-        let settled = self.wanted == Wanted::Up && self.operation.is_none() && self.queue.is_empty();
+        let settled = self.goal() == Wanted::Up && self.operation.is_none() && self.queue.is_empty();
         if !settled || self.workers().next().is_some() {
             return None;
         }

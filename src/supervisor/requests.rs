@@ -43,6 +43,13 @@ fn begin(
             app.operation = Some(Operation { kind, since: cx.now, op, before: None, course: Course::Forward { deadline: None } });
             Ok(())
         }
+        Request::Halt => {
+            supersede(app, kind, cx);
+            app.halted = true;
+            app.reason = None;
+            app.operation = Some(Operation { kind, since: cx.now, op, before: None, course: Course::Forward { deadline: None } });
+            Ok(())
+        }
         Request::Start { spec, base_env } => {
             not_busy(app, cx)?;
             not_running(app)?;
@@ -68,14 +75,14 @@ fn begin(
             Ok(())
         }
         Request::Reload { spec, base_env, queue } => {
-            if queue && app.operation.is_some() && app.wanted == Wanted::Up {
+            if queue && app.operation.is_some() && app.goal() == Wanted::Up {
                 app.queue.push_back((op, spec, base_env));
                 return Ok(());
             }
             not_busy(app, cx)?;
             let before = before(app);
             app.target = next_revision(app, *spec, base_env);
-            if app.wanted != Wanted::Up {
+            if app.goal() != Wanted::Up {
                 come_up(app, OperationKind::Start, op, None, cx);
                 return Ok(());
             }
@@ -97,7 +104,7 @@ fn scale(app: &mut App, instances: u16, op: OpId, cx: &mut Context<'_>) -> Resul
     let before = before(app);
     app.instances = instances;
     app.note(format!("scaled to {instances}"), false, cx);
-    if app.wanted == Wanted::Up {
+    if app.goal() == Wanted::Up {
         // So many are to run: those that were given up are tried again.
         app.listening.again = None;
         app.seats.iter_mut().filter(|s| s.hold != Hold::Exited).for_each(Seat::reopen);
@@ -119,6 +126,7 @@ fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Re
         }
         Request::Resume
         | Request::Stop
+        | Request::Halt
         | Request::Delete
         | Request::Restart { .. }
         | Request::Reload { .. }
@@ -128,6 +136,7 @@ fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Re
 
 fn come_up(app: &mut App, kind: OperationKind, op: OpId, before: Option<Before>, cx: &mut Context<'_>) {
     app.wanted = Wanted::Up;
+    app.halted = false;
     app.reason = None;
     app.listening.again = None;
     app.seats.iter_mut().for_each(Seat::reopen);
@@ -184,7 +193,7 @@ fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), OpError> {
 }
 
 fn not_running(app: &App) -> Result<(), OpError> {
-    if app.wanted != Wanted::Up {
+    if app.goal() != Wanted::Up {
         return Ok(());
     }
     let hint = format!("rsup reload {} replaces its workers without a gap", app.name);

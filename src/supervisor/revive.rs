@@ -39,6 +39,13 @@ impl Supervisor {
         self.act(now, |apps, cx| each(apps, cx, |app, cx| app.revive(found, cx)));
     }
 
+    /// To be called before [`Self::revive`] on the state of a daemon that died while it was stopping everything,
+    /// if this one is not to go on with that: what was wanted of each app counts again. With `down`, nothing is
+    /// wanted: all apps are known, and what is left of them is stopped.
+    pub fn halt_is_over(&mut self, down: bool) {
+        self.apps.values_mut().for_each(|app| app.halt_is_over(down));
+    }
+
     /// Instead of [`Self::revive`] if the machine was started anew since: no process and no socket
     /// is left, and no time of the state means anything. What is wanted is started again; with
     /// `down`, nothing is: all apps are known, and stopped.

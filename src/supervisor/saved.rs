@@ -14,6 +14,7 @@ use super::app::{App, Listening, Wanted};
 use super::hiding::Hiding;
 use super::io::Steering;
 use super::operation::{Before, Operation, Queue};
+use super::reason::{Explains, Reason};
 use super::seat::Seat;
 use super::types::{Revision, Time};
 use super::worker::Worker;
@@ -72,6 +73,8 @@ impl TryFrom<SavedSupervisor> for Supervisor {
 pub struct SavedApp {
     name: AppName,
     wanted: Wanted,
+    #[serde(default)]
+    halted: bool,
     revisions: BTreeMap<u64, Arc<Revision>>,
     target: u64,
     last_revision: u64,
@@ -86,6 +89,8 @@ pub struct SavedApp {
     reason: Option<String>,
     #[serde(default)]
     hiding: Vec<(Vec<String>, Hiding)>,
+    #[serde(default)]
+    explains: Explains,
 }
 
 impl From<App> for SavedApp {
@@ -93,6 +98,7 @@ impl From<App> for SavedApp {
         let App {
             name,
             wanted,
+            halted,
             target,
             last_revision,
             instances,
@@ -119,6 +125,7 @@ impl From<App> for SavedApp {
         Self {
             name,
             wanted,
+            halted,
             revisions,
             target,
             last_revision,
@@ -130,7 +137,8 @@ impl From<App> for SavedApp {
             listening,
             steered,
             events,
-            reason,
+            explains: reason.as_ref().map(|reason| reason.explains).unwrap_or_default(),
+            reason: reason.map(|reason| reason.text),
             hiding,
         }
     }
@@ -143,6 +151,7 @@ impl TryFrom<SavedApp> for App {
         let SavedApp {
             name,
             wanted,
+            halted,
             revisions,
             target,
             last_revision,
@@ -156,6 +165,7 @@ impl TryFrom<SavedApp> for App {
             events,
             reason,
             hiding,
+            explains,
         } = saved;
         let held = listening.held.iter().chain(&listening.pending).map(|held| usize::from(held.slots));
         let before = operation.iter().filter_map(|o| o.before.as_ref()).map(|b| b.instances);
@@ -196,13 +206,14 @@ impl TryFrom<SavedApp> for App {
             operation: operation.map(|operation| operation.map(revision)),
             name,
             wanted,
+            halted,
             last_revision,
             instances,
             queue,
             listening,
             steered,
             events,
-            reason,
+            reason: reason.map(|text| Reason { text, explains }),
             hiding,
         })
     }
@@ -312,7 +323,7 @@ mod tests {
         app.listening.proven = true;
         app.steered = Some((Balance::Random, vec![Steering { address: spec.listen[0].clone(), weights: vec![0, 0, 1] }]));
         app.events.push_back((at(90), "reload to revision 2".into()));
-        app.reason = Some("why".into());
+        app.reason = Some(Reason::new(Explains::Action, "why"));
         let mut supervisor = Supervisor::new(42);
         supervisor.next_generation = 17;
         supervisor.apps.insert(app.name.clone(), app.clone());

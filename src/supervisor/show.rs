@@ -30,7 +30,7 @@ impl App {
 
     fn view(&self, now: Time) -> AppView {
         let mut workers: Vec<WorkerView> = self.workers().map(|w| self.worker_view(w, now)).collect();
-        if self.wanted == Wanted::Up {
+        if self.goal() == Wanted::Up {
             workers
                 .extend(self.seats.iter().enumerate().filter_map(|(instance, seat)| self.empty_seat(instance as u16, seat, now)));
         }
@@ -46,7 +46,7 @@ impl App {
                 .operation
                 .as_ref()
                 .map(|o| OperationView { kind: o.kind, since_ms: now.since(o.since).as_millis() as u64 }),
-            reason: self.reason.clone(),
+            reason: self.reason.as_ref().map(|reason| reason.text.clone()),
             relayed: 0,
         }
     }
@@ -54,7 +54,7 @@ impl App {
     fn phase(&self, now: Time) -> AppPhase {
         let serving = self.workers().filter(|w| stage(w, now) == Stage::Serving).count();
         let kind = self.operation.as_ref().map(|o| o.kind);
-        match (self.wanted, kind) {
+        match (self.goal(), kind) {
             (Wanted::Down | Wanted::Deleted, _) if self.gone() => AppPhase::Stopped,
             (Wanted::Down | Wanted::Deleted, _) => AppPhase::Stopping,
             (Wanted::Up, Some(OperationKind::Reload | OperationKind::Restart)) => AppPhase::Reloading,

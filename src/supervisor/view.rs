@@ -100,7 +100,7 @@ pub struct WorkerView {
     pub cpu: Option<f32>,
     /// Time to the next start, in backoff.
     pub next_start_ms: Option<u64>,
-    /// Why it is in this phase, or why it was last replaced or restarted.
+    /// Why it is in this phase; of one that is well, why it was last restarted (what `restarts` counts).
     pub reason: Option<String>,
 }
 
@@ -115,7 +115,7 @@ pub struct AppView {
     pub workers: Vec<WorkerView>,
     /// What is under way: `reload`, `scale`, …, and since when (milliseconds ago).
     pub operation: Option<OperationView>,
-    /// The last thing worth knowing: why it is errored, degraded or was aborted.
+    /// Why it is errored, degraded or not listening, until it is no more; why the last action failed, until the next.
     pub reason: Option<String>,
     /// Connections that rsup relayed because no worker was there to accept them, since the start.
     pub relayed: u64,

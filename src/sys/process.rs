@@ -74,6 +74,20 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
     if same { Ok(pid) } else { Err(gone()) }
 }
 
+/// A write past the limit of a file's size (`RLIMIT_FSIZE`) fails with `EFBIG` from now on; by default
+/// SIGXFSZ ends the process first (setrlimit(2)). A handler, not `SIG_IGN`, so that programs which this one
+/// starts have the default again (execve(2)).
+pub fn outlive_file_size_limit() {
+    extern "C" fn nothing(_: c_int) {}
+    // SAFETY: all zero is a valid sigaction: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(c_int) as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the handler does nothing, which is safe at any instant; the old action is not asked for. It
+    // cannot fail: the signal exists and may be caught.
+    unsafe { libc::sigaction(libc::SIGXFSZ, &raw const action, std::ptr::null_mut()) };
+}
+
 /// Sends `signal` to every process of the group that `leader` led: a worker and those of its
 /// descendants that have not made a group of their own. Works after the leader's death as long as
 /// a member lives, and the number is not given to another process as long.

@@ -233,3 +233,95 @@ fn an_upgrade_leaves_everything_as_it_was() {
     let text = fs::read_to_string(home.path("stdout")).unwrap();
     assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
 }
+
+/// As `docker stop -t 2` with requests that take longer, and then `docker start`: everything in the namespace is
+/// killed in the midst of the stop, and the folders stay.
+fn cut_short(home: &Home, begin: impl FnOnce(&Container)) -> Option<()> {
+    web(home, "web", "instances = 2\nkill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }");
+    app(home, "other", "command = [\"sleep\", \"1000\"]");
+    let container = Container::start(home, &[])?;
+    up(home, "web");
+    up(home, "other");
+    // The operator stopped one: that, too, is no more than a finished stop would leave of it.
+    home.ok(&["stop", "other"]);
+    begin(&container);
+    home.wait_log("web", "SIGTERM: ignored");
+    container.signal(Signal::SIGKILL);
+    container.end();
+    assert!(home.rsup_home().join("run/state.json").exists(), "it was cut short");
+    let before = fs::read_to_string(home.path("supervisor.toml")).unwrap();
+    home.config(&before.replace("IGNORE_SIGTERM", "ENDS_AT_SIGTERM"));
+    Some(())
+}
+
+fn starts_what_is_configured(home: &Home) {
+    let Some(container) = Container::start(home, &[]) else { return };
+    up(home, "web");
+    up(home, "other");
+    assert_eq!(home.pids("web").len(), 2);
+    container.signal(Signal::SIGTERM);
+    container.ends_with(home, 0);
+    // And a stop that was finished is followed by the same.
+    let Some(container) = Container::start(home, &[]) else { return };
+    up(home, "web");
+    up(home, "other");
+    container.signal(Signal::SIGTERM);
+    container.ends_with(home, 0);
+}
+
+#[test]
+fn after_a_stop_that_was_cut_short_the_next_start_starts_everything() {
+    let home = Home::new();
+    let Some(()) = cut_short(&home, |container| container.signal(Signal::SIGTERM)) else { return };
+    starts_what_is_configured(&home);
+}
+
+#[test]
+fn so_it_does_after_rsup_kill_was() {
+    let home = Home::new();
+    let mut kill = None;
+    let cut = cut_short(&home, |_| kill = Some(home.background(&["kill"])));
+    let Some(()) = cut else { return };
+    // Nothing says that everything is stopped.
+    kill.unwrap().wait().code(1);
+    starts_what_is_configured(&home);
+}
+
+#[test]
+fn so_it_does_after_a_second_signal() {
+    let home = Home::new();
+    web(&home, "web", "kill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }");
+    let Some(container) = Container::start(&home, &[]) else { return };
+    up(&home, "web");
+    container.signal(Signal::SIGTERM);
+    home.wait_log("web", "SIGTERM: ignored");
+    container.signal(Signal::SIGTERM);
+    container.ends_with(&home, 128 + Signal::SIGTERM as i32);
+    let Some(container) = Container::start(&home, &[]) else { return };
+    up(&home, "web");
+    container.signal(Signal::SIGTERM);
+    wait_for("it is told", || match home.logs("web").matches("SIGTERM: ignored").count() {
+        2 => Ok(()),
+        count => Err(count),
+    });
+    container.signal(Signal::SIGTERM);
+    container.ends_with(&home, 128 + Signal::SIGTERM as i32);
+}
+
+/// What a file that is gone had started is not there after a stop of everything, be it finished or cut short.
+#[test]
+fn what_is_not_given_any_more_is_gone_after_a_stop_that_was_cut_short() {
+    let home = Home::new();
+    let Some(()) = cut_short(&home, |container| container.signal(Signal::SIGTERM)) else { return };
+    let text = fs::read_to_string(home.path("supervisor.toml")).unwrap();
+    let at = text.find("[app.other]").unwrap();
+    home.config(&text[..at]);
+    let Some(container) = Container::start(&home, &[]) else { return };
+    up(&home, "web");
+    wait_for("the other is forgotten", || {
+        let view = home.view("other");
+        if view.is_null() { Ok(()) } else { Err(view) }
+    });
+    container.signal(Signal::SIGTERM);
+    container.ends_with(&home, 0);
+}

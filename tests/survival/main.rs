@@ -6,6 +6,7 @@ mod common;
 mod support;
 
 mod both;
+mod cut_short;
 mod daemon;
 mod keeper;
 mod reboot;

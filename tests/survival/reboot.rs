@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{Home, is_ready, signal, wait_until};
+use crate::common::{Home, is_ready, signal, wait_for, wait_until};
 use crate::support::Life;
 
 fn saved(home: &Home) -> std::path::PathBuf {
@@ -95,4 +95,81 @@ fn a_state_that_cannot_be_read_is_put_aside_and_said() {
     }
     let aside = fs::read_to_string(home.rsup_home().join("state/state.json.unread0")).unwrap();
     assert_eq!(aside, "{ not json", "nothing was lost");
+}
+
+/// A network of its own, without any address at first; ends with the process that holds it.
+struct Network(std::process::Child);
+
+impl Network {
+    fn new(home: &Home) -> Self {
+        let mut command = home.command("unshare");
+        let child = command.args(["--net", "sleep", "1000"]).spawn().unwrap();
+        let network = Self(child);
+        let ours = fs::read_link("/proc/self/ns/net").unwrap();
+        wait_for("the network", || match fs::read_link(format!("/proc/{}/ns/net", network.0.id())) {
+            Ok(theirs) if theirs != ours => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        network.run(home, &["ip", "link", "set", "lo", "up"]);
+        network
+    }
+
+    fn command(&self, home: &Home, words: &[&str]) -> std::process::Command {
+        let mut command = home.command("nsenter");
+        command.args([&format!("--net=/proc/{}/ns/net", self.0.id()), "--"]).args(words);
+        command
+    }
+
+    fn run(&self, home: &Home, words: &[&str]) {
+        crate::common::try_run(self.command(home, words)).unwrap().ok();
+    }
+
+    fn service(&self, home: &Home) -> std::process::Child {
+        let mut command = self.command(home, &[crate::common::RSUP, "daemon", "--service"]);
+        let null = std::process::Stdio::null;
+        let child = command.stdout(null()).stderr(null()).spawn().unwrap();
+        wait_until("the service answers", || home.run(&["ping"]).code == 0);
+        child
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// DHCP, or a floating address: what `list` says of it ends with it; the admin listener comes too.
+#[test]
+fn an_address_that_comes_later() {
+    if !nix::unistd::geteuid().is_root() {
+        return crate::common::apps::missing("a network namespace", "not root");
+    }
+    let home = Home::new();
+    let network = Network::new(&home);
+    let address = ["10.99.0.1/32", "dev", "lo"];
+    let ip = |verb: &str| network.run(&home, &[&["ip", "addr", verb], &address[..]].concat());
+    ip("add");
+    let keys = "listen = \"10.99.0.1:4321\"\nreadiness = \"/readiness\"\ninstances = 2";
+    home.config(&format!(
+        "[supervisor]\nadmin = \"10.99.0.1:4322\"\nadmin_public = true\n[app.web]\n{}\n{keys}\n",
+        crate::common::apps::sample()
+    ));
+    let mut first = network.service(&home);
+    home.ok(&["start"]);
+    signal(home.daemon(), Signal::SIGTERM);
+    assert!(first.wait().unwrap().success());
+    ip("del");
+    let mut second = network.service(&home);
+    let reason = |view: &serde_json::Value| view["reason"].as_str().unwrap_or_default().to_owned();
+    home.wait_view("web", "it is told why there is no worker", |v| reason(v).contains("10.99.0.1:4321"));
+    let admin = || home.ok(&["ping", "--json"]).json()["admin"]["problem"].clone();
+    assert!(admin().to_string().contains("goes on trying"), "{}", admin());
+    ip("add");
+    let view = home.wait_view("web", "ready", is_ready);
+    assert_eq!(reason(&view), "", "{view:#}");
+    wait_for("the admin listener", || if admin().is_null() { Ok(()) } else { Err(admin()) });
+    home.ok(&["kill"]);
+    second.wait().unwrap();
 }

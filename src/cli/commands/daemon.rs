@@ -12,8 +12,10 @@ use nix::unistd::getpid;
 
 use crate::cli::problem::Problem;
 use crate::cli::{Context, render};
-use crate::daemon;
+use crate::logs::stderr;
 use crate::paths::Paths;
+use crate::sys::inherit;
+use crate::{daemon, keeper};
 
 /// Between an error of a service and its end.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -36,6 +38,10 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     if args.try_state {
         daemon::try_state().map_err(|why| Problem::failed("state", why))?;
         return cx.out.text(&format!("{}\n", daemon::CAN_GO_ON));
+    }
+    // Before there is a second thread.
+    if let Some(Ok(words)) = inherit::take_named(keeper::WORDS) {
+        stderr::set_witness(words);
     }
     let paths = cx.paths()?;
     paths.create().map_err(Problem::usage)?;

@@ -23,6 +23,10 @@ pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
             {
                 cx.out.note(&format!("{unit} {why}; `{command}` writes it anew"));
             }
+            // Beside the apps, the daemon itself.
+            if let Ok(Reply::Pong { troubles, .. }) = client.try_ask(Request::Ping) {
+                troubles.iter().for_each(|trouble| cx.out.trouble(trouble));
+            }
             apps
         }
         Ok(_) => return Err(targets::unexpected()),

@@ -306,7 +306,7 @@ fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<(Vec<AppSpec>
 }
 
 fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, Problem> {
-    let client = cx.client()?;
+    let client = cx.client()?.for_a_start();
     match client.try_ask(Request::Specs { target: Target::All }) {
         Ok(Reply::Specs(specs)) => Ok(specs.iter().any(|spec| spec.name.as_str() == word)),
         Ok(_) => Err(targets::unexpected()),
@@ -317,7 +317,7 @@ fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, Problem> {
 
 /// Starts apps as they were last configured.
 fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), Problem> {
-    let client = cx.client()?;
+    let client = cx.client()?.for_a_start();
     let selection = targets::select(&client, names)?;
     let views = targets::views(&client)?;
     let (idle, well): (Vec<_>, Vec<_>) = expand(selection).into_iter().partition(|target| {
@@ -406,7 +406,7 @@ fn background(apps: &[AppSpec], settings: Option<Settings>, wait: bool, cx: &Con
         let view = views.iter().find(|view| view.name == app.name);
         let old = known.iter().find(|spec| spec.name == app.name);
         match (view, old) {
-            (Some(view), Some(old)) if !matches!(view.phase, AppPhase::Stopped | AppPhase::Errored) => {
+            (Some(view), Some(old)) if !matches!(view.phase, AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored) => {
                 if is_same(old, app) {
                     running.push(already(view, cx))
                 } else {

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::list::is_past;
 use super::style::{Look, Paint, Phase};
 use super::units::{bytes, count, duration, harmless, round};
 use crate::config::{AppSpec, Balance, Check, Named, Probe, RestartPolicy};
 use crate::exit::signal_name;
-use crate::supervisor::{Description, WorkerPhase, WorkerView};
+use crate::supervisor::{AppView, Description, WorkerPhase, WorkerView};
 
 /// Room for the names of fields.
 const FIELD: usize = 12;
@@ -59,7 +60,7 @@ fn description(it: &Description, look: Look) -> String {
         let mut workers: Vec<_> = app.workers.iter().collect();
         workers.sort_by_key(|worker| (worker.instance, worker.generation));
         for worker in workers {
-            page.worker(app.name.as_str(), worker);
+            page.worker(app, worker);
         }
     }
 
@@ -115,7 +116,7 @@ impl Page {
         self.line(&format!("  {name} {}", harmless(value)));
     }
 
-    fn worker(&mut self, app: &str, worker: &WorkerView) {
+    fn worker(&mut self, app: &AppView, worker: &WorkerView) {
         let phase = Phase::from(worker.phase);
         let status = self.look.phase(phase);
         let padded = format!("{status:<10}");
@@ -130,10 +131,11 @@ impl Page {
         facts.extend(worker.memory.map(bytes));
         facts.push(format!("revision {}", worker.revision));
         facts.push(format!("slot {}", worker.slot));
-        let line = format!("  {app}:{}  {}  {}", worker.instance, self.look.paint(phase.paint, &padded), facts.join(", "));
+        let line = format!("  {}:{}  {}  {}", app.name, worker.instance, self.look.paint(phase.paint, &padded), facts.join(", "));
         self.line(&line);
         if let Some(reason) = &worker.reason {
-            let reason = self.look.paint(Paint::Dim, &harmless(reason));
+            let past = if is_past(app, worker) { "last restarted: " } else { "" };
+            let reason = self.look.paint(Paint::Dim, &format!("{past}{}", harmless(reason)));
             self.line(&format!("    {reason}"));
         }
     }

@@ -209,5 +209,16 @@ fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
             remark(paint, &format!("worker {}: {}", worker.instance, words.join("; ")));
         }
     }
+    // What explains the restarts that the table counts is over: it is told as such.
+    for worker in app.workers.iter().filter(|worker| is_past(app, worker)) {
+        if let Some(reason) = &worker.reason {
+            remark(Paint::Dim, &format!("worker {} was last restarted: {}", worker.instance, harmless(reason)));
+        }
+    }
     text
+}
+
+/// Whether the reason of a worker is that of its last restart: it is well, and nothing is under way.
+pub fn is_past(app: &AppView, worker: &WorkerView) -> bool {
+    worker.phase == WorkerPhase::Ready && worker.restarts > 0 && app.operation.is_none()
 }

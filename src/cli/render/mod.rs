@@ -35,9 +35,11 @@ pub use step::{activity, step};
 pub use style::{Look, Paint};
 pub use trial::{Moment, activity_line, moment, took, verdict};
 pub use units::count;
+use units::harmless;
 
 use super::problem::{Problem, Report};
 use crate::config::ConfigErrors;
+use crate::logs::stderr;
 
 /// A configuration with errors, as `--json` shows it.
 #[derive(serde::Serialize)]
@@ -101,6 +103,13 @@ impl Output {
         }
     }
 
+    /// Something that is wrong, beside the result: on stderr, not with `--json`.
+    pub fn trouble(&self, text: &str) {
+        if !self.json {
+            error_text(&format!("{} {}\n", self.error_look.paint(Paint::Busy, "warning:"), harmless(text)));
+        }
+    }
+
     /// The warnings of a configuration file, as rendered by it.
     pub fn warning(&self, rendered: &str) {
         if !self.json {
@@ -159,5 +168,5 @@ fn written(error: io::Error) -> Problem {
 
 /// Writes to stderr; if that fails there is nobody left to tell.
 pub fn error_text(text: &str) {
-    drop(io::stderr().lock().write_all(text.as_bytes()));
+    stderr::text(text);
 }

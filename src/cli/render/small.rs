@@ -21,6 +21,7 @@ pub struct Pong {
     pub uptime_ms: u64,
     pub memory: Option<u64>,
     pub admin: Option<AdminView>,
+    pub troubles: Vec<String>,
 }
 
 impl fmt::Display for Pong {
@@ -29,6 +30,9 @@ impl fmt::Display for Pong {
         match self.memory {
             Some(memory) => writeln!(f, ", {}", bytes(memory))?,
             None => writeln!(f)?,
+        }
+        for trouble in &self.troubles {
+            writeln!(f, "{}", harmless(trouble))?;
         }
         match &self.admin {
             None => Ok(()),

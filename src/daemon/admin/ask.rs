@@ -29,6 +29,10 @@ pub enum Question {
 pub struct Health {
     pub uptime: Duration,
     pub apps: usize,
+    /// What is wrong with rsup itself.
+    pub troubles: Vec<String>,
+    /// Lines of its own messages that are lost.
+    pub lost_messages: u64,
     /// From the log thread, once it gets there.
     pub logs: oneshot::Receiver<Stats>,
 }
@@ -42,6 +46,8 @@ pub struct Facts {
     pub reloads: Vec<(AppName, Reloads)>,
     /// Of rsup's own output, in the foreground.
     pub console: Option<Loss>,
+    /// Of its own messages, where they go to stderr.
+    pub messages: Option<Loss>,
     pub logs: oneshot::Receiver<Stats>,
 }
 
@@ -57,8 +63,13 @@ impl Daemon {
         // Whoever asked may have lost patience.
         match question {
             Question::Health(answer) => {
-                let health =
-                    Health { uptime: now().since(self.started), apps: self.supervisor.names().count(), logs: self.pump.stats() };
+                let health = Health {
+                    uptime: now().since(self.started),
+                    apps: self.supervisor.names().count(),
+                    troubles: self.own_troubles(),
+                    lost_messages: self.lost_messages().lines,
+                    logs: self.pump.stats(),
+                };
                 let _ = answer.send(health);
             }
             Question::Readiness(answer) => {
@@ -93,6 +104,7 @@ impl Daemon {
             apps,
             reloads: self.admin.reloads.iter().map(|(app, count)| (app.clone(), *count)).collect(),
             console: self.options.console.as_ref().map(crate::logs::Console::lost),
+            messages: self.options.console.is_none().then(|| self.lost_messages()),
             logs: self.pump.stats(),
         }
     }

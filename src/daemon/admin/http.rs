@@ -180,6 +180,8 @@ impl Site {
             "version": env!("CARGO_PKG_VERSION"),
             "uptime_seconds": health.uptime.as_secs(),
             "apps": health.apps,
+            "troubles": health.troubles,
+            "lost_messages": health.lost_messages,
             "log_lost_bytes": logs.map(|stats| stats.lost_bytes),
         });
         Ok(page(status, &body))

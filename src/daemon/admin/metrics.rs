@@ -31,7 +31,7 @@ const PHASES: [WorkerPhase; 10] = [
 
 /// The whole text. `logs` is absent if the log thread did not answer.
 pub fn render(facts: Facts, logs: Option<Stats>) -> Result<String, Error> {
-    let Facts { uptime, memory, apps, reloads, console, logs: _ } = facts;
+    let Facts { uptime, memory, apps, reloads, console, messages, logs: _ } = facts;
     let mut registry = Registry::default();
     let reloads = reloads
         .into_iter()
@@ -40,7 +40,7 @@ pub fn render(facts: Facts, logs: Option<Stats>) -> Result<String, Error> {
             [(app.clone(), "succeeded", count.succeeded), (app, "failed", count.failed)]
         })
         .collect();
-    registry.register_collector(Box::new(Scrape { uptime, memory, apps, reloads, console, logs }));
+    registry.register_collector(Box::new(Scrape { uptime, memory, apps, reloads, console, messages, logs }));
     let mut out = String::new();
     text::encode(&mut out, &registry)?;
     Ok(out)
@@ -52,6 +52,7 @@ struct Scrape {
     apps: Vec<AppFacts>,
     reloads: Vec<(String, &'static str, u64)>,
     console: Option<Loss>,
+    messages: Option<Loss>,
     logs: Option<Stats>,
 }
 
@@ -142,7 +143,8 @@ impl Scrape {
         let lost = |value: fn(&Loss) -> u64, files: Option<u64>| {
             let files = files.map(|count| (vec![("sink", "files".to_owned())], count));
             let console = self.console.as_ref().map(|loss| (vec![("sink", "stdout".to_owned())], value(loss)));
-            files.into_iter().chain(console)
+            let messages = self.messages.as_ref().map(|loss| (vec![("sink", "stderr".to_owned())], value(loss)));
+            files.into_iter().chain(console).chain(messages)
         };
         let help = "Lines that could not be written";
         counter(to, "rsup_log_lost_lines", help, None, lost(|loss| loss.lines, logs.map(|stats| stats.lost_lines)))?;

@@ -52,6 +52,11 @@ impl Admin {
         *(if succeeded { &mut count.succeeded } else { &mut count.failed }) += 1;
     }
 
+    /// Nothing listens although it should.
+    pub fn in_trouble(&self) -> bool {
+        self.problem.is_some()
+    }
+
     /// The app is deleted.
     pub fn forget(&mut self, app: &AppName) {
         self.reloads.remove(app);
@@ -100,9 +105,16 @@ impl Daemon {
                 let holder = holder::of_tcp(address).ok().and_then(|found| found.into_iter().next());
                 let by = holder.map(|holder| format!(", held by {holder}")).unwrap_or_default();
                 self.admin.problem = Some(format!(
-                    "the admin listener cannot have {address}: {why}{by}; the apps run without it, and the next `rsup start` or `rsup reload` tries again"
+                    "the admin listener cannot have {address}: {why}{by}; the apps run without it, and rsup goes on trying"
                 ));
             }
+        }
+    }
+
+    /// An address may come later than rsup, or be free later.
+    pub(super) fn open_admin_again(&mut self) {
+        if self.admin.in_trouble() {
+            self.open_admin();
         }
     }
 

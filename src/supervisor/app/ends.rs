@@ -3,6 +3,7 @@
 use super::super::io::{Effect, OpError};
 use super::super::operation::{Before, Course, Operation};
 use super::super::plan::Stage;
+use super::super::reason::Explains;
 use super::super::seat::{Ending, Hold, Seat};
 use super::super::types::OpId;
 use super::super::view::{Exit, FailureCode, OperationKind, Step};
@@ -16,7 +17,7 @@ impl App {
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(mut operation) = self.operation.take() else { return false };
         let mut news = false;
-        if self.wanted == Wanted::Up
+        if self.goal() == Wanted::Up
             && let Course::Forward { .. } = operation.course
             && self.available(cx)
         {
@@ -24,7 +25,7 @@ impl App {
             news = true;
         }
         let idle = self.listening.pending.is_none();
-        let done = match (self.wanted, &operation.course) {
+        let done = match (self.goal(), &operation.course) {
             (Wanted::Up, Course::Forward { .. }) => false,
             (Wanted::Up, Course::Ending { generation }) => {
                 idle && self.workers().all(|w| w.active() || w.id.generation > *generation)
@@ -39,7 +40,7 @@ impl App {
         let result = match operation.course {
             Course::Back { error, .. } => Err(error),
             Course::Forward { .. } | Course::Ending { .. } => {
-                if self.wanted == Wanted::Up {
+                if self.goal() == Wanted::Up {
                     self.reason = None;
                 }
                 self.note(format!("{} done after {}", operation.kind.as_str(), humane(cx.now.since(operation.since))), false, cx);
@@ -98,7 +99,7 @@ impl App {
         self.instances = before.instances;
         self.seats.iter_mut().for_each(Seat::reopen);
         let what = kind.as_str();
-        self.reason = Some(format!("{what} failed: {}", error.message));
+        self.blame(Explains::Action, format!("{what} failed: {}", error.message));
         for worker in self.workers_mut().filter(|w| w.active()) {
             if worker.goes_by_reload() || worker.condemned.as_deref() == Some(RESTARTED) {
                 worker.condemned = None;
@@ -139,7 +140,7 @@ impl App {
                 self.note(format!("{} is errored: {why}", worker.instance), true, cx);
             }
         }
-        self.reason = Some(format!("{}: {reason}", worker.instance));
+        self.blame(Explains::Instance(worker.instance), format!("{}: {reason}", worker.instance));
         let Some(Operation { kind, course: Course::Forward { .. } | Course::Back { .. }, .. }) = self.operation else { return };
         if worker.revision.number != self.target.number {
             return;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::io::{Effect, OpError, Purpose, Reach};
+use super::super::reason::Explains;
 use super::super::types::{Time, WorkerId};
 use super::super::view::{Exit, FailureCode, Step, WorkerPhase};
 use super::super::words::{humane, size};
@@ -184,7 +185,7 @@ impl App {
             seat.reason = Some(why.clone());
             seat.restarts = seat.restarts.saturating_add(1);
         }
-        self.reason = Some(format!("{instance}: {why}"));
+        self.blame(Explains::Instance(instance), format!("{instance}: {why}"));
         self.note(format!("{instance} is replaced: {why}"), true, cx);
     }
 
@@ -204,12 +205,12 @@ impl App {
     fn not_listening(&mut self, why: &str, cx: &mut Context<'_>) {
         self.note(why.to_owned(), true, cx);
         self.listening.again = self.listening.held.as_ref().map(|_| cx.now + LISTEN_AGAIN);
-        match self.wanted {
+        match self.goal() {
             Wanted::Up if self.enough() => return,
             Wanted::Up => {}
             Wanted::Down | Wanted::Deleted => return,
         }
-        self.reason = Some(why.to_owned());
+        self.blame(Explains::Sockets, why);
         if self.listening.proven && self.operation.is_none() {
             // Nobody waits for it (after a reboot): its address may come up later than rsup.
             self.listening.again = Some(cx.now + LISTEN_AGAIN);

@@ -16,6 +16,7 @@ use super::hiding::Hiding;
 use super::io::{Effect, Steering};
 use super::operation::{Operation, Queue};
 use super::plan::Stage;
+use super::reason::{Explains, Reason};
 use super::saved::SavedApp;
 use super::seat::Seat;
 use super::types::{Revision, Time, WorkerId};
@@ -44,7 +45,10 @@ pub enum Wanted {
 #[serde(into = "SavedApp", try_from = "SavedApp")]
 pub struct App {
     pub name: AppName,
+    /// By its operator; what is to be done now is its [`App::goal`].
     pub wanted: Wanted,
+    /// The whole supervisor is being stopped.
+    pub halted: bool,
     /// What fresh workers are started from.
     pub target: Arc<Revision>,
     /// Numbers are never used twice, not even that of a revision that failed.
@@ -58,7 +62,8 @@ pub struct App {
     /// What was last put in force.
     pub steered: Option<(Balance, Vec<Steering>)>,
     pub events: VecDeque<(Time, String)>,
-    pub reason: Option<String>,
+    /// Set by [`App::blame`] alone; [`App::forgive`] ends it.
+    pub reason: Option<Reason>,
     /// What is known of each command that may be run.
     pub hiding: Vec<(Vec<String>, Hiding)>,
 }
@@ -104,6 +109,7 @@ impl App {
         Self {
             name: target.spec.name.clone(),
             wanted: Wanted::Up,
+            halted: false,
             instances: target.spec.instances,
             last_revision: target.number,
             target,
@@ -116,6 +122,14 @@ impl App {
             events: VecDeque::new(),
             reason: None,
             hiding: Vec::new(),
+        }
+    }
+
+    /// What is wanted of it now. An end of everything is nobody's wish for this app.
+    pub fn goal(&self) -> Wanted {
+        match self.wanted {
+            Wanted::Up if self.halted => Wanted::Down,
+            wanted => wanted,
         }
     }
 
@@ -144,6 +158,26 @@ impl App {
         cx.out.push_back(Effect::Log { app: self.name.clone(), text, bad });
     }
 
+    /// Why it is not as it should be.
+    fn blame(&mut self, explains: Explains, text: impl Into<String>) {
+        self.reason = Some(Reason::new(explains, text));
+    }
+
+    /// Ends a reason together with what it explains. Called after every input.
+    fn forgive(&mut self, now: Time) {
+        let over = match self.reason.as_ref().map(|reason| reason.explains) {
+            None | Some(Explains::Action) => false,
+            Some(Explains::Sockets) => self.goal() == Wanted::Up && self.listening.pending.is_none() && self.enough(),
+            Some(Explains::Instance(instance)) => {
+                let serves = |w: &Worker| w.instance == instance && w.fresh() && stage(w, now) == Stage::Serving;
+                instance >= self.instances || self.workers().any(serves)
+            }
+        };
+        if over {
+            self.reason = None;
+        }
+    }
+
     fn progress(&mut self, id: &WorkerId, step: Step, cx: &mut Context<'_>) {
         if let Some(worker) = self.worker(id).map(|w| w.clone()) {
             self.progress_of(&worker, step, cx);
@@ -151,7 +185,7 @@ impl App {
     }
 
     fn progress_of(&self, worker: &Worker, step: Step, cx: &mut Context<'_>) {
-        let done = match self.wanted {
+        let done = match self.goal() {
             Wanted::Up => self.workers().filter(|w| w.fresh() && stage(w, cx.now) == Stage::Serving).count(),
             Wanted::Down | Wanted::Deleted => self.slots.iter().filter(|s| s.is_none()).count().min(usize::from(self.instances)),
         };

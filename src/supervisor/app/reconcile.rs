@@ -19,13 +19,13 @@ impl App {
     /// there is nothing to do.
     pub fn reconcile(&mut self, cx: &mut Context<'_>) {
         loop {
-            match self.wanted {
+            match self.goal() {
                 Wanted::Up => self.reconcile_up(cx),
                 Wanted::Down | Wanted::Deleted => self.reconcile_down(cx),
             }
             if !self.settle(cx) {
                 self.forget_commands();
-                return;
+                return self.forgive(cx.now);
             }
         }
     }

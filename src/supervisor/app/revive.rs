@@ -159,6 +159,19 @@ impl App {
         }
     }
 
+    /// The end of everything that was under way is none any more.
+    pub fn halt_is_over(&mut self, down: bool) {
+        // Of an app that was halted there is no other action.
+        if std::mem::take(&mut self.halted) {
+            self.operation = None;
+        }
+        if down && self.wanted == Wanted::Up {
+            self.operation = None;
+            self.queue.clear();
+            self.wanted = Wanted::Down;
+        }
+    }
+
     /// Nothing is left but what is wanted.
     pub fn reboot(&mut self, down: bool) {
         // A reload that did not get to its end has changed nothing.
@@ -168,6 +181,7 @@ impl App {
             self.target = before.target;
             self.instances = before.instances;
         }
+        self.halted = false;
         if down {
             self.wanted = Wanted::Down;
         }

@@ -159,7 +159,7 @@ impl App {
             Hold::Backoff { until } => Some(until),
             Hold::Open | Hold::Errored | Hold::Exited => None,
         });
-        let up = seats.chain(self.listening.again).filter(|_| self.wanted == Wanted::Up);
+        let up = seats.chain(self.listening.again).filter(|_| self.goal() == Wanted::Up);
         let operation = self.operation.as_ref().and_then(|o| o.deadline());
         workers.chain(up).chain(operation).min()
     }

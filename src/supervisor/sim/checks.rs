@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::reason::Explains;
 use super::super::seat::Hold;
 use super::super::worker::{Next, State};
 use super::*;
@@ -51,7 +52,7 @@ fn nobody_missed(served: &[WorkerId], app: &App, input: &Input, now: Time) {
     let restart = app.operation.as_ref().is_some_and(|o| o.kind == OperationKind::Restart);
     // A reload that waited has begun in the same step in which something else ended: two steps in one.
     let two = app.operation.as_ref().is_some_and(|o| o.since == now) && !matches!(input, Input::Request { .. });
-    if app.wanted != Wanted::Up || restart || two {
+    if app.goal() != Wanted::Up || restart || two {
         return;
     }
     let leaves = |w: &Worker| matches!(w.state, State::Draining { .. } | State::Stopping { .. } | State::Killing { .. });
@@ -147,8 +148,12 @@ pub fn quiet(world: &World, name: &AppName) {
         return;
     };
     assert!(app.operation.is_none() && app.queue.is_empty());
-    match app.wanted {
+    match app.goal() {
         Wanted::Up => {
+            let healthy = app.workers().filter(|w| w.fresh() && serves(w)).count() >= usize::from(app.instances);
+            if let Some(reason) = app.reason.as_ref().filter(|_| healthy) {
+                assert_eq!(reason.explains, Explains::Action, "a reason outlives what it explains: {app:#?}");
+            }
             for (instance, seat) in (0u16..).zip(&app.seats) {
                 let live: Vec<&Worker> = app.workers().filter(|w| w.instance == instance).collect();
                 match seat.hold {

@@ -365,6 +365,70 @@ fn a_stopping_worker_is_not_told_again_but_one_that_may_not_have_been_is() {
     }
 }
 
+/// Both after any death in the midst of a stop of everything: with the stop as nobody's wish for the app, and as
+/// one that outlives it.
+#[test]
+fn a_halt_that_was_cut_short_is_none_for_the_next_start() {
+    for down in [false, true] {
+        for step in 0..40 {
+            let mut world = World::new(step);
+            let name = AppName::new("web");
+            world.done(&name, start(&web(3))).unwrap();
+            for process in world.processes.values_mut() {
+                process.behaviour.stops_after = Some(ms(300));
+            }
+            world.ask(&name, Request::Halt);
+            world.run(ms(20 * step));
+            let whole_machine = step % 2 == 0;
+            if whole_machine {
+                world.processes.values_mut().filter(|p| p.alive).for_each(|p| p.ended(Exit::Unknown, false));
+                world.coming.clear();
+            }
+            let written = serde_json::to_string(&world.core).unwrap();
+            world.between();
+            world.core = serde_json::from_str(&written).unwrap();
+            world.core.halt_is_over(down);
+            world.come_back();
+            world.run(ms(60_000));
+            checks::quiet(&world, &name);
+            assert_eq!(world.app(&name).wanted, if down { Wanted::Down } else { Wanted::Up });
+            assert_eq!(world.ready(&name).len(), if down { 0 } else { 3 });
+            assert!(world.app(&name).seats.iter().all(|s| s.restarts == 0), "nobody is blamed: {:#?}", world.app(&name));
+            if down {
+                world.done(&name, start(&web(2))).unwrap();
+                assert_eq!(world.ready(&name).len(), 2);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_halt_stops_what_is_wanted_and_a_reboot_starts_it() {
+    let mut world = World::new(1);
+    let name = AppName::new("web");
+    world.done(&name, start(&web(2))).unwrap();
+    world.done(&name, Request::Halt).unwrap();
+    assert!(world.core.idle() && world.processes.is_empty());
+    assert_eq!(world.view(&name).phase, AppPhase::Stopped);
+    assert_eq!(world.core.end_of(&name), None);
+    world.reboot();
+    world.run(ms(10_000));
+    assert_eq!(world.ready(&name).len(), 2);
+}
+
+#[test]
+fn the_reason_of_a_crash_ends_when_its_instance_serves_again() {
+    let mut world = World::new(1);
+    let name = AppName::new("web");
+    world.done(&name, start(&web(2))).unwrap();
+    let id = world.ready(&name)[0].clone();
+    world.crash(&id);
+    assert!(world.view(&name).reason.is_some_and(|reason| reason.starts_with("0: ")));
+    world.run(ms(10_000));
+    assert_eq!(world.ready(&name).len(), 2);
+    assert_eq!(world.view(&name).reason, None);
+}
+
 #[test]
 fn after_a_reboot_an_address_that_cannot_be_had_yet_is_waited_for() {
     let mut world = World::new(1);
@@ -374,9 +438,11 @@ fn after_a_reboot_an_address_that_cannot_be_had_yet_is_waited_for() {
     world.reboot();
     world.run(ms(20_000));
     assert_eq!(world.app(&name).wanted, Wanted::Up);
+    assert!(world.view(&name).reason.is_some());
     world.refuses = Box::new(|_, _, _| false);
     world.run(ms(10_000));
     assert_eq!(world.ready(&name).len(), 2);
+    assert_eq!(world.view(&name).reason, None, "it explained what is over");
 }
 
 #[test]

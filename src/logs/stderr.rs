@@ -1,0 +1,97 @@
+//! The way to stderr that nobody waits for, and that never ends a process: what the daemon and the keeper say of
+//! themselves.
+//!
+//! stderr may be a file on a full disk, a pipe whose reader is gone, or one whose reader reads nothing. A thread
+//! writes to it; in front of that is a bounded [`Console`], which counts what is lost and says so at its place.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::console::{Console, Loss, Teller};
+use super::{Format, sink};
+
+/// How long the end of a process waits for its last words to be written.
+pub const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Of what could not be written, this much is kept for whoever started this process.
+const MOST_WORDS: usize = 64 << 10;
+
+/// That of this process.
+static CONSOLE: OnceLock<Console> = OnceLock::new();
+
+/// Where words go that stderr does not take, while somebody waits for the start of this process.
+static WITNESS: Mutex<Option<Witness>> = Mutex::new(None);
+
+struct Witness {
+    file: File,
+    left: usize,
+}
+
+/// From now on a thread writes what this process says to stderr. `teller` makes the lines that tell of lost
+/// ones. A second call changes nothing.
+///
+/// # Errors
+/// When there are no threads left.
+pub fn begin(teller: Teller) -> io::Result<Console> {
+    if let Some(console) = CONSOLE.get() {
+        return Ok(console.clone());
+    }
+    let (console, reader) = Console::with_teller(Format::Text, teller);
+    let write = move || {
+        sink::write_all(reader, &io::stderr(), |lines, _, _| testify(lines));
+    };
+    thread::Builder::new().name("rsup-stderr".into()).spawn(write)?;
+    Ok(CONSOLE.get_or_init(|| console).clone())
+}
+
+/// Says whole lines, and waits a bounded time for them to be written. Without [`begin`] it writes them
+/// itself, as a command does that has a user in front of it.
+pub fn text(text: &str) {
+    match CONSOLE.get() {
+        Some(console) => {
+            console.whole(text.as_bytes());
+            console.flush(LAST_WORDS);
+        }
+        // If that fails there is nobody left to tell.
+        None => drop(io::stderr().lock().write_all(text.as_bytes())),
+    }
+}
+
+/// Lines of this process that have been lost.
+pub fn lost() -> Loss {
+    CONSOLE.get().map(Console::lost).unwrap_or_default()
+}
+
+/// Waits a bounded time until everything is written.
+pub fn flush() {
+    if let Some(console) = CONSOLE.get() {
+        console.flush(LAST_WORDS);
+    }
+}
+
+/// Whoever started this process reads here what stderr did not take.
+pub fn set_witness(fd: OwnedFd) {
+    *witness() = Some(Witness { file: fd.into(), left: MOST_WORDS });
+}
+
+/// The start is over.
+pub fn dismiss_witness() {
+    *witness() = None;
+}
+
+fn witness() -> std::sync::MutexGuard<'static, Option<Witness>> {
+    WITNESS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn testify(lines: &[u8]) {
+    if let Some(Witness { file, left }) = &mut *witness() {
+        let lines = &lines[..lines.len().min(*left)];
+        *left -= lines.len();
+        // It is in memory; if even that is full, nothing is left to try.
+        drop(file.write_all(lines));
+    }
+}
