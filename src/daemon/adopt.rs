@@ -204,6 +204,13 @@ impl Daemon {
         let descendants = !running.remains(|_| false).is_empty();
         if descendants {
             running.await_end_of_tree(self.events.clone());
+        } else if matches!(worker.phase(), WorkerPhase::Spawning | WorkerPhase::Starting)
+            && wants_takeover(worker.spec())
+            && self.vault.get(&name::binds(id.generation)).is_none()
+        {
+            // Its bind(2) failed because nobody was there to answer it, and that is not its fault.
+            info!("{id}: {exit} while there was no rsup, and could not come to its socket; it is started anew");
+            return Found::NeverStarted;
         }
         Found::Gone { exit, descendants }
     }

@@ -41,7 +41,9 @@ fn apps_come_back_as_they_were() {
     home.ok(&["scale", "web", "3"]);
     home.ok(&["reload", "web"]);
     // Written, and for nobody else to read: it has the environment of every app.
-    wait_until("the state is saved", || fs::read_to_string(saved(&home)).is_ok_and(|t| t.contains("\"last_revision\":2")));
+    wait_until("the state is saved", || {
+        fs::read_to_string(saved(&home)).is_ok_and(|t| t.contains("\"last_revision\":2") && !t.contains("\"kind\":\"reload\""))
+    });
     assert_eq!(fs::metadata(saved(&home)).unwrap().permissions().mode() & 0o777, 0o600);
     power_cut(&home);
     home.app("new", "command = [\"sleep\", \"1000\"]");
