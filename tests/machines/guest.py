@@ -108,7 +108,7 @@ class Service:
     def write_config(self, limits):
         with open(self.config, "w") as file:
             file.write(f'[app.web]\ncommand = ["{RSUP}", "sample-app"]\ninstances = 2\nlisten = "127.0.0.1:{self.port}"\n'
-                       'readiness = "/readiness"\nkill_timeout = "3s"\ndrain_timeout = "2s"\n' + (LIMITS if limits else ""))
+                       'readiness = "/readiness"\nkill_timeout = "15s"\ndrain_timeout = "2s"\n' + (LIMITS if limits else ""))
 
     def call(self, *words, check=True):
         if not self.user:
@@ -176,7 +176,7 @@ class Service:
 
         def one():
             try:
-                url = f"http://127.0.0.1:{self.port}/slow?ms=2500"
+                url = f"http://127.0.0.1:{self.port}/slow?ms=6000"
                 answers.append(urllib.request.urlopen(url, timeout=60).getcode())
             except OSError as error:
                 answers.append(str(error))
