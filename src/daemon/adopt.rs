@@ -47,8 +47,11 @@ impl Daemon {
         let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
         let workers: Vec<Worker> = apps.iter().flat_map(|app| self.supervisor.workers(app)).cloned().collect();
         let mut living: HashMap<u64, Living> = workers.iter().filter_map(|w| Some((w.id.generation, self.living(w)?))).collect();
-        for app in &apps {
-            self.adopt_sockets(app, &mut living);
+        // Where nobody serves any more and nobody will, the sockets are left to whoever holds them.
+        if !(self.options.only_stop && living.is_empty()) {
+            for app in &apps {
+                self.adopt_sockets(app, &mut living);
+            }
         }
         let mut found = BTreeMap::new();
         let mut out_of_reach = BTreeMap::new();

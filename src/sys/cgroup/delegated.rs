@@ -60,7 +60,8 @@ pub(super) fn find(name: &str) -> Result<Found, String> {
     // DelegateSubgroup= of systemd puts us into a leaf of what is ours, and so it does with control processes.
     let above = match own.parent() {
         Some(above) if above.starts_with(&point) && !is_marked(&own) && is_marked(above) => Some(above.to_owned()),
-        _ => controlled(&own).map(Path::to_owned),
+        // Not all managers of users mark what they delegate.
+        _ => controlled(&own).or_else(|| below_service(&own, SUPERVISOR)).map(Path::to_owned),
     };
     let (own, aside) = above.map_or((own, false), |above| (above, true));
     for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
@@ -80,8 +81,13 @@ pub(super) fn find(name: &str) -> Result<Found, String> {
 /// Of which service this is the cgroup for control processes (systemd: `EXEC_CONTROL_CGROUP` in
 /// src/core/execute.h).
 pub(super) fn controlled(own: &Path) -> Option<&Path> {
+    below_service(own, ".control")
+}
+
+/// The cgroup of a service, if `own` is the one of this name below it.
+pub(super) fn below_service<'a>(own: &'a Path, name: &str) -> Option<&'a Path> {
     let is_service = |above: &&Path| above.extension().is_some_and(|end| end == "service");
-    own.parent().filter(|above| own.ends_with(".control") && is_service(above))
+    own.parent().filter(|above| own.ends_with(name) && is_service(above))
 }
 
 /// systemd marks what it delegates.

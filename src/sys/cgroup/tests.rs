@@ -153,6 +153,9 @@ fn room_is_made_in_every_folder() {
 fn control_processes_know_their_service() {
     let own = Path::new("/sys/fs/cgroup/system.slice/rsup.service/.control");
     assert_eq!(delegated::controlled(own), own.parent());
+    // As the unit of a user has it with DelegateSubgroup=.
+    let leaf = own.with_file_name(SUPERVISOR);
+    assert_eq!((delegated::below_service(&leaf, SUPERVISOR), delegated::controlled(&leaf)), (own.parent(), None));
     for other in ["/sys/fs/cgroup/system.slice/rsup.service", "/sys/fs/cgroup/a/.control", "/sys/fs/cgroup/a.service/control"] {
         assert_eq!(delegated::controlled(Path::new(other)), None, "{other}");
     }
