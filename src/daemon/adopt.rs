@@ -122,7 +122,7 @@ impl Daemon {
             Err(why) => (Vec::new(), Some(why.to_string())),
         };
         let coming = early || worker.phase() == WorkerPhase::Starting;
-        let deaf = wants_takeover(worker.spec()) && self.vault.get(&name::binds(id.generation)).is_none() && sockets.is_empty();
+        let deaf = wants_takeover(worker.spec()) && sockets.is_empty() && self.has_lost_its_bind(id, pid);
         if (early && !tree::runs_its_program(pid, id)) || (coming && deaf) {
             // Nobody could answer its bind(2) any more; it has never served.
             info!("{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew");
@@ -132,6 +132,14 @@ impl Daemon {
             return None;
         }
         Some(Living { process, pidfd, sockets, refused })
+    }
+
+    /// Nobody can answer the worker's `bind(2)`: nobody holds the listener of its filter, or the daemon died between
+    /// receiving the call and answering it.
+    fn has_lost_its_bind(&self, id: &WorkerId, pid: u32) -> bool {
+        let Some(listener) = self.vault.get(&name::binds(id.generation)) else { return true };
+        let tree: Vec<u32> = std::iter::once(pid).chain(tree::below(pid).into_iter().map(|(below, _)| below)).collect();
+        takeover::left_unanswered(listener, &tree)
     }
 
     fn adopt_sockets(&mut self, app: &AppName, living: &mut HashMap<u64, Living>) {

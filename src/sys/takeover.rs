@@ -206,6 +206,24 @@ pub enum Answer {
     Vanished,
 }
 
+/// Whether a thread of one of these processes stands in a `bind(2)` that nobody will answer: a process that died before its
+/// answer had [received](Listener::receive) it. The kernel hands out each call once, whoever holds the descriptor
+/// (`SECCOMP_NOTIFY_SENT`, kernel/seccomp.c), so the thread would wait as long as its filter has a listener.
+///
+/// To be asked before calls are received from `listener`. False where `/proc/PID/syscall` (proc_pid_syscall(5)) is closed.
+#[must_use]
+pub fn left_unanswered(listener: impl AsFd, processes: &[u32]) -> bool {
+    // Looked for first: a call that begins meanwhile is seen to wait.
+    let stands = processes.iter().any(|process| stands_in_bind(*process));
+    stands && raw::poll(listener, libc::POLLIN, Duration::ZERO).is_ok_and(|seen| seen & libc::POLLIN == 0)
+}
+
+fn stands_in_bind(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let number = |file| std::fs::read_to_string(file).ok()?.split(' ').next()?.parse::<libc::c_long>().ok();
+    threads.into_iter().any(|thread| number(thread.path().join("syscall")) == Some(libc::SYS_bind))
+}
+
 impl From<OwnedFd> for Listener {
     /// Takes back a descriptor that was [kept](Listener::into_fd) elsewhere.
     fn from(fd: OwnedFd) -> Listener {

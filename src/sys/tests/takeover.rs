@@ -9,7 +9,7 @@ use crate::sys::listen::{Backlog, Family, Group, is_nonblocking};
 use crate::sys::raw;
 use crate::sys::spawn::{Plan, spawn};
 use crate::sys::steer::{Balance, Table};
-use crate::sys::takeover::{Answer, Bind, Call, Listener, Support, probe_support};
+use crate::sys::takeover::{Answer, Bind, Call, Listener, Support, left_unanswered, probe_support};
 
 /// Prepares a plan for takeover; false (and a skip) where the kernel forbids it.
 fn prepare(plan: &mut Plan) -> bool {
@@ -50,6 +50,24 @@ fn group() -> Group {
     let weights = vec![0, 1];
     group.steer(&Table { weights, balance: Balance::Random, hold: 0 }).unwrap();
     group
+}
+
+#[test]
+fn a_call_that_was_received_and_not_answered_is_noticed() {
+    let (mut plan, _out) = plan(&["python3", "-c", "import socket; socket.socket().bind(('127.0.0.1', 0))"]);
+    if !prepare(&mut plan) {
+        return;
+    }
+    let mut child = spawn(plan).unwrap();
+    let listener = report(&mut child.exec).unwrap().notify.unwrap();
+    let child = Guard(child);
+    raw::poll(&listener, libc::POLLIN, PATIENCE).unwrap();
+    assert!(!left_unanswered(&listener, &[child.0.pid]), "it waits to be received");
+    let bind = next(&listener);
+    assert!(left_unanswered(&listener, &[child.0.pid]));
+    listener.proceed(&bind).unwrap();
+    raw::poll(&child.0.pidfd, libc::POLLIN, PATIENCE).unwrap();
+    assert!(!left_unanswered(&listener, &[child.0.pid]));
 }
 
 /// Starts a server, hands it slot 1 and asks it something.
