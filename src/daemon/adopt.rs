@@ -122,7 +122,9 @@ impl Daemon {
             Err(why) => (Vec::new(), Some(why.to_string())),
         };
         let coming = early || worker.phase() == WorkerPhase::Starting;
-        let deaf = wants_takeover(worker.spec()) && sockets.is_empty() && self.has_lost_its_bind(id, pid);
+        // Where takeover is not possible, it has its sockets from LISTEN_FDS, seen or not.
+        let possible = !matches!(self.takeover.of(&self.isolation, worker.spec()), Some(takeover::Support::No { .. }));
+        let deaf = possible && wants_takeover(worker.spec()) && sockets.is_empty() && self.has_lost_its_bind(id, pid);
         if (early && !tree::runs_its_program(pid, id)) || (coming && deaf) {
             // Nobody could answer its bind(2) any more; it has never served.
             info!("{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew");

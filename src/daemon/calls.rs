@@ -462,7 +462,7 @@ impl Daemon {
             (Some(Support::No { .. }), Some(_), Some(_)) if spec.hide_port == HidePort::Always => {
                 notes.push("hide_port has no effect where takeover is not possible".into());
             }
-            (Some(Support::Yes { .. }), Some(sockets), Some(hides)) => sockets.push_str(&format!("; {hides}")),
+            (Some(Support::Yes { .. }) | None, Some(sockets), Some(hides)) => sockets.push_str(&format!("; {hides}")),
             (Some(Support::Yes { .. } | Support::No { .. }) | None, _, _) => {}
         }
         let spec = spec.without_secrets();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{AbortOnDrop, Daemon, Event, complain, drain, hiding, messages, probe, vault};
+use super::{AbortOnDrop, Daemon, Event, complain, drain, messages, probe, vault};
 use crate::config::{AppName, Listen, SocketFile};
 use crate::exit::signal_name;
 use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
@@ -56,12 +56,8 @@ impl Daemon {
                 });
             }
             Effect::LookForTraces { worker } => {
-                let ports = self.ports_of(&worker);
-                let events = self.events.clone();
-                tokio::spawn(async move {
-                    let traces = hiding::traces(&ports);
-                    let _ = events.send(Event::Input(Input::Traces { worker, traces }));
-                });
+                // Without a thread: the next look, or the worker's end, has another chance.
+                self.look_for_traces(worker, None);
             }
             Effect::Drain { worker } => self.drain(worker),
             Effect::Signal { worker, signal, reach } => {

@@ -3,7 +3,7 @@
 
 use nix::libc::ECONNREFUSED;
 
-use super::{Daemon, complain};
+use super::{Daemon, Event, complain};
 use crate::config::{AppSpec, Listen};
 use crate::supervisor::{Input, Traces, WorkerId};
 use crate::sys::sockdiag;
@@ -19,9 +19,19 @@ pub fn traces(ports: &[u16]) -> Traces {
 impl Daemon {
     /// The ports that could be hidden from the worker.
     pub(super) fn ports_of(&self, worker: &WorkerId) -> Vec<u16> {
-        let possible = |spec: &AppSpec| matches!(self.takeover.of(&self.isolation, spec), Some(Support::Yes { .. }));
+        let possible = |spec: &AppSpec| !matches!(self.takeover.of(&self.isolation, spec), Some(Support::No { .. }));
         let worker = self.supervisor.worker(worker).filter(|w| possible(w.spec()));
         worker.into_iter().flat_map(|w| &w.spec().listen).filter_map(Listen::tcp).map(|a| a.port()).collect()
+    }
+
+    /// Looks for traces of the worker, in a thread. False if there is none.
+    pub(super) fn look_for_traces(&self, worker: WorkerId, and_then: Option<Input>) -> bool {
+        let (ports, events) = (self.ports_of(&worker), self.events.clone());
+        let look = move || {
+            let traces = traces(&ports);
+            let _ = events.send(Event::Traces { worker, traces, and_then });
+        };
+        super::aside("rsup-traces", look).is_ok()
     }
 
     /// Nobody is there, as far as the worker can tell; everybody else is.

@@ -46,7 +46,7 @@ use crate::control::{Answer, Call, Failure};
 use crate::exit::Exit;
 use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
-use crate::supervisor::{Input, OpId, Settings, Supervisor, Time, WorkerId};
+use crate::supervisor::{Input, OpId, Settings, Supervisor, Time, Traces, WorkerId};
 use crate::sys::listen::Given;
 use crate::sys::{needs, process, takeover};
 use calls::Calls;
@@ -160,6 +160,12 @@ enum Event {
     Unseen {
         app: AppName,
         why: String,
+    },
+    /// What was found of a worker that has not bound its port, and what then is to be made of its end.
+    Traces {
+        worker: WorkerId,
+        traces: Traces,
+        and_then: Option<Input>,
     },
     /// Takeover was tried.
     Tried {
@@ -444,9 +450,12 @@ impl Daemon {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Input(input) => {
-                let input = self.complete_end(input);
-                self.handle(input);
+            Event::Input(input) => self.on_input(input),
+            Event::Traces { worker, traces, and_then } => {
+                self.supervisor.handle(now(), Input::Traces { worker, traces });
+                let end = and_then.map(|end| self.complete_end(end));
+                end.into_iter().for_each(|end| self.supervisor.handle(now(), end));
+                self.settle();
             }
             Event::Ask(ask) => self.on_ask(ask),
             Event::Call { call, answer } => self.on_call(call, answer),
@@ -463,6 +472,18 @@ impl Daemon {
             Event::Upgrade(pending) => self.on_upgrade(pending),
             Event::Explained { op, failure } => self.on_explained(op, failure),
         }
+    }
+
+    fn on_input(&mut self, input: Input) {
+        // Why a worker ended that has not bound its port is looked for before its end counts.
+        if let Input::Exited { worker, .. } = &input
+            && self.supervisor.wonders(worker)
+            && self.look_for_traces(worker.clone(), Some(input.clone()))
+        {
+            return;
+        }
+        let input = self.complete_end(input);
+        self.handle(input);
     }
 
     fn on_signal(&mut self, caught: Caught) {

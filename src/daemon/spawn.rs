@@ -15,7 +15,7 @@ use super::isolation::{self, Confinement};
 use super::state::Process;
 use super::tree::{self, Marks, Orphans};
 use super::vault::name;
-use super::{AbortOnDrop, Daemon, Event, Events, complain, hiding, notify, now};
+use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
 use crate::config::{AppName, AppSpec, Check, Listen};
 use crate::logs::{self, Source, Stream};
 use crate::supervisor::{Exit, Input, Revision, WorkerId};
@@ -263,10 +263,6 @@ impl Daemon {
     /// Adds to the end of a worker what is left of its tree, and waits for that to go.
     pub(super) fn complete_end(&mut self, input: Input) -> Input {
         let Input::Exited { worker, exit, .. } = input else { return input };
-        if self.supervisor.wonders(&worker) {
-            let traces = hiding::traces(&self.ports_of(&worker));
-            self.supervisor.handle(now(), Input::Traces { worker: worker.clone(), traces });
-        }
         let workers = self.live_pids();
         let Some(running) = self.running.get_mut(&worker.generation) else {
             return Input::Exited { worker, exit, descendants: false };
@@ -396,8 +392,9 @@ impl Way {
             _ if spec.listen.is_empty() => Self::Plain,
             _ if spec.socket_activation => Self::Configured,
             _ if spec.listen.iter().any(|l| l.tcp().is_none()) => Self::Unix,
-            Some(takeover::Support::Yes { .. }) => Self::Takeover,
-            Some(takeover::Support::No { .. }) | None => Self::NoTakeover,
+            Some(takeover::Support::No { .. }) => Self::NoTakeover,
+            // Before the next worker of that user it is tried again: after rsup's death, say.
+            Some(takeover::Support::Yes { .. }) | None => Self::Takeover,
         }
     }
 

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::slice;
@@ -46,10 +46,7 @@ fn open_nameless(name: &CStr, flags: MFdFlags, folder: &Path) -> io::Result<File
     if !refused(&error) {
         return Err(error);
     }
-    let path = folder.join(format!("{}.{}", name.to_string_lossy(), std::process::id()));
-    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
+    tempfile::tempfile_in(folder)
 }
 
 /// `splice(2)` is refused here.

@@ -61,8 +61,10 @@ pub fn open_unix(path: &Path, want: Ownership) -> Result<OwnedFd, ListenError> {
     }
     let ready = own_unix(path, want).and_then(|()| socket.listen(BACKLOG).map_err(fail));
     if let Err(error) = ready {
-        // Nobody has it yet.
-        let _ = std::fs::remove_file(path);
+        // Nobody has it yet. What is no socket is not what was made.
+        if path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket()) {
+            let _ = std::fs::remove_file(path);
+        }
         return Err(error);
     }
     Ok(socket.into())
