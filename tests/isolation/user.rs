@@ -211,3 +211,26 @@ fn the_limit_of_open_files_is_that_of_whoever_started_rsup() {
     home.ok(&["reload", "a"]);
     assert_eq!(soft(the_pid(&home, "a")).as_deref(), Some("777"));
 }
+
+/// What the dead daemon had tried as that user, the next one has not yet.
+#[test]
+fn how_an_adopted_app_has_its_sockets_is_said_as_before() {
+    if !root() {
+        return;
+    }
+    let home = open_home();
+    home.config(&format!(
+        "[app.a]\ncommand = [\"{RSUP}\", \"sample-app\"]\nlisten = \"127.0.0.1:{}\"\nreadiness = \"/readiness\"\nuser = \"nobody\"\n",
+        home.port()
+    ));
+    home.ok(&["start"]);
+    let facts = || (home.describe("a")["sockets"].clone(), home.ok(&["env", "a"]).out);
+    let before = facts();
+    assert!(before.0.as_str().is_some_and(|way| way.starts_with("by takeover")), "{before:?}");
+    let worker = the_pid(&home, "a");
+    let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+    crate::common::signal(daemon, nix::sys::signal::Signal::SIGKILL);
+    crate::common::wait_until("the daemon's end", || !is_alive(daemon));
+    assert_eq!(facts(), before);
+    assert_eq!(the_pid(&home, "a"), worker);
+}
