@@ -69,6 +69,11 @@ impl Action {
         matches!(self, Self::KillWorker | Self::KillWorkerAndDaemon)
     }
 
+    /// What rsup had just read and not yet written is in memory that daemon and keeper alone hold.
+    pub fn may_lose_lines(self) -> bool {
+        matches!(self, Self::KillKeeperAndDaemon)
+    }
+
     pub fn name(self) -> String {
         let mut words = String::new();
         for c in format!("{self:?}").chars() {
