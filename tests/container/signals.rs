@@ -36,16 +36,22 @@ fn sigquit_ends_it_gracefully() {
     ends_gracefully_with(Signal::SIGQUIT);
 }
 
-#[test]
-fn a_second_signal_hurries_and_the_exit_code_says_so() {
+/// Of a container that a second signal has ended.
+fn hurried() -> Option<Home> {
     let home = Home::new();
     web(&home, "web", "kill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }");
-    let Some(container) = Container::start(&home, &[]) else { return };
+    let container = Container::start(&home, &[])?;
     up(&home, "web");
     container.signal(Signal::SIGTERM);
     home.wait_log("web", "SIGTERM: ignored");
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 128 + Signal::SIGTERM as i32);
+    Some(home)
+}
+
+#[test]
+fn a_second_signal_hurries_and_the_exit_code_says_so() {
+    let Some(home) = hurried() else { return };
     assert!(said(&home).contains("told again to stop"));
 }
 
@@ -289,14 +295,7 @@ fn so_it_does_after_rsup_kill_was() {
 
 #[test]
 fn so_it_does_after_a_second_signal() {
-    let home = Home::new();
-    web(&home, "web", "kill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }");
-    let Some(container) = Container::start(&home, &[]) else { return };
-    up(&home, "web");
-    container.signal(Signal::SIGTERM);
-    home.wait_log("web", "SIGTERM: ignored");
-    container.signal(Signal::SIGTERM);
-    container.ends_with(&home, 128 + Signal::SIGTERM as i32);
+    let Some(home) = hurried() else { return };
     let Some(container) = Container::start(&home, &[]) else { return };
     up(&home, "web");
     container.signal(Signal::SIGTERM);
