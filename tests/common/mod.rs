@@ -24,6 +24,16 @@ use serde_json::Value;
 
 pub const RSUP: &str = env!("CARGO_BIN_EXE_rsup");
 
+/// Puts a program at `to` that everybody can execute at once.
+///
+/// install(1) writes it: a file that this process has open for writing is open in each child that another
+/// test forks just then as well, until that child's execve(2), and cannot be executed meanwhile (ETXTBSY).
+pub fn install(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    let (from, to) = (from.as_ref(), to.as_ref());
+    let status = Command::new("install").args(["-m", "755", "--"]).args([from, to]).status();
+    assert!(status.expect("install(1) runs").success(), "{} cannot be put at {}", from.display(), to.display());
+}
+
 /// Every wait ends here: much longer than anything takes, on a busy machine too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -97,7 +107,7 @@ impl Home {
         }
         let mut home = Self::new();
         home.uid = Some(uid);
-        fs::copy(RSUP, home.path("rsup")).expect("copy the program");
+        install(RSUP, home.path("rsup"));
         std::os::unix::fs::chown(home.folder(), Some(uid), Some(uid)).expect("chown");
         Some(home)
     }
@@ -135,6 +145,14 @@ impl Home {
         let path = self.path(name);
         fs::create_dir_all(path.parent().expect("inside the folder")).expect("make a folder");
         fs::write(&path, text).expect("write a file");
+        path
+    }
+
+    /// A script that can be executed at once.
+    pub fn script(&self, name: &str, text: &str) -> PathBuf {
+        let text = self.write(&format!("{name}.text"), text);
+        let path = self.path(name);
+        install(text, &path);
         path
     }
 

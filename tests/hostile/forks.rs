@@ -46,7 +46,7 @@ fn fork_says_eagain() {
         return;
     }
     let home = Home::new();
-    std::fs::copy(RSUP, home.path("rsup")).unwrap();
+    crate::common::install(RSUP, home.path("rsup"));
     std::fs::create_dir(home.path("u")).unwrap();
     for path in [home.folder().to_owned(), home.path("u")] {
         std::os::unix::fs::chown(&path, Some(uid()), Some(uid())).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
 
-use crate::common::{RSUP, http, is_alive, try_run, wait_for};
+use crate::common::{RSUP, http, install, is_alive, try_run, wait_for};
 use crate::{ALICE, NOBODY, mode, open, open_home, root, script, status, the_pid};
 
 fn environ(pid: u32) -> BTreeMap<String, String> {
@@ -125,8 +125,7 @@ fn what_is_closed_to_the_user_is_named() {
     run.says(&["user 65534 may not enter it", &format!("{} is closed to it", closed.display())]);
     home.ok(&["delete", "a"]);
 
-    let program = home.write("closed/app/run.sh", "#!/bin/sh\nsleep 1000\n");
-    open(&program, 0o755);
+    let program = home.script("closed/app/run.sh", "#!/bin/sh\nsleep 1000\n");
     home.config(&format!("[app.b]\ncommand = [{program:?}]\nuser = \"nobody\"\n"));
     let run = home.run(&["start"]).code(1);
     run.says(&["may not be executed by user 65534", &format!("{} is closed to it", closed.display())]);
@@ -140,8 +139,7 @@ fn rsup_of_an_ordinary_user_refuses_before_anything_starts() {
     let home = open_home();
     // Its own rsup, that every user can execute.
     let rsup = home.path("rsup");
-    fs::copy(RSUP, &rsup).expect("copy");
-    open(&rsup, 0o755);
+    install(RSUP, &rsup);
     let own = home.path("own");
     fs::create_dir(&own).expect("a folder");
     std::os::unix::fs::chown(&own, Some(NOBODY), Some(NOBODY)).expect("chown");

@@ -244,8 +244,7 @@ process.on('SIGTERM', () => server.close(() => process.exit(0)));
 #[test]
 fn a_command_with_flags_of_its_own() {
     let home = Home::new();
-    home.write("cmd", "#!/bin/sh\necho \"args: $*\"\nexec sleep 1000\n");
-    fs::set_permissions(home.path("cmd"), PermissionsExt::from_mode(0o755)).unwrap();
+    home.script("cmd", "#!/bin/sh\necho \"args: $*\"\nexec sleep 1000\n");
     home.ok(&["start", "-n", "x", "--", "./cmd", "--flag", "-n", "--json"]);
     home.wait_log("x", "args: --flag -n --json");
     home.run(&["start", "-n", "x", "--", "sleep", "77"]).code(1).says(&["another app called x"]);

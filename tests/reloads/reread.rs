@@ -27,7 +27,7 @@ fn command_and_environment() {
     home.ok(&["start"]);
     let load = Load::start(port, "/health");
     let copy = home.path("other-name");
-    fs::copy(crate::common::RSUP, &copy).expect("a copy of the program");
+    crate::common::install(crate::common::RSUP, &copy);
     let command = "command = \"./other-name sample-app\"";
     let changed = config(port, 2, "env = { APP_VERSION = \"v2\", NEW = \"1\" }").replace(&apps::sample(), command);
     home.config(&changed);

@@ -40,7 +40,7 @@ fn a_program_that_is_closed_to_every_reader() {
     let Some(node) = crate::common::apps::node().filter(|_| root()) else { return };
     let Some(home) = open_home(&["no-ptrace"]) else { return };
     let program = home.path("node");
-    std::fs::copy(node, &program).expect("a copy");
+    crate::common::install(node, &program);
     crate::open(&program, 0o711);
     let command = crate::common::apps::toml_command(&[program.to_str().expect("UTF-8"), "-e", crate::NODE]);
     let port = home.port();

@@ -1,19 +1,16 @@
 //! `rsup upgrade`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use crate::common::load::Load;
-use crate::common::{Home, RSUP, is_ready};
+use crate::common::{Home, RSUP, install, is_ready};
 use crate::supervisors::Supervisors;
 use crate::support::Life;
 
 /// A program that is this rsup, but for what the script does first.
 fn wrapped(home: &Home, name: &str, first: &str) -> PathBuf {
-    let path = home.write(name, &format!("#!/bin/sh\n{first}\nexec {RSUP} \"$@\"\n"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
+    home.script(name, &format!("#!/bin/sh\n{first}\nexec {RSUP} \"$@\"\n"))
 }
 
 fn exe(pid: u32) -> PathBuf {
@@ -33,7 +30,7 @@ fn the_same_process_becomes_the_new_program_and_nobody_notices() {
     let before = home.pids("web");
     let load = Load::start(port, "/");
     let new = home.path("rsup-new");
-    fs::copy(RSUP, &new).unwrap();
+    install(RSUP, &new);
     for _ in 0..3 {
         home.ok(&["upgrade", new.to_str().unwrap()]).says(&["no worker was touched"]);
         assert_eq!((home.daemon(), home.keeper()), (daemon, keeper));

@@ -1,6 +1,5 @@
 //! Starting programs.
 
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -146,11 +145,13 @@ fn limits_users_and_privileges() {
     }
 }
 
+/// install(1) writes it: a file that this process has open for writing is open in each child that another test
+/// forks just then as well, until that child's execve(2), and cannot be executed meanwhile (ETXTBSY).
 fn file(dir: &Path, name: &str, text: &str, mode: u32) {
-    let path = dir.join(name);
-    let mut file = std::fs::File::create(&path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-    file.set_permissions(std::fs::Permissions::from_mode(mode)).unwrap();
+    let written = dir.join(format!("{name}.text"));
+    std::fs::write(&written, text).unwrap();
+    let status = std::process::Command::new("install").arg("-m").arg(format!("{mode:o}")).args([&written, &dir.join(name)]).status();
+    assert!(status.unwrap().success());
 }
 
 #[test]
