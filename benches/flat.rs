@@ -45,13 +45,23 @@ log = {{ max_size = "10M", keep = 2 }}
         work()?;
         let now = resident(&rsup, daemon)?;
         let detail = format!("{now:.2} MB, after {:.0} s", begin.elapsed().as_secs_f64());
-        table.row(&format!("grown by {what}"), now - before, " MB", Bar::AtMost(FLAT), detail);
+        table.row(
+            &format!("grown by {what}"),
+            now - before,
+            " MB",
+            Bar::AtMost(FLAT),
+            detail,
+        );
         before = now;
         Ok(())
     };
-    round("1,000,000 log lines", &|| log_lines(port, options.pick(1_000_000, 50_000)))?;
+    round("1,000,000 log lines", &|| {
+        log_lines(port, options.pick(1_000_000, 50_000))
+    })?;
     round("1,000 reloads", &|| reloads(&rsup, options.pick(1_000, 50)))?;
-    round("10,000 crashes", &|| crashes(&rsup, options.pick(10_000, 500)))?;
+    round("10,000 crashes", &|| {
+        crashes(&rsup, options.pick(10_000, 500))
+    })?;
     let all = before - start;
     table.row(
         "grown by all of it",
@@ -89,14 +99,28 @@ fn reloads(rsup: &Rsup, count: u64) -> Result<()> {
 /// Four workers that end at once, until they have been started so often.
 fn crashes(rsup: &Rsup, count: u64) -> Result<()> {
     let file = rsup.home.path().join("storm.toml");
-    let restart = "restart = { max_restarts = 1000000000, backoff = \"1ms\", backoff_max = \"1ms\" }";
-    std::fs::write(&file, format!("[app.storm]\ncommand = [\"false\"]\ninstances = 4\n{restart}\n"))?;
+    let restart =
+        "restart = { max_restarts = 1000000000, backoff = \"1ms\", backoff_max = \"1ms\" }";
+    std::fs::write(
+        &file,
+        format!("[app.storm]\ncommand = [\"false\"]\ninstances = 4\n{restart}\n"),
+    )?;
     // It fails, and goes on trying.
-    let _ = rsup.command(&["start", &file.display().to_string()]).output()?;
+    let _ = rsup
+        .command(&["start", &file.display().to_string()])
+        .output()?;
     let restarts = || -> Result<u64> {
         let list: Value = serde_json::from_str(&rsup.run(&["list", "--json"])?)?;
-        let storm = list.as_array().and_then(|apps| apps.iter().find(|app| app["name"] == "storm")).ok_or("no storm")?;
-        Ok(storm["workers"].as_array().into_iter().flatten().filter_map(|w| w["restarts"].as_u64()).sum())
+        let storm = list
+            .as_array()
+            .and_then(|apps| apps.iter().find(|app| app["name"] == "storm"))
+            .ok_or("no storm")?;
+        Ok(storm["workers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|w| w["restarts"].as_u64())
+            .sum())
     };
     until("so many crashes", Duration::from_secs(1200), || {
         std::thread::sleep(Duration::from_millis(100));

@@ -38,9 +38,21 @@ fn main() -> Result<()> {
             quantile(&times, 1.0),
             median(&floor)
         );
-        table.row(&format!("rsup list, {} workers", apps * instances), median(&times), " ms", Bar::AtMost(3.0), detail);
+        table.row(
+            &format!("rsup list, {} workers", apps * instances),
+            median(&times),
+            " ms",
+            Bar::AtMost(3.0),
+            detail,
+        );
         if let Some(ms) = hyperfine(&rsup) {
-            table.row("  the same by hyperfine -N", ms, " ms", Bar::AtMost(3.0), "");
+            table.row(
+                "  the same by hyperfine -N",
+                ms,
+                " ms",
+                Bar::AtMost(3.0),
+                "",
+            );
         }
     }
     if let Some(peers) = Peers::get() {
@@ -48,7 +60,13 @@ fn main() -> Result<()> {
             let pm2 = peers.pm2()?;
             pm2.start(&json!([{ "name": "app", "script": "/bin/sleep", "args": "100000", "interpreter": "none", "instances": workers, "exec_mode": "fork" }]))?;
             let times = run(options.pick(10, 3), || pm2.command(&["list"]))?;
-            table.row(&format!("pm2 list, {workers} workers"), median(&times), " ms", Bar::None, "");
+            table.row(
+                &format!("pm2 list, {workers} workers"),
+                median(&times),
+                " ms",
+                Bar::None,
+                "",
+            );
         }
     }
     table.print();
@@ -56,7 +74,9 @@ fn main() -> Result<()> {
 }
 
 fn run(count: usize, command: impl Fn() -> Command) -> Result<Vec<f64>> {
-    (0..count).map(|_| process::run_time(&mut command())).collect()
+    (0..count)
+        .map(|_| process::run_time(&mut command()))
+        .collect()
 }
 
 fn quantile(times: &[f64], share: f64) -> f64 {
@@ -70,9 +90,21 @@ fn hyperfine(rsup: &Rsup) -> Option<f64> {
     let file = rsup.home.path().join("hyperfine.json");
     let list = format!("{} list", common::rsup::program().display());
     let mut command = Command::new("hyperfine");
-    command.args(["-N", "--style=none", "--warmup=5", "--runs=100", "--export-json"]).arg(&file).arg(list);
+    command
+        .args([
+            "-N",
+            "--style=none",
+            "--warmup=5",
+            "--runs=100",
+            "--export-json",
+        ])
+        .arg(&file)
+        .arg(list);
     command.env("RSUP_HOME", rsup.home.path());
-    command.output().ok().filter(|output| output.status.success())?;
+    command
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
     let result: Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     Some(result["results"][0]["median"].as_f64()? * 1000.0)
 }

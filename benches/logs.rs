@@ -36,8 +36,16 @@ fn main() -> Result<()> {
     let mut numbers = arguments.iter().filter_map(|a| a.parse::<usize>().ok());
     let megabytes = numbers.next().unwrap_or_else(|| options.pick(300, 30));
     let rounds = numbers.next().unwrap_or_else(|| options.pick(7, 3));
-    let unit = if arguments.iter().any(|a| a == "lines") { "lines" } else { "blocks" };
-    let format = if arguments.iter().any(|a| a == "json") { Format::Json } else { Format::Text };
+    let unit = if arguments.iter().any(|a| a == "lines") {
+        "lines"
+    } else {
+        "blocks"
+    };
+    let format = if arguments.iter().any(|a| a == "json") {
+        Format::Json
+    } else {
+        Format::Text
+    };
     let spec = format!("{megabytes} {unit}");
     println!("{megabytes} MB written in {unit}, {format:?}, {rounds} rounds");
 
@@ -65,15 +73,33 @@ fn main() -> Result<()> {
         }
     }
     let ratios = |others: &[Duration]| -> Vec<f64> {
-        pumps.iter().zip(others).map(|(pump, other)| pump.as_secs_f64() / other.as_secs_f64()).collect()
+        pumps
+            .iter()
+            .zip(others)
+            .map(|(pump, other)| pump.as_secs_f64() / other.as_secs_f64())
+            .collect()
     };
-    let seconds = |times: &[Duration]| common::median(&times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>());
+    let seconds = |times: &[Duration]| {
+        common::median(&times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>())
+    };
     let (pump, cat, wide_cat) = (seconds(&pumps), seconds(&cats), seconds(&wide_cats));
     let mut table = Table::default();
     let name = format!("{megabytes} MB of lines: rsup / cat");
-    table.row(&name, common::median(&ratios(&cats)), "x", Bar::AtMost(2.0), format!("{pump:.3} s / {cat:.3} s"));
+    table.row(
+        &name,
+        common::median(&ratios(&cats)),
+        "x",
+        Bar::AtMost(2.0),
+        format!("{pump:.3} s / {cat:.3} s"),
+    );
     let detail = format!("{pump:.3} s / {wide_cat:.3} s");
-    table.row("  with a pipe as large as ours", common::median(&ratios(&wide_cats)), "x", Bar::None, detail);
+    table.row(
+        "  with a pipe as large as ours",
+        common::median(&ratios(&wide_cats)),
+        "x",
+        Bar::None,
+        detail,
+    );
     table.print();
     println!("RSS before {before} KiB, after {} KiB", resident()?);
     Ok(())
@@ -138,11 +164,23 @@ fn through_cat(spec: &str, dir: &Path, wide: bool) -> Result<Duration> {
 
 fn through_pump(spec: &str, dir: &Path, format: Format) -> Result<(Duration, Stats)> {
     let (events, mut troubles) = unbounded_channel::<Event>();
-    let settings = Settings { format, ..Settings::new(dir.join("out.log"), dir.join("err.log")) };
+    let settings = Settings {
+        format,
+        ..Settings::new(dir.join("out.log"), dir.join("err.log"))
+    };
     let pump = Pump::start(events)?;
     let start = Instant::now();
     let (read, write) = pipe()?;
-    pump.attach(Source { app: "bench".into(), instance: 0, key: 1 }, Stream::Out, read, &settings);
+    pump.attach(
+        Source {
+            app: "bench".into(),
+            instance: 0,
+            key: 1,
+        },
+        Stream::Out,
+        read,
+        &settings,
+    );
     let mut command = child(spec)?;
     let mut generator = command.stdout(write).spawn()?;
     drop(command); // and with it our copy of the write end
@@ -166,6 +204,9 @@ fn through_pump(spec: &str, dir: &Path, format: Format) -> Result<(Duration, Sta
 /// Resident memory of this process, which the pump is part of, in KiB.
 fn resident() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find(|l| l.starts_with("VmRSS:")).ok_or("no VmRSS")?;
+    let line = status
+        .lines()
+        .find(|l| l.starts_with("VmRSS:"))
+        .ok_or("no VmRSS")?;
     Ok(line.split_whitespace().nth(1).ok_or("no size")?.parse()?)
 }

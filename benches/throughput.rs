@@ -17,7 +17,9 @@ const NAMES: [&str; 3] = ["rsup", "PM2", "bare"];
 
 fn main() -> Result<()> {
     let options = Options::parse("throughput: an Express app, 2 instances, 20 clients");
-    let Some(peers) = Peers::get() else { return Ok(()) };
+    let Some(peers) = Peers::get() else {
+        return Ok(());
+    };
     let app = peers.app();
     let ports = [web::free_port()?, web::free_port()?, web::free_port()?];
 
@@ -31,28 +33,50 @@ fn main() -> Result<()> {
         "name": "api", "script": "server.js", "cwd": app, "instances": 2, "exec_mode": "cluster", "wait_ready": true,
         "env": { "PORT": ports[1] },
     }]))?;
-    common::until("PM2's app", Duration::from_secs(20), || web::ready(ports[1]))?;
+    common::until("PM2's app", Duration::from_secs(20), || {
+        web::ready(ports[1])
+    })?;
     let bare = web::bare_pair(&app, ports[2])?;
 
     let with_children = |daemon: u32| [vec![daemon], process::children(daemon)].concat();
     let contestants = Contestants {
         ports,
-        pids: [with_children(rsup.daemon()?), with_children(pm2.daemon()?), bare.iter().map(|bare| bare.0.id()).collect()],
+        pids: [
+            with_children(rsup.daemon()?),
+            with_children(pm2.daemon()?),
+            bare.iter().map(|bare| bare.0.id()).collect(),
+        ],
     };
 
     let mut table = Table::default();
     let mut failed = [0; 3];
     for keep_alive in [false, true] {
-        let way = if keep_alive { "keep-alive" } else { "a connection per request" };
+        let way = if keep_alive {
+            "keep-alive"
+        } else {
+            "a connection per request"
+        };
         for ours in [true, false] {
             let who = if ours { "built-in client" } else { "wrk or ab" };
-            let Some((rates, costs)) = rounds(options, &contestants, keep_alive, ours, &mut failed)? else {
+            let Some((rates, costs)) =
+                rounds(options, &contestants, keep_alive, ours, &mut failed)?
+            else {
                 println!("SKIPPED: {way} by wrk or ab, neither of which is installed");
                 continue;
             };
             let [rsup, pm2, bare] = [0, 1, 2].map(|at| median(&rates[at]));
-            let ratio = |other: usize| -> Vec<f64> { rates[0].iter().zip(&rates[other]).map(|(a, b)| a / b).collect() };
-            let (bar_pm2, bar_bare) = if keep_alive { (Bar::None, Bar::None) } else { (Bar::AtLeast(1.8), Bar::AtLeast(0.97)) };
+            let ratio = |other: usize| -> Vec<f64> {
+                rates[0]
+                    .iter()
+                    .zip(&rates[other])
+                    .map(|(a, b)| a / b)
+                    .collect()
+            };
+            let (bar_pm2, bar_bare) = if keep_alive {
+                (Bar::None, Bar::None)
+            } else {
+                (Bar::AtLeast(1.8), Bar::AtLeast(0.97))
+            };
             table.row(
                 &format!("{way}: rsup / PM2"),
                 median(&ratio(1)),
@@ -70,13 +94,26 @@ fn main() -> Result<()> {
             if ours {
                 let [rsup, pm2, bare] = [0, 1, 2].map(|at| median(&costs[at]));
                 let detail = format!("{rsup:.0} / {bare:.0} µs; PM2 {pm2:.0} µs; daemons included");
-                table.row(&format!("{way}: processor time per request, rsup / bare"), rsup / bare, "x", Bar::None, detail);
+                table.row(
+                    &format!("{way}: processor time per request, rsup / bare"),
+                    rsup / bare,
+                    "x",
+                    Bar::None,
+                    detail,
+                );
             }
         }
     }
     table.print();
-    let failed: Vec<String> = NAMES.iter().zip(failed).map(|(name, count)| format!("{name} {count}")).collect();
-    println!("failed requests seen by the built-in client: {}", failed.join(", "));
+    let failed: Vec<String> = NAMES
+        .iter()
+        .zip(failed)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    println!(
+        "failed requests seen by the built-in client: {}",
+        failed.join(", ")
+    );
     drop(bare);
     Ok(())
 }
@@ -108,14 +145,21 @@ fn rounds(
             // Nobody is always first.
             let at = (turn + round) % 3;
             let port = contestants.ports[at];
-            let used = || contestants.pids[at].iter().map(|pid| process::cpu_time(*pid)).sum::<Result<Duration>>();
+            let used = || {
+                contestants.pids[at]
+                    .iter()
+                    .map(|pid| process::cpu_time(*pid))
+                    .sum::<Result<Duration>>()
+            };
             let before = used()?;
             let (rate, requests) = if ours {
                 let report = web::load(port, keep_alive, time)?;
                 failed[at] += report.failed + report.keep_alive_races;
                 (report.before.requests_per_s, report.requests as f64)
             } else {
-                let Some(rate) = web::second_opinion(port, keep_alive, time) else { return Ok(None) };
+                let Some(rate) = web::second_opinion(port, keep_alive, time) else {
+                    return Ok(None);
+                };
                 (rate, rate * time.as_secs_f64())
             };
             let cost = (used()?.saturating_sub(before)).as_secs_f64() * 1e6 / requests;
@@ -125,7 +169,11 @@ fn rounds(
                 costs[at].push(cost);
             }
         }
-        println!("  {}{}", said.join("  "), if round == 0 { "  (warm-up)" } else { "" });
+        println!(
+            "  {}{}",
+            said.join("  "),
+            if round == 0 { "  (warm-up)" } else { "" }
+        );
     }
     Ok(Some((rates, costs)))
 }

@@ -45,13 +45,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     plan.rate = args.rate;
     plan.max_requests = args.requests;
     plan.max_time = Duration::try_from_secs_f64(args.time)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let report = runtime.block_on(async { load::start(plan).finish().await });
     let mut out = std::io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
     } else {
-        write!(out, "{}", load::render(&report, args.width, out.is_terminal()))?;
+        write!(
+            out,
+            "{}",
+            load::render(&report, args.width, out.is_terminal())
+        )?;
     }
     Ok(writeln!(out)?)
 }

@@ -52,7 +52,11 @@ struct Daemon {
 impl Daemon {
     fn rsup(&self, args: &[&str]) -> std::io::Result<Output> {
         let mut command = Command::new(&self.rsup);
-        command.args(args).env("RSUP_HOME", self.home.path()).current_dir(self.home.path()).stdin(Stdio::null());
+        command
+            .args(args)
+            .env("RSUP_HOME", self.home.path())
+            .current_dir(self.home.path())
+            .stdin(Stdio::null());
         command.output()
     }
 }
@@ -80,21 +84,42 @@ fn table(app: App, rsup: &Path, home: &Path) -> Result<String, Box<dyn Error>> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources = project.join("tests/apps");
     Ok(match app {
-        App::Sample => format!("command = [{}, \"sample-app\"]\nreadiness = \"/readiness\"", quoted(rsup)),
+        App::Sample => format!(
+            "command = [{}, \"sample-app\"]\nreadiness = \"/readiness\"",
+            quoted(rsup)
+        ),
         App::Express => {
             let folder = home.join("express-api");
             std::fs::create_dir(&folder)?;
             for file in ["package.json", "server.js"] {
-                std::fs::copy(project.join("examples/express-api").join(file), folder.join(file))?;
+                std::fs::copy(
+                    project.join("examples/express-api").join(file),
+                    folder.join(file),
+                )?;
             }
-            prepare(Command::new("npm").args(["install", "--no-audit", "--no-fund", "--silent"]).current_dir(&folder))?;
-            format!("command = [\"node\", \"server.js\"]\ncwd = {}\nreadiness = \"/readiness\"", quoted(folder))
+            prepare(
+                Command::new("npm")
+                    .args(["install", "--no-audit", "--no-fund", "--silent"])
+                    .current_dir(&folder),
+            )?;
+            format!(
+                "command = [\"node\", \"server.js\"]\ncwd = {}\nreadiness = \"/readiness\"",
+                quoted(folder)
+            )
         }
-        App::Python => format!("command = [\"python3\", {}]", quoted(sources.join("server.py"))),
+        App::Python => format!(
+            "command = [\"python3\", {}]",
+            quoted(sources.join("server.py"))
+        ),
         App::Go => {
             let program = home.join("server");
             prepare(
-                Command::new("go").env("GO111MODULE", "off").arg("build").arg("-o").arg(&program).arg(sources.join("server.go")),
+                Command::new("go")
+                    .env("GO111MODULE", "off")
+                    .arg("build")
+                    .arg("-o")
+                    .arg(&program)
+                    .arg(sources.join("server.go")),
             )?;
             format!("command = [{}]\nreadiness = \"/\"", quoted(program))
         }
@@ -113,38 +138,63 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
-    let beside = || Some(std::env::current_exe().ok()?.parent()?.parent()?.join("rsup"));
+    let beside = || {
+        Some(
+            std::env::current_exe()
+                .ok()?
+                .parent()?
+                .parent()?
+                .join("rsup"),
+        )
+    };
     let rsup = args
         .rsup
         .clone()
         .or_else(beside)
         .filter(|path| path.is_file())
         .ok_or("there is no rsup beside this example: cargo build --release, or --rsup PATH")?;
-    let daemon = Daemon { rsup: rsup.canonicalize()?, home: tempfile::Builder::new().prefix("rsup").tempdir_in("/tmp")? };
+    let daemon = Daemon {
+        rsup: rsup.canonicalize()?,
+        home: tempfile::Builder::new().prefix("rsup").tempdir_in("/tmp")?,
+    };
     let port = free_port()?;
     let table = table(args.app, &daemon.rsup, daemon.home.path())?;
-    let config = format!("[app.web]\n{table}\ninstances = {}\nlisten = \"127.0.0.1:{port}\"\n", args.instances);
+    let config = format!(
+        "[app.web]\n{table}\ninstances = {}\nlisten = \"127.0.0.1:{port}\"\n",
+        args.instances
+    );
     std::fs::write(daemon.home.path().join("supervisor.toml"), config)?;
     let started = daemon.rsup(&["start"])?;
     if !started.status.success() {
-        return Err(format!("rsup start failed: {}", String::from_utf8_lossy(&started.stderr)).into());
+        return Err(format!(
+            "rsup start failed: {}",
+            String::from_utf8_lossy(&started.stderr)
+        )
+        .into());
     }
     let (report, reloads, failed) = measure(args, &daemon, port)?;
     print(args, &report, reloads, failed);
-    Ok(report.is_lossless() && failed == 0 && reloads >= args.reloads && report.requests >= args.requests)
+    Ok(report.is_lossless()
+        && failed == 0
+        && reloads >= args.reloads
+        && report.requests >= args.requests)
 }
 
 /// Below the ports that clients get.
 fn free_port() -> Result<u16, Box<dyn Error>> {
     let from = 10_000 + (std::process::id() % 10_000) as u16;
-    (from..30_000).find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok()).ok_or_else(|| "no port is free".into())
+    (from..30_000)
+        .find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok())
+        .ok_or_else(|| "no port is free".into())
 }
 
 fn measure(args: &Args, daemon: &Daemon, port: u16) -> Result<(Report, u64, u64), Box<dyn Error>> {
     let mut plan = Plan::for_url(&format!("http://127.0.0.1:{port}/health"))?;
     plan.connections = args.connections;
     plan.max_time = Duration::from_secs(24 * 3600);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let load = {
         let _inside = runtime.enter();
         load::start(plan)
@@ -156,13 +206,17 @@ fn measure(args: &Args, daemon: &Daemon, port: u16) -> Result<(Report, u64, u64)
     let (mut reloads, mut failed) = (0, 0);
     while load.snapshot().requests < args.requests || reloads < args.reloads {
         // One after the other as soon as the requests have caught up.
-        let due = reloads < args.reloads && load.snapshot().requests >= args.requests / args.reloads.max(1) * reloads;
+        let due = reloads < args.reloads
+            && load.snapshot().requests >= args.requests / args.reloads.max(1) * reloads;
         if due {
             let output = daemon.rsup(&["reload", "web"])?;
             reloads += 1;
             if !output.status.success() {
                 failed += 1;
-                eprintln!("reload {reloads} failed: {}", String::from_utf8_lossy(&output.stderr));
+                eprintln!(
+                    "reload {reloads} failed: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
             }
         } else {
             std::thread::sleep(Duration::from_millis(20));
@@ -172,7 +226,10 @@ fn measure(args: &Args, daemon: &Daemon, port: u16) -> Result<(Report, u64, u64)
             progress(&load, began, reloads);
         }
     }
-    let report = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(load.stop());
+    let report = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(load.stop());
     drop(end);
     clients.join().map_err(|_| "the clients panicked")?;
     Ok((report, reloads, failed))
@@ -192,7 +249,9 @@ fn progress(load: &Handle, began: Instant, reloads: u64) {
 
 fn print(args: &Args, report: &Report, reloads: u64, failed: u64) {
     let stats = &report.before;
-    let ms = |us: Option<u64>| us.map_or_else(|| "-".into(), |us| format!("{:.1} ms", us as f64 / 1000.0));
+    let ms = |us: Option<u64>| {
+        us.map_or_else(|| "-".into(), |us| format!("{:.1} ms", us as f64 / 1000.0))
+    };
     println!(
         "\n{:?}: {} requests on {} connections, {} clients, {:.0} s",
         args.app,
@@ -201,7 +260,11 @@ fn print(args: &Args, report: &Report, reloads: u64, failed: u64) {
         report.connections,
         report.duration_ms as f64 / 1000.0
     );
-    println!("{reloads} reloads of {} workers, {failed} of them failed; {} processes answered", args.instances, stats.pids.len());
+    println!(
+        "{reloads} reloads of {} workers, {failed} of them failed; {} processes answered",
+        args.instances,
+        stats.pids.len()
+    );
     println!(
         "latency: p50 {}, p95 {}, p99 {}, longest {}",
         ms(stats.p50_us),
@@ -209,7 +272,10 @@ fn print(args: &Args, report: &Report, reloads: u64, failed: u64) {
         ms(stats.p99_us),
         ms(stats.max_us)
     );
-    println!("failed requests: {}", report.failed + report.keep_alive_races);
+    println!(
+        "failed requests: {}",
+        report.failed + report.keep_alive_races
+    );
     for (kind, count) in &stats.failures {
         println!("  {kind}: {count}");
     }

@@ -33,7 +33,13 @@ impl Exit {
     /// By SIGKILL, whoever sent it.
     #[must_use]
     pub fn is_kill(self) -> bool {
-        matches!(self, Self::Signal { signal: SIGKILL, .. })
+        matches!(
+            self,
+            Self::Signal {
+                signal: SIGKILL,
+                ..
+            }
+        )
     }
 }
 
@@ -82,13 +88,28 @@ pub fn signal_number(name: &str) -> Option<i32> {
     }
     let short = upper.strip_prefix("SIG").unwrap_or(&upper);
     let number = if let Some(rest) = short.strip_prefix("RTMIN") {
-        libc::SIGRTMIN() + if rest.is_empty() { 0 } else { rest.strip_prefix('+')?.parse().ok()? }
+        libc::SIGRTMIN()
+            + if rest.is_empty() {
+                0
+            } else {
+                rest.strip_prefix('+')?.parse().ok()?
+            }
     } else if let Some(rest) = short.strip_prefix("RTMAX") {
-        libc::SIGRTMAX() - if rest.is_empty() { 0 } else { rest.strip_prefix('-')?.parse().ok()? }
+        libc::SIGRTMAX()
+            - if rest.is_empty() {
+                0
+            } else {
+                rest.strip_prefix('-')?.parse().ok()?
+            }
     } else {
-        return format!("SIG{short}").parse::<Signal>().ok().map(|signal| signal as i32);
+        return format!("SIG{short}")
+            .parse::<Signal>()
+            .ok()
+            .map(|signal| signal as i32);
     };
-    (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number)
+    (libc::SIGRTMIN()..=libc::SIGRTMAX())
+        .contains(&number)
+        .then_some(number)
 }
 
 #[cfg(test)]
@@ -102,7 +123,17 @@ mod tests {
         assert_eq!(signal_number(" 9 "), Some(9));
         assert_eq!(signal_number("SIGRTMIN+3"), Some(libc::SIGRTMIN() + 3));
         assert_eq!(signal_number("RTMAX-1"), Some(libc::SIGRTMAX() - 1));
-        for bad in ["", "0", "-1", "99", "TREM", "SIG", "RTMIN+99", "RTMIN-1", "SIGSIGTERM"] {
+        for bad in [
+            "",
+            "0",
+            "-1",
+            "99",
+            "TREM",
+            "SIG",
+            "RTMIN+99",
+            "RTMIN-1",
+            "SIGSIGTERM",
+        ] {
             assert_eq!(signal_number(bad), None, "{bad}");
         }
         for signal in 1..=libc::SIGRTMAX() {
@@ -113,7 +144,10 @@ mod tests {
         }
         assert_eq!(signal_name(15), "SIGTERM");
         assert_eq!(signal_name(99), "signal 99");
-        let exit = Exit::Signal { signal: 11, core_dumped: true };
+        let exit = Exit::Signal {
+            signal: 11,
+            core_dumped: true,
+        };
         assert_eq!(exit.to_string(), "killed by SIGSEGV (core dumped)");
     }
 }

@@ -14,19 +14,35 @@ use nix::fcntl::{FcntlArg, fcntl};
 /// When the file cannot be opened or made.
 pub fn take(path: &Path) -> io::Result<Option<File>> {
     use std::os::unix::fs::OpenOptionsExt;
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path)?;
-    Ok(fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())).is_ok().then_some(file))
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
+    Ok(fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file()))
+        .is_ok()
+        .then_some(file))
 }
 
 /// Whether somebody has it.
 pub fn is_taken(path: &Path) -> bool {
-    let Ok(file) = File::options().write(true).open(path) else { return false };
+    let Ok(file) = File::options().write(true).open(path) else {
+        return false;
+    };
     let mut lock = whole_file();
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok()
+        && i32::from(lock.l_type) != libc::F_UNLCK
 }
 
 fn whole_file() -> libc::flock {
-    libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
+    libc::flock {
+        l_type: libc::F_WRLCK as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
 }
 
 #[cfg(test)]

@@ -26,16 +26,26 @@ pub struct Paths {
 impl Paths {
     /// `RSUP_HOME` if set; the system's folders for root; else the user's XDG folders.
     pub fn from_env() -> Result<Self, String> {
-        Self::choose(nix::unistd::geteuid().as_raw(), |name| std::env::var_os(name).filter(|value| !value.is_empty()))
+        Self::choose(nix::unistd::geteuid().as_raw(), |name| {
+            std::env::var_os(name).filter(|value| !value.is_empty())
+        })
     }
 
     fn choose(uid: u32, var: impl Fn(&str) -> Option<OsString>) -> Result<Self, String> {
-        let absolute = |name: &str| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let absolute = |name: &str| {
+            var(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
         let paths = if let Some(home) = var("RSUP_HOME") {
-            let home = std::path::absolute(&home).map_err(|error| format!("RSUP_HOME={}: {error}", home.display()))?;
+            let home = std::path::absolute(&home)
+                .map_err(|error| format!("RSUP_HOME={}: {error}", home.display()))?;
             return Self::in_home(&home);
         } else if uid == 0 {
-            Self { runtime: "/run/rsup".into(), state: "/var/lib/rsup".into() }
+            Self {
+                runtime: "/run/rsup".into(),
+                state: "/var/lib/rsup".into(),
+            }
         } else {
             let runtime = match absolute("XDG_RUNTIME_DIR") {
                 Some(folder) => folder.join("rsup"),
@@ -43,15 +53,24 @@ impl Paths {
             };
             let state = absolute("XDG_STATE_HOME")
                 .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-                .ok_or_else(|| format!("HOME is not set, so there is no place for rsup's state\n{ELSEWHERE}"))?;
-            Self { runtime, state: state.join("rsup") }
+                .ok_or_else(|| {
+                    format!("HOME is not set, so there is no place for rsup's state\n{ELSEWHERE}")
+                })?;
+            Self {
+                runtime,
+                state: state.join("rsup"),
+            }
         };
         paths.fits()
     }
 
     /// Those that `RSUP_HOME` set to `home` means.
     pub fn in_home(home: &Path) -> Result<Self, String> {
-        Self { runtime: home.join("run"), state: home.join("state") }.fits()
+        Self {
+            runtime: home.join("run"),
+            state: home.join("state"),
+        }
+        .fits()
     }
 
     fn fits(self) -> Result<Self, String> {
@@ -110,7 +129,9 @@ impl Paths {
         let failed = |error| format!("cannot make the folder {}: {error}", folder.display());
         match DirBuilder::new().mode(0o711).create(&folder) {
             // The umask may have closed it.
-            Ok(()) => fs::set_permissions(&folder, fs::Permissions::from_mode(0o711)).map_err(failed)?,
+            Ok(()) => {
+                fs::set_permissions(&folder, fs::Permissions::from_mode(0o711)).map_err(failed)?
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => check_owner(&folder, 0o022)?,
             Err(error) => return Err(failed(error)),
         }
@@ -134,14 +155,24 @@ impl Paths {
                 .recursive(true)
                 .mode(0o700)
                 .create(folder)
-                .map_err(|error| format!("cannot make the folder {}: {error}\n{ELSEWHERE}", folder.display()))?;
+                .map_err(|error| {
+                    format!(
+                        "cannot make the folder {}: {error}\n{ELSEWHERE}",
+                        folder.display()
+                    )
+                })?;
         }
         self.check()?;
         check_owner(&self.state, 0o022)?;
         // One that is there already may be on a file system that is read-only.
         for folder in [&self.runtime, &self.state] {
-            nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK)
-                .map_err(|error| format!("cannot write to the folder {}: {}\n{ELSEWHERE}", folder.display(), error.desc()))?;
+            nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).map_err(|error| {
+                format!(
+                    "cannot write to the folder {}: {}\n{ELSEWHERE}",
+                    folder.display(),
+                    error.desc()
+                )
+            })?;
         }
         Ok(())
     }
@@ -157,7 +188,10 @@ impl Paths {
 
 /// This program, even if its file has been replaced meanwhile.
 pub fn program() -> PathBuf {
-    std::env::current_exe().ok().filter(|path| path.exists()).unwrap_or_else(|| "/proc/self/exe".into())
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| "/proc/self/exe".into())
 }
 
 /// Refuses a folder that is not this user's, or that has one of the `forbidden` permission bits.
@@ -170,13 +204,21 @@ fn check_owner(folder: &Path, forbidden: u32) -> Result<(), String> {
     };
     let uid = nix::unistd::geteuid().as_raw();
     if !found.is_dir() {
-        return Err(format!("{shown} is not a folder\nmove it away, or set RSUP_HOME to another place"));
+        return Err(format!(
+            "{shown} is not a folder\nmove it away, or set RSUP_HOME to another place"
+        ));
     }
     if found.uid() != uid {
-        return Err(format!("{shown} belongs to user {}, not to user {uid}\nset RSUP_HOME to a folder of your own", found.uid()));
+        return Err(format!(
+            "{shown} belongs to user {}, not to user {uid}\nset RSUP_HOME to a folder of your own",
+            found.uid()
+        ));
     }
     if found.mode() & forbidden != 0 {
-        return Err(format!("{shown} is open to others (mode {:o})\nclose it: chmod 700 {shown}", found.mode() & 0o777));
+        return Err(format!(
+            "{shown} is open to others (mode {:o})\nclose it: chmod 700 {shown}",
+            found.mode() & 0o777
+        ));
     }
     Ok(())
 }
@@ -188,26 +230,52 @@ mod tests {
     use super::*;
 
     fn choose(uid: u32, vars: &[(&str, &str)]) -> Result<Paths, String> {
-        Paths::choose(uid, |name| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value)))
+        Paths::choose(uid, |name| {
+            vars.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| OsString::from(value))
+        })
     }
 
     fn pair(runtime: &str, state: &str) -> Paths {
-        Paths { runtime: runtime.into(), state: state.into() }
+        Paths {
+            runtime: runtime.into(),
+            state: state.into(),
+        }
     }
 
     fn inside(folder: &Path) -> Paths {
-        Paths { runtime: folder.join("run"), state: folder.join("state") }
+        Paths {
+            runtime: folder.join("run"),
+            state: folder.join("state"),
+        }
     }
 
     #[test]
     fn each_kind_of_user_has_a_place() {
-        assert_eq!(choose(0, &[("XDG_RUNTIME_DIR", "/run/user/0")]), Ok(pair("/run/rsup", "/var/lib/rsup")));
-        assert_eq!(choose(0, &[("RSUP_HOME", "/x")]), Ok(pair("/x/run", "/x/state")));
         assert_eq!(
-            choose(7, &[("XDG_RUNTIME_DIR", "/run/user/7"), ("XDG_STATE_HOME", "/h/s"), ("HOME", "/h")]),
+            choose(0, &[("XDG_RUNTIME_DIR", "/run/user/0")]),
+            Ok(pair("/run/rsup", "/var/lib/rsup"))
+        );
+        assert_eq!(
+            choose(0, &[("RSUP_HOME", "/x")]),
+            Ok(pair("/x/run", "/x/state"))
+        );
+        assert_eq!(
+            choose(
+                7,
+                &[
+                    ("XDG_RUNTIME_DIR", "/run/user/7"),
+                    ("XDG_STATE_HOME", "/h/s"),
+                    ("HOME", "/h")
+                ]
+            ),
             Ok(pair("/run/user/7/rsup", "/h/s/rsup"))
         );
-        assert_eq!(choose(7, &[("XDG_RUNTIME_DIR", "no"), ("HOME", "/h")]), Ok(pair("/tmp/rsup-7", "/h/.local/state/rsup")));
+        assert_eq!(
+            choose(7, &[("XDG_RUNTIME_DIR", "no"), ("HOME", "/h")]),
+            Ok(pair("/tmp/rsup-7", "/h/.local/state/rsup"))
+        );
         assert!(choose(7, &[]).unwrap_err().contains("HOME"));
     }
 
@@ -216,7 +284,10 @@ mod tests {
         let fits = MAX_SOCKET_PATH - "/run/control.sock".len();
         assert!(choose(7, &[("RSUP_HOME", &format!("/{}", "x".repeat(fits - 1)))]).is_ok());
         let error = choose(7, &[("RSUP_HOME", &format!("/{}", "x".repeat(fits)))]).unwrap_err();
-        assert!(error.contains("108 bytes") && error.contains("107"), "{error}");
+        assert!(
+            error.contains("108 bytes") && error.contains("107"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -227,7 +298,12 @@ mod tests {
         paths.create().unwrap();
         paths.create().unwrap();
         for folder in [&paths.runtime, &paths.state, &paths.logs()] {
-            assert_eq!(fs::metadata(folder).unwrap().mode() & 0o777, 0o700, "{}", folder.display());
+            assert_eq!(
+                fs::metadata(folder).unwrap().mode() & 0o777,
+                0o700,
+                "{}",
+                folder.display()
+            );
         }
     }
 
@@ -237,7 +313,12 @@ mod tests {
         let paths = inside(home.path());
         paths.create().unwrap();
         fs::set_permissions(&paths.runtime, fs::Permissions::from_mode(0o750)).unwrap();
-        assert!(paths.check().unwrap_err().contains("open to others (mode 750)"));
+        assert!(
+            paths
+                .check()
+                .unwrap_err()
+                .contains("open to others (mode 750)")
+        );
         assert!(paths.create().is_err());
     }
 

@@ -20,7 +20,10 @@ impl Home {
     }
 
     fn paths(&self) -> Paths {
-        Paths { runtime: self.0.path().join("run"), state: self.0.path().join("state") }
+        Paths {
+            runtime: self.0.path().join("run"),
+            state: self.0.path().join("state"),
+        }
     }
 
     /// A home whose daemon answers each call with what `answers` makes of it.
@@ -30,7 +33,9 @@ impl Home {
         let listener = UnixListener::bind(home.paths().socket()).unwrap();
         std::thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
-                let Ok(Some(call)) = control::read::<Call>(&stream) else { continue };
+                let Ok(Some(call)) = control::read::<Call>(&stream) else {
+                    continue;
+                };
                 let answers = answers(&call);
                 for answer in &answers {
                     let _ = control::write(&stream, answer);
@@ -74,7 +79,11 @@ struct Said {
 impl From<Output> for Said {
     fn from(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).unwrap();
-        Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     }
 }
 
@@ -102,14 +111,34 @@ fn api(phase: AppPhase) -> AppView {
 fn scaled(failure: Option<Failure>) -> Vec<Answer> {
     let app = AppName::new("api");
     let ready = Step::Ready { after_ms: 512 };
-    let step = Progress { app: app.clone(), instance: 0, revision: 2, pid: Some(123), step: ready, done: 1, total: 1 };
-    let outcome =
-        Outcome { app, kind: OperationKind::Scale, took_ms: 900, view: Some(api(AppPhase::Ready)), failure, notes: Vec::new() };
-    vec![Answer::Progress(step), Answer::Done(Reply::Finished(vec![outcome]))]
+    let step = Progress {
+        app: app.clone(),
+        instance: 0,
+        revision: 2,
+        pid: Some(123),
+        step: ready,
+        done: 1,
+        total: 1,
+    };
+    let outcome = Outcome {
+        app,
+        kind: OperationKind::Scale,
+        took_ms: 900,
+        view: Some(api(AppPhase::Ready)),
+        failure,
+        notes: Vec::new(),
+    };
+    vec![
+        Answer::Progress(step),
+        Answer::Done(Reply::Finished(vec![outcome])),
+    ]
 }
 
 fn broken() -> Failure {
-    let mut failure = Failure::new(FailureCode::NotReady, "worker 0 of api was not ready within 10 s\nit exited with code 3");
+    let mut failure = Failure::new(
+        FailureCode::NotReady,
+        "worker 0 of api was not ready within 10 s\nit exited with code 3",
+    );
     failure.hint = Some("look at `rsup logs api`".into());
     failure.log = vec!["boom".into()];
     failure
@@ -137,15 +166,42 @@ fn a_wrong_command_line_is_code_2() {
 fn without_a_daemon() {
     let home = Home::new();
     let list = home.rsup("list");
-    assert_eq!((list.code, list.out.as_str(), list.err.as_str()), (0, "", "note: no daemon runs; `rsup start` starts one\n"));
-    assert_eq!(home.rsup("list --json"), Said { code: 0, out: "[]\n".into(), err: String::new() });
-    for line in ["ping", "stop all", "kill", "reload api", "logs", "describe api"] {
+    assert_eq!(
+        (list.code, list.out.as_str(), list.err.as_str()),
+        (0, "", "note: no daemon runs; `rsup start` starts one\n")
+    );
+    assert_eq!(
+        home.rsup("list --json"),
+        Said {
+            code: 0,
+            out: "[]\n".into(),
+            err: String::new()
+        }
+    );
+    for line in [
+        "ping",
+        "stop all",
+        "kill",
+        "reload api",
+        "logs",
+        "describe api",
+    ] {
         let said = home.rsup(line);
-        assert_eq!((said.code, said.err.as_str()), (1, "error: no daemon runs\n  hint: `rsup start` starts one\n"), "{line}");
+        assert_eq!(
+            (said.code, said.err.as_str()),
+            (
+                1,
+                "error: no daemon runs\n  hint: `rsup start` starts one\n"
+            ),
+            "{line}"
+        );
     }
     let ping = home.rsup("ping --json");
     assert_eq!((ping.code, &ping.json()["code"]), (1, &"no_daemon".into()));
-    assert!(!home.paths().runtime.exists(), "asking must not leave folders behind");
+    assert!(
+        !home.paths().runtime.exists(),
+        "asking must not leave folders behind"
+    );
 }
 
 #[test]
@@ -155,7 +211,11 @@ fn an_open_runtime_folder_is_code_2() {
     std::fs::set_permissions(home.paths().runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
     let said = home.rsup("list");
     assert_eq!(said.code, 2);
-    assert!(said.err.contains("open to others") && said.err.contains("chmod 700"), "{}", said.err);
+    assert!(
+        said.err.contains("open to others") && said.err.contains("chmod 700"),
+        "{}",
+        said.err
+    );
 }
 
 #[test]
@@ -173,9 +233,15 @@ fn ping() {
         assert_eq!(call.request, Request::Ping);
         vec![Answer::Done(pong())]
     });
-    assert_eq!(home.rsup("ping").out, "the daemon runs: pid 7, rsup 9.9.9, up 1m 5s, 9.0 MB\n");
+    assert_eq!(
+        home.rsup("ping").out,
+        "the daemon runs: pid 7, rsup 9.9.9, up 1m 5s, 9.0 MB\n"
+    );
     let json = home.rsup("--json ping").json();
-    assert_eq!((&json["pid"], &json["protocol"], &json["uptime_ms"]), (&7.into(), &control::VERSION.into(), &65_000.into()));
+    assert_eq!(
+        (&json["pid"], &json["protocol"], &json["uptime_ms"]),
+        (&7.into(), &control::VERSION.into(), &65_000.into())
+    );
 }
 
 #[test]
@@ -197,19 +263,43 @@ fn list_tells_what_is_wrong_with_the_daemon_itself() {
     });
     let said = home.rsup("list");
     assert_eq!((said.code, said.out.as_str()), (0, ""));
-    assert!(said.err.contains("warning: its messages are lost"), "{}", said.err);
+    assert!(
+        said.err.contains("warning: its messages are lost"),
+        "{}",
+        said.err
+    );
     assert!(home.rsup("ping").out.contains("its messages are lost"));
-    assert_eq!(home.rsup("ping --json").json()["troubles"][0], "its messages are lost");
-    assert_eq!(home.rsup("list --json"), Said { code: 0, out: "[]\n".into(), err: String::new() });
+    assert_eq!(
+        home.rsup("ping --json").json()["troubles"][0],
+        "its messages are lost"
+    );
+    assert_eq!(
+        home.rsup("list --json"),
+        Said {
+            code: 0,
+            out: "[]\n".into(),
+            err: String::new()
+        }
+    );
 }
 
 #[test]
 fn an_action_that_succeeds() {
     let home = Home::with_daemon(|_| scaled(None));
     let said = home.rsup("scale api 1");
-    assert_eq!(said, Said { code: 0, out: "api scaled in 900 ms\n".into(), err: "api:0 ready after 512 ms (pid 123)\n".into() });
+    assert_eq!(
+        said,
+        Said {
+            code: 0,
+            out: "api scaled in 900 ms\n".into(),
+            err: "api:0 ready after 512 ms (pid 123)\n".into()
+        }
+    );
     let json = home.rsup("scale api 1 --json").json();
-    assert_eq!((&json[0]["app"], &json[0]["failure"]), (&"api".into(), &serde_json::Value::Null));
+    assert_eq!(
+        (&json[0]["app"], &json[0]["failure"]),
+        (&"api".into(), &serde_json::Value::Null)
+    );
 }
 
 #[test]
@@ -219,26 +309,39 @@ fn an_action_that_fails() {
     assert_eq!((said.code, said.out.as_str()), (1, ""));
     insta::assert_snapshot!(said.err);
     let json = home.rsup("scale api +1 --json");
-    assert_eq!((json.code, &json.json()[0]["failure"]["code"]), (1, &"not_ready".into()));
+    assert_eq!(
+        (json.code, &json.json()[0]["failure"]["code"]),
+        (1, &"not_ready".into())
+    );
 }
 
 #[test]
 fn a_refusal_with_json_is_a_document_too() {
     let home = Home::with_daemon(|_| vec![Answer::Failed(broken())]);
     let said = home.rsup("scale api 3 --json");
-    assert_eq!((said.code, &said.json()["hint"]), (1, &"look at `rsup logs api`".into()));
+    assert_eq!(
+        (said.code, &said.json()["hint"]),
+        (1, &"look at `rsup logs api`".into())
+    );
 }
 
 #[test]
 fn ctrl_c_ends_the_wait_and_says_so() {
     let home = Home::with_daemon(|_| vec![]);
-    let child = home.command("scale api 3").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = home
+        .command("scale api 3")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     // Until it waits, its Ctrl-C is the ordinary one.
     let begin = Instant::now();
     let held = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        status.lines().any(|line| line.starts_with("SigBlk:") && line.ends_with('2'))
+        status
+            .lines()
+            .any(|line| line.starts_with("SigBlk:") && line.ends_with('2'))
     };
     while !held() && begin.elapsed() < Duration::from_secs(10) {
         std::thread::sleep(Duration::from_millis(5));
@@ -246,7 +349,10 @@ fn ctrl_c_ends_the_wait_and_says_so() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     let said = Said::from(child.wait_with_output().unwrap());
     assert_eq!((said.code, said.out.as_str()), (130, ""));
-    assert_eq!(said.err.trim(), "still going on in the background; `rsup list` shows it");
+    assert_eq!(
+        said.err.trim(),
+        "still going on in the background; `rsup list` shows it"
+    );
 }
 
 #[test]
@@ -254,13 +360,27 @@ fn a_reader_that_leaves_is_no_error() {
     let home = Home::with_daemon(|_| vec![Answer::Done(Reply::List(vec![api(AppPhase::Ready)]))]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let output = home.command("list").stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let output = home
+        .command("list")
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
     let said = Said::from(output);
     assert_eq!((said.code, said.err.as_str()), (0, ""));
     // Help too.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let output = home.command("--help").stdout(writer).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let output = home
+        .command("--help")
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .wait_with_output()
+        .unwrap();
     assert_eq!(Said::from(output).err, "");
 }
 
@@ -272,15 +392,26 @@ fn init_does_not_overwrite() {
     let said = home.rsup("init");
     assert_eq!(said.code, 2);
     assert!(said.err.contains("--force"), "{}", said.err);
-    assert_eq!(std::fs::read_to_string(home.file("supervisor.toml")).unwrap(), "mine");
+    assert_eq!(
+        std::fs::read_to_string(home.file("supervisor.toml")).unwrap(),
+        "mine"
+    );
     assert_eq!(home.rsup("init --force").code, 0);
-    assert_ne!(std::fs::read_to_string(home.file("supervisor.toml")).unwrap(), "mine");
+    assert_ne!(
+        std::fs::read_to_string(home.file("supervisor.toml")).unwrap(),
+        "mine"
+    );
 }
 
 #[test]
 fn a_start_that_has_nothing_to_start_starts_no_daemon() {
     let home = Home::new();
-    for line in ["start", "start missing.toml", "start ecosystem.config.js", "start -n api"] {
+    for line in [
+        "start",
+        "start missing.toml",
+        "start ecosystem.config.js",
+        "start -n api",
+    ] {
         let said = home.rsup(line);
         assert_eq!(said.code, 2, "{line}: {}", said.err);
     }

@@ -15,7 +15,11 @@ impl Home {
 
     fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rsup"));
-        command.args(line.split_whitespace()).env("RSUP_HOME", self.0.path()).current_dir(self.0.path()).stdin(Stdio::null());
+        command
+            .args(line.split_whitespace())
+            .env("RSUP_HOME", self.0.path())
+            .current_dir(self.0.path())
+            .stdin(Stdio::null());
         command
     }
 
@@ -23,7 +27,11 @@ impl Home {
     fn rsup(&self, line: &str) -> (i32, String, String) {
         let output = self.command(line).output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+        (
+            output.status.code().unwrap_or(-1),
+            text(output.stdout),
+            text(output.stderr),
+        )
     }
 
     fn json(&self, line: &str) -> serde_json::Value {
@@ -57,7 +65,10 @@ fn a_reload_reads_the_file_again_or_changes_nothing() {
     home.write("[app.b]\ncommand = \"sleep 1000\"\n");
     let (code, _, err) = home.rsup("reload all");
     assert_eq!(code, 2);
-    assert!(err.contains("no longer in") && err.contains("rsup delete a"), "{err}");
+    assert!(
+        err.contains("no longer in") && err.contains("rsup delete a"),
+        "{err}"
+    );
     assert_eq!(pids(&home), before);
 
     home.write(TWO);
@@ -72,7 +83,10 @@ fn starting_again_leaves_alone_what_runs() {
     assert_eq!(home.rsup("start --only a").0, 0);
     let (code, out, err) = home.rsup("start");
     assert_eq!(code, 0, "{err}");
-    assert!(out.starts_with("b started") && err.contains("note: a runs already; `rsup reload a`"), "{out}{err}");
+    assert!(
+        out.starts_with("b started") && err.contains("note: a runs already; `rsup reload a`"),
+        "{out}{err}"
+    );
     // Another app of that name.
     let (code, _, err) = home.rsup("start -n a -- sleep 5");
     assert_eq!(code, 1);
@@ -90,12 +104,20 @@ fn starts_at_once_end_with_one_daemon() {
     let starts: Vec<_> = (0..4)
         .map(|n| {
             let mut command = home.command(&format!("start -n app{n} -- sleep 1000"));
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+            command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
         })
         .collect();
     for start in starts {
         let output = start.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     assert_eq!(home.json("list").as_array().map(Vec::len), Some(4));
 }

@@ -11,9 +11,15 @@ use rsup::control::{self, Answer, Call};
 use rsup::supervisor::Supervisor;
 
 fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
-    let files = std::fs::read_dir(&folder).unwrap_or_else(|why| panic!("{}: {why}", folder.display()));
-    files.map(|file| file.unwrap().path()).map(|path| (path.clone(), std::fs::read(&path).unwrap())).collect()
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/seeds")
+        .join(target);
+    let files =
+        std::fs::read_dir(&folder).unwrap_or_else(|why| panic!("{}: {why}", folder.display()));
+    files
+        .map(|file| file.unwrap().path())
+        .map(|path| (path.clone(), std::fs::read(&path).unwrap()))
+        .collect()
 }
 
 /// Each seed as it is, and so many times with a few bytes changed, doubled, moved or cut off.
@@ -48,12 +54,16 @@ fn each(target: &str, times: usize, check: impl Fn(&[u8])) {
 
 #[test]
 fn configurations() {
-    each("config", 150, |bytes| fuzzing::configuration(&String::from_utf8_lossy(bytes)));
+    each("config", 150, |bytes| {
+        fuzzing::configuration(&String::from_utf8_lossy(bytes))
+    });
 }
 
 #[test]
 fn env_files() {
-    each("env_file", 1000, |bytes| fuzzing::env_file(&String::from_utf8_lossy(bytes)));
+    each("env_file", 1000, |bytes| {
+        fuzzing::env_file(&String::from_utf8_lossy(bytes))
+    });
 }
 
 #[test]
@@ -87,12 +97,24 @@ fn stories() {
 
 #[test]
 fn the_seeds_are_what_they_are_meant_to_be() {
-    let accepted = |target: &str, check: &dyn Fn(&[u8]) -> bool| seeds(target).iter().filter(|(_, seed)| check(seed)).count();
+    let accepted = |target: &str, check: &dyn Fn(&[u8]) -> bool| {
+        seeds(target).iter().filter(|(_, seed)| check(seed)).count()
+    };
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let path = Path::new("/nowhere/supervisor.toml");
-    assert!(accepted("config", &|bytes| rsup::config::parse(&text(bytes), path).is_ok()) >= 1);
+    assert!(
+        accepted("config", &|bytes| rsup::config::parse(&text(bytes), path)
+            .is_ok())
+            >= 1
+    );
     assert!(accepted("frames", &|bytes| Call::decode(&bytes[4..]).is_ok()) >= 5);
-    assert!(accepted("answers", &|bytes| control::read::<Answer>(&bytes[1..]).is_ok_and(|a| a.is_some())) >= 2);
-    let state = |bytes: &[u8]| serde_json::from_slice::<Supervisor>(bytes.split(|b| *b == 0).next().unwrap()).is_ok();
+    assert!(
+        accepted("answers", &|bytes| control::read::<Answer>(&bytes[1..])
+            .is_ok_and(|a| a.is_some()))
+            >= 2
+    );
+    let state = |bytes: &[u8]| {
+        serde_json::from_slice::<Supervisor>(bytes.split(|b| *b == 0).next().unwrap()).is_ok()
+    };
     assert_eq!(accepted("state", &state), seeds("state").len());
 }

@@ -19,7 +19,11 @@ fn pages() -> BTreeMap<String, Vec<u8>> {
 fn page(command: clap::Command) -> Vec<u8> {
     // No date: a page must be the same whenever it is made.
     let mut text = Vec::new();
-    clap_mangen::Man::new(command).date("").manual("rsup").render(&mut text).unwrap();
+    clap_mangen::Man::new(command)
+        .date("")
+        .manual("rsup")
+        .render(&mut text)
+        .unwrap();
     text
 }
 
@@ -32,7 +36,10 @@ fn man_pages_are_current() {
     let wanted = pages();
     if std::env::var_os("RSUP_UPDATE_MAN").is_some() {
         fs::create_dir_all(folder()).unwrap();
-        for name in present().into_iter().filter(|name| !wanted.contains_key(name)) {
+        for name in present()
+            .into_iter()
+            .filter(|name| !wanted.contains_key(name))
+        {
             fs::remove_file(folder().join(name)).unwrap();
         }
         for (name, text) in &wanted {
@@ -42,14 +49,26 @@ fn man_pages_are_current() {
     let renew = "renew them: RSUP_UPDATE_MAN=1 cargo test --test man";
     for (name, text) in &wanted {
         let found = fs::read(folder().join(name)).unwrap_or_default();
-        assert!(found == *text, "man/{name} is not what `rsup --help` says; {renew}");
+        assert!(
+            found == *text,
+            "man/{name} is not what `rsup --help` says; {renew}"
+        );
     }
-    let extra: Vec<_> = present().into_iter().filter(|name| !wanted.contains_key(name)).collect();
-    assert!(extra.is_empty(), "man/ has pages of verbs that are gone: {extra:?}; {renew}");
+    let extra: Vec<_> = present()
+        .into_iter()
+        .filter(|name| !wanted.contains_key(name))
+        .collect();
+    assert!(
+        extra.is_empty(),
+        "man/ has pages of verbs that are gone: {extra:?}; {renew}"
+    );
 }
 
 /// The pages of section 1 that are there; others are written by hand.
 fn present() -> Vec<String> {
     let entries = fs::read_dir(folder()).into_iter().flatten();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).filter(|name| name.ends_with(".1")).collect()
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".1"))
+        .collect()
 }

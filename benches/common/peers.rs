@@ -23,13 +23,23 @@ fn installed() -> Result<Peers> {
         }
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     };
-    let node = version(Command::new("node").arg("--version")).map_err(|why| format!("no node: {why}"))?;
+    let node =
+        version(Command::new("node").arg("--version")).map_err(|why| format!("no node: {why}"))?;
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("peers");
     fs::create_dir_all(&folder)?;
     if !folder.join("node_modules/pm2").exists() || !folder.join("node_modules/express").exists() {
         println!("installing pm2@7 and express@4 into {}", folder.display());
         let mut npm = Command::new("npm");
-        npm.args(["install", "--no-audit", "--no-fund", "--loglevel=error", "pm2@7", "express@4"]).arg("--prefix").arg(&folder);
+        npm.args([
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "--loglevel=error",
+            "pm2@7",
+            "express@4",
+        ])
+        .arg("--prefix")
+        .arg(&folder);
         version(npm.current_dir(&folder)).map_err(|why| format!("npm install: {why}"))?;
     }
     let app = folder.join("express-api");
@@ -46,13 +56,22 @@ impl Peers {
     pub fn get() -> Option<Self> {
         match installed() {
             Ok(peers) => {
-                let package = fs::read_to_string(peers.folder.join("node_modules/pm2/package.json")).unwrap_or_default();
+                let package =
+                    fs::read_to_string(peers.folder.join("node_modules/pm2/package.json"))
+                        .unwrap_or_default();
                 let package: serde_json::Value = serde_json::from_str(&package).unwrap_or_default();
-                println!("node {}, pm2 {}", peers.node, package["version"].as_str().unwrap_or("?"));
+                println!(
+                    "node {}, pm2 {}",
+                    peers.node,
+                    package["version"].as_str().unwrap_or("?")
+                );
                 Some(peers)
             }
             Err(why) => {
-                println!("SKIPPED: everything that needs node and PM2 ({})", why.to_string().trim());
+                println!(
+                    "SKIPPED: everything that needs node and PM2 ({})",
+                    why.to_string().trim()
+                );
                 None
             }
         }
@@ -64,8 +83,13 @@ impl Peers {
     }
 
     pub fn pm2(&self) -> Result<Pm2> {
-        let home = tempfile::Builder::new().prefix("rsup-bench-pm2-").tempdir_in("/tmp")?;
-        Ok(Pm2 { home, program: self.folder.join("node_modules/.bin/pm2") })
+        let home = tempfile::Builder::new()
+            .prefix("rsup-bench-pm2-")
+            .tempdir_in("/tmp")?;
+        Ok(Pm2 {
+            home,
+            program: self.folder.join("node_modules/.bin/pm2"),
+        })
     }
 }
 
@@ -78,7 +102,11 @@ pub struct Pm2 {
 impl Pm2 {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments).env("PM2_HOME", self.home.path()).env("PM2_DISABLE_VERSION_CHECK", "true").stdin(Stdio::null());
+        command
+            .args(arguments)
+            .env("PM2_HOME", self.home.path())
+            .env("PM2_DISABLE_VERSION_CHECK", "true")
+            .stdin(Stdio::null());
         command
     }
 
@@ -105,16 +133,25 @@ impl Pm2 {
     }
 
     pub fn daemon(&self) -> Result<u32> {
-        Ok(fs::read_to_string(self.home.path().join("pm2.pid"))?.trim().parse()?)
+        Ok(fs::read_to_string(self.home.path().join("pm2.pid"))?
+            .trim()
+            .parse()?)
     }
 }
 
 impl Drop for Pm2 {
     fn drop(&mut self) {
         let daemon = self.daemon();
-        let _ = self.command(&["kill"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = self
+            .command(&["kill"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         if let Ok(pid) = daemon
-            && until("the end of PM2's daemon", Duration::from_secs(5), || !process::lives(pid)).is_err()
+            && until("the end of PM2's daemon", Duration::from_secs(5), || {
+                !process::lives(pid)
+            })
+            .is_err()
         {
             process::kill(pid);
         }

@@ -20,12 +20,20 @@ pub struct Rsup {
 
 impl Rsup {
     pub fn new() -> Result<Self> {
-        Ok(Self { home: tempfile::Builder::new().prefix("rsup-bench-").tempdir_in("/tmp")? })
+        Ok(Self {
+            home: tempfile::Builder::new()
+                .prefix("rsup-bench-")
+                .tempdir_in("/tmp")?,
+        })
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
-        command.args(arguments).env("RSUP_HOME", self.home.path()).env_remove("RUST_LOG").stdin(Stdio::null());
+        command
+            .args(arguments)
+            .env("RSUP_HOME", self.home.path())
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
         command
     }
 
@@ -59,6 +67,10 @@ impl Rsup {
 impl Drop for Rsup {
     fn drop(&mut self) {
         // Fails where it was stopped already.
-        let _ = self.command(&["kill"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let _ = self
+            .command(&["kill"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
     }
 }

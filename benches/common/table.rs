@@ -27,13 +27,24 @@ impl Table {
             (_, true) => format!("{bound}  met"),
             (_, false) => format!("{bound}  MISSED"),
         };
-        self.0.push([what.to_owned(), format!("{value:.2}{unit}"), verdict, detail.into()]);
+        self.0.push([
+            what.to_owned(),
+            format!("{value:.2}{unit}"),
+            verdict,
+            detail.into(),
+        ]);
     }
 
     pub fn print(&self) {
         let head = ["", "median", "bar", "from"].map(str::to_owned);
         let lines: Vec<&[String; 4]> = std::iter::once(&head).chain(&self.0).collect();
-        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        let width = |column: usize| {
+            lines
+                .iter()
+                .map(|line| line[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        };
         let widths = [width(0), width(1), width(2)];
         let mut text = String::from("\n");
         for line in lines {

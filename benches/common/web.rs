@@ -28,12 +28,18 @@ pub fn free_port() -> Result<u16> {
 pub fn get(port: u16, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&local(port), Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text.split_once("\r\n\r\n").ok_or("no answer")?;
-    Ok((head.split(' ').nth(1).ok_or("no status")?.parse()?, body.to_owned()))
+    Ok((
+        head.split(' ').nth(1).ok_or("no status")?.parse()?,
+        body.to_owned(),
+    ))
 }
 
 /// Whether the app says of itself that it is ready.
@@ -50,7 +56,9 @@ pub fn plan(port: u16, keep_alive: bool, time: Duration) -> Plan {
 }
 
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+    Ok(tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?)
 }
 
 /// Puts the built-in load on a port.
@@ -75,9 +83,16 @@ pub fn second_opinion(port: u16, keep_alive: bool, time: Duration) -> Option<f64
         ab.arg("-k");
     }
     let said = |command: &mut Command, label: &str| {
-        let output = command.arg(&url).stdin(Stdio::null()).output().ok().filter(|output| output.status.success())?;
+        let output = command
+            .arg(&url)
+            .stdin(Stdio::null())
+            .output()
+            .ok()
+            .filter(|output| output.status.success())?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let value = text.lines().find_map(|line| line.trim().strip_prefix(label))?;
+        let value = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(label))?;
         value.split_ascii_whitespace().next()?.parse().ok()
     };
     said(&mut wrk, "Requests/sec:").or_else(|| said(&mut ab, "Requests per second:"))

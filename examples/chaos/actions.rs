@@ -89,11 +89,29 @@ impl Action {
         match self {
             Self::Nothing => std::thread::sleep(Duration::from_millis(300)),
             Self::Reload => reload(world, "", 0, random, Meanwhile::Nothing)?,
-            Self::ReloadThatCrashes => reload(world, ", CRASH_AT_START = \"1\"", 1, random, Meanwhile::Nothing)?,
-            Self::ReloadThatIsNeverReady => reload(world, ", NEVER_READY = \"1\"", 1, random, Meanwhile::Nothing)?,
+            Self::ReloadThatCrashes => reload(
+                world,
+                ", CRASH_AT_START = \"1\"",
+                1,
+                random,
+                Meanwhile::Nothing,
+            )?,
+            Self::ReloadThatIsNeverReady => reload(
+                world,
+                ", NEVER_READY = \"1\"",
+                1,
+                random,
+                Meanwhile::Nothing,
+            )?,
             Self::KillDaemonInReload => reload(world, "", 0, random, Meanwhile::KillDaemon)?,
             Self::KillKeeperInReload => reload(world, "", 0, random, Meanwhile::KillKeeper)?,
-            Self::KillDaemonInBrokenReload => reload(world, ", NEVER_READY = \"1\"", 1, random, Meanwhile::KillDaemon)?,
+            Self::KillDaemonInBrokenReload => reload(
+                world,
+                ", NEVER_READY = \"1\"",
+                1,
+                random,
+                Meanwhile::KillDaemon,
+            )?,
             Self::UpgradeInReload => reload(world, "", 0, random, Meanwhile::Upgrade)?,
             Self::Scale => {
                 world.instances = random.u16(2..=5);
@@ -105,7 +123,13 @@ impl Action {
             Self::KillKeeper => {
                 let keeper = world.keeper()?;
                 signal(keeper, Signal::SIGKILL);
-                wait_for("another keeper", || if world.keeper()? != keeper { Ok(()) } else { Err("not yet".into()) })?;
+                wait_for("another keeper", || {
+                    if world.keeper()? != keeper {
+                        Ok(())
+                    } else {
+                        Err("not yet".into())
+                    }
+                })?;
             }
             Self::KillKeeperAndDaemon => {
                 let (keeper, daemon) = (world.keeper()?, world.daemon()?);
@@ -152,11 +176,20 @@ enum Meanwhile {
 }
 
 /// Reloads to a new release, which must end with this code.
-fn reload(world: &mut World, env: &str, code: i32, random: &mut Rng, meanwhile: Meanwhile) -> Result<()> {
+fn reload(
+    world: &mut World,
+    env: &str,
+    code: i32,
+    random: &mut Rng,
+    meanwhile: Meanwhile,
+) -> Result<()> {
     world.version += 1;
     world.configure(env)?;
     let args = ["reload", "web"];
-    let child = world.command(&args).spawn().map_err(|why| why.to_string())?;
+    let child = world
+        .command(&args)
+        .spawn()
+        .map_err(|why| why.to_string())?;
     let moment = Duration::from_millis(random.u64(..900));
     let result = match meanwhile {
         Meanwhile::Nothing => Ok(()),
@@ -181,7 +214,9 @@ fn reload(world: &mut World, env: &str, code: i32, random: &mut Rng, meanwhile: 
 
 fn victim(world: &World, random: &mut Rng) -> Result<u32> {
     let pids = world.pids("web")?;
-    random.choice(pids).ok_or_else(|| "there is no worker".into())
+    random
+        .choice(pids)
+        .ok_or_else(|| "there is no worker".into())
 }
 
 fn kill_daemon(world: &World) -> Result<()> {
@@ -191,7 +226,13 @@ fn kill_daemon(world: &World) -> Result<()> {
 }
 
 fn gone(pid: u32) -> Result<()> {
-    wait_for("its end", || if is_alive(pid) { Err(format!("{pid} lives")) } else { Ok(()) })
+    wait_for("its end", || {
+        if is_alive(pid) {
+            Err(format!("{pid} lives"))
+        } else {
+            Ok(())
+        }
+    })
 }
 
 fn still(pid: u32, ms: u64) {
@@ -202,7 +243,9 @@ fn still(pid: u32, ms: u64) {
 
 /// No room under the logs: serving goes on, and so does a reload.
 fn fill(world: &mut World) -> Result<()> {
-    let Some(disk) = world.disk() else { return Ok(()) };
+    let Some(disk) = world.disk() else {
+        return Ok(());
+    };
     let filler = disk.join("filler");
     // Ends with ENOSPC.
     let _ = fs::write(&filler, vec![0; 8 << 20]);

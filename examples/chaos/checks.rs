@@ -12,16 +12,26 @@ pub struct Baseline {
 
 pub fn baseline(world: &World) -> Result<Baseline> {
     world.settle()?;
-    Ok(Baseline { descriptors: descriptors(world.daemon()?) })
+    Ok(Baseline {
+        descriptors: descriptors(world.daemon()?),
+    })
 }
 
 /// What is not as it should be.
-pub fn broken_invariants(world: &mut World, baseline: &Baseline, excused: &BTreeSet<String>) -> Vec<String> {
+pub fn broken_invariants(
+    world: &mut World,
+    baseline: &Baseline,
+    excused: &BTreeSet<String>,
+) -> Vec<String> {
     let mut broken = Vec::new();
     let mut check = |result: Result<()>| broken.extend(result.err());
     // With the number of workers that there was at first.
     world.instances = 3;
-    check(world.configure("").and_then(|()| world.expect(&["scale", "web", "3"], 0)));
+    check(
+        world
+            .configure("")
+            .and_then(|()| world.expect(&["scale", "web", "3"], 0)),
+    );
     check(world.expect(&["reload", "web"], 0));
     check(world.settle());
     check(only_workers(world));
@@ -33,7 +43,11 @@ pub fn broken_invariants(world: &mut World, baseline: &Baseline, excused: &BTree
         let now = descriptors(world.daemon()?);
         // Slots that were once needed are kept: three more workers and their surge, each held twice.
         let most = baseline.descriptors + 10;
-        if now <= most { Ok(()) } else { Err(format!("{now}, and there were {}", baseline.descriptors)) }
+        if now <= most {
+            Ok(())
+        } else {
+            Err(format!("{now}, and there were {}", baseline.descriptors))
+        }
     }));
     check(lines(world, excused));
     broken
@@ -46,9 +60,16 @@ fn only_workers(world: &World) -> Result<()> {
         known.extend([world.daemon()?, world.keeper()?]);
         // The counting shell has a `sleep` below it at most times.
         let is_sleep = |what: &str| what.trim_end() == "sleep 0.02";
-        let orphans: Vec<_> =
-            world.processes().into_iter().filter(|(pid, what)| !known.contains(pid) && !is_sleep(what)).collect();
-        if orphans.is_empty() { Ok(()) } else { Err(format!("{orphans:?}")) }
+        let orphans: Vec<_> = world
+            .processes()
+            .into_iter()
+            .filter(|(pid, what)| !known.contains(pid) && !is_sleep(what))
+            .collect();
+        if orphans.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{orphans:?}"))
+        }
     })
 }
 
@@ -62,7 +83,11 @@ fn slots(world: &World) -> Result<()> {
     };
     // At most five workers and one surge have been there.
     let (count, most) = (table.lines().filter(listening).count(), 5 + 1 + 1);
-    if (5..=most).contains(&count) { Ok(()) } else { Err(format!("{count} sockets listen, and 5 to {most} should")) }
+    if (5..=most).contains(&count) {
+        Ok(())
+    } else {
+        Err(format!("{count} sockets listen, and 5 to {most} should"))
+    }
 }
 
 fn descriptors(pid: u32) -> usize {
@@ -79,7 +104,8 @@ fn lines(world: &World, excused: &BTreeSet<String>) -> Result<()> {
 
 /// Where lines of the counting app are missing.
 pub fn gaps(world: &World) -> Result<BTreeSet<String>> {
-    let text = fs::read_to_string(world.path("h/state/logs/count-out.log")).map_err(|why| format!("count-out.log: {why}"))?;
+    let text = fs::read_to_string(world.path("h/state/logs/count-out.log"))
+        .map_err(|why| format!("count-out.log: {why}"))?;
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
     let mut gaps = BTreeSet::new();
     for line in text.lines() {
@@ -96,5 +122,9 @@ pub fn gaps(world: &World) -> Result<BTreeSet<String>> {
             gaps.insert(order);
         }
     }
-    if last.is_empty() { Err("count-out.log is empty".into()) } else { Ok(gaps) }
+    if last.is_empty() {
+        Err("count-out.log is empty".into())
+    } else {
+        Ok(gaps)
+    }
 }

@@ -67,7 +67,11 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
-    println!("seed {seed}: --time {} --seed {seed} --rate {}", humantime::format_duration(args.time), args.rate);
+    println!(
+        "seed {seed}: --time {} --seed {seed} --rate {}",
+        humantime::format_duration(args.time),
+        args.rate
+    );
     let mut world = World::start(args.rsup.clone())?;
     if let Some(why) = world.no_small_disk() {
         println!("the log disk is not filled up: {why}");
@@ -79,7 +83,9 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
     plan.max_time = Duration::from_secs(24 * 3600);
     // Longer than anybody is held still here: a client that gives up would be no evidence.
     plan.timeout = Duration::from_secs(30);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let load = {
         let _inside = runtime.enter();
         load::start(plan)
@@ -95,15 +101,28 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
     while began.elapsed() < args.time {
         let action = Action::choose(&mut random, &world);
         let before = load.snapshot();
-        let gaps = if action.may_lose_lines() { Some(checks::gaps(&world)?) } else { None };
+        let gaps = if action.may_lose_lines() {
+            Some(checks::gaps(&world)?)
+        } else {
+            None
+        };
         let tally = tallies.entry(action).or_default();
         tally.times += 1;
         let at = began.elapsed().as_secs_f64();
         if args.verbose {
-            let relayed = world.view("web").map(|view| view["relayed"].to_string()).unwrap_or_default();
-            println!("{at:8.2} s  {:<28} {relayed} passed on so far", action.name());
+            let relayed = world
+                .view("web")
+                .map(|view| view["relayed"].to_string())
+                .unwrap_or_default();
+            println!(
+                "{at:8.2} s  {:<28} {relayed} passed on so far",
+                action.name()
+            );
         }
-        if let Err(why) = action.run(&mut world, &mut random).and_then(|()| world.settle()) {
+        if let Err(why) = action
+            .run(&mut world, &mut random)
+            .and_then(|()| world.settle())
+        {
             let problem = format!("{at:.1} s: {action:?}: {why}");
             eprintln!("{problem}");
             tally.problems.push(problem);
@@ -133,7 +152,10 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
             let _ = std::io::stdout().flush();
         }
     }
-    let report = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(load.stop());
+    let report = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(load.stop());
     drop(end);
     clients.join().map_err(|_| "the clients panicked")?;
     let broken = checks::broken_invariants(&mut world, &baseline, &excused);
@@ -141,18 +163,39 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
 }
 
 /// The account; true if all is well.
-fn print(report: &Report, tallies: &BTreeMap<Action, Tally>, broken: &[String], excused: &BTreeSet<String>, memory: u64) -> bool {
-    println!("\n{:<28} {:>6} {:>10} {:>7}", "what happened", "times", "requests", "failed");
+fn print(
+    report: &Report,
+    tallies: &BTreeMap<Action, Tally>,
+    broken: &[String],
+    excused: &BTreeSet<String>,
+    memory: u64,
+) -> bool {
+    println!(
+        "\n{:<28} {:>6} {:>10} {:>7}",
+        "what happened", "times", "requests", "failed"
+    );
     let mut unexplained = 0;
     for (action, tally) in tallies {
-        let excused = if action.may_lose_requests() { "accepted by a killed worker" } else { "" };
-        println!("{:<28} {:>6} {:>10} {:>7}  {excused}", action.name(), tally.times, tally.requests, tally.failed);
+        let excused = if action.may_lose_requests() {
+            "accepted by a killed worker"
+        } else {
+            ""
+        };
+        println!(
+            "{:<28} {:>6} {:>10} {:>7}  {excused}",
+            action.name(),
+            tally.times,
+            tally.requests,
+            tally.failed
+        );
         if !action.may_lose_requests() {
             unexplained += tally.failed;
         }
     }
     let stats = &report.before;
-    let ms = |us: Option<u64>| us.map_or_else(|| "-".into(), |us| format!("{:.1} ms", us as f64 / 1000.0));
+    let ms = |us: Option<u64>| {
+        us.map_or_else(|| "-".into(), |us| format!("{:.1} ms", us as f64 / 1000.0))
+    };
     println!(
         "\n{} requests in {:.0} s, {} processes answered; latency: p50 {}, p99 {}, longest {}",
         report.requests,
@@ -163,7 +206,10 @@ fn print(report: &Report, tallies: &BTreeMap<Action, Tally>, broken: &[String], 
         ms(stats.max_us)
     );
     let failed = report.failed + report.keep_alive_races;
-    println!("{failed} failed, {} of them because a worker that had accepted them was killed", failed - unexplained.min(failed));
+    println!(
+        "{failed} failed, {} of them because a worker that had accepted them was killed",
+        failed - unexplained.min(failed)
+    );
     for (kind, count) in &stats.failures {
         println!("  {kind}: {count}");
     }
@@ -172,7 +218,10 @@ fn print(report: &Report, tallies: &BTreeMap<Action, Tally>, broken: &[String], 
             println!("  {:>8} ms  {}", failure.at_ms, failure.detail);
         }
     }
-    println!("the daemon's memory was {:.1} MB at the most", memory as f64 / f64::from(1 << 20));
+    println!(
+        "the daemon's memory was {:.1} MB at the most",
+        memory as f64 / f64::from(1 << 20)
+    );
     let problems: Vec<&String> = tallies.values().flat_map(|t| &t.problems).collect();
     for problem in problems.iter().copied().chain(broken) {
         println!("NOT AS IT SHOULD BE: {problem}");
@@ -181,8 +230,14 @@ fn print(report: &Report, tallies: &BTreeMap<Action, Tally>, broken: &[String], 
         println!("lost with both the keeper and the daemon that had just read it: {gap}");
     }
     if broken.is_empty() {
-        let lines = if excused.is_empty() { "no line" } else { "no other line" };
-        println!("checked: no orphan, no leaked descriptor or slot, {lines} of output lost or doubled, every worker ready");
+        let lines = if excused.is_empty() {
+            "no line"
+        } else {
+            "no other line"
+        };
+        println!(
+            "checked: no orphan, no leaked descriptor or slot, {lines} of output lost or doubled, every worker ready"
+        );
     }
     unexplained == 0 && problems.is_empty() && broken.is_empty()
 }

@@ -32,7 +32,15 @@ pub struct World {
 
 impl World {
     pub fn start(rsup: Option<PathBuf>) -> std::result::Result<Self, Box<dyn Error>> {
-        let beside = || Some(std::env::current_exe().ok()?.parent()?.parent()?.join("rsup"));
+        let beside = || {
+            Some(
+                std::env::current_exe()
+                    .ok()?
+                    .parent()?
+                    .parent()?
+                    .join("rsup"),
+            )
+        };
         let rsup = rsup
             .or_else(beside)
             .filter(|path| path.is_file())
@@ -40,11 +48,22 @@ impl World {
             .canonicalize()?;
         let home = tempfile::Builder::new().prefix("rsup").tempdir_in("/tmp")?;
         let small_disk = small_disk(&home.path().join("disk"));
-        let mut world = Self { rsup, home, port: free_port()?, instances: 3, version: 1, small_disk };
+        let mut world = Self {
+            rsup,
+            home,
+            port: free_port()?,
+            instances: 3,
+            version: 1,
+            small_disk,
+        };
         world.configure("")?;
         let output = world.rsup(&["start"])?;
         if !output.status.success() {
-            return Err(format!("rsup start failed: {}", String::from_utf8_lossy(&output.stderr)).into());
+            return Err(format!(
+                "rsup start failed: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
+            .into());
         }
         Ok(world)
     }
@@ -65,8 +84,12 @@ impl World {
     /// Writes supervisor.toml; `env`: of the release.
     pub fn configure(&mut self, env: &str) -> Result<()> {
         let rsup = toml::Value::from(self.rsup.to_string_lossy().into_owned());
-        let logs = self.disk().map(|disk| format!("log.out = {:?}\n", disk.join("web.log"))).unwrap_or_default();
-        let count = "i=0; trap 'exit 0' TERM; while :; do i=$((i+1)); echo line $$ $i; sleep 0.02; done";
+        let logs = self
+            .disk()
+            .map(|disk| format!("log.out = {:?}\n", disk.join("web.log")))
+            .unwrap_or_default();
+        let count =
+            "i=0; trap 'exit 0' TERM; while :; do i=$((i+1)); echo line $$ $i; sleep 0.02; done";
         let text = format!(
             "[app.web]\ncommand = [{rsup}, \"sample-app\"]\ninstances = {}\nlisten = \"127.0.0.1:{}\"\nreadiness = \"/readiness\"\n\
              liveness = {{ path = \"/liveness\", interval = \"1s\", timeout = \"2s\" }}\nlisten_timeout = \"3s\"\n\
@@ -80,19 +103,33 @@ impl World {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.rsup);
-        command.args(args).env("RSUP_HOME", self.path("h")).env(MARK, self.home.path()).current_dir(self.home.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(args)
+            .env("RSUP_HOME", self.path("h"))
+            .env(MARK, self.home.path())
+            .current_dir(self.home.path());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 
     pub fn rsup(&self, args: &[&str]) -> Result<Output> {
-        self.command(args).output().map_err(|why| format!("rsup {args:?}: {why}"))
+        self.command(args)
+            .output()
+            .map_err(|why| format!("rsup {args:?}: {why}"))
     }
 
     pub fn json(&self, args: &[&str]) -> Result<Value> {
         let output = self.rsup(args)?;
-        let said =
-            || format!("rsup {args:?}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let said = || {
+            format!(
+                "rsup {args:?}: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            )
+        };
         if !output.status.success() {
             return Err(said());
         }
@@ -108,7 +145,11 @@ impl World {
         if output.status.code() == Some(code) {
             return Ok(());
         }
-        Err(format!("rsup {args:?} ended with {:?}: {}", output.status.code(), String::from_utf8_lossy(&output.stderr)))
+        Err(format!(
+            "rsup {args:?} ended with {:?}: {}",
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr)
+        ))
     }
 
     pub fn view(&self, app: &str) -> Result<Value> {
@@ -120,18 +161,29 @@ impl World {
     }
 
     pub fn pids(&self, app: &str) -> Result<Vec<u32>> {
-        Ok(workers(&self.view(app)?).iter().filter_map(|w| w["pid"].as_u64()).map(|p| p as u32).collect())
+        Ok(workers(&self.view(app)?)
+            .iter()
+            .filter_map(|w| w["pid"].as_u64())
+            .map(|p| p as u32)
+            .collect())
     }
 
     pub fn daemon(&self) -> Result<u32> {
-        self.json(&["ping", "--json"])?["pid"].as_u64().map(|pid| pid as u32).ok_or_else(|| "no pid".into())
+        self.json(&["ping", "--json"])?["pid"]
+            .as_u64()
+            .map(|pid| pid as u32)
+            .ok_or_else(|| "no pid".into())
     }
 
     pub fn keeper(&self) -> Result<u32> {
         wait_for("a keeper", || {
             let all = self.processes();
-            let keeper = all.iter().find(|(_, what)| what.trim_end().ends_with(" keeper"));
-            keeper.map(|(pid, _)| *pid).ok_or_else(|| format!("{all:?}"))
+            let keeper = all
+                .iter()
+                .find(|(_, what)| what.trim_end().ends_with(" keeper"));
+            keeper
+                .map(|(pid, _)| *pid)
+                .ok_or_else(|| format!("{all:?}"))
         })
     }
 
@@ -146,14 +198,29 @@ impl World {
         let folder = self.home.path().to_string_lossy().into_owned();
         let marked = |pid: u32| {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            String::from_utf8_lossy(&environ).split('\0').any(|e| e.split_once('=').is_some_and(|(_, v)| v.starts_with(&folder)))
+            String::from_utf8_lossy(&environ).split('\0').any(|e| {
+                e.split_once('=')
+                    .is_some_and(|(_, v)| v.starts_with(&folder))
+            })
         };
-        let here = |pid: u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(self.home.path()));
-        let all =
-            fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+        let here = |pid: u32| {
+            fs::read_link(format!("/proc/{pid}/cwd"))
+                .is_ok_and(|cwd| cwd.starts_with(self.home.path()))
+        };
+        let all = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
         let ours = all.filter(|pid| *pid != me && is_alive(*pid) && (marked(*pid) || here(*pid)));
         ours.map(|pid| {
-            (pid, String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " "))
+            (
+                pid,
+                String::from_utf8_lossy(
+                    &fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default(),
+                )
+                .replace('\0', " "),
+            )
         })
         .collect()
     }
@@ -164,7 +231,8 @@ impl World {
             for (app, instances) in [("web", self.instances), ("count", 1)] {
                 let view = self.view(app)?;
                 let workers = workers(&view);
-                let ready = workers.len() == usize::from(instances) && workers.iter().all(|w| w["phase"] == "ready");
+                let ready = workers.len() == usize::from(instances)
+                    && workers.iter().all(|w| w["phase"] == "ready");
                 if !ready || !view["operation"].is_null() || view["phase"] != "ready" {
                     return Err(view.to_string());
                 }
@@ -177,7 +245,13 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let _ = self.rsup(&["kill"]);
-        let left = wait_for("the end", || if self.processes().is_empty() { Ok(()) } else { Err("some are left".into()) });
+        let left = wait_for("the end", || {
+            if self.processes().is_empty() {
+                Ok(())
+            } else {
+                Err("some are left".into())
+            }
+        });
         if left.is_err() {
             for (pid, what) in self.processes() {
                 eprintln!("left behind: {pid} {what}");
@@ -194,15 +268,23 @@ impl Drop for World {
 fn small_disk(folder: &Path) -> std::result::Result<PathBuf, String> {
     fs::create_dir(folder).map_err(|why| why.to_string())?;
     let options = Some("size=4m,mode=0755");
-    mount(Some("rsup-chaos"), folder, Some("tmpfs"), MsFlags::empty(), options)
-        .map_err(|why| format!("no tmpfs can be mounted: {why}"))?;
+    mount(
+        Some("rsup-chaos"),
+        folder,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        options,
+    )
+    .map_err(|why| format!("no tmpfs can be mounted: {why}"))?;
     Ok(folder.to_owned())
 }
 
 /// Below the ports that clients get.
 fn free_port() -> std::result::Result<u16, Box<dyn Error>> {
     let from = 10_000 + (std::process::id() % 10_000) as u16;
-    (from..30_000).find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok()).ok_or_else(|| "no port is free".into())
+    (from..30_000)
+        .find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok())
+        .ok_or_else(|| "no port is free".into())
 }
 
 fn workers(view: &Value) -> Vec<Value> {
@@ -216,7 +298,8 @@ pub fn signal(pid: u32, signal: Signal) {
 
 pub fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
@@ -224,7 +307,9 @@ pub fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Result<T>) -> Result
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
-            Err(last) if Instant::now() >= deadline => return Err(format!("{what}: never came; last: {last}")),
+            Err(last) if Instant::now() >= deadline => {
+                return Err(format!("{what}: never came; last: {last}"));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }

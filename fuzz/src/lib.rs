@@ -14,7 +14,8 @@ pub fn configuration(text: &str) {
     let path = Path::new("/nowhere/supervisor.toml");
     match config::parse(text, path) {
         Ok(loaded) => {
-            let again = config::parse(text, path).expect("what was accepted once is accepted again");
+            let again =
+                config::parse(text, path).expect("what was accepted once is accepted again");
             assert_eq!(loaded.config, again.config);
             sayable(loaded.warnings.iter());
             loaded.config.apps.iter().for_each(travels);
@@ -48,7 +49,10 @@ pub fn keeper(packet: &[u8]) {
 pub fn command_line(script: &Script) {
     match config::from_script(script) {
         Ok(spec) => {
-            assert_eq!(config::from_script(script).expect("accepted once, accepted again"), spec);
+            assert_eq!(
+                config::from_script(script).expect("accepted once, accepted again"),
+                spec
+            );
             travels(&spec);
         }
         Err(errors) => {
@@ -63,7 +67,10 @@ pub fn command_line(script: &Script) {
 pub fn env_file(text: &str) {
     let (variables, mistakes) = config::read_env_file(text);
     for (name, value) in &variables {
-        assert!(!name.is_empty() && !value.contains('\0'), "{name:?} cannot be in an environment");
+        assert!(
+            !name.is_empty() && !value.contains('\0'),
+            "{name:?} cannot be in an environment"
+        );
     }
     // A file without mistakes says the same with its lines ended the other way.
     if mistakes == 0 && !text.contains(['\r', '"', '\'', '`']) {
@@ -83,7 +90,9 @@ pub fn frame(bytes: &[u8]) {
         match Call::decode(body) {
             Ok(call) => {
                 let frame = control::encode(&call).expect("what was read can be written");
-                let again: Call = control::read(&frame[..]).expect("and read again").expect("all of it");
+                let again: Call = control::read(&frame[..])
+                    .expect("and read again")
+                    .expect("all of it");
                 assert_eq!(again, call);
                 assert_eq!(Call::decode(&frame[4..]).as_ref(), Ok(&call));
             }
@@ -97,7 +106,9 @@ pub fn frame(bytes: &[u8]) {
 
 /// Any bytes from the daemon behind the first, which says how they are cut, as the client takes them.
 pub fn answers(data: &[u8]) {
-    let Some((size, stream)) = data.split_first() else { return };
+    let Some((size, stream)) = data.split_first() else {
+        return;
+    };
     let whole = taken(&mut stream.to_vec());
     let mut cut = (Vec::new(), false);
     let mut bytes = Vec::new();
@@ -113,7 +124,12 @@ pub fn answers(data: &[u8]) {
     assert_eq!(cut, whole, "the same however it is cut");
     for answer in &whole.0 {
         let frame = control::encode(answer).expect("what was read can be written");
-        assert_eq!(control::read::<Answer>(&frame[..]).expect("and read again").as_ref(), Some(answer));
+        assert_eq!(
+            control::read::<Answer>(&frame[..])
+                .expect("and read again")
+                .as_ref(),
+            Some(answer)
+        );
     }
 }
 
@@ -136,14 +152,20 @@ pub fn state(data: &[u8]) {
         Some(at) => (&data[..at], &data[at + 1..]),
         None => (data, &[][..]),
     };
-    let Ok(supervisor) = serde_json::from_slice::<Supervisor>(text) else { return };
+    let Ok(supervisor) = serde_json::from_slice::<Supervisor>(text) else {
+        return;
+    };
     story::goes_on(supervisor, story);
 }
 
 /// Every problem can be shown, and points into its own text.
 fn sayable<'a>(problems: impl Iterator<Item = &'a Problem>) {
     for problem in problems {
-        assert!(problem.fits(), "{:?} points outside its text", problem.message());
+        assert!(
+            problem.fits(),
+            "{:?} points outside its text",
+            problem.message()
+        );
         assert!(!problem.message().is_empty());
         let finding = problem.finding();
         assert!(finding.line != Some(0) && finding.column != Some(0));
@@ -154,7 +176,11 @@ fn sayable<'a>(problems: impl Iterator<Item = &'a Problem>) {
 /// The rest of the program can rely on it, and it comes out of the control socket and the state file
 /// as it went in.
 fn travels(spec: &AppSpec) {
-    spec.sound().unwrap_or_else(|why| panic!("accepted, and yet: {why}"));
+    spec.sound()
+        .unwrap_or_else(|why| panic!("accepted, and yet: {why}"));
     let text = serde_json::to_string(spec).expect("a spec can be written");
-    assert_eq!(&serde_json::from_str::<AppSpec>(&text).expect("and read"), spec);
+    assert_eq!(
+        &serde_json::from_str::<AppSpec>(&text).expect("and read"),
+        spec
+    );
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 use rsup::config::{self, AppName, AppSpec};
-use rsup::supervisor::{Effect, Exit, Found, Input, OpId, Purpose, Request, Supervisor, Time, Traces, WorkerId};
+use rsup::supervisor::{
+    Effect, Exit, Found, Input, OpId, Purpose, Request, Supervisor, Time, Traces, WorkerId,
+};
 
 const NAMES: [&str; 2] = ["web", "job"];
 
@@ -48,7 +50,8 @@ balance = "source-ip"
 fn specs() -> Vec<AppSpec> {
     let spec = |keys: &&str| {
         let text = format!("[app.web]\ncommand = [\"/bin/true\"]\n{keys}");
-        let loaded = config::parse(&text, "/nowhere/supervisor.toml".as_ref()).unwrap_or_else(|errors| panic!("{errors}"));
+        let loaded = config::parse(&text, "/nowhere/supervisor.toml".as_ref())
+            .unwrap_or_else(|errors| panic!("{errors}"));
         loaded.config.apps.into_iter().next().expect("one app")
     };
     APPS.iter().map(spec).collect()
@@ -57,7 +60,9 @@ fn specs() -> Vec<AppSpec> {
 /// From a state that was read: by way of `revive` or `reboot`.
 pub fn goes_on(mut supervisor: Supervisor, story: &[u8]) {
     let mut bytes = Unstructured::new(story);
-    let now = Time(Duration::from_secs(u64::from(bytes.arbitrary::<u16>().unwrap_or(1000))));
+    let now = Time(Duration::from_secs(u64::from(
+        bytes.arbitrary::<u16>().unwrap_or(1000),
+    )));
     let before = supervisor.last_op().map_or(0, |op| op.0);
     shown(&mut supervisor, now);
     if bytes.arbitrary().unwrap_or(true) {
@@ -70,7 +75,12 @@ pub fn goes_on(mut supervisor: Supervisor, story: &[u8]) {
 
 /// From any supervisor.
 pub fn play(supervisor: Supervisor, story: &[u8]) {
-    run(supervisor, Time(Duration::from_secs(1000)), 0, Unstructured::new(story));
+    run(
+        supervisor,
+        Time(Duration::from_secs(1000)),
+        0,
+        Unstructured::new(story),
+    );
 }
 
 fn names(supervisor: &Supervisor) -> Vec<AppName> {
@@ -78,7 +88,11 @@ fn names(supervisor: &Supervisor) -> Vec<AppName> {
 }
 
 fn ids(supervisor: &Supervisor) -> Vec<WorkerId> {
-    names(supervisor).iter().flat_map(|name| supervisor.workers(name)).map(|worker| worker.id.clone()).collect()
+    names(supervisor)
+        .iter()
+        .flat_map(|name| supervisor.workers(name))
+        .map(|worker| worker.id.clone())
+        .collect()
 }
 
 fn found(supervisor: &Supervisor, bytes: &mut Unstructured<'_>) -> BTreeMap<WorkerId, Found> {
@@ -86,8 +100,14 @@ fn found(supervisor: &Supervisor, bytes: &mut Unstructured<'_>) -> BTreeMap<Work
     for id in ids(supervisor) {
         let found = match bytes.arbitrary::<u8>().unwrap_or(0) % 7 {
             0 => Found::Alive { pid: 7 },
-            1 => Found::Gone { exit: Exit::Code(1), descendants: false },
-            2 => Found::Gone { exit: Exit::Unknown, descendants: true },
+            1 => Found::Gone {
+                exit: Exit::Code(1),
+                descendants: false,
+            },
+            2 => Found::Gone {
+                exit: Exit::Unknown,
+                descendants: true,
+            },
             3 => Found::NeverStarted,
             4 => Found::OutOfReach { pid: 7 },
             5 => Found::Deaf { pid: 7 },
@@ -126,9 +146,17 @@ impl Open {
             match &effect {
                 // A written state may name two actions alike; nobody waits for either any more.
                 Effect::Finished { op, .. } if op.0 <= self.before => {}
-                Effect::Finished { op, .. } => assert!(self.answered.insert(*op), "{op:?} is answered twice"),
-                Effect::Spawn { worker, revision, .. } => {
-                    assert!(self.last_generation.is_none_or(|last| worker.generation > last), "{worker} is not new");
+                Effect::Finished { op, .. } => {
+                    assert!(self.answered.insert(*op), "{op:?} is answered twice")
+                }
+                Effect::Spawn {
+                    worker, revision, ..
+                } => {
+                    assert!(
+                        self.last_generation
+                            .is_none_or(|last| worker.generation > last),
+                        "{worker} is not new"
+                    );
                     self.last_generation = Some(worker.generation);
                     assert!(!revision.spec.command.is_empty());
                     self.asked.push(effect);
@@ -142,7 +170,10 @@ impl Open {
                     self.asked.push(effect);
                 }
                 Effect::Steer { tables, .. } => {
-                    assert!(tables.iter().all(|table| table.address.tcp().is_some()), "only TCP is steered");
+                    assert!(
+                        tables.iter().all(|table| table.address.tcp().is_some()),
+                        "only TCP is steered"
+                    );
                 }
                 Effect::Unlisten { .. }
                 | Effect::Relay { .. }
@@ -157,17 +188,34 @@ impl Open {
 /// `before`: the latest action of the state that was read.
 fn run(mut supervisor: Supervisor, mut now: Time, before: u64, mut bytes: Unstructured<'_>) {
     static SPECS: std::sync::LazyLock<Vec<AppSpec>> = std::sync::LazyLock::new(specs);
-    let mut open = Open { before, ..Open::default() };
+    let mut open = Open {
+        before,
+        ..Open::default()
+    };
     let mut next_op = before;
     open.take(&mut supervisor);
     while !bytes.is_empty() {
-        let Ok(true) = step(&mut supervisor, &mut now, &mut next_op, &mut open, &SPECS, &mut bytes) else { break };
+        let Ok(true) = step(
+            &mut supervisor,
+            &mut now,
+            &mut next_op,
+            &mut open,
+            &SPECS,
+            &mut bytes,
+        ) else {
+            break;
+        };
         open.take(&mut supervisor);
         shown(&mut supervisor, now);
     }
     let written = serde_json::to_string(&supervisor).expect("a state can be written");
-    let again: Supervisor = serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
-    assert_eq!(serde_json::to_string(&again).expect("again"), written, "nothing is lost in it");
+    let again: Supervisor =
+        serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
+    assert_eq!(
+        serde_json::to_string(&again).expect("again"),
+        written,
+        "nothing is lost in it"
+    );
 }
 
 fn step(
@@ -184,13 +232,17 @@ fn step(
             *now = match bytes.arbitrary::<u8>()? {
                 0 => *now + Duration::from_secs(u64::from(bytes.arbitrary::<u32>()?)),
                 n @ 1..=99 => *now + Duration::from_millis(10 * u64::from(n)),
-                _ => supervisor.poll_timeout(*now).map_or(*now, |at| at.max(*now)),
+                _ => supervisor
+                    .poll_timeout(*now)
+                    .map_or(*now, |at| at.max(*now)),
             };
             Input::Tick
         }
         4..=8 if !open.asked.is_empty() => {
             let which = bytes.choose_index(open.asked.len())?;
-            let Some(input) = answer(&open.asked.swap_remove(which), bytes)? else { return Ok(true) };
+            let Some(input) = answer(&open.asked.swap_remove(which), bytes)? else {
+                return Ok(true);
+            };
             input
         }
         9 | 10 => {
@@ -202,14 +254,25 @@ fn step(
         }
         11 => {
             let app = AppName::new(*bytes.choose(&NAMES)?);
-            about(WorkerId { app, slot: bytes.arbitrary()?, generation: bytes.arbitrary()? }, bytes)?
+            about(
+                WorkerId {
+                    app,
+                    slot: bytes.arbitrary()?,
+                    generation: bytes.arbitrary()?,
+                },
+                bytes,
+            )?
         }
         12 => match bytes.arbitrary::<u8>()? % 4 {
             0 => Input::Hurry,
-            1 => Input::Listening { app: AppName::new(*bytes.choose(&NAMES)?), result: said(bytes)? },
+            1 => Input::Listening {
+                app: AppName::new(*bytes.choose(&NAMES)?),
+                result: said(bytes)?,
+            },
             2 => {
                 let written = serde_json::to_string(supervisor).expect("a state can be written");
-                *supervisor = serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
+                *supervisor =
+                    serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
                 open.asked.clear();
                 let found = found(supervisor, bytes);
                 supervisor.revive(*now, &found);
@@ -217,7 +280,8 @@ fn step(
             }
             _ => {
                 let written = serde_json::to_string(supervisor).expect("a state can be written");
-                *supervisor = serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
+                *supervisor =
+                    serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
                 open.asked.clear();
                 supervisor.reboot(*now, false);
                 Input::Tick
@@ -228,7 +292,11 @@ fn step(
             let mut known = names(supervisor);
             known.extend(NAMES.map(AppName::new));
             let app = known[bytes.choose_index(known.len())?].clone();
-            Input::Request { op: OpId(*next_op), request: wish(&app, specs, bytes)?, app }
+            Input::Request {
+                op: OpId(*next_op),
+                request: wish(&app, specs, bytes)?,
+                app,
+            }
         }
     };
     supervisor.handle(*now, input);
@@ -236,14 +304,21 @@ fn step(
 }
 
 fn said(bytes: &mut Unstructured<'_>) -> Result<std::result::Result<(), String>> {
-    Ok(if bytes.ratio(3u8, 4u8)? { Ok(()) } else { Err("it did not work".into()) })
+    Ok(if bytes.ratio(3u8, 4u8)? {
+        Ok(())
+    } else {
+        Err("it did not work".into())
+    })
 }
 
 fn exit(bytes: &mut Unstructured<'_>) -> Result<Exit> {
     Ok(match bytes.arbitrary::<u8>()? % 4 {
         0 => Exit::Code(0),
         1 => Exit::Code(1),
-        2 => Exit::Signal { signal: bytes.arbitrary()?, core_dumped: false },
+        2 => Exit::Signal {
+            signal: bytes.arbitrary()?,
+            core_dumped: false,
+        },
         _ => Exit::Unknown,
     })
 }
@@ -251,21 +326,44 @@ fn exit(bytes: &mut Unstructured<'_>) -> Result<Exit> {
 /// What the daemon would say to it, or nothing.
 fn answer(effect: &Effect, bytes: &mut Unstructured<'_>) -> Result<Option<Input>> {
     Ok(Some(match effect {
-        Effect::Listen { app, .. } => Input::Listening { app: app.clone(), result: said(bytes)? },
-        Effect::Spawn { worker, .. } if bytes.ratio(7u8, 8u8)? => Input::Spawned { worker: worker.clone(), pid: 7 },
-        Effect::Spawn { worker, .. } => Input::SpawnFailed { worker: worker.clone(), reason: "EAGAIN".into() },
-        Effect::Probe { worker, purpose } => Input::Probed { worker: worker.clone(), purpose: *purpose, result: said(bytes)? },
+        Effect::Listen { app, .. } => Input::Listening {
+            app: app.clone(),
+            result: said(bytes)?,
+        },
+        Effect::Spawn { worker, .. } if bytes.ratio(7u8, 8u8)? => Input::Spawned {
+            worker: worker.clone(),
+            pid: 7,
+        },
+        Effect::Spawn { worker, .. } => Input::SpawnFailed {
+            worker: worker.clone(),
+            reason: "EAGAIN".into(),
+        },
+        Effect::Probe { worker, purpose } => Input::Probed {
+            worker: worker.clone(),
+            purpose: *purpose,
+            result: said(bytes)?,
+        },
         Effect::LookForTraces { worker } => traces(worker.clone(), bytes)?,
-        Effect::Drain { worker } => Input::Drained { worker: worker.clone() },
-        Effect::Signal { worker, .. } => {
-            Input::Exited { worker: worker.clone(), exit: exit(bytes)?, descendants: bytes.arbitrary()? }
-        }
+        Effect::Drain { worker } => Input::Drained {
+            worker: worker.clone(),
+        },
+        Effect::Signal { worker, .. } => Input::Exited {
+            worker: worker.clone(),
+            exit: exit(bytes)?,
+            descendants: bytes.arbitrary()?,
+        },
         _ => return Ok(None),
     }))
 }
 
 fn traces(worker: WorkerId, bytes: &mut Unstructured<'_>) -> Result<Input> {
-    Ok(Input::Traces { worker, traces: Traces { abandoned: bytes.int_in_range(0..=40)?, others: bytes.arbitrary()? } })
+    Ok(Input::Traces {
+        worker,
+        traces: Traces {
+            abandoned: bytes.int_in_range(0..=40)?,
+            others: bytes.arbitrary()?,
+        },
+    })
 }
 
 /// Anything at all about a worker.
@@ -277,35 +375,69 @@ fn about(worker: WorkerId, bytes: &mut Unstructured<'_>) -> Result<Input> {
         13 => traces(worker, bytes)?,
         9 => Input::NotProbed {
             worker,
-            purpose: if bytes.arbitrary()? { Purpose::Readiness } else { Purpose::Liveness },
+            purpose: if bytes.arbitrary()? {
+                Purpose::Readiness
+            } else {
+                Purpose::Liveness
+            },
             reason: "no descriptors".into(),
         },
-        0 => Input::Spawned { worker, pid: bytes.arbitrary()? },
-        1 => Input::SpawnFailed { worker, reason: "no".into() },
-        2 | 3 => Input::Exited { worker, exit: exit(bytes)?, descendants: bytes.arbitrary()? },
+        0 => Input::Spawned {
+            worker,
+            pid: bytes.arbitrary()?,
+        },
+        1 => Input::SpawnFailed {
+            worker,
+            reason: "no".into(),
+        },
+        2 | 3 => Input::Exited {
+            worker,
+            exit: exit(bytes)?,
+            descendants: bytes.arbitrary()?,
+        },
         4 => Input::TreeGone { worker },
         5 => Input::Probed {
             worker,
-            purpose: if bytes.arbitrary()? { Purpose::Readiness } else { Purpose::Liveness },
+            purpose: if bytes.arbitrary()? {
+                Purpose::Readiness
+            } else {
+                Purpose::Liveness
+            },
             result: said(bytes)?,
         },
         6 => Input::Notified { worker },
         7 => Input::Drained { worker },
-        _ => Input::Memory { worker, bytes: bytes.arbitrary()? },
+        _ => Input::Memory {
+            worker,
+            bytes: bytes.arbitrary()?,
+        },
     })
 }
 
 fn wish(app: &AppName, specs: &[AppSpec], bytes: &mut Unstructured<'_>) -> Result<Request> {
     let mut spec = Box::new(bytes.choose(specs)?.clone());
     spec.name = app.clone();
-    let base_env = if bytes.arbitrary()? { Some(Arc::new(BTreeMap::new())) } else { None };
+    let base_env = if bytes.arbitrary()? {
+        Some(Arc::new(BTreeMap::new()))
+    } else {
+        None
+    };
     Ok(match bytes.arbitrary::<u8>()? % 8 {
-        0 | 1 => Request::Start { spec, base_env: base_env.unwrap_or_default() },
+        0 | 1 => Request::Start {
+            spec,
+            base_env: base_env.unwrap_or_default(),
+        },
         2 => Request::Resume,
         3 => Request::Stop,
         4 => Request::Delete,
         5 => Request::Restart { spec, base_env },
-        6 => Request::Reload { spec, base_env, queue: bytes.arbitrary()? },
-        _ => Request::Scale { instances: bytes.int_in_range(0..=8u16)? },
+        6 => Request::Reload {
+            spec,
+            base_env,
+            queue: bytes.arbitrary()?,
+        },
+        _ => Request::Scale {
+            instances: bytes.int_in_range(0..=8u16)?,
+        },
     })
 }

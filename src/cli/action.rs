@@ -12,8 +12,17 @@ use crate::control::{Failure, Outcome, Reply, Request, Target};
 use crate::supervisor::OperationKind;
 
 /// Sends one request and waits for its outcomes.
-pub fn one(out: &Output, client: &Client, request: Request, wait: bool) -> Result<Vec<Outcome>, Problem> {
-    let interrupt = if wait { Interrupt::hold() } else { Interrupt::none() };
+pub fn one(
+    out: &Output,
+    client: &Client,
+    request: Request,
+    wait: bool,
+) -> Result<Vec<Outcome>, Problem> {
+    let interrupt = if wait {
+        Interrupt::hold()
+    } else {
+        Interrupt::none()
+    };
     let progress = Progress::new(out);
     let reply = client.act(request, wait, &interrupt, &|step| progress.show(step));
     progress.clear();
@@ -35,7 +44,11 @@ pub fn each(
     if let [target] = targets {
         return one(out, client, request(target.clone()), wait);
     }
-    let interrupt = if wait { Interrupt::hold() } else { Interrupt::none() };
+    let interrupt = if wait {
+        Interrupt::hold()
+    } else {
+        Interrupt::none()
+    };
     let progress = Progress::new(out);
     let begin = Instant::now();
     let replies: Vec<Result<Reply, CallError>> = std::thread::scope(|scope| {
@@ -44,14 +57,22 @@ pub fn each(
             .map(|target| {
                 let request = request(target.clone());
                 let (interrupt, progress) = (&interrupt, &progress);
-                std::thread::Builder::new()
-                    .spawn_scoped(scope, move || client.act(request, wait, interrupt, &|step| progress.show(step)))
+                std::thread::Builder::new().spawn_scoped(scope, move || {
+                    client.act(request, wait, interrupt, &|step| progress.show(step))
+                })
             })
             .collect();
-        let joined = |(call, target): (std::io::Result<std::thread::ScopedJoinHandle<'_, _>>, &Target)| match call {
-            Ok(call) => call.join().unwrap_or_else(|_| Err(CallError::Local("a thread of rsup ended early".into()))),
+        let joined = |(call, target): (
+            std::io::Result<std::thread::ScopedJoinHandle<'_, _>>,
+            &Target,
+        )| match call {
+            Ok(call) => call
+                .join()
+                .unwrap_or_else(|_| Err(CallError::Local("a thread of rsup ended early".into()))),
             // There is no room for one: then one after the other, so that a stop can make room.
-            Err(_) => client.act(request(target.clone()), wait, &interrupt, &|step| progress.show(step)),
+            Err(_) => client.act(request(target.clone()), wait, &interrupt, &|step| {
+                progress.show(step)
+            }),
         };
         calls.into_iter().zip(targets).map(joined).collect()
     });
@@ -73,7 +94,14 @@ pub fn each(
 
 /// The outcome of an action that the daemon, or we, refused.
 pub fn failed(app: &AppName, kind: OperationKind, took_ms: u64, failure: Failure) -> Outcome {
-    Outcome { app: app.clone(), kind, took_ms, view: None, failure: Some(failure), notes: Vec::new() }
+    Outcome {
+        app: app.clone(),
+        kind,
+        took_ms,
+        view: None,
+        failure: Some(failure),
+        notes: Vec::new(),
+    }
 }
 
 /// Prints what became of each app; an error if one of them failed.
@@ -98,5 +126,9 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Pr
             out.note(&format!("{}: {note}", outcome.app));
         }
     }
-    if outcomes.iter().any(|outcome| outcome.failure.is_some()) { Err(Problem::Said(FAILED)) } else { Ok(()) }
+    if outcomes.iter().any(|outcome| outcome.failure.is_some()) {
+        Err(Problem::Said(FAILED))
+    } else {
+        Ok(())
+    }
 }

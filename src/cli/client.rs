@@ -69,7 +69,11 @@ impl Client {
     /// Refuses to talk to a socket in a folder that others can write to.
     pub fn new(paths: &Paths) -> Result<Self, Problem> {
         paths.check().map_err(Problem::usage)?;
-        Ok(Self { paths: paths.clone(), patience: PATIENCE, revives: Some(Wish::GoOn) })
+        Ok(Self {
+            paths: paths.clone(),
+            patience: PATIENCE,
+            revives: Some(Wish::GoOn),
+        })
     }
 
     /// The same for a caller that is about to be the next daemon itself.
@@ -92,7 +96,16 @@ impl Client {
 
     /// A request that is answered at once.
     pub fn try_ask(&self, request: Request) -> Result<Reply, CallError> {
-        self.converse(&Call { version: control::VERSION, request, wait: true }, Some(self.patience), None, &|_| {})
+        self.converse(
+            &Call {
+                version: control::VERSION,
+                request,
+                wait: true,
+            },
+            Some(self.patience),
+            None,
+            &|_| {},
+        )
     }
 
     /// As [`Self::try_ask`], with the error in words.
@@ -109,7 +122,11 @@ impl Client {
         progress: &dyn Fn(&Progress),
     ) -> Result<Reply, CallError> {
         let patience = if wait { None } else { Some(self.patience) };
-        let call = Call { version: control::VERSION, request, wait };
+        let call = Call {
+            version: control::VERSION,
+            request,
+            wait,
+        };
         self.converse(&call, patience, interrupt.fd(), progress)
     }
 
@@ -139,7 +156,13 @@ impl Client {
                 call.clone()
             } else {
                 let kill = call.request == Request::Kill;
-                Call { request: Request::Await { actions: accepted.clone(), kill }, ..*call }
+                Call {
+                    request: Request::Await {
+                        actions: accepted.clone(),
+                        kill,
+                    },
+                    ..*call
+                }
             };
             result = self.talk(&call, patience, interrupt, progress, &mut Vec::new());
             if let Err(CallError::NoDaemon) = result
@@ -151,10 +174,15 @@ impl Client {
         // An answer that makes no sense may come from another version, which a ping may tell.
         if let Err(CallError::Broken(_)) = result
             && call.request != Request::Ping
-            && let Ok(Reply::Pong { version, protocol, .. }) = self.try_ask(Request::Ping)
+            && let Ok(Reply::Pong {
+                version, protocol, ..
+            }) = self.try_ask(Request::Ping)
             && protocol != control::VERSION
         {
-            return Err(CallError::Version { daemon: version, protocol });
+            return Err(CallError::Version {
+                daemon: version,
+                protocol,
+            });
         }
         result
     }
@@ -166,7 +194,12 @@ impl Client {
         loop {
             match UnixStream::connect(&socket) {
                 Ok(stream) => return Ok(stream),
-                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                    ) =>
+                {
                     if !keeper::is_at_work(&self.paths) {
                         return Err(CallError::NoDaemon);
                     }
@@ -175,7 +208,12 @@ impl Client {
                     }
                     std::thread::sleep(POLL);
                 }
-                Err(error) => return Err(CallError::Local(format!("cannot connect to {}: {error}", socket.display()))),
+                Err(error) => {
+                    return Err(CallError::Local(format!(
+                        "cannot connect to {}: {error}",
+                        socket.display()
+                    )));
+                }
             }
         }
     }
@@ -184,13 +222,16 @@ impl Client {
     /// first command that comes starts the next one. One in the foreground is for its owner to start.
     fn revive(&self) -> bool {
         let state = self.paths.live_state();
-        let Some(wish) = self.revives else { return false };
+        let Some(wish) = self.revives else {
+            return false;
+        };
         if !state.exists() || keeper::is_at_work(&self.paths) || is_of_foreground(&state) {
             return false;
         }
         // The one that is started is asked as well, by a client that does not come here again.
         static ONCE: AtomicBool = AtomicBool::new(false);
-        !ONCE.swap(true, Ordering::Relaxed) && daemonize::start(&self.paths, self.clone(), wish).is_ok()
+        !ONCE.swap(true, Ordering::Relaxed)
+            && daemonize::start(&self.paths, self.clone(), wish).is_ok()
     }
 
     fn talk(
@@ -203,7 +244,9 @@ impl Client {
     ) -> Result<Reply, CallError> {
         let frame = control::encode(call).map_err(|error| CallError::Local(error.to_string()))?;
         let stream = self.connect()?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(|error| CallError::Local(error.to_string()))?;
+        stream
+            .set_write_timeout(Some(PATIENCE))
+            .map_err(|error| CallError::Local(error.to_string()))?;
         if let Err(error) = io::Write::write_all(&mut &stream, &frame) {
             match error.kind() {
                 // It may have answered without reading to the end: its words say more.
@@ -212,7 +255,10 @@ impl Client {
                 _ => return Err(CallError::Broken(error.to_string())),
             }
         }
-        let mut answers = Answers { stream: &stream, bytes: Vec::new() };
+        let mut answers = Answers {
+            stream: &stream,
+            bytes: Vec::new(),
+        };
         let deadline = patience.map(|patience| Instant::now() + patience);
         loop {
             match answers.next(deadline, interrupt)? {
@@ -226,7 +272,12 @@ impl Client {
 
     /// An error of a call in words.
     pub fn explain(&self, error: CallError) -> Problem {
-        let log = || format!("the daemon's log may tell more: {}", self.paths.daemon_log().display());
+        let log = || {
+            format!(
+                "the daemon's log may tell more: {}",
+                self.paths.daemon_log().display()
+            )
+        };
         match error {
             CallError::NoDaemon => systemctl::trouble(&self.paths)
                 .unwrap_or_else(|| Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT)),
@@ -267,10 +318,16 @@ struct Answers<'a> {
 }
 
 impl Answers<'_> {
-    fn next(&mut self, deadline: Option<Instant>, interrupt: Option<&SignalFd>) -> Result<Answer, CallError> {
+    fn next(
+        &mut self,
+        deadline: Option<Instant>,
+        interrupt: Option<&SignalFd>,
+    ) -> Result<Answer, CallError> {
         let mut buffer = [0; 16 << 10];
         loop {
-            if let Some(answer) = control::take(&mut self.bytes).map_err(|error| CallError::Broken(error.to_string()))? {
+            if let Some(answer) = control::take(&mut self.bytes)
+                .map_err(|error| CallError::Broken(error.to_string()))?
+            {
                 return Ok(answer);
             }
             self.wait(deadline, interrupt)?;
@@ -278,7 +335,9 @@ impl Answers<'_> {
                 Ok(0) => return Err(self.ended()),
                 Ok(count) => self.bytes.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(self.ended()),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                    return Err(self.ended());
+                }
                 Err(error) => return Err(CallError::Broken(error.to_string())),
             }
         }
@@ -292,22 +351,33 @@ impl Answers<'_> {
     }
 
     /// Until there is something to read.
-    fn wait(&self, deadline: Option<Instant>, interrupt: Option<&SignalFd>) -> Result<(), CallError> {
+    fn wait(
+        &self,
+        deadline: Option<Instant>,
+        interrupt: Option<&SignalFd>,
+    ) -> Result<(), CallError> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let timeout = match left {
                 None => PollTimeout::NONE,
                 // Rounded up, or the last millisecond would be spent spinning.
-                Some(left) => PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+                Some(left) => PollTimeout::try_from(left + Duration::from_millis(1))
+                    .unwrap_or(PollTimeout::MAX),
             };
             let mut wanted = vec![PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
             wanted.extend(interrupt.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
             match poll(&mut wanted, timeout) {
                 Ok(0) if left.is_some_and(|left| left.is_zero()) => return Err(CallError::Silent),
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) if wanted.get(1).is_some_and(|fd| fd.any().unwrap_or(false)) => return Err(CallError::Interrupted),
+                Ok(_) if wanted.get(1).is_some_and(|fd| fd.any().unwrap_or(false)) => {
+                    return Err(CallError::Interrupted);
+                }
                 Ok(_) => return Ok(()),
-                Err(error) => return Err(CallError::Local(format!("cannot wait for the daemon: {error}"))),
+                Err(error) => {
+                    return Err(CallError::Local(format!(
+                        "cannot wait for the daemon: {error}"
+                    )));
+                }
             }
         }
     }

@@ -13,9 +13,15 @@ use crate::paths::Paths;
 use crate::supervisor::{AppPhase, OperationKind, Progress, Step};
 
 /// Answers the first connection with `first`, all others as a ping of protocol `protocol`.
-fn daemon(first: impl FnOnce(UnixStream) + Send + 'static, protocol: u32) -> (tempfile::TempDir, Client, JoinHandle<()>) {
+fn daemon(
+    first: impl FnOnce(UnixStream) + Send + 'static,
+    protocol: u32,
+) -> (tempfile::TempDir, Client, JoinHandle<()>) {
     let home = tempfile::tempdir().unwrap();
-    let paths = Paths { runtime: home.path().join("run"), state: home.path().join("state") };
+    let paths = Paths {
+        runtime: home.path().join("run"),
+        state: home.path().join("state"),
+    };
     paths.create().unwrap();
     let listener = UnixListener::bind(paths.socket()).unwrap();
     let thread = std::thread::spawn(move || {
@@ -35,7 +41,15 @@ fn daemon(first: impl FnOnce(UnixStream) + Send + 'static, protocol: u32) -> (te
 }
 
 fn pong(protocol: u32) -> Reply {
-    Reply::Pong { pid: 7, version: "9.9.9".into(), protocol, uptime_ms: 1, memory: None, admin: None, troubles: Vec::new() }
+    Reply::Pong {
+        pid: 7,
+        version: "9.9.9".into(),
+        protocol,
+        uptime_ms: 1,
+        memory: None,
+        admin: None,
+        troubles: Vec::new(),
+    }
 }
 
 fn ask(first: impl FnOnce(UnixStream) + Send + 'static) -> Result<Reply, CallError> {
@@ -53,7 +67,10 @@ fn hear(stream: &UnixStream) -> Call {
 fn a_call_is_answered() {
     let reply = ask(|stream| {
         let call = hear(&stream);
-        assert_eq!((call.version, call.request, call.wait), (control::VERSION, Request::List, true));
+        assert_eq!(
+            (call.version, call.request, call.wait),
+            (control::VERSION, Request::List, true)
+        );
         control::write(&stream, &Answer::Done(Reply::List(vec![]))).unwrap();
     });
     assert_eq!(reply.unwrap(), Reply::List(vec![]));
@@ -78,11 +95,14 @@ fn progress_comes_before_the_end_however_the_bytes_are_cut() {
         failure: None,
         notes: Vec::new(),
     };
-    let frames: Vec<u8> =
-        [Answer::Progress(step.clone()), Answer::Progress(step.clone()), Answer::Done(Reply::Finished(vec![outcome.clone()]))]
-            .iter()
-            .flat_map(|answer| control::encode(answer).unwrap())
-            .collect();
+    let frames: Vec<u8> = [
+        Answer::Progress(step.clone()),
+        Answer::Progress(step.clone()),
+        Answer::Done(Reply::Finished(vec![outcome.clone()])),
+    ]
+    .iter()
+    .flat_map(|answer| control::encode(answer).unwrap())
+    .collect();
     for size in [1, 7, frames.len()] {
         let frames = frames.clone();
         let first = move |mut stream: UnixStream| {
@@ -93,7 +113,9 @@ fn progress_comes_before_the_end_however_the_bytes_are_cut() {
         };
         let (_home, client, thread) = daemon(first, control::VERSION);
         let seen = Mutex::new(Vec::new());
-        let reply = client.act(Request::Kill, true, &Interrupt::hold(), &|step| seen.lock().unwrap().push(step.clone()));
+        let reply = client.act(Request::Kill, true, &Interrupt::hold(), &|step| {
+            seen.lock().unwrap().push(step.clone())
+        });
         assert_eq!(reply.unwrap(), Reply::Finished(vec![outcome.clone()]));
         assert_eq!(*seen.lock().unwrap(), [step.clone(), step.clone()]);
         thread.join().unwrap();
@@ -106,7 +128,9 @@ fn a_refusal_is_passed_on() {
         let refusal = Failure::new(FailureCode::BadRequest, "this daemon speaks version 7");
         control::write(&stream, &Answer::Failed(refusal)).unwrap();
     });
-    assert!(matches!(reply, Err(CallError::Failed(failure)) if failure.message.contains("version 7")));
+    assert!(
+        matches!(reply, Err(CallError::Failed(failure)) if failure.message.contains("version 7"))
+    );
 }
 
 #[test]
@@ -122,13 +146,19 @@ fn broken_answers_are_told_apart_from_none() {
             hear(&stream);
             stream.write_all(bytes).unwrap();
         });
-        assert!(matches!(&reply, Err(CallError::Broken(what)) if what.contains(words)), "{bytes:?}: {reply:?}");
+        assert!(
+            matches!(&reply, Err(CallError::Broken(what)) if what.contains(words)),
+            "{bytes:?}: {reply:?}"
+        );
     }
     let reply = ask(|mut stream| {
         hear(&stream);
         stream.write_all(&[255; 64]).unwrap();
     });
-    assert!(matches!(&reply, Err(CallError::Broken(what)) if what.contains("larger than")), "{reply:?}");
+    assert!(
+        matches!(&reply, Err(CallError::Broken(what)) if what.contains("larger than")),
+        "{reply:?}"
+    );
 }
 
 #[test]
@@ -140,9 +170,17 @@ fn another_version_is_named() {
     let (_home, client, thread) = daemon(first, 99);
     let error = client.try_ask(Request::List).unwrap_err();
     thread.join().unwrap();
-    assert!(matches!(&error, CallError::Version { daemon, protocol: 99 } if daemon == "9.9.9"), "{error:?}");
-    let Problem::Report { exit: 1, report } = client.explain(error) else { panic!() };
-    assert!(report.message.contains("rsup 9.9.9 (protocol 99)"), "{report:?}");
+    assert!(
+        matches!(&error, CallError::Version { daemon, protocol: 99 } if daemon == "9.9.9"),
+        "{error:?}"
+    );
+    let Problem::Report { exit: 1, report } = client.explain(error) else {
+        panic!()
+    };
+    assert!(
+        report.message.contains("rsup 9.9.9 (protocol 99)"),
+        "{report:?}"
+    );
 }
 
 #[test]
@@ -155,17 +193,29 @@ fn silence_has_an_end() {
         control::VERSION,
     );
     let client = client.patience(std::time::Duration::from_millis(50));
-    assert!(matches!(client.try_ask(Request::Ping), Err(CallError::Silent)));
+    assert!(matches!(
+        client.try_ask(Request::Ping),
+        Err(CallError::Silent)
+    ));
     thread.join().unwrap();
 }
 
 #[test]
 fn no_socket_and_a_dead_socket_mean_no_daemon() {
     let home = tempfile::tempdir().unwrap();
-    let paths = Paths { runtime: home.path().join("run"), state: home.path().join("state") };
+    let paths = Paths {
+        runtime: home.path().join("run"),
+        state: home.path().join("state"),
+    };
     let client = Client::new(&paths).unwrap();
-    assert!(matches!(client.try_ask(Request::Ping), Err(CallError::NoDaemon)));
+    assert!(matches!(
+        client.try_ask(Request::Ping),
+        Err(CallError::NoDaemon)
+    ));
     paths.create().unwrap();
     drop(UnixListener::bind(paths.socket()).unwrap());
-    assert!(matches!(client.try_ask(Request::Ping), Err(CallError::NoDaemon)));
+    assert!(matches!(
+        client.try_ask(Request::Ping),
+        Err(CallError::NoDaemon)
+    ));
 }

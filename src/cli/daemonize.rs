@@ -77,7 +77,10 @@ pub fn own(home: &Path) -> Result<(Client, Child), Problem> {
     let log = Log::open(&paths)?;
     let mut command = command("daemon", &log)?;
     // The other end of the pipe is the child's `stdin`, in our hands.
-    command.arg("--until-eof").stdin(Stdio::piped()).env("RSUP_HOME", home);
+    command
+        .arg("--until-eof")
+        .stdin(Stdio::piped())
+        .env("RSUP_HOME", home);
     let mut child = spawn(command)?;
     match until_it_answers(&paths, client, &mut child, &log) {
         Ok(client) => Ok((client, child)),
@@ -90,7 +93,12 @@ pub fn own(home: &Path) -> Result<(Client, Child), Problem> {
     }
 }
 
-fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, log: &Log) -> Result<Client, Problem> {
+fn until_it_answers(
+    paths: &Paths,
+    client: Client,
+    child: &mut Child,
+    log: &Log,
+) -> Result<Client, Problem> {
     let deadline = Instant::now() + WITHIN;
     let failed = |what: String| {
         let log = log.tail(&paths.daemon_log());
@@ -98,8 +106,14 @@ fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, log: &Log)
         let first = first.map(|first| format!("{first}\n")).unwrap_or_default();
         let mut report = Report::new("spawn", first + &what);
         report.log = log;
-        report.hint = Some(format!("the daemon's log: {}", paths.daemon_log().display()));
-        Problem::Report { exit: FAILED, report }
+        report.hint = Some(format!(
+            "the daemon's log: {}",
+            paths.daemon_log().display()
+        ));
+        Problem::Report {
+            exit: FAILED,
+            report,
+        }
     };
     let client = client.patience(WITHIN);
     loop {
@@ -118,14 +132,22 @@ fn until_it_answers(paths: &Paths, client: Client, child: &mut Child, log: &Log)
             }
             // Perhaps another one that was started at the same time holds the lock and is about to
             // listen; if not, this is the end.
-            Ok(Some(status)) if !status.success() && (others_are_gone(paths) || waited(deadline) > GRACE) => {
-                return Err(failed(format!("the daemon ended as soon as it was started\n{status}")));
+            Ok(Some(status))
+                if !status.success() && (others_are_gone(paths) || waited(deadline) > GRACE) =>
+            {
+                return Err(failed(format!(
+                    "the daemon ended as soon as it was started\n{status}"
+                )));
             }
             Ok(_) => {}
             Err(error) => return Err(failed(format!("cannot watch the new daemon: {error}"))),
         }
         if Instant::now() >= deadline {
-            return Err(failed(format!("the new daemon (pid {}) does not answer\nwaited {} s", child.id(), WITHIN.as_secs())));
+            return Err(failed(format!(
+                "the new daemon (pid {}) does not answer\nwaited {} s",
+                child.id(),
+                WITHIN.as_secs()
+            )));
         }
         std::thread::sleep(POLL);
     }
@@ -137,13 +159,19 @@ fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Cl
     loop {
         match client.try_ask(Request::Ping) {
             Ok(reply) => return accept(client, reply),
-            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) if Instant::now() < deadline => {
+            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_))
+                if Instant::now() < deadline =>
+            {
                 std::thread::sleep(POLL)
             }
             Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {
-                let what = format!("{unit} was started, but does not answer\nwaited {} s", WITHIN.as_secs());
+                let what = format!(
+                    "{unit} was started, but does not answer\nwaited {} s",
+                    WITHIN.as_secs()
+                );
                 let hint = format!("systemctl status {unit}; journalctl -t rsup");
-                return Err(systemctl::trouble(paths).unwrap_or_else(|| Problem::failed("spawn", what).hint(hint)));
+                return Err(systemctl::trouble(paths)
+                    .unwrap_or_else(|| Problem::failed("spawn", what).hint(hint)));
             }
             Err(error) => return Err(client.explain(error)),
         }
@@ -152,11 +180,16 @@ fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Cl
 
 fn accept(client: Client, reply: Reply) -> Result<Client, Problem> {
     match reply {
-        Reply::Pong { version, protocol, .. } if protocol != control::VERSION => {
-            Err(client.explain(CallError::Version { daemon: version, protocol }))
-        }
+        Reply::Pong {
+            version, protocol, ..
+        } if protocol != control::VERSION => Err(client.explain(CallError::Version {
+            daemon: version,
+            protocol,
+        })),
         Reply::Pong { .. } => Ok(client),
-        _ => Err(client.explain(CallError::Broken("it answered a ping with something else".into()))),
+        _ => Err(client.explain(CallError::Broken(
+            "it answered a ping with something else".into(),
+        ))),
     }
 }
 
@@ -173,13 +206,26 @@ impl Log {
     fn open(paths: &Paths) -> Result<Self, Problem> {
         let path = paths.daemon_log();
         let open = || {
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            let file = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(&path)?;
             let begin = file.metadata()?.len();
-            let words = memfd_create(c"rsup", MFdFlags::MFD_CLOEXEC).ok().map(File::from);
+            let words = memfd_create(c"rsup", MFdFlags::MFD_CLOEXEC)
+                .ok()
+                .map(File::from);
             Ok(Self { file, begin, words })
         };
         open().map_err(|error: io::Error| {
-            Problem::failed("local", format!("cannot write {}: {error}\n{}", path.display(), paths::ELSEWHERE))
+            Problem::failed(
+                "local",
+                format!(
+                    "cannot write {}: {error}\n{}",
+                    path.display(),
+                    paths::ELSEWHERE
+                ),
+            )
         })
     }
 
@@ -191,23 +237,34 @@ impl Log {
             file.take(1 << 20).read_to_end(&mut bytes)?;
             Ok::<_, io::Error>(bytes)
         };
-        let mut text = File::open(path).and_then(|mut file| read(&mut file, self.begin)).unwrap_or_default();
-        if let Some(words) =
-            self.words.as_ref().and_then(|words| words.try_clone().ok()).and_then(|mut words| read(&mut words, 0).ok())
+        let mut text = File::open(path)
+            .and_then(|mut file| read(&mut file, self.begin))
+            .unwrap_or_default();
+        if let Some(words) = self
+            .words
+            .as_ref()
+            .and_then(|words| words.try_clone().ok())
+            .and_then(|mut words| read(&mut words, 0).ok())
         {
             text.extend(words);
         }
-        let lines: Vec<_> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+        let lines: Vec<_> = String::from_utf8_lossy(&text)
+            .lines()
+            .map(str::to_owned)
+            .collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
     }
 }
 
 fn command(verb: &str, log: &Log) -> Result<Command, Problem> {
-    let failed = |error: io::Error| Problem::failed("spawn", format!("cannot start the daemon: {error}"));
+    let failed =
+        |error: io::Error| Problem::failed("spawn", format!("cannot start the daemon: {error}"));
     let mut command = Command::new(paths::program());
     // Not in the caller's folder, which would stay in use for ever.
     command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null());
-    command.stderr(log.file.try_clone().map_err(failed)?).current_dir("/");
+    command
+        .stderr(log.file.try_clone().map_err(failed)?)
+        .current_dir("/");
     if let Some(home) = std::env::var_os("RSUP_HOME").filter(|home| !home.is_empty())
         && let Ok(home) = std::path::absolute(home)
     {
@@ -217,16 +274,27 @@ fn command(verb: &str, log: &Log) -> Result<Command, Problem> {
         command.env_remove(name);
     }
     if let Some(words) = &log.words {
-        command.env(keeper::WORDS, inherit::leave_open(words).map_err(failed)?.to_string());
+        command.env(
+            keeper::WORDS,
+            inherit::leave_open(words).map_err(failed)?.to_string(),
+        );
     }
     Ok(command)
 }
 
 fn spawn(mut command: Command) -> Result<Child, Problem> {
     let failed = |error: std::io::Error, command: &Command| {
-        needs::words(&format!("cannot start the daemon: {}", command.get_program().display()), &error)
+        needs::words(
+            &format!(
+                "cannot start the daemon: {}",
+                command.get_program().display()
+            ),
+            &error,
+        )
     };
-    command.spawn().map_err(|error| Problem::failed("spawn", failed(error, &command)))
+    command
+        .spawn()
+        .map_err(|error| Problem::failed("spawn", failed(error, &command)))
 }
 
 fn waited(deadline: Instant) -> Duration {
@@ -240,12 +308,25 @@ fn others_are_gone(paths: &Paths) -> bool {
 
 /// What a daemon or keeper said of its end, and the lines without it: of several, the last one that names a cause.
 fn cause(mut lines: Vec<String>) -> (Option<String>, Vec<String>) {
-    let word = |line: &String| ["error: ", "keeper: cannot "].iter().find(|word| line.starts_with(**word)).copied();
-    let Some(at) = lines.iter().rposition(|line| word(line).is_some()) else { return (None, lines) };
+    let word = |line: &String| {
+        ["error: ", "keeper: cannot "]
+            .iter()
+            .find(|word| line.starts_with(**word))
+            .copied()
+    };
+    let Some(at) = lines.iter().rposition(|line| word(line).is_some()) else {
+        return (None, lines);
+    };
     // Further lines of an error are indented, as are those of its hint.
-    let end = lines.iter().skip(at + 1).position(|line| !line.starts_with(' ')).map_or(lines.len(), |length| at + 1 + length);
+    let end = lines
+        .iter()
+        .skip(at + 1)
+        .position(|line| !line.starts_with(' '))
+        .map_or(lines.len(), |length| at + 1 + length);
     let of_error: Vec<String> = lines.drain(at..end).collect();
-    let words = of_error.iter().map(|line| line.trim().trim_start_matches("error: "));
+    let words = of_error
+        .iter()
+        .map(|line| line.trim().trim_start_matches("error: "));
     (Some(words.collect::<Vec<_>>().join("\n")), lines)
 }
 
@@ -256,10 +337,21 @@ mod tests {
     #[test]
     fn the_cause_of_a_daemons_end_is_told_apart_from_its_log() {
         let told = |lines: &[&str]| cause(lines.iter().map(|line| (*line).to_owned()).collect());
-        let (first, rest) = told(&["WARN x", "error: cannot y: z", "  do this", "keeper: the daemon (pid 1) exited with code 1"]);
+        let (first, rest) = told(&[
+            "WARN x",
+            "error: cannot y: z",
+            "  do this",
+            "keeper: the daemon (pid 1) exited with code 1",
+        ]);
         assert_eq!(first.as_deref(), Some("cannot y: z\ndo this"));
-        assert_eq!(rest, ["WARN x", "keeper: the daemon (pid 1) exited with code 1"]);
-        assert_eq!(told(&["keeper: cannot keep: z"]).0.as_deref(), Some("keeper: cannot keep: z"));
+        assert_eq!(
+            rest,
+            ["WARN x", "keeper: the daemon (pid 1) exited with code 1"]
+        );
+        assert_eq!(
+            told(&["keeper: cannot keep: z"]).0.as_deref(),
+            Some("keeper: cannot keep: z")
+        );
         assert_eq!(told(&["WARN x"]), (None, vec!["WARN x".to_owned()]));
     }
 }

@@ -6,7 +6,13 @@ use std::ffi::OsString;
 /// Variables that concern the process they were set for and nobody else: an app that finds its
 /// caller's `NOTIFY_SOCKET` or `LISTEN_FDS` would take them for its own.
 fn private(name: &str) -> bool {
-    const PREFIXES: [&str; 5] = ["RSUP_", "LISTEN_FD", "NODE_CHANNEL_", "WATCHDOG_", "MEMORY_PRESSURE_"];
+    const PREFIXES: [&str; 5] = [
+        "RSUP_",
+        "LISTEN_FD",
+        "NODE_CHANNEL_",
+        "WATCHDOG_",
+        "MEMORY_PRESSURE_",
+    ];
     const NAMES: [&str; 9] = [
         "LISTEN_PID",
         "NOTIFY_SOCKET",
@@ -28,7 +34,10 @@ const FOR_THE_DAEMON: [&str; 2] = ["RSUP_HOME", "RSUP_TAKEOVER"];
 pub fn private_names() -> Vec<OsString> {
     std::env::vars_os()
         .map(|(name, _)| name)
-        .filter(|name| name.to_str().is_some_and(|name| private(name) && !FOR_THE_DAEMON.contains(&name)))
+        .filter(|name| {
+            name.to_str()
+                .is_some_and(|name| private(name) && !FOR_THE_DAEMON.contains(&name))
+        })
         .collect()
 }
 
@@ -38,7 +47,9 @@ pub fn of_caller() -> (BTreeMap<String, String>, Vec<String>) {
     pick(std::env::vars_os())
 }
 
-fn pick(vars: impl Iterator<Item = (OsString, OsString)>) -> (BTreeMap<String, String>, Vec<String>) {
+fn pick(
+    vars: impl Iterator<Item = (OsString, OsString)>,
+) -> (BTreeMap<String, String>, Vec<String>) {
     let mut kept = BTreeMap::new();
     let mut odd = Vec::new();
     for (name, value) in vars {
@@ -69,7 +80,10 @@ mod tests {
             ("NODE_ENV", b"production".to_vec()),
             ("ODD", b"\xff".to_vec()),
         ];
-        let (kept, odd) = pick(vars.into_iter().map(|(name, value)| (name.into(), OsString::from_vec(value))));
+        let (kept, odd) = pick(
+            vars.into_iter()
+                .map(|(name, value)| (name.into(), OsString::from_vec(value))),
+        );
         assert_eq!(kept.keys().collect::<Vec<_>>(), ["NODE_ENV", "PATH"]);
         assert_eq!(odd, ["ODD"]);
     }

@@ -19,7 +19,10 @@ pub fn spec(app: &str) -> AppSpec {
         cwd: format!("/srv/{app}/current").into(),
         cwd_resolved: format!("/srv/{app}/releases/42").into(),
         instances: 2,
-        listen: vec![Listen::Tcp { addr: ([0, 0, 0, 0], 3001).into(), v6only: false }],
+        listen: vec![Listen::Tcp {
+            addr: ([0, 0, 0, 0], 3001).into(),
+            v6only: false,
+        }],
         socket_activation: false,
         hide_port: HidePort::Auto,
         env: BTreeMap::from([("NODE_ENV".into(), "production".into())]),
@@ -42,7 +45,10 @@ pub fn spec(app: &str) -> AppSpec {
         kill_timeout: seconds(30),
         max_memory: Some(500 << 20),
         balance: Balance::Random,
-        stop: Stop { signal: 15, exit_codes: BTreeSet::from([0]) },
+        stop: Stop {
+            signal: 15,
+            exit_codes: BTreeSet::from([0]),
+        },
         restart: Restart {
             policy: RestartPolicy::Always,
             max_restarts: 15,
@@ -51,7 +57,12 @@ pub fn spec(app: &str) -> AppSpec {
             backoff_max: seconds(15),
             reset_after: seconds(30),
         },
-        reload: Reload { max_surge: 1, min_ready: Duration::ZERO, deadline: seconds(600), auto_rollback: true },
+        reload: Reload {
+            max_surge: 1,
+            min_ready: Duration::ZERO,
+            deadline: seconds(600),
+            auto_rollback: true,
+        },
         log: Log {
             out: None,
             err: None,
@@ -101,10 +112,24 @@ pub fn app(app: &str, phase: AppPhase, workers: Vec<WorkerView>) -> AppView {
 
 /// One of each kind that a person may meet.
 pub fn zoo() -> Vec<AppView> {
-    let api = app("api", AppPhase::Ready, vec![worker(0, WorkerPhase::Ready), worker(1, WorkerPhase::Ready)]);
-    let mut web = app("web", AppPhase::Reloading, vec![worker(0, WorkerPhase::Draining), worker(1, WorkerPhase::Ready)]);
+    let api = app(
+        "api",
+        AppPhase::Ready,
+        vec![worker(0, WorkerPhase::Ready), worker(1, WorkerPhase::Ready)],
+    );
+    let mut web = app(
+        "web",
+        AppPhase::Reloading,
+        vec![
+            worker(0, WorkerPhase::Draining),
+            worker(1, WorkerPhase::Ready),
+        ],
+    );
     web.listen = vec!["[::]:8080".into(), "unix:/run/web/http.sock".into()];
-    web.operation = Some(OperationView { kind: OperationKind::Reload, since_ms: 3_200 });
+    web.operation = Some(OperationView {
+        kind: OperationKind::Reload,
+        since_ms: 3_200,
+    });
     web.workers.push(WorkerView {
         generation: 8,
         slot: 2,
@@ -114,7 +139,11 @@ pub fn zoo() -> Vec<AppView> {
         memory: Some(30 << 20),
         ..worker(0, WorkerPhase::Starting)
     });
-    let mut mailer = app("mailer", AppPhase::Degraded, vec![worker(0, WorkerPhase::Ready)]);
+    let mut mailer = app(
+        "mailer",
+        AppPhase::Degraded,
+        vec![worker(0, WorkerPhase::Ready)],
+    );
     mailer.listen.clear();
     mailer.workers.push(WorkerView {
         pid: None,
@@ -148,9 +177,18 @@ pub fn described() -> Description {
         out_log: "/var/lib/rsup/logs/web-out.log".into(),
         err_log: "/var/lib/rsup/logs/web-err.log".into(),
         events: vec![
-            PastEvent { age_ms: 273_600_000, text: "started with 2 workers".into() },
-            PastEvent { age_ms: 3_200, text: "reload to revision 4 began".into() },
+            PastEvent {
+                age_ms: 273_600_000,
+                text: "started with 2 workers".into(),
+            },
+            PastEvent {
+                age_ms: 3_200,
+                text: "reload to revision 4 began".into(),
+            },
         ],
-        notes: vec!["the kernel forbids takeover of bind here: the app must take its socket by LISTEN_FDS".into()],
+        notes: vec![
+            "the kernel forbids takeover of bind here: the app must take its socket by LISTEN_FDS"
+                .into(),
+        ],
     }
 }

@@ -104,7 +104,10 @@ impl Context {
     fn base_env(&self) -> BTreeMap<String, String> {
         let (env, odd) = environment::of_caller();
         if !odd.is_empty() {
-            self.out.note(&format!("not UTF-8 and therefore not handed on: {}", odd.join(", ")));
+            self.out.note(&format!(
+                "not UTF-8 and therefore not handed on: {}",
+                odd.join(", ")
+            ));
         }
         env
     }
@@ -129,7 +132,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         return crate::keeper::run();
     }
     // A process of a worker's user, which does one system call.
-    if args.get(1).is_some_and(|verb| verb == crate::sys::takeover::TRIAL) {
+    if args
+        .get(1)
+        .is_some_and(|verb| verb == crate::sys::takeover::TRIAL)
+    {
         return crate::sys::takeover::run_trial();
     }
     let cli = match Cli::try_parse_from(args) {
@@ -140,7 +146,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             return if error.exit_code() == 0 { DONE } else { USAGE };
         }
     };
-    let cx = Context { out: Output::new(cli.json) };
+    let cx = Context {
+        out: Output::new(cli.json),
+    };
     match dispatch(cli.verb, &cx) {
         Ok(()) => DONE,
         Err(problem) => {

@@ -43,7 +43,12 @@ pub struct Report {
 
 impl Report {
     pub fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.into(), message: message.into(), hint: None, log: Vec::new() }
+        Self {
+            code: code.into(),
+            message: message.into(),
+            hint: None,
+            log: Vec::new(),
+        }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -66,7 +71,11 @@ impl From<&Failure> for Report {
     fn from(failure: &Failure) -> Self {
         let code = serde_json::to_value(failure.code).ok();
         Self {
-            code: code.as_ref().and_then(|code| code.as_str()).unwrap_or("internal").into(),
+            code: code
+                .as_ref()
+                .and_then(|code| code.as_str())
+                .unwrap_or("internal")
+                .into(),
             message: failure.message.clone(),
             hint: failure.hint.clone(),
             log: failure.log.clone(),
@@ -77,12 +86,18 @@ impl From<&Failure> for Report {
 impl Problem {
     /// The operation failed.
     pub fn failed(code: &str, message: impl Into<String>) -> Self {
-        Self::Report { exit: FAILED, report: Report::new(code, message) }
+        Self::Report {
+            exit: FAILED,
+            report: Report::new(code, message),
+        }
     }
 
     /// It was asked for wrongly.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self::Report { exit: USAGE, report: Report::new("usage", message) }
+        Self::Report {
+            exit: USAGE,
+            report: Report::new("usage", message),
+        }
     }
 
     /// Adds what to type next, unless something is said already.
@@ -106,7 +121,10 @@ impl Problem {
 
 impl From<Failure> for Problem {
     fn from(failure: Failure) -> Self {
-        Self::Report { exit: FAILED, report: Report::from(&failure) }
+        Self::Report {
+            exit: FAILED,
+            report: Report::from(&failure),
+        }
     }
 }
 

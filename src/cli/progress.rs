@@ -16,7 +16,11 @@ pub struct Progress(Kind);
 enum Kind {
     Silent,
     Lines,
-    Terminal { all: MultiProgress, apps: Mutex<BTreeMap<AppName, ProgressBar>>, style: ProgressStyle },
+    Terminal {
+        all: MultiProgress,
+        apps: Mutex<BTreeMap<AppName, ProgressBar>>,
+        style: ProgressStyle,
+    },
 }
 
 impl Progress {
@@ -25,7 +29,11 @@ impl Progress {
         Self(if out.json {
             Kind::Silent
         } else if out.error_look.terminal {
-            Kind::Terminal { all: MultiProgress::new(), apps: Mutex::default(), style: style(out.error_look.color) }
+            Kind::Terminal {
+                all: MultiProgress::new(),
+                apps: Mutex::default(),
+                style: style(out.error_look.color),
+            }
         } else {
             Kind::Lines
         })
@@ -47,8 +55,11 @@ impl Progress {
                     Some(bar) => say(bar),
                     None => {
                         // Drawn once it has something to say.
-                        let hidden = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-                        let bar = hidden.with_style(style.clone()).with_prefix(event.app.to_string());
+                        let hidden =
+                            ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+                        let bar = hidden
+                            .with_style(style.clone())
+                            .with_prefix(event.app.to_string());
                         say(&bar);
                         let bar = all.add(bar);
                         bar.enable_steady_tick(Duration::from_millis(100));

@@ -13,7 +13,11 @@ use crate::config::{self, Loaded};
 
 /// Reads each file once and picks the apps; an app without a file keeps its settings, but its
 /// folder is looked up again. Any error ends it before anything is changed.
-pub fn reread(running: &[&AppSpec], client: &Client, out: &Output) -> Result<Vec<AppSpec>, Problem> {
+pub fn reread(
+    running: &[&AppSpec],
+    client: &Client,
+    out: &Output,
+) -> Result<Vec<AppSpec>, Problem> {
     let mut files: BTreeMap<&PathBuf, Loaded> = BTreeMap::new();
     let mut broken = Vec::new();
     for source in running.iter().filter_map(|spec| spec.source.as_ref()) {
@@ -26,12 +30,17 @@ pub fn reread(running: &[&AppSpec], client: &Client, out: &Output) -> Result<Vec
         }
     }
     if !broken.is_empty() {
-        return Err(Problem::Config(broken.into_iter().map(|(_, errors)| errors).collect()));
+        return Err(Problem::Config(
+            broken.into_iter().map(|(_, errors)| errors).collect(),
+        ));
     }
     for warning in files.values().flat_map(|loaded| &loaded.warnings) {
         out.warning(&warning.render(out.error_look.color));
     }
-    let fresh: Vec<_> = running.iter().map(|old| fresh(old, &files)).collect::<Result<_, _>>()?;
+    let fresh: Vec<_> = running
+        .iter()
+        .map(|old| fresh(old, &files))
+        .collect::<Result<_, _>>()?;
     note_scaling(&fresh, client, out)?;
     for (source, loaded) in &files {
         settings::tell(client, settings::of(source, loaded), out)?;
@@ -43,18 +52,35 @@ fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, P
     let Some(loaded) = old.source.as_ref().and_then(|source| files.get(source)) else {
         let mut spec = old.clone();
         config::resolve_cwd(&mut spec).map_err(|error| {
-            Problem::failed("bad_request", format!("{} cannot run in {}\n{error}", old.name, old.cwd.display()))
+            Problem::failed(
+                "bad_request",
+                format!("{} cannot run in {}\n{error}", old.name, old.cwd.display()),
+            )
         })?;
-        config::resolve_user(&mut spec)
-            .map_err(|why| Problem::failed("bad_request", format!("{} has lost its user\n{why}", old.name)))?;
+        config::resolve_user(&mut spec).map_err(|why| {
+            Problem::failed(
+                "bad_request",
+                format!("{} has lost its user\n{why}", old.name),
+            )
+        })?;
         return Ok(spec);
     };
     match loaded.config.apps.iter().find(|spec| spec.name == old.name) {
         Some(spec) => Ok(spec.clone()),
         None => {
-            let file = old.source.as_deref().unwrap_or_else(|| "its file".as_ref()).display();
-            let report = Report::new("gone", format!("{} is no longer in {file}\nnothing was changed", old.name));
-            Err(Problem::Report { exit: USAGE, report: report.hint(format!("rsup delete {}", old.name)) })
+            let file = old
+                .source
+                .as_deref()
+                .unwrap_or_else(|| "its file".as_ref())
+                .display();
+            let report = Report::new(
+                "gone",
+                format!("{} is no longer in {file}\nnothing was changed", old.name),
+            );
+            Err(Problem::Report {
+                exit: USAGE,
+                report: report.hint(format!("rsup delete {}", old.name)),
+            })
         }
     }
 }
@@ -62,8 +88,16 @@ fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, P
 /// `rsup scale` does not outlive this: better told now than found out under load.
 fn note_scaling(fresh: &[AppSpec], client: &Client, out: &Output) -> Result<(), Problem> {
     for view in targets::views(client)? {
-        if let Some(spec) = fresh.iter().find(|spec| spec.name == view.name && spec.instances != view.instances) {
-            out.note(&format!("{} goes from {} to {}", view.name, workers(view.instances), workers(spec.instances)));
+        if let Some(spec) = fresh
+            .iter()
+            .find(|spec| spec.name == view.name && spec.instances != view.instances)
+        {
+            out.note(&format!(
+                "{} goes from {} to {}",
+                view.name,
+                workers(view.instances),
+                workers(spec.instances)
+            ));
         }
     }
     Ok(())

@@ -14,13 +14,18 @@ use crate::supervisor::Settings;
 pub fn of(file: &Path, loaded: &Loaded) -> Settings {
     // The daemon does not share our working directory.
     let source = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    Settings { source, spec: loaded.config.supervisor.clone() }
+    Settings {
+        source,
+        spec: loaded.config.supervisor.clone(),
+    }
 }
 
 /// Tells the daemon, and the user what came of it. Apps do not depend on it: what fails is said, no more.
 pub fn tell(client: &Client, settings: Settings, out: &Output) -> Result<(), Problem> {
     match client.ask(Request::Supervise { settings })? {
-        Reply::Supervised { notes } => notes.iter().for_each(|note| out.warning(&format!("warning: {note}\n"))),
+        Reply::Supervised { notes } => notes
+            .iter()
+            .for_each(|note| out.warning(&format!("warning: {note}\n"))),
         _ => return Err(targets::unexpected()),
     }
     Ok(())

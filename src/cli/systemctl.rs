@@ -32,7 +32,11 @@ pub fn is_init() -> bool {
 /// Its version, where there is a systemctl.
 pub fn version() -> Option<u32> {
     let output = Command::new("systemctl").arg("--version").output().ok()?;
-    String::from_utf8_lossy(&output.stdout).split_whitespace().nth(1)?.parse().ok()
+    String::from_utf8_lossy(&output.stdout)
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 /// One of systemd's managers.
@@ -69,9 +73,16 @@ impl Manager {
         match self.0 {
             Scope::System => Ok("/etc/systemd/system".into()),
             Scope::User => {
-                let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-                let config = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
-                let config = config.ok_or_else(|| Problem::usage("HOME is not set, so there is no place for a unit"))?;
+                let absolute = |name: &str| {
+                    std::env::var_os(name)
+                        .map(PathBuf::from)
+                        .filter(|path| path.is_absolute())
+                };
+                let config = absolute("XDG_CONFIG_HOME")
+                    .or_else(|| absolute("HOME").map(|home| home.join(".config")));
+                let config = config.ok_or_else(|| {
+                    Problem::usage("HOME is not set, so there is no place for a unit")
+                })?;
                 Ok(config.join("systemd/user"))
             }
         }
@@ -80,40 +91,86 @@ impl Manager {
     /// What `systemctl` prints.
     pub fn ask(self, words: &[&str]) -> Result<String, Problem> {
         let shown = || format!("systemctl {}", [self.0.flag(), words].concat().join(" "));
-        let output = Command::new("systemctl").args(self.0.flag()).args(words).output().map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Problem::failed("no_systemd", "there is no systemctl in PATH"),
-            _ => Problem::failed("systemd", format!("cannot run {}: {error}", shown())),
-        })?;
+        let output = Command::new("systemctl")
+            .args(self.0.flag())
+            .args(words)
+            .output()
+            .map_err(|error| match error.kind() {
+                ErrorKind::NotFound => {
+                    Problem::failed("no_systemd", "there is no systemctl in PATH")
+                }
+                _ => Problem::failed("systemd", format!("cannot run {}: {error}", shown())),
+            })?;
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr);
             let why = why.trim();
-            let why = if why.is_empty() { output.status.to_string() } else { why.to_owned() };
-            return Err(Problem::failed("systemd", format!("{} failed\n{why}", shown())));
+            let why = if why.is_empty() {
+                output.status.to_string()
+            } else {
+                why.to_owned()
+            };
+            return Err(Problem::failed(
+                "systemd",
+                format!("{} failed\n{why}", shown()),
+            ));
         }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// Starts a unit; what the journal says of it goes with the error.
     pub fn start(self, unit: &str, wait: bool) -> Result<(), Problem> {
-        let words: &[&str] = if wait { &["start", unit] } else { &["start", "--no-block", unit] };
+        let words: &[&str] = if wait {
+            &["start", unit]
+        } else {
+            &["start", "--no-block", unit]
+        };
         self.ask(words).map(drop).map_err(|problem| {
-            let Problem::Report { report, .. } = problem else { return problem };
+            let Problem::Report { report, .. } = problem else {
+                return problem;
+            };
             let log = self.journal(unit);
-            let hint = format!("journalctl {}", [self.0.flag(), &["-u", unit]].concat().join(" "));
-            Problem::Report { exit: FAILED, report: Report { log, ..report }.hint(hint) }
+            let hint = format!(
+                "journalctl {}",
+                [self.0.flag(), &["-u", unit]].concat().join(" ")
+            );
+            Problem::Report {
+                exit: FAILED,
+                report: Report { log, ..report }.hint(hint),
+            }
         })
     }
 
     fn journal(self, unit: &str) -> Vec<String> {
-        let words = ["-u", unit, "-n", LOG_LINES, "-o", "cat", "--no-pager", "--quiet"];
-        let output = Command::new("journalctl").args(self.0.flag()).args(words).output();
-        output.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default()
+        let words = [
+            "-u",
+            unit,
+            "-n",
+            LOG_LINES,
+            "-o",
+            "cat",
+            "--no-pager",
+            "--quiet",
+        ];
+        let output = Command::new("journalctl")
+            .args(self.0.flag())
+            .args(words)
+            .output();
+        output
+            .map(|o| {
+                String::from_utf8_lossy(&o.stdout)
+                    .lines()
+                    .map(str::to_owned)
+                    .collect()
+            })
+            .unwrap_or_default()
     }
 
     /// Whether a job that stops the unit is under way, if only to start it anew after that.
     pub fn is_asked_to_stop(self, unit: &str) -> bool {
         // JOB UNIT TYPE STATE, without more.
-        let jobs = self.ask(&["list-jobs", "--no-legend", "--plain", "--no-pager", unit]).unwrap_or_default();
+        let jobs = self
+            .ask(&["list-jobs", "--no-legend", "--plain", "--no-pager", unit])
+            .unwrap_or_default();
         jobs.lines().any(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
             words.get(1) == Some(&unit) && matches!(words.get(2), Some(&("stop" | "restart")))
@@ -122,7 +179,9 @@ impl Manager {
 
     /// Where the processes of a service are.
     pub fn cgroup(self, unit: &str) -> Option<String> {
-        self.ask(&["show", "--property=ControlGroup", "--value", unit]).ok().filter(|path| !path.is_empty())
+        self.ask(&["show", "--property=ControlGroup", "--value", unit])
+            .ok()
+            .filter(|path| !path.is_empty())
     }
 
     /// Why a service is down that is to run, as systemd has it. `None`: it runs, or was stopped, or is being
@@ -132,15 +191,24 @@ impl Manager {
         let names = "--property=ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts";
         loop {
             let text = self.ask(&["show", names, unit]).ok()?;
-            let facts: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+            let facts: BTreeMap<&str, &str> = text
+                .lines()
+                .filter_map(|line| line.split_once('='))
+                .collect();
             let fact = |name: &str| facts.get(name).copied().unwrap_or_default();
             let restarts: u64 = fact("NRestarts").parse().unwrap_or(0);
             let ended = fact("ExecMainCode") != "0";
             match (fact("ActiveState"), fact("SubState")) {
-                ("failed", _) | (_, "auto-restart" | "auto-restart-queued") => return Some(in_words(fact, restarts)),
-                ("deactivating", _) if ended && restarts > 0 => return Some(in_words(fact, restarts)),
+                ("failed", _) | (_, "auto-restart" | "auto-restart-queued") => {
+                    return Some(in_words(fact, restarts));
+                }
+                ("deactivating", _) if ended && restarts > 0 => {
+                    return Some(in_words(fact, restarts));
+                }
                 // Once more: how that ends is known in a moment.
-                ("activating" | "deactivating", _) if restarts > 0 && Instant::now() < deadline => std::thread::sleep(POLL),
+                ("activating" | "deactivating", _) if restarts > 0 && Instant::now() < deadline => {
+                    std::thread::sleep(POLL)
+                }
                 _ => return None,
             }
         }
@@ -148,7 +216,11 @@ impl Manager {
 
     /// The main process of a service, if it runs.
     pub fn main_pid(self, unit: &str) -> Option<u32> {
-        self.ask(&["show", "--property=MainPID", "--value", unit]).ok()?.parse().ok().filter(|pid| *pid != 0)
+        self.ask(&["show", "--property=MainPID", "--value", unit])
+            .ok()?
+            .parse()
+            .ok()
+            .filter(|pid| *pid != 0)
     }
 }
 
@@ -157,7 +229,11 @@ fn in_words<'a>(fact: impl Fn(&str) -> &'a str, restarts: u64) -> String {
     let how = match (fact("ExecMainCode"), status) {
         // CLD_EXITED of waitid(2).
         ("1", _) => {
-            let step = status.parse().ok().and_then(step_of_start).map_or_else(String::new, |step| format!("/{step}"));
+            let step = status
+                .parse()
+                .ok()
+                .and_then(step_of_start)
+                .map_or_else(String::new, |step| format!("/{step}"));
             format!("its process exited with status {status}{step}")
         }
         ("2" | "3", _) => format!("its process was killed by signal {status}"),
@@ -166,8 +242,15 @@ fn in_words<'a>(fact: impl Fn(&str) -> &'a str, restarts: u64) -> String {
     let result = Some(fact("Result"))
         .filter(|result| *result != "success")
         .map_or_else(String::new, |result| format!(", result {result}"));
-    let again = if fact("ActiveState") == "failed" { "systemd has given up" } else { "systemd tries again" };
-    format!("{how}{result}; {again}, after {restarts} {}", if restarts == 1 { "restart" } else { "restarts" })
+    let again = if fact("ActiveState") == "failed" {
+        "systemd has given up"
+    } else {
+        "systemd tries again"
+    };
+    format!(
+        "{how}{result}; {again}, after {restarts} {}",
+        if restarts == 1 { "restart" } else { "restarts" }
+    )
 }
 
 /// What systemd could not do before the program was run (systemd.exec(5), "Process Exit Codes"): the likelier ones.
@@ -200,12 +283,22 @@ pub fn trouble(paths: &Paths) -> Option<Problem> {
     let hint = manager.outdated(&unit).map_or_else(
         || {
             let flags = manager.0.flag().join(" ");
-            format!("journalctl {flags}{}-u {unit}", if flags.is_empty() { "" } else { " " })
+            format!(
+                "journalctl {flags}{}-u {unit}",
+                if flags.is_empty() { "" } else { " " }
+            )
         },
         |(why, command)| format!("the unit {why}: `{command}` writes it anew and starts it"),
     );
-    let report = Report { log: manager.journal(&unit), ..Report::new("systemd", message) }.hint(hint);
-    Some(Problem::Report { exit: FAILED, report })
+    let report = Report {
+        log: manager.journal(&unit),
+        ..Report::new("systemd", message)
+    }
+    .hint(hint);
+    Some(Problem::Report {
+        exit: FAILED,
+        report,
+    })
 }
 
 /// Variables that a daemon under systemd needs to be the one of these folders and settings.
@@ -215,17 +308,25 @@ pub fn environment(scope: Scope) -> Result<Vec<(String, String)>, Problem> {
         Scope::User => &["RSUP_HOME", "RSUP_TAKEOVER", "XDG_STATE_HOME"],
     };
     let text = |name: &str, value: OsString| {
-        let value = value.into_string().map_err(|_| Problem::usage(format!("{name} is not UTF-8, which a unit has to be")))?;
+        let value = value
+            .into_string()
+            .map_err(|_| Problem::usage(format!("{name} is not UTF-8, which a unit has to be")))?;
         if value.contains(char::is_control) {
-            return Err(Problem::usage(format!("{name} has a control character in it, which a unit cannot have")));
+            return Err(Problem::usage(format!(
+                "{name} has a control character in it, which a unit cannot have"
+            )));
         }
         Ok(value)
     };
     let mut env = Vec::new();
     for name in names {
-        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else { continue };
+        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
+            continue;
+        };
         let value = match *name {
-            "RSUP_HOME" => std::path::absolute(&value).map(PathBuf::into_os_string).unwrap_or(value),
+            "RSUP_HOME" => std::path::absolute(&value)
+                .map(PathBuf::into_os_string)
+                .unwrap_or(value),
             _ => value,
         };
         env.push(((*name).to_owned(), text(name, value)?));
@@ -239,11 +340,23 @@ pub fn installed() -> Option<(Manager, String)> {
     if !is_init() {
         return None;
     }
-    let scope = if geteuid().is_root() { Scope::System } else { Scope::User };
+    let scope = if geteuid().is_root() {
+        Scope::System
+    } else {
+        Scope::User
+    };
     let (manager, env) = (Manager(scope), environment(scope).ok()?);
-    let ours = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(MARK) && unit::is_for(&text, &env));
-    let files = std::fs::read_dir(manager.folder().ok()?).ok()?.flatten().map(|entry| entry.path());
-    let found = files.filter(|path| path.extension().is_some_and(|end| end == "service")).find(|path| ours(path))?;
+    let ours = |path: &Path| {
+        std::fs::read_to_string(path)
+            .is_ok_and(|text| text.starts_with(MARK) && unit::is_for(&text, &env))
+    };
+    let files = std::fs::read_dir(manager.folder().ok()?)
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path());
+    let found = files
+        .filter(|path| path.extension().is_some_and(|end| end == "service"))
+        .find(|path| ours(path))?;
     Some((manager, found.file_name()?.to_str()?.to_owned()))
 }
 
@@ -252,19 +365,30 @@ impl Manager {
     pub fn outdated(self, unit: &str) -> Option<(String, String)> {
         let text = std::fs::read_to_string(self.folder().ok()?.join(unit)).ok()?;
         let why = unit::outdated(&text, version())?;
-        Some((why, unit::rewrite(self.0, unit.strip_suffix(".service").unwrap_or(unit), &text)))
+        Some((
+            why,
+            unit::rewrite(self.0, unit.strip_suffix(".service").unwrap_or(unit), &text),
+        ))
     }
 }
 
 /// Writes a unit, all of it or nothing. One that is not ours stays.
 pub fn write(path: &Path, text: &str) -> Result<(), Problem> {
-    let fail = |error: std::io::Error| Problem::failed("local", format!("cannot write {}: {error}", path.display()));
+    let fail = |error: std::io::Error| {
+        Problem::failed("local", format!("cannot write {}: {error}", path.display()))
+    };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(fail)?;
-        let mut file = tempfile::Builder::new().prefix(".rsup").tempfile_in(folder).map_err(fail)?;
+        let mut file = tempfile::Builder::new()
+            .prefix(".rsup")
+            .tempfile_in(folder)
+            .map_err(fail)?;
         file.write_all(text.as_bytes()).map_err(fail)?;
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        file.as_file().set_permissions(open).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
+        file.as_file()
+            .set_permissions(open)
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(fail)?;
         file.persist(path).map_err(|error| fail(error.error))?;
     }
     Ok(())
@@ -274,10 +398,16 @@ pub fn write(path: &Path, text: &str) -> Result<(), Problem> {
 pub fn read_own(path: &Path) -> Result<Option<String>, Problem> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.starts_with(MARK) => Ok(Some(text)),
-        Ok(_) => Err(Problem::usage(format!("{} was not written by `rsup startup`\nnothing was changed", path.display()))
-            .hint("move it away, or choose another name with --name")),
+        Ok(_) => Err(Problem::usage(format!(
+            "{} was not written by `rsup startup`\nnothing was changed",
+            path.display()
+        ))
+        .hint("move it away, or choose another name with --name")),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Problem::failed("local", format!("cannot read {}: {error}", path.display()))),
+        Err(error) => Err(Problem::failed(
+            "local",
+            format!("cannot read {}: {error}", path.display()),
+        )),
     }
 }
 

@@ -31,10 +31,18 @@ impl Selection {
 
     /// For verbs that take whole apps only.
     pub fn whole_apps(self, verb: &str) -> Result<Self, Problem> {
-        match self.targets.iter().find(|target| matches!(target, Target::Worker(..))) {
+        match self
+            .targets
+            .iter()
+            .find(|target| matches!(target, Target::Worker(..)))
+        {
             Some(Target::Worker(app, instance)) => {
-                let problem = Problem::usage(format!("`{app}:{instance}` is one worker; {verb} is for whole apps"));
-                Err(problem.hint(format!("rsup {verb} {app}, or rsup signal TERM {app}:{instance}")))
+                let problem = Problem::usage(format!(
+                    "`{app}:{instance}` is one worker; {verb} is for whole apps"
+                ));
+                Err(problem.hint(format!(
+                    "rsup {verb} {app}, or rsup signal TERM {app}:{instance}"
+                )))
             }
             _ => Ok(self),
         }
@@ -43,7 +51,9 @@ impl Selection {
 
 /// All that the daemon knows.
 pub fn known(client: &Client) -> Result<Vec<AppSpec>, Problem> {
-    match client.ask(Request::Specs { target: Target::All })? {
+    match client.ask(Request::Specs {
+        target: Target::All,
+    })? {
         Reply::Specs(specs) => Ok(specs),
         _ => Err(unexpected()),
     }
@@ -59,7 +69,10 @@ pub fn views(client: &Client) -> Result<Vec<AppView>, Problem> {
 
 /// A reply that belongs to another request.
 pub fn unexpected() -> Problem {
-    Problem::failed("broken", "the daemon answered something else than was asked")
+    Problem::failed(
+        "broken",
+        "the daemon answered something else than was asked",
+    )
 }
 
 /// Looks up names, `name:worker`, `all` and files. Nothing is done if one of them means nothing.
@@ -73,17 +86,29 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> 
         if is_file(word) {
             let of_file: Vec<_> = known
                 .iter()
-                .filter(|spec| spec.source.as_deref().is_some_and(|source| same_file(source, word.as_ref())))
+                .filter(|spec| {
+                    spec.source
+                        .as_deref()
+                        .is_some_and(|source| same_file(source, word.as_ref()))
+                })
                 .collect();
             if of_file.is_empty() {
-                return Err(Problem::failed("unknown_app", format!("no app of {word} has been started"))
-                    .hint(format!("rsup start {word}")));
+                return Err(Problem::failed(
+                    "unknown_app",
+                    format!("no app of {word} has been started"),
+                )
+                .hint(format!("rsup start {word}")));
             }
-            targets.extend(of_file.into_iter().map(|spec| Target::App(spec.name.clone())));
+            targets.extend(
+                of_file
+                    .into_iter()
+                    .map(|spec| Target::App(spec.name.clone())),
+            );
             continue;
         }
-        let target: Target =
-            word.parse().map_err(|error| Problem::usage(format!("`{word}` is not the name of an app\n{error}")))?;
+        let target: Target = word.parse().map_err(|error| {
+            Problem::usage(format!("`{word}` is not the name of an app\n{error}"))
+        })?;
         if let Target::App(app) | Target::Worker(app, _) = &target
             && !known.iter().any(|spec| spec.name == *app)
         {
@@ -94,8 +119,16 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> 
     if targets.contains(&Target::All) {
         targets = vec![Target::All];
     }
-    let whole: Vec<AppName> =
-        targets.iter().filter_map(|target| if let Target::App(app) = target { Some(app.clone()) } else { None }).collect();
+    let whole: Vec<AppName> = targets
+        .iter()
+        .filter_map(|target| {
+            if let Target::App(app) = target {
+                Some(app.clone())
+            } else {
+                None
+            }
+        })
+        .collect();
     let mut kept = Vec::new();
     for target in targets {
         let within_app = matches!(&target, Target::Worker(app, _) if whole.contains(app));
@@ -103,14 +136,23 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> 
             kept.push(target);
         }
     }
-    Ok(Selection { targets: kept, known })
+    Ok(Selection {
+        targets: kept,
+        known,
+    })
 }
 
 /// An app that the daemon does not know, and which one may have been meant.
 pub fn unknown(name: &str, known: &[AppSpec]) -> Problem {
     let problem = Problem::failed("unknown_app", format!("no app is called `{name}`"));
-    let similar = |spec: &&AppSpec| strsim::damerau_levenshtein(spec.name.as_str(), name) <= 1 + name.len() / 4;
-    match known.iter().filter(similar).min_by_key(|spec| strsim::damerau_levenshtein(spec.name.as_str(), name)) {
+    let similar = |spec: &&AppSpec| {
+        strsim::damerau_levenshtein(spec.name.as_str(), name) <= 1 + name.len() / 4
+    };
+    match known
+        .iter()
+        .filter(similar)
+        .min_by_key(|spec| strsim::damerau_levenshtein(spec.name.as_str(), name))
+    {
         Some(spec) => problem.hint(format!("did you mean `{}`?", spec.name)),
         None if known.is_empty() => problem.hint("there are no apps; `rsup start` starts some"),
         None => problem.hint(format!("there are: {}", names(known))),
@@ -119,16 +161,27 @@ pub fn unknown(name: &str, known: &[AppSpec]) -> Problem {
 
 /// Names with commas between them.
 pub fn names(specs: &[AppSpec]) -> String {
-    specs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>().join(", ")
+    specs
+        .iter()
+        .map(|spec| spec.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// A configuration file rather than a name.
 pub fn is_file(word: &str) -> bool {
-    word.contains('/') || Path::new(word).extension().is_some_and(|extension| extension == "toml")
+    word.contains('/')
+        || Path::new(word)
+            .extension()
+            .is_some_and(|extension| extension == "toml")
 }
 
 fn same_file(source: &Path, given: &Path) -> bool {
-    let plain = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
+    let plain = |path: &Path| {
+        path.canonicalize()
+            .or_else(|_| std::path::absolute(path))
+            .unwrap_or_else(|_| path.to_owned())
+    };
     source == given || plain(source) == plain(given)
 }
 
@@ -149,20 +202,37 @@ mod tests {
 
     #[test]
     fn each_target_is_there_once() {
-        assert_eq!(targets(&["api:1", "web", "web:0", "web", "api:1"]).unwrap(), ["api:1", "web"]);
+        assert_eq!(
+            targets(&["api:1", "web", "web:0", "web", "api:1"]).unwrap(),
+            ["api:1", "web"]
+        );
         assert_eq!(targets(&["api", "all", "web"]).unwrap(), ["all"]);
-        assert_eq!(targets(&["/srv/web/supervisor.toml", "web"]).unwrap(), ["web", "job"]);
+        assert_eq!(
+            targets(&["/srv/web/supervisor.toml", "web"]).unwrap(),
+            ["web", "job"]
+        );
     }
 
     #[test]
     fn what_means_nothing_is_told_with_what_may_have_been_meant() {
         let hint = |word: &str| match targets(&[word]).unwrap_err() {
-            Problem::Report { exit, report } => (exit, report.code, report.hint.unwrap_or_default()),
+            Problem::Report { exit, report } => {
+                (exit, report.code, report.hint.unwrap_or_default())
+            }
             other => panic!("{other:?}"),
         };
-        assert_eq!(hint("apo"), (1, "unknown_app".into(), "did you mean `api`?".into()));
-        assert_eq!(hint("frontend"), (1, "unknown_app".into(), "there are: api, web, job".into()));
-        assert_eq!(hint("other.toml"), (1, "unknown_app".into(), "rsup start other.toml".into()));
+        assert_eq!(
+            hint("apo"),
+            (1, "unknown_app".into(), "did you mean `api`?".into())
+        );
+        assert_eq!(
+            hint("frontend"),
+            (1, "unknown_app".into(), "there are: api, web, job".into())
+        );
+        assert_eq!(
+            hint("other.toml"),
+            (1, "unknown_app".into(), "rsup start other.toml".into())
+        );
         assert_eq!(hint("api:x").0, 2);
     }
 }

@@ -120,9 +120,22 @@ pub fn run(
 ) -> Result<Verdict, Problem> {
     let (load, thread) = begin(plan)?;
     let status = Status::new(out);
-    let mut trial = Trial { out, client, interrupt, app: app.clone(), load, since: Instant::now(), status, reloads: Vec::new() };
+    let mut trial = Trial {
+        out,
+        client,
+        interrupt,
+        app: app.clone(),
+        load,
+        since: Instant::now(),
+        status,
+        reloads: Vec::new(),
+    };
     let (mut interrupted, mut early) = (false, None);
-    match trial.say(&Moment::Begin).map_err(Halt::from).and_then(|()| script(&mut trial)) {
+    match trial
+        .say(&Moment::Begin)
+        .map_err(Halt::from)
+        .and_then(|()| script(&mut trial))
+    {
         Ok(()) => trial.say(&Moment::End)?,
         Err(Halt::Interrupted) => {
             interrupted = true;
@@ -150,7 +163,9 @@ impl Trial<'_> {
             self.status.show(&self.load, "");
             // A reload would only hide whose fault it is.
             if self.reloads.is_empty() && self.load.snapshot().failed > 0 {
-                return Err(Halt::Early("requests failed before there was a reload, so none was made".into()));
+                return Err(Halt::Early(
+                    "requests failed before there was a reload, so none was made".into(),
+                ));
             }
         }
     }
@@ -165,18 +180,32 @@ impl Trial<'_> {
         let before = self.serving()?;
         self.say(&Moment::Reload(step.words))?;
         let at_ms = ms(self.since.elapsed());
-        let request = Request::Reload { apps: vec![step.spec], base_env: None, queue: false };
+        let request = Request::Reload {
+            apps: vec![step.spec],
+            base_env: None,
+            queue: false,
+        };
         let began = Instant::now();
         self.load.mark(Phase::During);
         self.load.marker(step.label);
         let (reply, took) = self.call(request, began, step.label, step.last);
         let outcome = match reply {
-            Ok(Reply::Finished(outcomes)) => outcomes.into_iter().next().ok_or_else(targets::unexpected)?,
+            Ok(Reply::Finished(outcomes)) => outcomes
+                .into_iter()
+                .next()
+                .ok_or_else(targets::unexpected)?,
             Ok(_) => return Err(targets::unexpected().into()),
             Err(CallError::Interrupted) => return Err(Halt::Interrupted),
             Err(CallError::Failed(failure)) => {
                 let (app, kind) = (self.app.clone(), crate::supervisor::OperationKind::Reload);
-                Outcome { app, kind, took_ms: ms(took), view: None, failure: Some(failure), notes: Vec::new() }
+                Outcome {
+                    app,
+                    kind,
+                    took_ms: ms(took),
+                    view: None,
+                    failure: Some(failure),
+                    notes: Vec::new(),
+                }
             }
             Err(error) => return Err(self.client.explain(error).into()),
         };
@@ -205,13 +234,22 @@ impl Trial<'_> {
 
     /// Calls the daemon in another thread while the status goes on. The time after a last reload
     /// begins with the very answer.
-    fn call(&self, request: Request, began: Instant, label: &str, last: bool) -> (Result<Reply, CallError>, Duration) {
+    fn call(
+        &self,
+        request: Request,
+        began: Instant,
+        label: &str,
+        last: bool,
+    ) -> (Result<Reply, CallError>, Duration) {
         let activity = Mutex::new(String::new());
         let doing = || activity.lock().unwrap_or_else(PoisonError::into_inner);
         let act = || {
-            let reply = self.client.act(request, true, self.interrupt, &|step| *doing() = render::activity(step));
+            let reply = self.client.act(request, true, self.interrupt, &|step| {
+                *doing() = render::activity(step)
+            });
             let took = began.elapsed();
-            self.load.marker(format!("{label}{}", load::stats::MARKER_END));
+            self.load
+                .marker(format!("{label}{}", load::stats::MARKER_END));
             if last {
                 self.load.mark(Phase::After);
             }
@@ -221,23 +259,42 @@ impl Trial<'_> {
             let call = match std::thread::Builder::new().spawn_scoped(scope, act) {
                 Ok(call) => call,
                 Err(error) => {
-                    return (Err(CallError::Local(crate::sys::needs::words("cannot start a thread", &error))), began.elapsed());
+                    return (
+                        Err(CallError::Local(crate::sys::needs::words(
+                            "cannot start a thread",
+                            &error,
+                        ))),
+                        began.elapsed(),
+                    );
                 }
             };
             while !call.is_finished() {
                 self.status.show(&self.load, &doing());
                 std::thread::sleep(GLANCE);
             }
-            let lost = |_| (Err(CallError::Local("a thread of rsup ended early".into())), began.elapsed());
+            let lost = |_| {
+                (
+                    Err(CallError::Local("a thread of rsup ended early".into())),
+                    began.elapsed(),
+                )
+            };
             call.join().unwrap_or_else(lost)
         })
     }
 
     /// The processes that take traffic.
     fn serving(&self) -> Result<Vec<u32>, Problem> {
-        let Reply::List(views) = self.client.ask(Request::List)? else { return Err(targets::unexpected()) };
-        let workers = views.iter().filter(|view| view.name == self.app).flat_map(|view| &view.workers);
-        let mut pids: Vec<u32> = workers.filter(|w| w.phase == WorkerPhase::Ready).filter_map(|w| w.pid).collect();
+        let Reply::List(views) = self.client.ask(Request::List)? else {
+            return Err(targets::unexpected());
+        };
+        let workers = views
+            .iter()
+            .filter(|view| view.name == self.app)
+            .flat_map(|view| &view.workers);
+        let mut pids: Vec<u32> = workers
+            .filter(|w| w.phase == WorkerPhase::Ready)
+            .filter_map(|w| w.pid)
+            .collect();
         pids.sort_unstable();
         Ok(pids)
     }
@@ -252,21 +309,51 @@ impl Trial<'_> {
 }
 
 impl Verdict {
-    fn new(app: &AppName, interrupted: bool, early: Option<String>, reloads: Vec<Change>, load: load::Report) -> Self {
-        let mut verdict =
-            Self { app: app.clone(), passed: false, interrupted, reasons: Vec::new(), reloads, load, remarks: Vec::new() };
+    fn new(
+        app: &AppName,
+        interrupted: bool,
+        early: Option<String>,
+        reloads: Vec<Change>,
+        load: load::Report,
+    ) -> Self {
+        let mut verdict = Self {
+            app: app.clone(),
+            passed: false,
+            interrupted,
+            reasons: Vec::new(),
+            reloads,
+            load,
+            remarks: Vec::new(),
+        };
         if !verdict.load.is_lossless() || verdict.load.requests == 0 {
-            verdict.reasons.push(load::report::verdict(&verdict.load, false).trim_start_matches(['✗', '!', ' ']).to_owned());
+            verdict.reasons.push(
+                load::report::verdict(&verdict.load, false)
+                    .trim_start_matches(['✗', '!', ' '])
+                    .to_owned(),
+            );
         }
         verdict.reasons.extend(early);
         for change in verdict.reloads.iter().filter(|change| !change.as_expected) {
-            let kept =
-                if change.old_workers_serve { "the old workers go on serving" } else { "not all of the old workers go on" };
-            verdict.reasons.push(match (change.expected, &change.failure) {
-                (Expected::Done, Some(_)) => format!("the reload failed ({}); {kept}", change.label),
-                (_, None) => format!("a reload that should have been refused was done ({})", change.label),
-                (Expected::Refused, Some(_)) => format!("a reload was refused, as it should be, but {kept} ({})", change.label),
-            });
+            let kept = if change.old_workers_serve {
+                "the old workers go on serving"
+            } else {
+                "not all of the old workers go on"
+            };
+            verdict
+                .reasons
+                .push(match (change.expected, &change.failure) {
+                    (Expected::Done, Some(_)) => {
+                        format!("the reload failed ({}); {kept}", change.label)
+                    }
+                    (_, None) => format!(
+                        "a reload that should have been refused was done ({})",
+                        change.label
+                    ),
+                    (Expected::Refused, Some(_)) => format!(
+                        "a reload was refused, as it should be, but {kept} ({})",
+                        change.label
+                    ),
+                });
         }
         if interrupted {
             verdict.reasons.push("interrupted before the end".into());
@@ -297,7 +384,12 @@ impl Verdict {
 
 /// One request, before anything else; the report of it.
 pub fn one_request(plan: &Plan, interrupt: &Interrupt) -> Result<load::Report, Problem> {
-    let plan = Plan { connections: 1, max_requests: Some(1), rate: None, ..plan.clone() };
+    let plan = Plan {
+        connections: 1,
+        max_requests: Some(1),
+        rate: None,
+        ..plan.clone()
+    };
     let (load, thread) = begin(plan)?;
     while !load.is_finished() {
         if interrupt.wait(Duration::from_millis(5)) {
@@ -314,8 +406,12 @@ struct LoadThread {
 }
 
 fn begin(plan: Plan) -> Result<(Handle, LoadThread), Problem> {
-    let failed = |error: std::io::Error| Problem::failed("local", format!("cannot start the load: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let failed =
+        |error: std::io::Error| Problem::failed("local", format!("cannot start the load: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
     let (end, ended) = oneshot::channel::<Handle>();
     let (begun, handle) = mpsc::sync_channel(1);
     let drive = move || {
@@ -324,7 +420,10 @@ fn begin(plan: Plan) -> Result<(Handle, LoadThread), Problem> {
             Some(ended.await.ok()?.stop().await)
         })
     };
-    let thread = std::thread::Builder::new().name("load".into()).spawn(drive).map_err(failed)?;
+    let thread = std::thread::Builder::new()
+        .name("load".into())
+        .spawn(drive)
+        .map_err(failed)?;
     let handle = handle.recv().map_err(|_| lost())?;
     Ok((handle, LoadThread { thread, end }))
 }
@@ -358,8 +457,13 @@ impl Status {
         if out.json || !out.error_look.terminal {
             return Self(None);
         }
-        let template = if out.error_look.color { "{spinner:.yellow} {wide_msg:.dim}" } else { "{spinner} {wide_msg}" };
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let template = if out.error_look.color {
+            "{spinner:.yellow} {wide_msg:.dim}"
+        } else {
+            "{spinner} {wide_msg}"
+        };
+        let style = ProgressStyle::with_template(template)
+            .unwrap_or_else(|_| ProgressStyle::default_spinner());
         let bar = ProgressBar::new_spinner().with_style(style);
         bar.enable_steady_tick(Duration::from_millis(100));
         Self(Some(bar))

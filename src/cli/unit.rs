@@ -75,7 +75,10 @@ impl StopTimeout {
                     time(STOP_MARGIN)
                 ),
             },
-            None => Self { timeout: STOP_DEFAULT, because: "no app is known yet, so this is a default".into() },
+            None => Self {
+                timeout: STOP_DEFAULT,
+                because: "no app is known yet, so this is a default".into(),
+            },
         }
     }
 }
@@ -114,23 +117,55 @@ impl Unit {
     fn write_service(&self, to: &mut String) -> fmt::Result {
         let program = quoted(&self.program);
         writeln!(to, "{MARK}; `rsup unstartup` removes it.")?;
-        writeln!(to, "# Changes of your own survive both in `systemctl edit {}.service`.", self.name)?;
-        writeln!(to, "{FORM_LINE}{FORM}: `rsup list` says when there is a better one.\n")?;
-        writeln!(to, "[Unit]\nDescription=rsup, process supervisor\nDocumentation=man:rsup(1)")?;
+        writeln!(
+            to,
+            "# Changes of your own survive both in `systemctl edit {}.service`.",
+            self.name
+        )?;
+        writeln!(
+            to,
+            "{FORM_LINE}{FORM}: `rsup list` says when there is a better one.\n"
+        )?;
+        writeln!(
+            to,
+            "[Unit]\nDescription=rsup, process supervisor\nDocumentation=man:rsup(1)"
+        )?;
         if self.scope == Scope::System {
-            writeln!(to, "# An app may listen on an address that is there only once the network is.")?;
-            writeln!(to, "Wants=network-online.target\nAfter=network-online.target")?;
-            writeln!(to, "# The program and the state may be on file systems of their own.")?;
+            writeln!(
+                to,
+                "# An app may listen on an address that is there only once the network is."
+            )?;
+            writeln!(
+                to,
+                "Wants=network-online.target\nAfter=network-online.target"
+            )?;
+            writeln!(
+                to,
+                "# The program and the state may be on file systems of their own."
+            )?;
             writeln!(to, "RequiresMountsFor={} {}", program, quoted(&self.state))?;
         }
-        writeln!(to, "# A supervisor that died is started again, however often it happens.")?;
+        writeln!(
+            to,
+            "# A supervisor that died is started again, however often it happens."
+        )?;
         writeln!(to, "StartLimitIntervalSec=0\n\n[Service]")?;
-        writeln!(to, "# Started means: every app is ready. rsup says so itself, and how it does in words.")?;
+        writeln!(
+            to,
+            "# Started means: every app is ready. rsup says so itself, and how it does in words."
+        )?;
         writeln!(to, "Type=notify\nNotifyAccess=main")?;
-        writeln!(to, "ExecStart={program} daemon --service\nExecReload={program} reload all")?;
+        writeln!(
+            to,
+            "ExecStart={program} daemon --service\nExecReload={program} reload all"
+        )?;
         self.write_clean_up(to)?;
         for (name, value) in &self.env {
-            writeln!(to, "Environment={}", quoted_text(&format!("{name}={value}")))?;
+            writeln!(
+                to,
+                "Environment={}",
+                quoted_text(&format!("{name}={value}"))
+            )?;
         }
         if self.sockets {
             writeln!(to, "Sockets={}.socket", self.name)?;
@@ -140,7 +175,11 @@ impl Unit {
         if self.scope == Scope::System {
             self.write_sandbox(to)?;
         }
-        let target = if self.scope == Scope::System { "multi-user.target" } else { "default.target" };
+        let target = if self.scope == Scope::System {
+            "multi-user.target"
+        } else {
+            "default.target"
+        };
         writeln!(to, "\n[Install]\nWantedBy={target}")
     }
 
@@ -151,7 +190,10 @@ impl Unit {
 
     /// A failure of it changes nothing, so it begins with `-`.
     fn write_clean_up(&self, to: &mut String) -> fmt::Result {
-        writeln!(to, "# When systemd is asked to stop rsup and finds it dead, this stops its workers.")?;
+        writeln!(
+            to,
+            "# When systemd is asked to stop rsup and finds it dead, this stops its workers."
+        )?;
         let mut flags = String::new();
         if self.scope == Scope::User {
             flags.push_str("--user ");
@@ -165,59 +207,130 @@ impl Unit {
                 to,
                 "# for limits of workers. This disables them after rsup's death, and the next rsup sets the limits again."
             )?;
-            writeln!(to, "# What a worker had in memory before is not counted any more by its limits.memory.")?;
+            writeln!(
+                to,
+                "# What a worker had in memory before is not counted any more by its limits.memory."
+            )?;
             flags.push_str("--make-room ");
         }
-        writeln!(to, "ExecStopPost=-{} after-service {flags}%n", quoted(&self.program))
+        writeln!(
+            to,
+            "ExecStopPost=-{} after-service {flags}%n",
+            quoted(&self.program)
+        )
     }
 
     fn write_life(&self, to: &mut String) -> fmt::Result {
-        writeln!(to, "\n# Start again at once after any death, but not after `rsup kill`, which ends it with 0.")?;
-        writeln!(to, "Restart=always\nRestartSec=20ms\nRestartPreventExitStatus=0")?;
-        writeln!(to, "# The event loop itself pings. A core file would hold the apps' secrets, so no SIGABRT.")?;
+        writeln!(
+            to,
+            "\n# Start again at once after any death, but not after `rsup kill`, which ends it with 0."
+        )?;
+        writeln!(
+            to,
+            "Restart=always\nRestartSec=20ms\nRestartPreventExitStatus=0"
+        )?;
+        writeln!(
+            to,
+            "# The event loop itself pings. A core file would hold the apps' secrets, so no SIGABRT."
+        )?;
         writeln!(to, "WatchdogSec={WATCHDOG}\nWatchdogSignal=SIGKILL")?;
-        writeln!(to, "# systemd signals rsup alone, which stops its workers gracefully. When rsup dies, they live on")?;
-        writeln!(to, "# with their sockets for the next rsup to adopt (`mixed` would kill them first).")?;
+        writeln!(
+            to,
+            "# systemd signals rsup alone, which stops its workers gracefully. When rsup dies, they live on"
+        )?;
+        writeln!(
+            to,
+            "# with their sockets for the next rsup to adopt (`mixed` would kill them first)."
+        )?;
         writeln!(to, "KillMode=process")?;
-        writeln!(to, "# A worker that the kernel kills for want of memory is rsup's to replace.")?;
+        writeln!(
+            to,
+            "# A worker that the kernel kills for want of memory is rsup's to replace."
+        )?;
         writeln!(to, "OOMPolicy=continue")?;
         writeln!(to, "# {}.", self.stop.because)?;
-        writeln!(to, "# As long as apps start, reload or stop in their own time, rsup asks for more.")?;
-        writeln!(to, "TimeoutStopSec={}", self.stop.timeout.as_millis().div_ceil(1000))?;
+        writeln!(
+            to,
+            "# As long as apps start, reload or stop in their own time, rsup asks for more."
+        )?;
+        writeln!(
+            to,
+            "TimeoutStopSec={}",
+            self.stop.timeout.as_millis().div_ceil(1000)
+        )?;
         writeln!(to, "TimeoutStartSec=90")?;
-        writeln!(to, "# Listening sockets, log pipes and the rest outlive rsup here, until the service is stopped.")?;
+        writeln!(
+            to,
+            "# Listening sockets, log pipes and the rest outlive rsup here, until the service is stopped."
+        )?;
         writeln!(to, "FileDescriptorStoreMax={STORED_FDS}")
     }
 
     fn write_limits(&self, to: &mut String) -> fmt::Result {
         if self.runtime_directory.is_some() || self.state_directory.is_some() {
-            writeln!(to, "\n# For this user alone: the control socket gives full power over the apps.")?;
+            writeln!(
+                to,
+                "\n# For this user alone: the control socket gives full power over the apps."
+            )?;
         }
         if let Some(name) = &self.runtime_directory {
-            writeln!(to, "RuntimeDirectory={name}\nRuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes")?;
+            writeln!(
+                to,
+                "RuntimeDirectory={name}\nRuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes"
+            )?;
         }
         if let Some(name) = &self.state_directory {
             writeln!(to, "StateDirectory={name}\nStateDirectoryMode=0700")?;
         }
-        writeln!(to, "\n# The cgroup below this unit is rsup's, for the apps' limits.")?;
+        writeln!(
+            to,
+            "\n# The cgroup below this unit is rsup's, for the apps' limits."
+        )?;
         writeln!(to, "Delegate=yes")?;
         if self.has_subgroups() {
             writeln!(to, "{SUBGROUP}")?;
         }
-        writeln!(to, "# Workers get these too; rsup itself needs a few descriptors for each of them.")?;
-        writeln!(to, "LimitNOFILE=65536:524288\nTasksMax=infinity\nSyslogIdentifier=rsup")
+        writeln!(
+            to,
+            "# Workers get these too; rsup itself needs a few descriptors for each of them."
+        )?;
+        writeln!(
+            to,
+            "LimitNOFILE=65536:524288\nTasksMax=infinity\nSyslogIdentifier=rsup"
+        )
     }
 
     fn write_sandbox(&self, to: &mut String) -> fmt::Result {
-        writeln!(to, "\n# All of this holds for the workers as well, so it is only what no server needs. What breaks")?;
-        writeln!(to, "# some app is left to you: NoNewPrivileges (sudo), PrivateTmp (sockets in /tmp), ProtectSystem and")?;
-        writeln!(to, "# ProtectHome (where apps live and write), MemoryDenyWriteExecute (every just-in-time compiler),")?;
-        writeln!(to, "# RestrictSUIDSGID (deploys that keep modes), RestrictNamespaces (browsers, containers).")?;
-        writeln!(to, "# No kernel modules are loaded, and the kernel's log is neither read nor written.")?;
+        writeln!(
+            to,
+            "\n# All of this holds for the workers as well, so it is only what no server needs. What breaks"
+        )?;
+        writeln!(
+            to,
+            "# some app is left to you: NoNewPrivileges (sudo), PrivateTmp (sockets in /tmp), ProtectSystem and"
+        )?;
+        writeln!(
+            to,
+            "# ProtectHome (where apps live and write), MemoryDenyWriteExecute (every just-in-time compiler),"
+        )?;
+        writeln!(
+            to,
+            "# RestrictSUIDSGID (deploys that keep modes), RestrictNamespaces (browsers, containers)."
+        )?;
+        writeln!(
+            to,
+            "# No kernel modules are loaded, and the kernel's log is neither read nor written."
+        )?;
         writeln!(to, "ProtectKernelModules=yes\nProtectKernelLogs=yes")?;
-        writeln!(to, "# Personalities of other systems turn off address randomisation.")?;
+        writeln!(
+            to,
+            "# Personalities of other systems turn off address randomisation."
+        )?;
         writeln!(to, "LockPersonality=yes")?;
-        writeln!(to, "# No worker reboots the machine, sets its clock, reaches for raw memory and devices, or changes")?;
+        writeln!(
+            to,
+            "# No worker reboots the machine, sets its clock, reaches for raw memory and devices, or changes"
+        )?;
         writeln!(to, "# the security policy.")?;
         writeln!(
             to,
@@ -234,22 +347,45 @@ pub fn socket(held: &Listenable, scope: Scope) -> String {
     for address in &held.listen {
         let _ = match address {
             Listen::Tcp { addr, .. } => writeln!(text, "ListenStream={addr}"),
-            Listen::Unix(path) => writeln!(text, "ListenStream={}", escaped(&path.display().to_string())),
+            Listen::Unix(path) => writeln!(
+                text,
+                "ListenStream={}",
+                escaped(&path.display().to_string())
+            ),
         };
     }
-    if let Some(SocketFile { mode, uid, gid, app_gid }) = held.file {
+    if let Some(SocketFile {
+        mode,
+        uid,
+        gid,
+        app_gid,
+    }) = held.file
+    {
         text.push_str("# Of the files of all unix sockets here: as the app's own user and umask or [app.NAME.socket] have it.\n");
         // UMask= is 0022 unless it is said (systemd.exec(5)).
         let _ = writeln!(text, "SocketMode={:04o}", mode.unwrap_or(0o755));
         // A user's systemd cannot give files away.
-        let owner = [("SocketUser", uid), ("SocketGroup", gid.or(app_gid))].into_iter().filter(|_| scope == Scope::System);
+        let owner = [("SocketUser", uid), ("SocketGroup", gid.or(app_gid))]
+            .into_iter()
+            .filter(|_| scope == Scope::System);
         for (key, id) in owner.filter_map(|(key, id)| Some((key, id?))) {
             let _ = writeln!(text, "{key}={id}");
         }
     }
-    let v6only = held.listen.iter().any(|listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: true }));
+    let v6only = held.listen.iter().any(|listen| {
+        matches!(
+            listen,
+            Listen::Tcp {
+                addr: SocketAddr::V6(_),
+                v6only: true
+            }
+        )
+    });
     let both = if v6only { "ipv6-only" } else { "both" };
-    let _ = write!(text, "BindIPv6Only={both}\nBacklog=4096\nFileDescriptorName=listen\n\n");
+    let _ = write!(
+        text,
+        "BindIPv6Only={both}\nBacklog=4096\nFileDescriptorName=listen\n\n"
+    );
     text.push_str("[Install]\nWantedBy=sockets.target\n");
     text
 }
@@ -268,32 +404,73 @@ pub struct Listenable {
 /// The addresses that one `.socket` unit can hold, and those that it cannot: IPv6 sockets with and without
 /// IPv4, and owner and mode of unix sockets, are settings of the whole unit; port 0 is not an address.
 pub fn listenable(apps: &[AppSpec]) -> Listenable {
-    let all: BTreeMap<Listen, SocketFile> =
-        apps.iter().flat_map(|app| app.listen.iter().map(|listen| (listen.clone(), app.socket_file()))).collect();
-    let dual = |listen: &Listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: false });
-    let only = |listen: &Listen| matches!(listen, Listen::Tcp { addr: SocketAddr::V6(_), v6only: true });
+    let all: BTreeMap<Listen, SocketFile> = apps
+        .iter()
+        .flat_map(|app| {
+            app.listen
+                .iter()
+                .map(|listen| (listen.clone(), app.socket_file()))
+        })
+        .collect();
+    let dual = |listen: &Listen| {
+        matches!(
+            listen,
+            Listen::Tcp {
+                addr: SocketAddr::V6(_),
+                v6only: false
+            }
+        )
+    };
+    let only = |listen: &Listen| {
+        matches!(
+            listen,
+            Listen::Tcp {
+                addr: SocketAddr::V6(_),
+                v6only: true
+            }
+        )
+    };
     let any_dual = all.keys().any(dual);
-    let file = all.iter().find(|(listen, _)| listen.tcp().is_none()).map(|(_, file)| *file);
+    let file = all
+        .iter()
+        .find(|(listen, _)| listen.tcp().is_none())
+        .map(|(_, file)| *file);
     let held = |listen: &Listen, of: &SocketFile| match listen.tcp() {
         Some(addr) => !(any_dual && only(listen)) && addr.port() != 0,
         None => Some(*of) == file,
     };
-    let (listen, left): (Vec<_>, Vec<_>) = all.into_iter().partition(|(listen, of)| held(listen, of));
-    let addresses = |list: Vec<(Listen, SocketFile)>| list.into_iter().map(|(listen, _)| listen).collect();
-    Listenable { listen: addresses(listen), file, left: addresses(left) }
+    let (listen, left): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(listen, of)| held(listen, of));
+    let addresses =
+        |list: Vec<(Listen, SocketFile)>| list.into_iter().map(|(listen, _)| listen).collect();
+    Listenable {
+        listen: addresses(listen),
+        file,
+        left: addresses(left),
+    }
 }
 
 /// Whether a unit that is there is for the daemon with this environment.
 pub fn is_for(text: &str, env: &[(String, String)]) -> bool {
-    let line = |(name, value): &(String, String)| format!("Environment={}", quoted_text(&format!("{name}={value}")));
+    let line = |(name, value): &(String, String)| {
+        format!("Environment={}", quoted_text(&format!("{name}={value}")))
+    };
     let wanted = env.iter().find(|(name, _)| name == "RSUP_HOME").map(line);
-    let found = text.lines().find(|line| line.starts_with("Environment=") && line.contains("RSUP_HOME="));
+    let found = text
+        .lines()
+        .find(|line| line.starts_with("Environment=") && line.contains("RSUP_HOME="));
     found == wanted.as_deref()
 }
 
 /// Why a unit of ours should be written anew for a systemd of this version; `None` if it is as it would be written now.
 pub fn outdated(text: &str, version: Option<u32>) -> Option<String> {
-    let form = text.lines().find_map(|line| line.strip_prefix(FORM_LINE)?.split(':').next()?.parse().ok());
+    let form = text.lines().find_map(|line| {
+        line.strip_prefix(FORM_LINE)?
+            .split(':')
+            .next()?
+            .parse()
+            .ok()
+    });
     if form.unwrap_or(1) < FORM {
         return Some(format!(
             "was written by an earlier rsup; with it, systemd before {SUBGROUPS} cannot start rsup again after a death where an app has \
@@ -341,7 +518,11 @@ fn quoted(path: &Path) -> String {
 fn quoted_text(text: &str) -> String {
     let text = escaped(text);
     let plain = |c: char| c.is_ascii_alphanumeric() || "/_-.+=:@%,".contains(c);
-    if text.chars().all(plain) { text } else { format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")) }
+    if text.chars().all(plain) {
+        text
+    } else {
+        format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+    }
 }
 
 fn escaped(text: &str) -> String {
@@ -397,7 +578,10 @@ mod tests {
         );
         let stop = StopTimeout::of(&apps, "as the daemon has it");
         assert_eq!(stop.timeout, Duration::from_secs(140));
-        assert_eq!(stop.because, "drain_timeout 5s + kill_timeout 2m of a (as the daemon has it) + 15s");
+        assert_eq!(
+            stop.because,
+            "drain_timeout 5s + kill_timeout 2m of a (as the daemon has it) + 15s"
+        );
         assert!(StopTimeout::of(&[], "").because.contains("default"));
     }
 
@@ -409,13 +593,24 @@ mod tests {
         let held = listenable(&apps);
         assert_eq!(held.left, []);
         let text = socket(&held, Scope::System);
-        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("ListenStream=")).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with("ListenStream="))
+            .collect();
         assert_eq!(
             lines,
-            ["ListenStream=127.0.0.1:9000", "ListenStream=[::]:8080", "ListenStream=[::]:8081", "ListenStream=/run/a 1.sock"]
+            [
+                "ListenStream=127.0.0.1:9000",
+                "ListenStream=[::]:8080",
+                "ListenStream=[::]:8081",
+                "ListenStream=/run/a 1.sock"
+            ]
         );
         assert!(text.contains("BindIPv6Only=both"));
-        assert!(text.contains("SocketMode=0755\n") && !text.contains("SocketUser"), "{text}");
+        assert!(
+            text.contains("SocketMode=0755\n") && !text.contains("SocketUser"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -426,9 +621,15 @@ mod tests {
         let held = listenable(&apps);
         assert_eq!(held.left, [Listen::Unix("/run/b.sock".into())]);
         let text = socket(&held, Scope::System);
-        assert!(text.contains("SocketMode=0620\nSocketUser=4242\nSocketGroup=4243\n"), "{text}");
+        assert!(
+            text.contains("SocketMode=0620\nSocketUser=4242\nSocketGroup=4243\n"),
+            "{text}"
+        );
         let text = socket(&held, Scope::User);
-        assert!(text.contains("SocketMode=0620\n") && !text.contains("SocketUser"), "{text}");
+        assert!(
+            text.contains("SocketMode=0620\n") && !text.contains("SocketUser"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -440,11 +641,28 @@ mod tests {
 
     #[test]
     fn an_older_unit_is_known() {
-        let at = |version| Unit { version: Some(version), ..unit() }.service();
-        assert_eq!((outdated(&at(252), Some(253)), outdated(&at(257), Some(254))), (None, None));
+        let at = |version| {
+            Unit {
+                version: Some(version),
+                ..unit()
+            }
+            .service()
+        };
+        assert_eq!(
+            (outdated(&at(252), Some(253)), outdated(&at(257), Some(254))),
+            (None, None)
+        );
         assert_eq!(outdated(&at(252), None), None);
-        assert!(outdated(&at(252), Some(257)).unwrap().contains("before 254, and this is 257"));
-        assert!(outdated(&at(257), Some(252)).unwrap().contains("254 or later, and this is 252"));
+        assert!(
+            outdated(&at(252), Some(257))
+                .unwrap()
+                .contains("before 254, and this is 257")
+        );
+        assert!(
+            outdated(&at(257), Some(252))
+                .unwrap()
+                .contains("254 or later, and this is 252")
+        );
         // As rsup 0.1.0 wrote it.
         let first: String = at(257)
             .lines()
@@ -455,14 +673,27 @@ mod tests {
             assert!(outdated(&first, version).unwrap().contains("earlier rsup"));
         }
         // One of a later rsup is better than ours.
-        assert_eq!(outdated(&at(252).replace("# Form 2", "# Form 12"), Some(252)), None);
+        assert_eq!(
+            outdated(&at(252).replace("# Form 2", "# Form 12"), Some(252)),
+            None
+        );
     }
 
     #[test]
     fn the_command_that_writes_it_anew() {
-        assert_eq!(rewrite(Scope::System, "rsup", &unit().service()), "rsup startup");
-        let text = Unit { sockets: true, ..unit() }.service();
-        assert_eq!(rewrite(Scope::User, "other", &text), "rsup startup --user --name other --socket");
+        assert_eq!(
+            rewrite(Scope::System, "rsup", &unit().service()),
+            "rsup startup"
+        );
+        let text = Unit {
+            sockets: true,
+            ..unit()
+        }
+        .service();
+        assert_eq!(
+            rewrite(Scope::User, "other", &text),
+            "rsup startup --user --name other --socket"
+        );
     }
 
     #[test]

@@ -6,9 +6,14 @@ use std::time::Duration;
 pub fn duration(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse() {
         Ok(ms) => Duration::from_millis(ms),
-        Err(_) => humantime::parse_duration(text).map_err(|_| "write it as 30s, 250ms or 10m".to_owned())?,
+        Err(_) => humantime::parse_duration(text)
+            .map_err(|_| "write it as 30s, 250ms or 10m".to_owned())?,
     };
-    if parsed.is_zero() { Err("longer than nothing, please".into()) } else { Ok(parsed) }
+    if parsed.is_zero() {
+        Err("longer than nothing, please".into())
+    } else {
+        Ok(parsed)
+    }
 }
 
 /// A path for a request, with its query: what can stand in the first line of one.

@@ -60,10 +60,24 @@ impl User {
         let mut fields = entry(line)?;
         let name = fields.next()?.to_owned();
         let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
-        let home = fields.nth(1).filter(|home| !home.is_empty()).unwrap_or("/").into();
+        let home = fields
+            .nth(1)
+            .filter(|home| !home.is_empty())
+            .unwrap_or("/")
+            .into();
         // passwd(5): an empty one means /bin/sh.
-        let shell = fields.next().filter(|shell| !shell.is_empty()).unwrap_or("/bin/sh").into();
-        Some(Self { name, uid, gid, home, shell })
+        let shell = fields
+            .next()
+            .filter(|shell| !shell.is_empty())
+            .unwrap_or("/bin/sh")
+            .into();
+        Some(Self {
+            name,
+            uid,
+            gid,
+            home,
+            shell,
+        })
     }
 }
 
@@ -92,8 +106,17 @@ impl Group {
         let mut fields = entry(line)?;
         let name = fields.next()?.to_owned();
         let gid = fields.nth(1)?.parse().ok()?;
-        let members = fields.next().unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty());
-        Some(Self { name, gid, members: members.map(str::to_owned).collect() })
+        let members = fields
+            .next()
+            .unwrap_or_default()
+            .split(',')
+            .map(str::trim)
+            .filter(|name| !name.is_empty());
+        Some(Self {
+            name,
+            gid,
+            members: members.map(str::to_owned).collect(),
+        })
     }
 }
 
@@ -102,11 +125,21 @@ pub fn groups_of(user: &str, gid: u32) -> Vec<u32> {
     let local = text_of(Path::new(GROUP)).unwrap_or_default();
     let member = |group: &Group| group.members.iter().any(|name| name == user);
     let mut groups = vec![gid];
-    groups.extend(local.lines().filter_map(Group::parse).filter(member).map(|group| group.gid));
+    groups.extend(
+        local
+            .lines()
+            .filter_map(Group::parse)
+            .filter(member)
+            .map(|group| group.gid),
+    );
     // `initgroups` in nsswitch.conf, and in its absence `group`, has the word on this.
     if let Some(text) = elsewhere("initgroups", user) {
         // `name 4 24 27`.
-        groups.extend(text.split_whitespace().skip(1).filter_map(|number| number.parse::<u32>().ok()));
+        groups.extend(
+            text.split_whitespace()
+                .skip(1)
+                .filter_map(|number| number.parse::<u32>().ok()),
+        );
     }
     groups.sort_unstable();
     groups.dedup();
@@ -135,8 +168,16 @@ fn elsewhere(database: &str, key: &str) -> Option<String> {
         return None;
     }
     let program = GETENT.iter().find(|program| Path::new(program).exists())?;
-    let output = Command::new(program).args([database, "--", key]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = Command::new(program)
+        .args([database, "--", key])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Whether nsswitch.conf(5) has sources for a database that the files do not cover.
@@ -147,9 +188,18 @@ fn beyond_files(switch: &str, database: &str) -> bool {
             (name.trim() == wanted).then_some(sources)
         })
     };
-    let sources = sources(database).or_else(|| if database == "initgroups" { sources("group") } else { None });
+    let sources = sources(database).or_else(|| {
+        if database == "initgroups" {
+            sources("group")
+        } else {
+            None
+        }
+    });
     // `[SUCCESS=merge]` and its like are what to do next, no sources.
-    let named = sources.unwrap_or_default().split_whitespace().filter(|word| !word.starts_with('[') && !word.ends_with(']'));
+    let named = sources
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter(|word| !word.starts_with('[') && !word.ends_with(']'));
     named.into_iter().any(|source| source != "files")
 }
 
@@ -159,29 +209,66 @@ mod tests {
 
     #[test]
     fn entries_are_read_as_the_manual_pages_have_them() {
-        let user = User::parse("www-data:x:33:34:www:/var/www:/usr/sbin/nologin").expect("an entry");
-        assert_eq!((user.name.as_str(), user.uid, user.gid), ("www-data", 33, 34));
-        assert_eq!((user.home.as_path(), user.shell.as_path()), (Path::new("/var/www"), Path::new("/usr/sbin/nologin")));
+        let user =
+            User::parse("www-data:x:33:34:www:/var/www:/usr/sbin/nologin").expect("an entry");
+        assert_eq!(
+            (user.name.as_str(), user.uid, user.gid),
+            ("www-data", 33, 34)
+        );
+        assert_eq!(
+            (user.home.as_path(), user.shell.as_path()),
+            (Path::new("/var/www"), Path::new("/usr/sbin/nologin"))
+        );
         let short = User::parse("a:x:1:2:::").expect("an entry");
-        assert_eq!((short.home.as_path(), short.shell.as_path()), (Path::new("/"), Path::new("/bin/sh")));
-        for line in ["", "# a:x:1:2:::", "+", "+a:x:1:2:::", "a:x:one:2:::", "a:x:1", "a:x:-1:2:::", "a:x:4294967296:2:::"] {
+        assert_eq!(
+            (short.home.as_path(), short.shell.as_path()),
+            (Path::new("/"), Path::new("/bin/sh"))
+        );
+        for line in [
+            "",
+            "# a:x:1:2:::",
+            "+",
+            "+a:x:1:2:::",
+            "a:x:one:2:::",
+            "a:x:1",
+            "a:x:-1:2:::",
+            "a:x:4294967296:2:::",
+        ] {
             assert_eq!(User::parse(line), None, "{line}");
         }
         let group = Group::parse("video:x:44:ann,bob").expect("an entry");
         assert_eq!((group.name.as_str(), group.gid), ("video", 44));
         assert_eq!(group.members, ["ann", "bob"]);
-        assert_eq!(Group::parse("wheel:x:10:").expect("an entry").members, Vec::<String>::new());
-        assert_eq!(Group::parse("wheel:x:10").expect("an entry").members, Vec::<String>::new());
+        assert_eq!(
+            Group::parse("wheel:x:10:").expect("an entry").members,
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            Group::parse("wheel:x:10").expect("an entry").members,
+            Vec::<String>::new()
+        );
     }
 
     #[test]
     fn getent_is_asked_only_where_it_can_know_more() {
-        let debian = "passwd:         files systemd\ngroup: files [SUCCESS=merge] systemd\nshadow: files\n";
-        assert!(beyond_files(debian, "passwd") && beyond_files(debian, "group") && beyond_files(debian, "initgroups"));
+        let debian =
+            "passwd:         files systemd\ngroup: files [SUCCESS=merge] systemd\nshadow: files\n";
+        assert!(
+            beyond_files(debian, "passwd")
+                && beyond_files(debian, "group")
+                && beyond_files(debian, "initgroups")
+        );
         let plain = "# passwd: ldap\npasswd: files # ldap\ngroup: files [NOTFOUND=return]\n";
-        assert!(!beyond_files(plain, "passwd") && !beyond_files(plain, "group") && !beyond_files(plain, "initgroups"));
+        assert!(
+            !beyond_files(plain, "passwd")
+                && !beyond_files(plain, "group")
+                && !beyond_files(plain, "initgroups")
+        );
         assert!(!beyond_files("", "passwd"));
-        assert!(!beyond_files("initgroups: files\ngroup: files ldap", "initgroups"));
+        assert!(!beyond_files(
+            "initgroups: files\ngroup: files ldap",
+            "initgroups"
+        ));
         assert!(beyond_files("passwd: files ldap", "passwd"));
     }
 
@@ -190,7 +277,9 @@ mod tests {
     fn accounts_are_those_of_the_c_library() {
         let text = text_of(Path::new(PASSWD)).expect("readable");
         for user in text.lines().filter_map(User::parse) {
-            let theirs = nix::unistd::User::from_name(&user.name).expect("asked").expect("known");
+            let theirs = nix::unistd::User::from_name(&user.name)
+                .expect("asked")
+                .expect("known");
             let same = User {
                 name: theirs.name,
                 uid: theirs.uid.as_raw(),
@@ -200,7 +289,8 @@ mod tests {
             };
             assert_eq!(User::by_name(&user.name).expect("read"), Some(same));
             let name = std::ffi::CString::new(user.name.as_str()).expect("no NUL");
-            let theirs = nix::unistd::getgrouplist(&name, nix::unistd::Gid::from_raw(user.gid)).expect("asked");
+            let theirs = nix::unistd::getgrouplist(&name, nix::unistd::Gid::from_raw(user.gid))
+                .expect("asked");
             let mut theirs: Vec<u32> = theirs.into_iter().map(nix::unistd::Gid::as_raw).collect();
             theirs.sort_unstable();
             theirs.dedup();
@@ -208,6 +298,12 @@ mod tests {
         }
         assert_eq!(User::by_name("nobody-has-this-name").expect("read"), None);
         assert_eq!(User::by_name("0").expect("read"), None);
-        assert_eq!(Group::by_gid(0).expect("read").map(|group| group.name).as_deref(), Some("root"));
+        assert_eq!(
+            Group::by_gid(0)
+                .expect("read")
+                .map(|group| group.name)
+                .as_deref(),
+            Some("root")
+        );
     }
 }

@@ -15,13 +15,21 @@ pub(super) fn read(cx: &mut Context, table: &mut Cursor<'_>) -> Option<SocketAdd
     match parse(cx, value) {
         Ok(address) if address.ip().is_loopback() || public => Some(address),
         Ok(address) => {
-            let message = format!("`admin`: {address} can be reached from other machines, and asks nobody for a password");
-            let hint = format!("write \"127.0.0.1:{}\", or add `admin_public = true` if that is what you want", address.port());
+            let message = format!(
+                "`admin`: {address} can be reached from other machines, and asks nobody for a password"
+            );
+            let hint = format!(
+                "write \"127.0.0.1:{}\", or add `admin_public = true` if that is what you want",
+                address.port()
+            );
             cx.error(value.bad(message).hint(hint));
             None
         }
         Err(bad) => {
-            cx.error(Bad { message: format!("`admin`: {}", bad.message), ..bad });
+            cx.error(Bad {
+                message: format!("`admin`: {}", bad.message),
+                ..bad
+            });
             None
         }
     }
@@ -35,7 +43,11 @@ fn parse(cx: &mut Context, value: &Value) -> Result<SocketAddr, Bad> {
         Kind::String(text) => text.trim().bytes().all(|b| b.is_ascii_digit()),
         _ => false,
     };
-    Ok(if bare { SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()) } else { address })
+    Ok(if bare {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port())
+    } else {
+        address
+    })
 }
 
 fn flag(value: &Value) -> Result<bool, Bad> {
@@ -49,14 +61,25 @@ fn flag(value: &Value) -> Result<bool, Bad> {
 pub(super) fn overlaps(cx: &mut Context, root: &Table, admin: Option<SocketAddr>, apps: &[Placed]) {
     let Some(addr) = admin else { return };
     let admin = Listen::Tcp { addr, v6only: true };
-    let Some(taken) = apps.iter().find(|placed| listen::collide(&placed.listen, &admin)) else { return };
+    let Some(taken) = apps
+        .iter()
+        .find(|placed| listen::collide(&placed.listen, &admin))
+    else {
+        return;
+    };
     let message = format!("`{}` is the address of `admin` as well", taken.listen);
-    let bad = Bad { span: taken.span.clone(), message, hint: None };
+    let bad = Bad {
+        span: taken.span.clone(),
+        message,
+        hint: None,
+    };
     let problem = cx.problem(bad.hint("give one of them another port"));
-    let place = root.get("supervisor").and_then(|entry| match &entry.value.kind {
-        Kind::Table(table) => table.get("admin"),
-        _ => None,
-    });
+    let place = root
+        .get("supervisor")
+        .and_then(|entry| match &entry.value.kind {
+            Kind::Table(table) => table.get("admin"),
+            _ => None,
+        });
     cx.push(match place {
         Some(entry) => problem.also(entry.value.span.clone(), "`admin`"),
         None => problem,

@@ -88,7 +88,10 @@ impl Capabilities {
     pub fn number(name: &str) -> Option<u8> {
         let normal = name.trim().to_ascii_uppercase().replace('-', "_");
         let short = normal.strip_prefix("CAP_").unwrap_or(&normal);
-        NAMES.iter().position(|known| known.strip_prefix("CAP_") == Some(short)).and_then(|at| u8::try_from(at).ok())
+        NAMES
+            .iter()
+            .position(|known| known.strip_prefix("CAP_") == Some(short))
+            .and_then(|at| u8::try_from(at).ok())
     }
 
     /// Every name that rsup knows.
@@ -97,14 +100,22 @@ impl Capabilities {
     }
 
     fn each(self) -> impl Iterator<Item = String> {
-        let name = |number: u8| NAMES.get(usize::from(number)).map_or_else(|| number.to_string(), |name| (*name).to_owned());
+        let name = |number: u8| {
+            NAMES
+                .get(usize::from(number))
+                .map_or_else(|| number.to_string(), |name| (*name).to_owned())
+        };
         (0..64).filter(move |number| self.has(*number)).map(name)
     }
 }
 
 impl FromIterator<u8> for Capabilities {
     fn from_iter<I: IntoIterator<Item = u8>>(numbers: I) -> Self {
-        Self(numbers.into_iter().fold(0, |bits, number| bits | 1 << (number & 63)))
+        Self(
+            numbers
+                .into_iter()
+                .fold(0, |bits, number| bits | 1 << (number & 63)),
+        )
     }
 }
 
@@ -134,9 +145,13 @@ impl<'de> Deserialize<'de> for Capabilities {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let names = Vec::<String>::deserialize(deserializer)?;
         // A number stands for one that this rsup has no name for.
-        let known = |name: &String| Self::number(name).or_else(|| name.parse().ok().filter(|n| *n < 64));
+        let known =
+            |name: &String| Self::number(name).or_else(|| name.parse().ok().filter(|n| *n < 64));
         let unknown = |name: &String| D::Error::custom(format!("no capability is called {name:?}"));
-        names.iter().map(|name| known(name).ok_or_else(|| unknown(name))).collect()
+        names
+            .iter()
+            .map(|name| known(name).ok_or_else(|| unknown(name)))
+            .collect()
     }
 }
 

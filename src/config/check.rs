@@ -11,7 +11,8 @@ use super::{admin, env, keys, limits, policy, probe, socket, suggest, units, use
 
 /// The most workers that one app can have: what the steering program has room for, surge included.
 pub const MOST_INSTANCES: u16 = 250;
-const COMMAND_HINT: &str = "write `command = [\"node\", \"server.js\"]` or `command = \"node server.js\"`";
+const COMMAND_HINT: &str =
+    "write `command = [\"node\", \"server.js\"]` or `command = \"node server.js\"`";
 
 /// Checks a whole file; what is wrong is in the context.
 pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
@@ -22,13 +23,31 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
     let mut any_app = false;
     match top.entry("app") {
         None => {}
-        Some(Entry { value: Value { kind: Kind::Table(table), .. }, .. }) if nameless(table).is_some() => {
+        Some(Entry {
+            value:
+                Value {
+                    kind: Kind::Table(table),
+                    ..
+                },
+            ..
+        }) if nameless(table).is_some() => {
             any_app = true;
             let span = nameless(table).unwrap_or_default();
-            let bad = Bad { span, message: "the app has no name".to_owned(), hint: None };
+            let bad = Bad {
+                span,
+                message: "the app has no name".to_owned(),
+                hint: None,
+            };
             cx.error(bad.hint("write `[app.NAME]` instead of `[app]`"));
         }
-        Some(Entry { value: Value { kind: Kind::Table(table), .. }, .. }) => {
+        Some(Entry {
+            value:
+                Value {
+                    kind: Kind::Table(table),
+                    ..
+                },
+            ..
+        }) => {
             for entry in &table.entries {
                 any_app = true;
                 apps.extend(app(cx, entry, Some(file), &mut addresses));
@@ -36,24 +55,37 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
         }
         Some(Entry { value, .. }) => {
             any_app = true;
-            cx.error(value.expected("a table for each app").hint("write `[app.NAME]`"));
+            cx.error(
+                value
+                    .expected("a table for each app")
+                    .hint("write `[app.NAME]`"),
+            );
         }
     }
-    any_app |= root.entries.len() > usize::from(root.get("supervisor").is_some()) + usize::from(root.get("app").is_some());
+    any_app |= root.entries.len()
+        > usize::from(root.get("supervisor").is_some()) + usize::from(root.get("app").is_some());
     top.finish(cx);
     listen::overlaps(cx, &addresses);
     admin::overlaps(cx, root, supervisor.admin, &addresses);
     if !any_app {
         let empty = cx.source.text.trim().is_empty();
-        let message = if empty { "the file is empty" } else { "no app in this file" };
+        let message = if empty {
+            "the file is empty"
+        } else {
+            "no app in this file"
+        };
         let hint = "an app is a table `[app.NAME]` with a `command`; `rsup init` writes an example";
         let problem = super::error::Problem::error(&cx.source, message).hint(hint);
         cx.push(problem);
     }
     if let Some(folder) = &supervisor.log_dir {
         for app in &mut apps {
-            app.log.out.get_or_insert_with(|| folder.join(format!("{}-out.log", app.name)));
-            app.log.err.get_or_insert_with(|| folder.join(format!("{}-err.log", app.name)));
+            app.log
+                .out
+                .get_or_insert_with(|| folder.join(format!("{}-out.log", app.name)));
+            app.log
+                .err
+                .get_or_insert_with(|| folder.join(format!("{}-err.log", app.name)));
         }
     }
     Config { supervisor, apps }
@@ -75,13 +107,26 @@ fn supervisor(cx: &mut Context, top: &mut Cursor<'_>) -> SupervisorSpec {
 }
 
 /// Checks one app; `None` if it has no usable name or command.
-pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addresses: &mut Vec<Placed>) -> Option<AppSpec> {
+pub(super) fn app(
+    cx: &mut Context,
+    entry: &Entry,
+    source: Option<&Path>,
+    addresses: &mut Vec<Placed>,
+) -> Option<AppSpec> {
     let name = match AppName::parse(&entry.key) {
         Ok(name) => Some(name),
         Err(message) => {
             let named = format!("`{}`", entry.key);
-            let message = if message.starts_with(&named) { message } else { format!("{named}: {message}") };
-            cx.error(Bad { span: entry.span.clone(), message, hint: None });
+            let message = if message.starts_with(&named) {
+                message
+            } else {
+                format!("{named}: {message}")
+            };
+            cx.error(Bad {
+                span: entry.span.clone(),
+                message,
+                hint: None,
+            });
             None
         }
     };
@@ -105,9 +150,17 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
         None => {
             let known = |key: &str| table.get(key).is_some();
             let message = format!("app `{}` has no `command`", entry.key);
-            let bad = Bad { span: entry.span.clone(), message, hint: None };
+            let bad = Bad {
+                span: entry.span.clone(),
+                message,
+                hint: None,
+            };
             // With another supervisor's spelling, that key gets the hint.
-            cx.error(if known("script") || known("cmd") { bad } else { bad.hint(COMMAND_HINT) });
+            cx.error(if known("script") || known("cmd") {
+                bad
+            } else {
+                bad.hint(COMMAND_HINT)
+            });
             None
         }
     };
@@ -125,26 +178,54 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
     let placed = listen;
     let listen: Vec<Listen> = placed.iter().map(|(listen, _)| listen.clone()).collect();
     let socket_activation = c.get(cx, "socket_activation", false, policy::boolean);
-    if let (true, true, Some(value)) = (socket_activation, listen.is_empty(), c.take("socket_activation")) {
+    if let (true, true, Some(value)) = (
+        socket_activation,
+        listen.is_empty(),
+        c.take("socket_activation"),
+    ) {
         let bad = value.bad("there are no sockets to hand over: the app has no `listen`");
         cx.warn(bad.hint("write `listen = 3001`, or leave `socket_activation` out"));
     }
     let hide_port = c.get(cx, "hide_port", HidePort::Auto, hide_port);
-    if let (HidePort::Always, None, Some(value)) = (hide_port, listen.iter().find_map(Listen::tcp), c.take("hide_port")) {
-        cx.warn(value.bad("there is no TCP port to hide").hint("write `listen = 3001`, or leave `hide_port` out"));
+    if let (HidePort::Always, None, Some(value)) = (
+        hide_port,
+        listen.iter().find_map(Listen::tcp),
+        c.take("hide_port"),
+    ) {
+        cx.warn(
+            value
+                .bad("there is no TCP port to hide")
+                .hint("write `listen = 3001`, or leave `hide_port` out"),
+        );
     }
     let env = env::read(cx, &mut c);
-    if let (Some(span), Some(addr), Some(port)) = (env.port, listen.iter().find_map(Listen::tcp), env.vars.get("PORT"))
-        && *port != addr.port().to_string()
+    if let (Some(span), Some(addr), Some(port)) = (
+        env.port,
+        listen.iter().find_map(Listen::tcp),
+        env.vars.get("PORT"),
+    ) && *port != addr.port().to_string()
     {
         let message = format!("PORT is {port} here, but `listen` says {}", addr.port());
-        cx.warn(Bad { span, message, hint: Some("leave PORT out; rsup sets it from `listen`".to_owned()) });
+        cx.warn(Bad {
+            span,
+            message,
+            hint: Some("leave PORT out; rsup sets it from `listen`".to_owned()),
+        });
     }
-    let listen_timeout = c.get(cx, "listen_timeout", Duration::from_secs(10), units::positive_duration);
+    let listen_timeout = c.get(
+        cx,
+        "listen_timeout",
+        Duration::from_secs(10),
+        units::positive_duration,
+    );
     let drain_timeout = c.get(cx, "drain_timeout", Duration::from_secs(5), units::duration);
     let kill_timeout = c.get(cx, "kill_timeout", Duration::from_secs(30), units::duration);
     if let (true, Some(value)) = (kill_timeout.is_zero(), c.take("kill_timeout")) {
-        cx.warn(value.bad("with a kill_timeout of zero, workers are killed in the midst of their requests"));
+        cx.warn(
+            value.bad(
+                "with a kill_timeout of zero, workers are killed in the midst of their requests",
+            ),
+        );
     }
     let max_memory = c.maybe(cx, "max_memory", max_memory);
     let balance = c.get(cx, "balance", Balance::Random, balance);
@@ -154,10 +235,13 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
     let log = policy::log(cx, &mut c);
     let run_as = user::read(cx, &mut c);
     let text = cx.source.clone();
-    let umask = c.maybe(cx, "umask", |value| user::umask(value, text.text.get(value.span.clone()).unwrap_or_default()));
+    let umask = c.maybe(cx, "umask", |value| {
+        user::umask(value, text.text.get(value.span.clone()).unwrap_or_default())
+    });
     let limits = limits::read(cx, &mut c, max_memory);
     let socket = socket::read(cx, &mut c, &placed, run_as.as_ref(), umask);
-    let (readiness, liveness) = probe::read(cx, &mut c, &listen, listen_timeout, restart.min_uptime);
+    let (readiness, liveness) =
+        probe::read(cx, &mut c, &listen, listen_timeout, restart.min_uptime);
     c.finish(cx);
 
     Some(AppSpec {
@@ -192,13 +276,17 @@ pub(super) fn app(cx: &mut Context, entry: &Entry, source: Option<&Path>, addres
 /// A list of words, or one string that is split as a shell splits words.
 pub(super) fn command(value: &Value) -> Result<Vec<String>, Bad> {
     let words: Vec<String> = match &value.kind {
-        Kind::String(text) => shlex::split(text).ok_or_else(|| value.bad("a quote in it is not closed"))?,
+        Kind::String(text) => {
+            shlex::split(text).ok_or_else(|| value.bad("a quote in it is not closed"))?
+        }
         Kind::Array(items) => items
             .iter()
             .map(|item| match &item.kind {
                 Kind::String(text) => Ok(text.clone()),
                 Kind::Int(n) => Ok(n.to_string()),
-                _ => Err(item.expected("a string").hint("each argument is a string of its own")),
+                _ => Err(item
+                    .expected("a string")
+                    .hint("each argument is a string of its own")),
             })
             .collect::<Result<_, _>>()?,
         _ => return Err(value.expected("a list of strings").hint(COMMAND_HINT)),
@@ -218,14 +306,18 @@ pub(super) fn command(value: &Value) -> Result<Vec<String>, Bad> {
     match &value.kind {
         Kind::Array(items) if items.len() == 1 && program.contains(' ') => Err(value
             .bad("a list with one string is a program whose name has blanks in it")
-            .hint("write each word as a string of its own, or the whole command without the brackets")),
+            .hint(
+                "write each word as a string of its own, or the whole command without the brackets",
+            )),
         Kind::String(text) => match words.iter().find(|word| is_operator(word)) {
-            Some(operator) => {
-                Err(value.bad(format!("`{operator}` needs a shell, and commands are not given to one")).hint(with_shell(text)))
-            }
-            None if is_assignment(program) => {
-                Err(value.bad(format!("`{program}` is not a program")).hint("variables go into `env`"))
-            }
+            Some(operator) => Err(value
+                .bad(format!(
+                    "`{operator}` needs a shell, and commands are not given to one"
+                ))
+                .hint(with_shell(text))),
+            None if is_assignment(program) => Err(value
+                .bad(format!("`{program}` is not a program"))
+                .hint("variables go into `env`")),
             None => Ok(words),
         },
         _ => Ok(words),
@@ -237,25 +329,40 @@ fn with_shell(text: &str) -> String {
 }
 
 fn is_operator(word: &str) -> bool {
-    ["&&", "||", "|", ";", "&", ">", ">>", "<", "2>", "2>&1", "&>"].contains(&word)
+    [
+        "&&", "||", "|", ";", "&", ">", ">>", "<", "2>", "2>&1", "&>",
+    ]
+    .contains(&word)
 }
 
 fn is_assignment(word: &str) -> bool {
     let name = word.split_once('=').map_or("", |(name, _)| name);
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
 }
 
 /// `$PORT` in a command reaches the program as it stands, which is seldom what was meant.
 fn shell_habits(cx: &mut Context, value: &Value) {
     let Some(text) = value.as_str() else { return };
-    let Some(words) = shlex::split(text) else { return };
-    let shell = words.first().is_some_and(|program| program.rsplit('/').next().is_some_and(|name| name.ends_with("sh")));
+    let Some(words) = shlex::split(text) else {
+        return;
+    };
+    let shell = words.first().is_some_and(|program| {
+        program
+            .rsplit('/')
+            .next()
+            .is_some_and(|name| name.ends_with("sh"))
+    });
     let variable = words.iter().find(|word| {
         let after = word.split_once('$').map_or("", |(_, after)| after);
         after.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '{' || c == '(')
     });
     if let (false, Some(word)) = (shell, variable) {
-        let bad = value.bad(format!("`command`: `{word}` reaches the program as it stands: no shell expands it"));
+        let bad = value.bad(format!(
+            "`command`: `{word}` reaches the program as it stands: no shell expands it"
+        ));
         cx.warn(bad.hint(with_shell(&format!("exec {text}"))));
     }
 }
@@ -288,7 +395,9 @@ fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf)
 
 /// A path, made absolute; not looked up.
 pub(super) fn path(base: &Path, value: &Value) -> Result<PathBuf, Bad> {
-    let Some(text) = value.as_str() else { return Err(value.expected("a path")) };
+    let Some(text) = value.as_str() else {
+        return Err(value.expected("a path"));
+    };
     suggest::plain_path(value, text)?;
     Ok(base.join(text).components().collect())
 }
@@ -299,26 +408,40 @@ fn instances(value: &Value, machine: Machine) -> Result<u16, Bad> {
         return Ok(clamp(machine.cores));
     }
     match value.as_int() {
-        Some(0) => Err(value.bad("no instances at all").hint("to stop an app, run `rsup stop`; in a file, 1 is the least")),
-        Some(n) if n < 0 => Ok(clamp(machine.cores.saturating_sub(usize::try_from(n.unsigned_abs()).unwrap_or(usize::MAX)))),
+        Some(0) => Err(value
+            .bad("no instances at all")
+            .hint("to stop an app, run `rsup stop`; in a file, 1 is the least")),
+        Some(n) if n < 0 => {
+            Ok(clamp(machine.cores.saturating_sub(
+                usize::try_from(n.unsigned_abs()).unwrap_or(usize::MAX),
+            )))
+        }
         Some(n) => match u16::try_from(n) {
             Ok(n) if n <= MOST_INSTANCES => Ok(n),
-            _ => Err(value.bad(format!("{n} instances are too many")).hint(format!("{MOST_INSTANCES} is the most"))),
+            _ => Err(value
+                .bad(format!("{n} instances are too many"))
+                .hint(format!("{MOST_INSTANCES} is the most"))),
         },
         None => match value.as_str() {
-            Some(text) => Err(value.bad(format!("`{text}` is not a number of instances")).hint(HINT)),
+            Some(text) => Err(value
+                .bad(format!("`{text}` is not a number of instances"))
+                .hint(HINT)),
             None => Err(value.expected("a number").hint(HINT)),
         },
     }
 }
 
 fn clamp(cores: usize) -> u16 {
-    u16::try_from(cores).unwrap_or(MOST_INSTANCES).clamp(1, MOST_INSTANCES)
+    u16::try_from(cores)
+        .unwrap_or(MOST_INSTANCES)
+        .clamp(1, MOST_INSTANCES)
 }
 
 pub(super) fn max_memory(value: &Value) -> Result<u64, Bad> {
     match units::size(value)? {
-        0 => Err(value.bad("no process lives in no memory").hint("leave it out for no limit")),
+        0 => Err(value
+            .bad("no process lives in no memory")
+            .hint("leave it out for no limit")),
         n if n < 1 << 20 => {
             let bad = value.bad(format!("{n} bytes are less than any process needs"));
             Err(match value.as_int() {
@@ -336,7 +459,9 @@ fn hide_port(value: &Value) -> Result<HidePort, Bad> {
         (Kind::Bool(true), _) => Ok(HidePort::Always),
         (Kind::Bool(false), _) => Ok(HidePort::Never),
         (_, Some("auto")) => Ok(HidePort::Auto),
-        (_, Some(other)) => Err(value.bad(format!("`{other}` is neither a boolean nor \"auto\"")).hint(HINT)),
+        (_, Some(other)) => Err(value
+            .bad(format!("`{other}` is neither a boolean nor \"auto\""))
+            .hint(HINT)),
         (_, None) => Err(value.expected("a boolean or \"auto\"").hint(HINT)),
     }
 }

@@ -44,7 +44,13 @@ pub(super) struct Context {
 
 impl Context {
     pub fn new(source: Arc<Source>, base: PathBuf, machine: Machine) -> Self {
-        Self { source, base, machine, problems: Vec::new(), failed: false }
+        Self {
+            source,
+            base,
+            machine,
+            problems: Vec::new(),
+            failed: false,
+        }
     }
 
     pub fn push(&mut self, problem: Problem) {
@@ -71,7 +77,9 @@ impl Context {
     }
 }
 
-static NOTHING: Table = Table { entries: Vec::new() };
+static NOTHING: Table = Table {
+    entries: Vec::new(),
+};
 
 /// Hands out the values of a table, and remembers which keys were asked for.
 #[derive(Debug)]
@@ -85,11 +93,20 @@ pub(super) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     pub fn new(table: &'a Table, section: &'static Section, app: Option<&'a str>) -> Self {
-        Self { table, section, app, asked: Vec::new() }
+        Self {
+            table,
+            section,
+            app,
+            asked: Vec::new(),
+        }
     }
 
     pub fn entry(&mut self, key: &'static str) -> Option<&'a Entry> {
-        debug_assert!(self.section.keys.contains(&key), "{key} is missing from the keys of {}", self.section.header);
+        debug_assert!(
+            self.section.keys.contains(&key),
+            "{key} is missing from the keys of {}",
+            self.section.header
+        );
         self.asked.push(key);
         self.table.get(key)
     }
@@ -104,12 +121,23 @@ impl<'a> Cursor<'a> {
     }
 
     /// The value of a key, or its default if it is absent or wrong.
-    pub fn get<T>(&mut self, cx: &mut Context, key: &'static str, default: T, read: impl FnOnce(&Value) -> Result<T, Bad>) -> T {
+    pub fn get<T>(
+        &mut self,
+        cx: &mut Context,
+        key: &'static str,
+        default: T,
+        read: impl FnOnce(&Value) -> Result<T, Bad>,
+    ) -> T {
         self.maybe(cx, key, read).unwrap_or(default)
     }
 
     /// The value of a key without a default.
-    pub fn maybe<T>(&mut self, cx: &mut Context, key: &'static str, read: impl FnOnce(&Value) -> Result<T, Bad>) -> Option<T> {
+    pub fn maybe<T>(
+        &mut self,
+        cx: &mut Context,
+        key: &'static str,
+        read: impl FnOnce(&Value) -> Result<T, Bad>,
+    ) -> Option<T> {
         match read(self.take(key)?) {
             Ok(value) => Some(value),
             Err(mut bad) => {
@@ -123,14 +151,27 @@ impl<'a> Cursor<'a> {
     }
 
     /// A table inside this one; empty if it is absent or not a table.
-    pub fn sub(&mut self, cx: &mut Context, key: &'static str, section: &'static Section) -> Cursor<'a> {
+    pub fn sub(
+        &mut self,
+        cx: &mut Context,
+        key: &'static str,
+        section: &'static Section,
+    ) -> Cursor<'a> {
         let table = match self.take(key) {
             None => &NOTHING,
-            Some(Value { kind: Kind::Table(table), .. }) => table,
+            Some(Value {
+                kind: Kind::Table(table),
+                ..
+            }) => table,
             Some(other) => {
                 let example = section.keys.first().copied().unwrap_or_default();
-                let bad = other.expected("a table").hint(format!("write `{key} = {{ {example} = … }}`"));
-                cx.error(Bad { message: format!("`{key}`: {}", bad.message), ..bad });
+                let bad = other
+                    .expected("a table")
+                    .hint(format!("write `{key} = {{ {example} = … }}`"));
+                cx.error(Bad {
+                    message: format!("`{key}`: {}", bad.message),
+                    ..bad
+                });
                 &NOTHING
             }
         };
@@ -156,7 +197,11 @@ impl<'a> Cursor<'a> {
             if entry.key.starts_with("x-") || self.section.keys.contains(&entry.key.as_str()) {
                 continue;
             }
-            let bad = Bad { span: entry.span.clone(), message: format!("unknown key `{}`", entry.key), hint: None };
+            let bad = Bad {
+                span: entry.span.clone(),
+                message: format!("unknown key `{}`", entry.key),
+                hint: None,
+            };
             cx.error(match suggest::unknown_key(entry, self.section, self.app) {
                 Some(hint) => bad.hint(hint),
                 None => bad,

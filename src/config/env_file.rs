@@ -18,7 +18,11 @@ pub(super) struct Variable {
 pub(super) fn parse(text: &str) -> (Vec<Variable>, Vec<Bad>) {
     let mut variables = Vec::new();
     let mut mistakes = Vec::new();
-    let mut at = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+    let mut at = if text.starts_with('\u{feff}') {
+        '\u{feff}'.len_utf8()
+    } else {
+        0
+    };
     while at < text.len() {
         let end = line_end(text, at);
         let line = &text[at..end];
@@ -44,7 +48,11 @@ fn line_end(text: &str, from: usize) -> usize {
 }
 
 fn bad(span: Span, message: impl Into<String>) -> Bad {
-    Bad { span, message: message.into(), hint: None }
+    Bad {
+        span,
+        message: message.into(),
+        hint: None,
+    }
 }
 
 /// One variable whose line goes from `start` to `end`, and where the next line begins.
@@ -53,15 +61,22 @@ fn variable(text: &str, start: usize, end: usize) -> Result<(Variable, usize), B
     // Values are secrets; what is shown of such a line is its first word.
     let shown = start..start + line.split_whitespace().next().map_or(0, str::len);
     let Some(equals) = line.find('=') else {
-        return Err(bad(shown, "a line without `=`").hint("write NAME=value, or # before a comment"));
+        return Err(
+            bad(shown, "a line without `=`").hint("write NAME=value, or # before a comment")
+        );
     };
     let before = &line[..equals];
-    let exported = before.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t']));
+    let exported = before
+        .strip_prefix("export")
+        .filter(|rest| rest.starts_with([' ', '\t']));
     let name = exported.unwrap_or(before);
     let name_start = start + equals - name.trim_start().len();
     let name = name.trim();
     if name.is_empty() {
-        return Err(bad(start + equals..start + equals + 1, "a value without a name").hint("write NAME=value"));
+        return Err(
+            bad(start + equals..start + equals + 1, "a value without a name")
+                .hint("write NAME=value"),
+        );
     }
     let name_span = name_start..name_start + name.len();
 
@@ -74,12 +89,21 @@ fn variable(text: &str, start: usize, end: usize) -> Result<(Variable, usize), B
     if value.contains('\0') {
         return Err(bad(name_span, "a value cannot contain a NUL"));
     }
-    Ok((Variable { name: name.to_owned(), value, span: name_span }, after))
+    Ok((
+        Variable {
+            name: name.to_owned(),
+            value,
+            span: name_span,
+        },
+        after,
+    ))
 }
 
 /// Up to a `#` at the beginning or after a blank.
 fn unquoted(rest: &str) -> String {
-    let comment = rest.char_indices().find(|(i, c)| *c == '#' && (*i == 0 || rest[..*i].ends_with([' ', '\t'])));
+    let comment = rest
+        .char_indices()
+        .find(|(i, c)| *c == '#' && (*i == 0 || rest[..*i].ends_with([' ', '\t'])));
     let rest = comment.map_or(rest, |(i, _)| &rest[..i]);
     rest.trim().to_owned()
 }
@@ -90,7 +114,12 @@ fn quoted(text: &str, open: usize, quote: char) -> Result<(String, usize), Bad> 
     let mut chars = text[open + 1..].char_indices();
     let close = loop {
         match chars.next() {
-            None => return Err(bad(open..open + 1, format!("the closing {quote} is missing"))),
+            None => {
+                return Err(bad(
+                    open..open + 1,
+                    format!("the closing {quote} is missing"),
+                ));
+            }
             Some((i, c)) if c == quote => break open + 1 + i,
             Some((_, '\\')) if quote == '"' => match chars.next() {
                 Some((_, 'n')) => value.push('\n'),
@@ -107,7 +136,9 @@ fn quoted(text: &str, open: usize, quote: char) -> Result<(String, usize), Bad> 
     let tail = text[close + 1..end].trim();
     if !tail.is_empty() && !tail.starts_with('#') {
         let message = format!("text after the closing {quote}");
-        return Err(bad(close..close + 1, message).hint("put all of the value in quotes, or none of it"));
+        return Err(
+            bad(close..close + 1, message).hint("put all of the value in quotes, or none of it")
+        );
     }
     Ok((value.replace("\r\n", "\n"), end + 1))
 }
@@ -140,8 +171,14 @@ mod tests {
         assert_eq!(one("A='it is $HOME \\n' # c"), "it is $HOME \\n");
         assert_eq!(one(r#"A="say \"hi\"\n\\ \d""#), "say \"hi\"\n\\ \\d");
         assert_eq!(one("A=`it's \"so\"`"), "it's \"so\"");
-        assert_eq!(one("A=\"-----BEGIN\nline = # 2\n-----END\"\n# done"), "-----BEGIN\nline = # 2\n-----END");
-        assert_eq!(one("URL=postgres://u:p@h/db?x=1&y='2'"), "postgres://u:p@h/db?x=1&y='2'");
+        assert_eq!(
+            one("A=\"-----BEGIN\nline = # 2\n-----END\"\n# done"),
+            "-----BEGIN\nline = # 2\n-----END"
+        );
+        assert_eq!(
+            one("URL=postgres://u:p@h/db?x=1&y='2'"),
+            "postgres://u:p@h/db?x=1&y='2'"
+        );
         assert_eq!(one("\u{feff}A=ä"), "ä");
     }
 
@@ -150,7 +187,10 @@ mod tests {
         let (variables, mistakes) = parse("A=1\nnonsense\n=x\nB='open\nC=\"x\" y\nD=4");
         let names: Vec<_> = variables.iter().map(|v| v.name.as_str()).collect();
         assert_eq!(names, ["A", "D"]);
-        let messages: Vec<_> = mistakes.iter().map(|bad| (bad.span.clone(), bad.message.as_str())).collect();
+        let messages: Vec<_> = mistakes
+            .iter()
+            .map(|bad| (bad.span.clone(), bad.message.as_str()))
+            .collect();
         assert_eq!(
             messages,
             [

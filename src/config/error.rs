@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use miette::{
-    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError, MietteSpanContents, Severity, SourceCode,
-    SourceSpan, SpanContents,
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteError,
+    MietteSpanContents, Severity, SourceCode, SourceSpan, SpanContents,
 };
 use serde::Serialize;
 
@@ -23,12 +23,22 @@ pub(super) struct Source {
 
 impl Source {
     pub fn new(path: &Path, text: &str) -> Arc<Self> {
-        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), name: path.display().to_string(), excerpt: false })
+        Arc::new(Self {
+            path: path.to_owned(),
+            text: text.to_owned(),
+            name: path.display().to_string(),
+            excerpt: false,
+        })
     }
 
     /// A text whose other words are long or secret.
     pub fn excerpt(path: &Path, text: &str) -> Arc<Self> {
-        Arc::new(Self { path: path.to_owned(), text: text.to_owned(), name: path.display().to_string(), excerpt: true })
+        Arc::new(Self {
+            path: path.to_owned(),
+            text: text.to_owned(),
+            name: path.display().to_string(),
+            excerpt: true,
+        })
     }
 }
 
@@ -40,15 +50,29 @@ impl SourceCode for Source {
         context: usize,
         _: usize,
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
-        let (mut start, mut end) = (span.offset().min(self.text.len()), (span.offset() + span.len()).min(self.text.len()));
-        if let (true, Some(before), Some(after)) = (context > 0 && !self.excerpt, self.text.get(..start), self.text.get(end..)) {
+        let (mut start, mut end) = (
+            span.offset().min(self.text.len()),
+            (span.offset() + span.len()).min(self.text.len()),
+        );
+        if let (true, Some(before), Some(after)) = (
+            context > 0 && !self.excerpt,
+            self.text.get(..start),
+            self.text.get(end..),
+        ) {
             start = before.rfind('\n').map_or(0, |i| i + 1);
             end += after.find('\n').unwrap_or(after.len());
         }
         let lines = self.text.read_span(&(start..end).into(), 0, 0)?;
         let name = self.name.clone();
         let (line, column) = (lines.line(), lines.column());
-        Ok(Box::new(MietteSpanContents::new_named(name, lines.data(), *lines.span(), line, column, lines.line_count())))
+        Ok(Box::new(MietteSpanContents::new_named(
+            name,
+            lines.data(),
+            *lines.span(),
+            line,
+            column,
+            lines.line_count(),
+        )))
     }
 }
 
@@ -83,7 +107,15 @@ pub struct Finding {
 impl Problem {
     pub(super) fn error(source: &Arc<Source>, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { source: source.clone(), warning: false, span: None, also: None, reached_from: None, message, hint: None }
+        Self {
+            source: source.clone(),
+            warning: false,
+            span: None,
+            also: None,
+            reached_from: None,
+            message,
+            hint: None,
+        }
     }
 
     pub(super) fn into_warning(mut self) -> Self {
@@ -113,7 +145,9 @@ impl Problem {
 
     /// Its place among the problems of the same configuration.
     pub(super) fn order(&self) -> usize {
-        self.reached_from.or(self.span.as_ref().map(|span| span.start)).unwrap_or(0)
+        self.reached_from
+            .or(self.span.as_ref().map(|span| span.start))
+            .unwrap_or(0)
     }
 
     /// What is wrong, in one sentence without its place.
@@ -123,7 +157,10 @@ impl Problem {
 
     /// As plain data.
     pub fn finding(&self) -> Finding {
-        let place = self.span.as_ref().map(|span| place(&self.source.text, span.start));
+        let place = self
+            .span
+            .as_ref()
+            .map(|span| place(&self.source.text, span.start));
         Finding {
             severity: if self.warning { "warning" } else { "error" },
             file: self.source.path.clone(),
@@ -137,14 +174,25 @@ impl Problem {
     /// Whether every place it points at is one of its text: on whole characters, not beyond the end.
     #[doc(hidden)]
     pub fn fits(&self) -> bool {
-        let spans = self.span.iter().chain(self.also.iter().map(|(span, _)| span));
-        spans.into_iter().all(|span| self.source.text.get(span.clone()).is_some())
+        let spans = self
+            .span
+            .iter()
+            .chain(self.also.iter().map(|(span, _)| span));
+        spans
+            .into_iter()
+            .all(|span| self.source.text.get(span.clone()).is_some())
     }
 
     /// With the line of the file and a caret under the mistake.
     pub fn render(&self, color: bool) -> String {
-        let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-        let handler = GraphicalReportHandler::new_themed(theme).with_context_lines(1).with_wrap_lines(false);
+        let theme = if color {
+            GraphicalTheme::unicode()
+        } else {
+            GraphicalTheme::unicode_nocolor()
+        };
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_context_lines(1)
+            .with_wrap_lines(false);
         let mut out = String::new();
         match handler.render_report(&mut out, self) {
             Ok(()) => out,
@@ -157,7 +205,10 @@ impl Problem {
 fn place(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at.min(text.len())).unwrap_or(text);
     let start = before.rfind('\n').map_or(0, |i| i + 1);
-    (before.matches('\n').count() + 1, before[start..].chars().count() + 1)
+    (
+        before.matches('\n').count() + 1,
+        before[start..].chars().count() + 1,
+    )
 }
 
 impl fmt::Display for Problem {
@@ -173,7 +224,11 @@ impl std::error::Error for Problem {}
 
 impl Diagnostic for Problem {
     fn severity(&self) -> Option<Severity> {
-        Some(if self.warning { Severity::Warning } else { Severity::Error })
+        Some(if self.warning {
+            Severity::Warning
+        } else {
+            Severity::Error
+        })
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
@@ -181,12 +236,20 @@ impl Diagnostic for Problem {
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
-        self.span.is_some().then_some(&*self.source as &dyn SourceCode)
+        self.span
+            .is_some()
+            .then_some(&*self.source as &dyn SourceCode)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        let here = self.span.clone().map(|span| LabeledSpan::new_primary_with_span(None, span));
-        let also = self.also.clone().map(|(span, label)| LabeledSpan::new_with_span(Some(label), span));
+        let here = self
+            .span
+            .clone()
+            .map(|span| LabeledSpan::new_primary_with_span(None, span));
+        let also = self
+            .also
+            .clone()
+            .map(|(span, label)| LabeledSpan::new_with_span(Some(label), span));
         Some(Box::new(here.into_iter().chain(also)))
     }
 }

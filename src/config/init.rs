@@ -17,7 +17,9 @@ struct Guess {
 pub fn sample(folder: &Path) -> String {
     let name = app_name(folder);
     let guess = guess(folder);
-    let mut out = String::from("# rsup start: starts it; rsup reload: a new version, without a failed request.\n\n");
+    let mut out = String::from(
+        "# rsup start: starts it; rsup reload: a new version, without a failed request.\n\n",
+    );
     let _ = writeln!(out, "[app.{name}]");
     match &guess {
         Some(guess) => {
@@ -26,14 +28,23 @@ pub fn sample(folder: &Path) -> String {
         None => out.push_str("command   = [\"node\", \"server.js\"]   # program and arguments; never given to a shell\n"),
     }
     out.push_str("instances = 2                # or \"max\", one for each core\n");
-    out.push_str("listen    = 3000             # all instances share it; the app finds the port in PORT\n");
-    match guess.as_ref().map_or("NODE_ENV = \"production\"", |guess| guess.env) {
+    out.push_str(
+        "listen    = 3000             # all instances share it; the app finds the port in PORT\n",
+    );
+    match guess
+        .as_ref()
+        .map_or("NODE_ENV = \"production\"", |guess| guess.env)
+    {
         "" => out.push_str("# env     = { NAME = \"value\" }\n"),
         env => {
             let _ = writeln!(out, "env       = {{ {env} }}");
         }
     }
-    let comment = if folder.join(".env").is_file() { "" } else { "# " };
+    let comment = if folder.join(".env").is_file() {
+        ""
+    } else {
+        "# "
+    };
     let _ = writeln!(out, "{comment}env_file = \".env\"");
     out.push_str("# readiness = \"/ready\"       # a worker takes traffic once this answers 2xx; absent: once it accepts\n");
     out.push_str("# max_memory = \"500M\"        # a larger worker is replaced\n");
@@ -51,11 +62,21 @@ fn app_name(folder: &Path) -> String {
         .map(|name| name.to_string_lossy().to_lowercase())
         .unwrap_or_default()
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '_' {
+                c
+            } else {
+                '-'
+            }
+        })
         .take(64)
         .collect();
     let name = name.trim_matches('-');
-    if name.is_empty() || super::AppName::parse(name).is_err() { "web".to_owned() } else { name.to_owned() }
+    if name.is_empty() || super::AppName::parse(name).is_err() {
+        "web".to_owned()
+    } else {
+        name.to_owned()
+    }
 }
 
 fn guess(folder: &Path) -> Option<Guess> {
@@ -65,18 +86,36 @@ fn guess(folder: &Path) -> Option<Guess> {
     }
     if has("manage.py") {
         let command = format!("[\"gunicorn\", \"{}.wsgi\"]", django_project(folder)?);
-        return Some(Guess { command, from: "manage.py", env: "" });
+        return Some(Guess {
+            command,
+            from: "manage.py",
+            env: "",
+        });
     }
-    for (file, label) in [("pyproject.toml", "pyproject.toml"), ("requirements.txt", "requirements.txt")] {
+    for (file, label) in [
+        ("pyproject.toml", "pyproject.toml"),
+        ("requirements.txt", "requirements.txt"),
+    ] {
         if has(file) {
-            return Some(python(folder, &super::read_text(&folder.join(file)).unwrap_or_default(), label));
+            return Some(python(
+                folder,
+                &super::read_text(&folder.join(file)).unwrap_or_default(),
+                label,
+            ));
         }
     }
     if has("go.mod") {
         let text = super::read_text(&folder.join("go.mod")).ok()?;
-        let module = text.lines().find_map(|line| line.strip_prefix("module "))?.trim();
+        let module = text
+            .lines()
+            .find_map(|line| line.strip_prefix("module "))?
+            .trim();
         let binary = module.rsplit('/').find(|part| !is_version(part))?;
-        return Some(Guess { command: program(binary)?, from: "go.mod (go build)", env: "" });
+        return Some(Guess {
+            command: program(binary)?,
+            from: "go.mod (go build)",
+            env: "",
+        });
     }
     if has("Cargo.toml") {
         let text = super::read_text(&folder.join("Cargo.toml")).ok()?;
@@ -93,7 +132,8 @@ fn guess(folder: &Path) -> Option<Guess> {
 
 /// `v2` at the end of a module's path is no name.
 fn is_version(part: &str) -> bool {
-    part.strip_prefix('v').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+    part.strip_prefix('v')
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 fn program(path: &str) -> Option<String> {
@@ -105,31 +145,58 @@ fn list(words: &[String]) -> Option<String> {
     if words.iter().any(|word| word.chars().any(char::is_control)) {
         return None;
     }
-    let quoted: Vec<String> = words.iter().map(serde_json::to_string).collect::<Result<_, _>>().ok()?;
+    let quoted: Vec<String> = words
+        .iter()
+        .map(serde_json::to_string)
+        .collect::<Result<_, _>>()
+        .ok()?;
     Some(format!("[{}]", quoted.join(", ")))
 }
 
 /// `scripts.start` if it is a plain command, else `npm start`; without it, `main`.
 fn node(folder: &Path) -> Option<Guess> {
     const ENV: &str = "NODE_ENV = \"production\"";
-    let package: serde_json::Value = serde_json::from_str(&super::read_text(&folder.join("package.json")).ok()?).ok()?;
-    let start = package.get("scripts").and_then(|scripts| scripts.get("start")).and_then(|start| start.as_str());
+    let package: serde_json::Value =
+        serde_json::from_str(&super::read_text(&folder.join("package.json")).ok()?).ok()?;
+    let start = package
+        .get("scripts")
+        .and_then(|scripts| scripts.get("start"))
+        .and_then(|start| start.as_str());
     if let Some(start) = start {
         let words = shlex::split(start).unwrap_or_default();
         // Without npm between, signals reach the app itself; but npm is needed for its PATH and its shell.
-        let plain =
-            words.first().is_some_and(|program| program == "node") && !start.contains(['&', '|', ';', '$', '>', '<', '`', '*']);
-        let words = if plain { words } else { vec!["npm".to_owned(), "start".to_owned()] };
-        return Some(Guess { command: list(&words)?, from: "scripts.start of package.json", env: ENV });
+        let plain = words.first().is_some_and(|program| program == "node")
+            && !start.contains(['&', '|', ';', '$', '>', '<', '`', '*']);
+        let words = if plain {
+            words
+        } else {
+            vec!["npm".to_owned(), "start".to_owned()]
+        };
+        return Some(Guess {
+            command: list(&words)?,
+            from: "scripts.start of package.json",
+            env: ENV,
+        });
     }
-    let main = package.get("main").and_then(|main| main.as_str()).map(str::to_owned);
-    let found = ["server.js", "index.js", "app.js", "server.mjs", "index.mjs"].iter().find(|name| folder.join(name).is_file());
+    let main = package
+        .get("main")
+        .and_then(|main| main.as_str())
+        .map(str::to_owned);
+    let found = ["server.js", "index.js", "app.js", "server.mjs", "index.mjs"]
+        .iter()
+        .find(|name| folder.join(name).is_file());
     let main = main.or_else(|| found.map(|name| (*name).to_owned()))?;
-    Some(Guess { command: list(&["node".to_owned(), main])?, from: "package.json", env: ENV })
+    Some(Guess {
+        command: list(&["node".to_owned(), main])?,
+        from: "package.json",
+        env: ENV,
+    })
 }
 
 fn python(folder: &Path, needs: &str, from: &'static str) -> Guess {
-    let found = ["main.py", "app.py", "server.py"].iter().find(|name| folder.join(name).is_file());
+    let found = ["main.py", "app.py", "server.py"]
+        .iter()
+        .find(|name| folder.join(name).is_file());
     let file = found.copied().unwrap_or("main.py");
     let module = file.trim_end_matches(".py");
     let needs = needs.to_lowercase();
@@ -140,7 +207,11 @@ fn python(folder: &Path, needs: &str, from: &'static str) -> Guess {
     } else {
         format!("[\"python3\", \"{file}\"]")
     };
-    Guess { command, from, env: "PYTHONUNBUFFERED = 1" }
+    Guess {
+        command,
+        from,
+        env: "PYTHONUNBUFFERED = 1",
+    }
 }
 
 /// The folder with `wsgi.py` beside `manage.py`.

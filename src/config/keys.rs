@@ -8,9 +8,15 @@ pub(super) struct Section {
     pub keys: &'static [&'static str],
 }
 
-pub(super) static ROOT: Section = Section { header: "the top level", keys: &["supervisor", "app"] };
+pub(super) static ROOT: Section = Section {
+    header: "the top level",
+    keys: &["supervisor", "app"],
+};
 
-pub(super) static SUPERVISOR: Section = Section { header: "[supervisor]", keys: &["log_dir", "admin", "admin_public"] };
+pub(super) static SUPERVISOR: Section = Section {
+    header: "[supervisor]",
+    keys: &["log_dir", "admin", "admin_public"],
+};
 
 pub(super) static APP: Section = Section {
     header: "[app.NAME]",
@@ -58,28 +64,80 @@ const PROBE_KEYS: &[&str] = &[
     "headers",
 ];
 
-pub(super) static READINESS: Section = Section { header: "[app.NAME.readiness]", keys: PROBE_KEYS };
+pub(super) static READINESS: Section = Section {
+    header: "[app.NAME.readiness]",
+    keys: PROBE_KEYS,
+};
 
-pub(super) static LIVENESS: Section = Section { header: "[app.NAME.liveness]", keys: PROBE_KEYS };
+pub(super) static LIVENESS: Section = Section {
+    header: "[app.NAME.liveness]",
+    keys: PROBE_KEYS,
+};
 
-pub(super) static STOP: Section = Section { header: "[app.NAME.stop]", keys: &["signal", "exit_codes"] };
+pub(super) static STOP: Section = Section {
+    header: "[app.NAME.stop]",
+    keys: &["signal", "exit_codes"],
+};
 
 pub(super) static RESTART: Section = Section {
     header: "[app.NAME.restart]",
-    keys: &["policy", "max_restarts", "min_uptime", "backoff", "backoff_max", "reset_after"],
+    keys: &[
+        "policy",
+        "max_restarts",
+        "min_uptime",
+        "backoff",
+        "backoff_max",
+        "reset_after",
+    ],
 };
 
-pub(super) static RELOAD: Section =
-    Section { header: "[app.NAME.reload]", keys: &["max_surge", "min_ready", "deadline", "auto_rollback"] };
+pub(super) static RELOAD: Section = Section {
+    header: "[app.NAME.reload]",
+    keys: &["max_surge", "min_ready", "deadline", "auto_rollback"],
+};
 
-pub(super) static LOG: Section =
-    Section { header: "[app.NAME.log]", keys: &["out", "err", "format", "timestamps", "max_size", "keep", "compress"] };
+pub(super) static LOG: Section = Section {
+    header: "[app.NAME.log]",
+    keys: &[
+        "out",
+        "err",
+        "format",
+        "timestamps",
+        "max_size",
+        "keep",
+        "compress",
+    ],
+};
 
-pub(super) static LIMITS: Section =
-    Section { header: "[app.NAME.limits]", keys: &["nofile", "nice", "no_new_privs", "capabilities", "memory", "cpu", "tasks"] };
+pub(super) static LIMITS: Section = Section {
+    header: "[app.NAME.limits]",
+    keys: &[
+        "nofile",
+        "nice",
+        "no_new_privs",
+        "capabilities",
+        "memory",
+        "cpu",
+        "tasks",
+    ],
+};
 
-pub(super) static SOCKET: Section = Section { header: "[app.NAME.socket]", keys: &["mode", "owner", "group"] };
+pub(super) static SOCKET: Section = Section {
+    header: "[app.NAME.socket]",
+    keys: &["mode", "owner", "group"],
+};
 
 /// All of them, the likeliest home of a misplaced key first.
-pub(super) static ALL: &[&Section] =
-    &[&APP, &RESTART, &READINESS, &STOP, &RELOAD, &LOG, &LIMITS, &SOCKET, &LIVENESS, &SUPERVISOR, &ROOT];
+pub(super) static ALL: &[&Section] = &[
+    &APP,
+    &RESTART,
+    &READINESS,
+    &STOP,
+    &RELOAD,
+    &LOG,
+    &LIMITS,
+    &SOCKET,
+    &LIVENESS,
+    &SUPERVISOR,
+    &ROOT,
+];

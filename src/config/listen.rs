@@ -32,14 +32,20 @@ struct Written {
 pub(super) fn read(cx: &mut Context, value: Option<&Value>) -> Vec<(Listen, Span)> {
     let items = match value {
         None => &[],
-        Some(Value { kind: Kind::Array(items), .. }) => items.as_slice(),
+        Some(Value {
+            kind: Kind::Array(items),
+            ..
+        }) => items.as_slice(),
         Some(one) => std::slice::from_ref(one),
     };
     let mut written = Vec::new();
     for item in items {
         match one(cx, item) {
             Ok(address) => written.push(address),
-            Err(bad) => cx.error(Bad { message: format!("`listen`: {}", bad.message), ..bad }),
+            Err(bad) => cx.error(Bad {
+                message: format!("`listen`: {}", bad.message),
+                ..bad
+            }),
         }
     }
     let v4_any: Vec<u16> = written
@@ -62,7 +68,11 @@ pub(super) fn read(cx: &mut Context, value: Option<&Value>) -> Vec<(Listen, Span
 /// One TCP address, where nothing else will do.
 pub(super) fn tcp_address(cx: &mut Context, value: &Value) -> Result<SocketAddr, Bad> {
     let written = one(cx, value)?;
-    written.listen.tcp().ok_or_else(|| value.bad("a unix socket will not do here").hint("write \"127.0.0.1:9700\""))
+    written.listen.tcp().ok_or_else(|| {
+        value
+            .bad("a unix socket will not do here")
+            .hint("write \"127.0.0.1:9700\"")
+    })
 }
 
 fn one(cx: &mut Context, value: &Value) -> Result<Written, Bad> {
@@ -72,7 +82,11 @@ fn one(cx: &mut Context, value: &Value) -> Result<Written, Bad> {
         Kind::String(text) => text_address(cx, value, text.trim())?,
         _ => return Err(value.expected("an address").hint(HINT)),
     };
-    Ok(Written { listen, span, explicit_v6_any })
+    Ok(Written {
+        listen,
+        span,
+        explicit_v6_any,
+    })
 }
 
 fn text_address(cx: &mut Context, value: &Value, text: &str) -> Result<(Listen, bool), Bad> {
@@ -80,11 +94,15 @@ fn text_address(cx: &mut Context, value: &Value, text: &str) -> Result<(Listen, 
         return unix(cx, value, path).map(|listen| (listen, false));
     }
     if text.starts_with(['/', '.']) || text.ends_with(".sock") {
-        return Err(value.bad(format!("`{text}` is not an address")).hint(format!("write \"unix:{text}\" for a unix socket")));
+        return Err(value
+            .bad(format!("`{text}` is not an address"))
+            .hint(format!("write \"unix:{text}\" for a unix socket")));
     }
     if let Some((scheme, rest)) = text.split_once("://") {
         let rest = rest.split('/').next().unwrap_or_default();
-        return Err(value.bad(format!("an address has no `{scheme}://`")).hint(format!("write \"{rest}\"")));
+        return Err(value
+            .bad(format!("an address has no `{scheme}://`"))
+            .hint(format!("write \"{rest}\"")));
     }
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         return Ok((any(cx, value, port(value, text)?), false));
@@ -101,7 +119,10 @@ fn text_address(cx: &mut Context, value: &Value, text: &str) -> Result<(Listen, 
         "localhost" => return Ok((tcp(IpAddr::V4(Ipv4Addr::LOCALHOST), port), false)),
         _ => {}
     }
-    if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    if let Some(inner) = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         return v6(value, inner, port);
     }
     match host.parse::<Ipv4Addr>() {
@@ -120,20 +141,35 @@ fn v6(value: &Value, inner: &str, port: u16) -> Result<(Listen, bool), Bad> {
     let written = format!("[{inner}]:{port}");
     let Ok(addr) = written.parse::<SocketAddrV6>() else {
         let bad = value.bad(format!("`{inner}` is not an IPv6 address"));
-        return Err(if inner.contains('%') { bad.hint("write the number of the interface after the %") } else { bad });
+        return Err(if inner.contains('%') {
+            bad.hint("write the number of the interface after the %")
+        } else {
+            bad
+        });
     };
     if let Some(v4) = addr.ip().to_ipv4_mapped() {
-        return Err(value.bad("an IPv4 address in IPv6 clothes").hint(format!("write \"{v4}:{port}\"")));
+        return Err(value
+            .bad("an IPv4 address in IPv6 clothes")
+            .hint(format!("write \"{v4}:{port}\"")));
     }
     if addr.ip().is_multicast() {
         return Err(value.bad(format!("`{inner}` is not the address of one machine")));
     }
     let any = addr.ip().is_unspecified();
-    Ok((Listen::Tcp { addr: SocketAddr::V6(addr), v6only: !any }, any))
+    Ok((
+        Listen::Tcp {
+            addr: SocketAddr::V6(addr),
+            v6only: !any,
+        },
+        any,
+    ))
 }
 
 fn tcp(ip: IpAddr, port: u16) -> Listen {
-    Listen::Tcp { addr: SocketAddr::new(ip, port), v6only: false }
+    Listen::Tcp {
+        addr: SocketAddr::new(ip, port),
+        v6only: false,
+    }
 }
 
 /// All addresses of the machine, in both families where it has both.
@@ -144,7 +180,9 @@ fn any(cx: &mut Context, value: &Value, port: u16) -> Listen {
         V6::Absent => v4,
         V6::Refused => {
             let bad = value.bad(format!("`listen`: a sandbox refuses IPv6 sockets here, so this is 0.0.0.0:{port}, IPv4 alone"));
-            cx.warn(bad.hint(format!("allow socket(AF_INET6) in the seccomp profile, or write \"0.0.0.0:{port}\"")));
+            cx.warn(bad.hint(format!(
+                "allow socket(AF_INET6) in the seccomp profile, or write \"0.0.0.0:{port}\""
+            )));
             v4
         }
     }
@@ -159,9 +197,9 @@ fn split_port(text: &str) -> Option<(&str, &str)> {
 fn without_brackets(value: &Value, text: &str) -> Bad {
     let bad = value.bad(format!("`{text}`: an IPv6 address needs brackets"));
     // `::1:3001` is an address as it stands, but nobody means that one.
-    let split = text
-        .rsplit_once(':')
-        .filter(|(host, port)| host.parse::<Ipv6Addr>().is_ok() && port.len() > 1 && port.parse::<u16>().is_ok());
+    let split = text.rsplit_once(':').filter(|(host, port)| {
+        host.parse::<Ipv6Addr>().is_ok() && port.len() > 1 && port.parse::<u16>().is_ok()
+    });
     match split {
         Some((host, port)) => bad.hint(format!("write \"[{host}]:{port}\"")),
         None if text.parse::<Ipv6Addr>().is_ok() => bad.hint(format!("write \"[{text}]:3001\"")),
@@ -176,7 +214,9 @@ fn without_port(value: &Value, text: &str) -> Bad {
     }
     let host = text.trim_end_matches(':');
     if !text.contains(['.', ':', '[']) && host != "localhost" {
-        return value.bad(format!("`{text}` is neither a port nor an address")).hint(HINT);
+        return value
+            .bad(format!("`{text}` is neither a port nor an address"))
+            .hint(HINT);
     }
     bad.hint(format!("write \"{host}:3001\""))
 }
@@ -194,14 +234,18 @@ fn port_number(value: &Value, n: i64) -> Result<u16, Bad> {
             .bad("port 0 means a port of the kernel's choice, which nobody could find")
             .hint("choose a port from 1 to 65535")),
         Ok(port) => Ok(port),
-        Err(_) => Err(value.bad(format!("{n} is not a port")).hint("choose a port from 1 to 65535")),
+        Err(_) => Err(value
+            .bad(format!("{n} is not a port"))
+            .hint("choose a port from 1 to 65535")),
     }
 }
 
 fn unix(cx: &Context, value: &Value, path: &str) -> Result<Listen, Bad> {
     let path = path.strip_prefix("//").map_or(path, |rest| rest);
     if path.is_empty() {
-        return Err(value.bad("a unix socket without a path").hint("write \"unix:/run/api.sock\""));
+        return Err(value
+            .bad("a unix socket without a path")
+            .hint("write \"unix:/run/api.sock\""));
     }
     if path.contains('\0') {
         return Err(value.bad("a path cannot contain a NUL"));
@@ -214,7 +258,10 @@ fn unix(cx: &Context, value: &Value, path: &str) -> Result<Listen, Bad> {
     let full: PathBuf = cx.base.join(path).components().collect();
     let length = full.as_os_str().len();
     if length > UNIX_PATH_MAX {
-        let message = format!("{} has {length} bytes; the path of a unix socket has {UNIX_PATH_MAX} at most", full.display());
+        let message = format!(
+            "{} has {length} bytes; the path of a unix socket has {UNIX_PATH_MAX} at most",
+            full.display()
+        );
         return Err(value.bad(message));
     }
     Ok(Listen::Unix(full))
@@ -223,13 +270,22 @@ fn unix(cx: &Context, value: &Value, path: &str) -> Result<Listen, Bad> {
 /// Reports every address that another one, written before it, already covers.
 pub(super) fn overlaps(cx: &mut Context, all: &[Placed]) {
     for (i, later) in all.iter().enumerate() {
-        let Some(earlier) = all[..i].iter().find(|earlier| collide(&earlier.listen, &later.listen)) else { continue };
+        let Some(earlier) = all[..i]
+            .iter()
+            .find(|earlier| collide(&earlier.listen, &later.listen))
+        else {
+            continue;
+        };
         let message = if earlier.listen == later.listen {
             format!("`{}` is listed twice", later.listen)
         } else {
             format!("`{}` overlaps with `{}`", later.listen, earlier.listen)
         };
-        let bad = Bad { span: later.span.clone(), message, hint: None };
+        let bad = Bad {
+            span: later.span.clone(),
+            message,
+            hint: None,
+        };
         let bad = if earlier.app != later.app {
             bad.hint("two apps cannot share an address; give one of them another port")
         } else if earlier.listen == later.listen {
@@ -241,7 +297,11 @@ pub(super) fn overlaps(cx: &mut Context, all: &[Placed]) {
         } else {
             bad.hint("the wider one takes the connections of both; leave the other out")
         };
-        let label = if earlier.app == later.app { "also here".to_owned() } else { format!("app `{}`", earlier.app) };
+        let label = if earlier.app == later.app {
+            "also here".to_owned()
+        } else {
+            format!("app `{}`", earlier.app)
+        };
         let problem = cx.problem(bad).also(earlier.span.clone(), label);
         cx.push(problem);
     }
@@ -251,9 +311,20 @@ pub(super) fn overlaps(cx: &mut Context, all: &[Placed]) {
 pub(super) fn collide(a: &Listen, b: &Listen) -> bool {
     match (a, b) {
         (Listen::Unix(a), Listen::Unix(b)) => a == b,
-        (Listen::Tcp { addr: a, v6only: a_only }, Listen::Tcp { addr: b, v6only: b_only }) => {
+        (
+            Listen::Tcp {
+                addr: a,
+                v6only: a_only,
+            },
+            Listen::Tcp {
+                addr: b,
+                v6only: b_only,
+            },
+        ) => {
             let covers = |a: &SocketAddr, only: bool, b: &SocketAddr| {
-                a.ip() == b.ip() || a.ip().is_unspecified() && (a.is_ipv4() == b.is_ipv4() || a.is_ipv6() && !only)
+                a.ip() == b.ip()
+                    || a.ip().is_unspecified()
+                        && (a.is_ipv4() == b.is_ipv4() || a.is_ipv6() && !only)
             };
             a.port() == b.port() && (covers(a, *a_only, b) || covers(b, *b_only, a))
         }

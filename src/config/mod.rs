@@ -72,10 +72,20 @@ pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigErrors> {
 #[doc(hidden)]
 pub fn read_env_file(text: &str) -> (Vec<(String, String)>, usize) {
     let (variables, mistakes) = env_file::parse(text);
-    for span in variables.iter().map(|v| &v.span).chain(mistakes.iter().map(|bad| &bad.span)) {
-        assert!(text.get(span.clone()).is_some(), "{span:?} is not in the text");
+    for span in variables
+        .iter()
+        .map(|v| &v.span)
+        .chain(mistakes.iter().map(|bad| &bad.span))
+    {
+        assert!(
+            text.get(span.clone()).is_some(),
+            "{span:?} is not in the text"
+        );
     }
-    (variables.into_iter().map(|v| (v.name, v.value)).collect(), mistakes.len())
+    (
+        variables.into_iter().map(|v| (v.name, v.value)).collect(),
+        mistakes.len(),
+    )
 }
 
 fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigErrors> {
@@ -86,7 +96,14 @@ fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigE
     let mut cx = Context::new(source, base, machine);
     let config = check::config(&mut cx, &table, &absolute);
     cx.problems.sort_by_key(Problem::order);
-    if cx.failed { Err(ConfigErrors::new(cx.problems)) } else { Ok(Loaded { config, warnings: cx.problems }) }
+    if cx.failed {
+        Err(ConfigErrors::new(cx.problems))
+    } else {
+        Ok(Loaded {
+            config,
+            warnings: cx.problems,
+        })
+    }
 }
 
 /// Follows the symbolic links of the working directory anew, as a reload does: `current` may point
@@ -94,7 +111,10 @@ fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigE
 pub fn resolve_cwd(spec: &mut AppSpec) -> io::Result<()> {
     let resolved = spec.cwd.canonicalize()?;
     if !resolved.is_dir() {
-        return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is not a folder", spec.cwd.display())));
+        return Err(io::Error::new(
+            io::ErrorKind::NotADirectory,
+            format!("{} is not a folder", spec.cwd.display()),
+        ));
     }
     spec.cwd_resolved = resolved;
     Ok(())
@@ -112,27 +132,48 @@ fn absolute(path: &Path) -> PathBuf {
 
 fn read_text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?
+        .take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 4 MiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "larger than 4 MiB",
+        ));
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        let line = error.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1;
-        io::Error::new(io::ErrorKind::InvalidData, format!("not valid UTF-8, first on line {line}"))
+        let line = error
+            .as_bytes()
+            .iter()
+            .take(at)
+            .filter(|b| **b == b'\n')
+            .count()
+            + 1;
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("not valid UTF-8, first on line {line}"),
+        )
     })
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> Problem {
     let source = Source::new(path, "");
     match error.kind() {
-        io::ErrorKind::NotFound => Problem::error(&source, "no such file").hint("`rsup init` writes one"),
+        io::ErrorKind::NotFound => {
+            Problem::error(&source, "no such file").hint("`rsup init` writes one")
+        }
         io::ErrorKind::IsADirectory => {
-            let hint = format!("name the file in it: {}", path.join("supervisor.toml").display());
+            let hint = format!(
+                "name the file in it: {}",
+                path.join("supervisor.toml").display()
+            );
             Problem::error(&source, "this is a folder").hint(hint)
         }
         io::ErrorKind::PermissionDenied => Problem::error(&source, "no permission to read it"),
-        io::ErrorKind::InvalidData => Problem::error(&source, error.to_string()).hint("save it as UTF-8"),
+        io::ErrorKind::InvalidData => {
+            Problem::error(&source, error.to_string()).hint("save it as UTF-8")
+        }
         _ => Problem::error(&source, format!("cannot be read: {error}")),
     }
 }

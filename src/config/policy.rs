@@ -19,7 +19,8 @@ pub(super) fn stop(cx: &mut Context, app: &mut Cursor<'_>) -> Stop {
 }
 
 fn signal(value: &Value) -> Result<i32, Bad> {
-    const HINT: &str = "write \"SIGTERM\", \"SIGINT\", \"SIGQUIT\" or another that the app takes as its end";
+    const HINT: &str =
+        "write \"SIGTERM\", \"SIGINT\", \"SIGQUIT\" or another that the app takes as its end";
     let number = match (value.as_int(), value.as_str()) {
         (Some(n), _) => signal_number(&n.to_string()),
         (None, Some(name)) => signal_number(name),
@@ -41,13 +42,19 @@ fn exit_codes(value: &Value) -> Result<BTreeSet<i32>, Bad> {
     let items = match &value.kind {
         Kind::Array(items) => items.as_slice(),
         Kind::Int(_) => std::slice::from_ref(value),
-        _ => return Err(value.expected("a list of exit codes").hint("write `exit_codes = [0]`")),
+        _ => {
+            return Err(value
+                .expected("a list of exit codes")
+                .hint("write `exit_codes = [0]`"));
+        }
     };
     items
         .iter()
         .map(|item| match item.kind {
             Kind::Int(n) if (0..=255).contains(&n) => Ok(n as i32),
-            Kind::Int(n) => Err(item.bad(format!("{n} is not an exit code")).hint("they go from 0 to 255")),
+            Kind::Int(n) => Err(item
+                .bad(format!("{n} is not an exit code"))
+                .hint("they go from 0 to 255")),
             _ => Err(item.expected("a number from 0 to 255")),
         })
         .collect()
@@ -61,14 +68,29 @@ pub(super) fn restart(cx: &mut Context, app: &mut Cursor<'_>) -> Restart {
     let min_uptime = c.get(cx, "min_uptime", Duration::from_secs(1), units::duration);
     let backoff = c.get(cx, "backoff", Duration::from_millis(100), units::duration);
     // A longer first delay than the usual last one is meant so; only both together can contradict.
-    let backoff_max = c.get(cx, "backoff_max", backoff.max(Duration::from_secs(15)), units::duration);
+    let backoff_max = c.get(
+        cx,
+        "backoff_max",
+        backoff.max(Duration::from_secs(15)),
+        units::duration,
+    );
     if let (true, Some(value)) = (backoff > backoff_max, c.take("backoff_max")) {
-        let message = format!("`backoff_max` is less than `backoff`, which is {}", units::show_duration(backoff));
+        let message = format!(
+            "`backoff_max` is less than `backoff`, which is {}",
+            units::show_duration(backoff)
+        );
         cx.error(value.bad(message));
     }
     let reset_after = c.get(cx, "reset_after", Duration::from_secs(30), units::duration);
     c.finish(cx);
-    Restart { policy, max_restarts, min_uptime, backoff, backoff_max, reset_after }
+    Restart {
+        policy,
+        max_restarts,
+        min_uptime,
+        backoff,
+        backoff_max,
+        reset_after,
+    }
 }
 
 fn restart_policy(value: &Value) -> Result<RestartPolicy, Bad> {
@@ -77,37 +99,61 @@ fn restart_policy(value: &Value) -> Result<RestartPolicy, Bad> {
         (Some("always"), _) => Ok(RestartPolicy::Always),
         (Some("on-failure"), _) => Ok(RestartPolicy::OnFailure),
         (Some("never"), _) => Ok(RestartPolicy::Never),
-        (Some("no"), _) | (_, Kind::Bool(false)) => Err(value.bad("not a policy").hint("rsup calls it \"never\"")),
+        (Some("no"), _) | (_, Kind::Bool(false)) => {
+            Err(value.bad("not a policy").hint("rsup calls it \"never\""))
+        }
         (Some("yes" | "unless-stopped"), _) | (_, Kind::Bool(true)) => {
             Err(value.bad("not a policy").hint("rsup calls it \"always\""))
         }
         (Some(other), _) => {
             let normal = other.to_lowercase().replace(['_', ' '], "-");
-            Err(value.bad(format!("`{other}` is not a policy")).hint(suggest::one_of(&normal, KNOWN)))
+            Err(value
+                .bad(format!("`{other}` is not a policy"))
+                .hint(suggest::one_of(&normal, KNOWN)))
         }
         (None, _) => Err(value.expected("a string").hint(suggest::one_of("", KNOWN))),
     }
 }
 
 /// `[app.NAME.reload]`
-pub(super) fn reload(cx: &mut Context, app: &mut Cursor<'_>, instances: u16, listen_timeout: Duration) -> Reload {
+pub(super) fn reload(
+    cx: &mut Context,
+    app: &mut Cursor<'_>,
+    instances: u16,
+    listen_timeout: Duration,
+) -> Reload {
     let mut c = app.sub(cx, "reload", &keys::RELOAD);
     let max_surge = c.get(cx, "max_surge", 1, |value| max_surge(value, instances));
     let min_ready = c.get(cx, "min_ready", Duration::ZERO, units::duration);
     let least = min_ready.saturating_add(listen_timeout);
     // Long timeouts of one worker stretch the default for all; a deadline of one's own must have room for one.
-    let deadline = c.get(cx, "deadline", Duration::from_secs(600).max(least), units::positive_duration);
+    let deadline = c.get(
+        cx,
+        "deadline",
+        Duration::from_secs(600).max(least),
+        units::positive_duration,
+    );
     if let Some(value) = c.take("deadline") {
         let long = units::show_duration(deadline);
         if min_ready >= deadline {
-            cx.error(value.bad(format!("no reload could end: `min_ready` alone is {}", units::show_duration(min_ready))));
+            cx.error(value.bad(format!(
+                "no reload could end: `min_ready` alone is {}",
+                units::show_duration(min_ready)
+            )));
         } else if deadline < least {
-            cx.warn(value.bad(format!("a `deadline` of {long} may pass before the `listen_timeout` of the first worker")));
+            cx.warn(value.bad(format!(
+                "a `deadline` of {long} may pass before the `listen_timeout` of the first worker"
+            )));
         }
     }
     let auto_rollback = c.get(cx, "auto_rollback", true, boolean);
     c.finish(cx);
-    Reload { max_surge, min_ready, deadline, auto_rollback }
+    Reload {
+        max_surge,
+        min_ready,
+        deadline,
+        auto_rollback,
+    }
 }
 
 fn max_surge(value: &Value, instances: u16) -> Result<u16, Bad> {
@@ -115,14 +161,19 @@ fn max_surge(value: &Value, instances: u16) -> Result<u16, Bad> {
     if let Some(text) = value.as_str()
         && text.contains('%')
     {
-        let share =
-            units::percent(text).ok_or_else(|| value.bad(format!("`{text}` is not a share")).hint("from \"1%\" to \"100%\""))?;
+        let share = units::percent(text).ok_or_else(|| {
+            value
+                .bad(format!("`{text}` is not a share"))
+                .hint("from \"1%\" to \"100%\"")
+        })?;
         let workers = (u32::from(instances) * share).div_ceil(100);
         return Ok(u16::try_from(workers).unwrap_or(u16::MAX).max(1));
     }
     match value.as_int() {
         Some(n @ 1..=250) => Ok(n as u16),
-        Some(0) => Err(value.bad("without room for a replacement nothing can be replaced").hint(HINT)),
+        Some(0) => Err(value
+            .bad("without room for a replacement nothing can be replaced")
+            .hint(HINT)),
         Some(n) => Err(value.bad(format!("{n} is out of range")).hint(HINT)),
         None => Err(value.expected("a number").hint(HINT)),
     }
@@ -134,29 +185,53 @@ pub(super) fn log(cx: &mut Context, app: &mut Cursor<'_>) -> Log {
     let base = cx.base.clone();
     let out = c.maybe(cx, "out", |value| check::path(&base, value));
     let err = c.maybe(cx, "err", |value| check::path(&base, value));
-    let format = c.get(cx, "format", LogFormat::Text, |value| match value.as_str() {
-        Some("text") => Ok(LogFormat::Text),
-        Some("json") => Ok(LogFormat::Json),
-        Some(other) => Err(value.bad(format!("`{other}` is not a format")).hint(suggest::one_of(other, &["text", "json"]))),
-        None => Err(value.expected("a string").hint(suggest::one_of("", &["text", "json"]))),
+    let format = c.get(cx, "format", LogFormat::Text, |value| {
+        match value.as_str() {
+            Some("text") => Ok(LogFormat::Text),
+            Some("json") => Ok(LogFormat::Json),
+            Some(other) => Err(value
+                .bad(format!("`{other}` is not a format"))
+                .hint(suggest::one_of(other, &["text", "json"]))),
+            None => Err(value
+                .expected("a string")
+                .hint(suggest::one_of("", &["text", "json"]))),
+        }
     });
     let timestamps = c.get(cx, "timestamps", true, boolean);
-    let max_size = c.get(cx, "max_size", 50 << 20, |value| match units::size(value)? {
-        n @ 1..4096 => Err(value.bad(format!("{n} bytes are too few for a log")).hint("write \"50M\", or 0 for no rotation")),
-        n => Ok(n),
+    let max_size = c.get(cx, "max_size", 50 << 20, |value| {
+        match units::size(value)? {
+            n @ 1..4096 => Err(value
+                .bad(format!("{n} bytes are too few for a log"))
+                .hint("write \"50M\", or 0 for no rotation")),
+            n => Ok(n),
+        }
     });
     let keep = c.get(cx, "keep", 10, |value| count(value, 0));
     let compress = c.get(cx, "compress", true, boolean);
     c.finish(cx);
-    Log { out, err, format, timestamps, max_size, keep, compress }
+    Log {
+        out,
+        err,
+        format,
+        timestamps,
+        max_size,
+        keep,
+        compress,
+    }
 }
 
 pub(super) fn boolean(value: &Value) -> Result<bool, Bad> {
     match (&value.kind, value.as_str()) {
         (Kind::Bool(b), _) => Ok(*b),
-        (_, Some(text @ ("true" | "false"))) => Err(value.expected("true or false").hint(format!("write {text} without quotes"))),
-        (_, Some("yes" | "on")) | (Kind::Int(1), _) => Err(value.expected("true or false").hint("write true")),
-        (_, Some("no" | "off")) | (Kind::Int(0), _) => Err(value.expected("true or false").hint("write false")),
+        (_, Some(text @ ("true" | "false"))) => Err(value
+            .expected("true or false")
+            .hint(format!("write {text} without quotes"))),
+        (_, Some("yes" | "on")) | (Kind::Int(1), _) => {
+            Err(value.expected("true or false").hint("write true"))
+        }
+        (_, Some("no" | "off")) | (Kind::Int(0), _) => {
+            Err(value.expected("true or false").hint("write false"))
+        }
         _ => Err(value.expected("true or false")),
     }
 }
@@ -165,5 +240,8 @@ pub(super) fn boolean(value: &Value) -> Result<bool, Bad> {
 pub(super) fn count(value: &Value, least: u32) -> Result<u32, Bad> {
     let what = format!("a whole number from {least} on");
     let n = value.as_int().ok_or_else(|| value.expected(&what))?;
-    u32::try_from(n).ok().filter(|n| *n >= least).ok_or_else(|| value.bad(format!("{n} is not {what}")))
+    u32::try_from(n)
+        .ok()
+        .filter(|n| *n >= least)
+        .ok_or_else(|| value.bad(format!("{n} is not {what}")))
 }

@@ -38,8 +38,10 @@ pub(super) fn read(
 ) -> (Probe, Option<Probe>) {
     // A wrong address has been reported already; don't complain of its absence, too.
     let wrong_listen = listen.is_empty() && app.span_of("listen").is_some();
-    let reach =
-        Reach { tcp: wrong_listen || listen.iter().any(|l| l.tcp().is_some()), unix: listen.iter().any(|l| l.tcp().is_none()) };
+    let reach = Reach {
+        tcp: wrong_listen || listen.iter().any(|l| l.tcp().is_some()),
+        unix: listen.iter().any(|l| l.tcp().is_none()),
+    };
     let fallback = if reach.tcp { Check::Tcp } else { Check::Alive };
     let written = app.entry("readiness");
     let readiness = match written {
@@ -51,11 +53,23 @@ pub(super) fn read(
 
     let live = app.entry("liveness");
     let liveness = live.and_then(|entry| probe(cx, &entry.value, &keys::LIVENESS, app, &reach));
-    if let (Some(Probe { check: Check::Http { path: live_path, .. }, .. }), Check::Http { path, .. }, Some(entry)) =
-        (&liveness, &readiness.check, live)
+    if let (
+        Some(Probe {
+            check: Check::Http {
+                path: live_path, ..
+            },
+            ..
+        }),
+        Check::Http { path, .. },
+        Some(entry),
+    ) = (&liveness, &readiness.check, live)
         && live_path == path
     {
-        let bad = Bad { span: entry.span.clone(), message: "liveness asks the same path as readiness".to_owned(), hint: None };
+        let bad = Bad {
+            span: entry.span.clone(),
+            message: "liveness asks the same path as readiness".to_owned(),
+            hint: None,
+        };
         cx.warn(
             bad.hint(
                 "a worker that is only busy for a while would be replaced; give liveness a path that depends on nothing else",
@@ -69,7 +83,11 @@ fn with_defaults(check: Check, section: &'static Section) -> Probe {
     let live = std::ptr::eq(section, &keys::LIVENESS);
     Probe {
         check,
-        interval: if live { Duration::from_secs(10) } else { Duration::from_millis(250) },
+        interval: if live {
+            Duration::from_secs(10)
+        } else {
+            Duration::from_millis(250)
+        },
         timeout: Duration::from_secs(1),
         initial_delay: Duration::ZERO,
         success_threshold: 1,
@@ -78,11 +96,22 @@ fn with_defaults(check: Check, section: &'static Section) -> Probe {
 }
 
 /// Refuses a readiness that no worker could reach within `listen_timeout`.
-fn possible(cx: &mut Context, app: &Cursor<'_>, readiness: &Probe, listen_timeout: Duration, min_uptime: Duration) {
+fn possible(
+    cx: &mut Context,
+    app: &Cursor<'_>,
+    readiness: &Probe,
+    listen_timeout: Duration,
+    min_uptime: Duration,
+) {
     let (least, why) = match readiness.check {
-        Check::Alive => (min_uptime, "without `listen` or `readiness` a worker is ready after `restart.min_uptime`"),
+        Check::Alive => (
+            min_uptime,
+            "without `listen` or `readiness` a worker is ready after `restart.min_uptime`",
+        ),
         _ => {
-            let tries = readiness.interval.saturating_mul(readiness.success_threshold.saturating_sub(1));
+            let tries = readiness
+                .interval
+                .saturating_mul(readiness.success_threshold.saturating_sub(1));
             (
                 readiness.initial_delay.saturating_add(tries),
                 "its readiness takes `initial_delay` and `success_threshold` intervals",
@@ -92,40 +121,71 @@ fn possible(cx: &mut Context, app: &Cursor<'_>, readiness: &Probe, listen_timeou
     if least < listen_timeout {
         return;
     }
-    let span = ["listen_timeout", "readiness", "restart"].iter().find_map(|key| app.span_of(key)).unwrap_or(0..0);
+    let span = ["listen_timeout", "readiness", "restart"]
+        .iter()
+        .find_map(|key| app.span_of(key))
+        .unwrap_or(0..0);
     let message = format!(
         "no worker could be ready: it takes {} at least, and `listen_timeout` is {}",
         units::show_duration(least),
         units::show_duration(listen_timeout)
     );
-    cx.error(Bad { span, message, hint: Some(why.to_owned()) });
+    cx.error(Bad {
+        span,
+        message,
+        hint: Some(why.to_owned()),
+    });
 }
 
-fn probe(cx: &mut Context, value: &Value, section: &'static Section, app: &Cursor<'_>, reach: &Reach) -> Option<Probe> {
-    let key = if std::ptr::eq(section, &keys::LIVENESS) { "liveness" } else { "readiness" };
+fn probe(
+    cx: &mut Context,
+    value: &Value,
+    section: &'static Section,
+    app: &Cursor<'_>,
+    reach: &Reach,
+) -> Option<Probe> {
+    let key = if std::ptr::eq(section, &keys::LIVENESS) {
+        "liveness"
+    } else {
+        "readiness"
+    };
     match &value.kind {
         Kind::Table(table) => table_probe(cx, value, table, section, key, app, reach),
         Kind::String(_) => {
-            let read = path(value).and_then(|path| reachable(&value.span, key, reach).map(|()| path));
+            let read =
+                path(value).and_then(|path| reachable(&value.span, key, reach).map(|()| path));
             match read {
                 Ok(path) => Some(with_defaults(http(path), section)),
                 Err(bad) => {
-                    cx.error(Bad { message: format!("`{key}`: {}", bad.message), ..bad });
+                    cx.error(Bad {
+                        message: format!("`{key}`: {}", bad.message),
+                        ..bad
+                    });
                     None
                 }
             }
         }
         _ => {
-            let bad =
-                value.expected("a path or a table").hint(format!("a path as \"/ready\", or a table with {}", kinds_of(key)));
-            cx.error(Bad { message: format!("`{key}`: {}", bad.message), ..bad });
+            let bad = value.expected("a path or a table").hint(format!(
+                "a path as \"/ready\", or a table with {}",
+                kinds_of(key)
+            ));
+            cx.error(Bad {
+                message: format!("`{key}`: {}", bad.message),
+                ..bad
+            });
             None
         }
     }
 }
 
 fn http(path: String) -> Check {
-    Check::Http { path, host: None, headers: BTreeMap::new(), expect_status: vec![SUCCESS] }
+    Check::Http {
+        path,
+        host: None,
+        headers: BTreeMap::new(),
+        expect_status: vec![SUCCESS],
+    }
 }
 
 fn table_probe(
@@ -147,29 +207,44 @@ fn table_probe(
     let notify = c.get(cx, "notify", false, policy::boolean);
     let expect_status = c.get(cx, "expect_status", vec![SUCCESS], expect_status);
     let host = c.maybe(cx, "host", host);
-    let headers = c.take("headers").map(|value| headers(cx, value)).unwrap_or_default();
+    let headers = c
+        .take("headers")
+        .map(|value| headers(cx, value))
+        .unwrap_or_default();
     let interval = c.get(cx, "interval", defaults.interval, units::positive_duration);
     let timeout = c.get(cx, "timeout", defaults.timeout, units::positive_duration);
     let initial_delay = c.get(cx, "initial_delay", defaults.initial_delay, units::duration);
     let success_threshold = c.get(cx, "success_threshold", 1, |value| policy::count(value, 1));
     let failure_threshold = c.get(cx, "failure_threshold", 3, |value| policy::count(value, 1));
 
-    let kinds: Vec<&'static str> =
-        [("path", c.span_of("path").is_some()), ("tcp", tcp), ("exec", c.span_of("exec").is_some()), ("notify", notify)]
-            .into_iter()
-            .filter_map(|(kind, is)| is.then_some(kind))
-            .collect();
+    let kinds: Vec<&'static str> = [
+        ("path", c.span_of("path").is_some()),
+        ("tcp", tcp),
+        ("exec", c.span_of("exec").is_some()),
+        ("notify", notify),
+    ]
+    .into_iter()
+    .filter_map(|(kind, is)| is.then_some(kind))
+    .collect();
     let kind = match kinds.as_slice() {
         [] => {
             if !cx.failed {
-                cx.error(value.bad(format!("`{key}` does not say what to check")).hint(format!("write {}", kinds_of(key))));
+                cx.error(
+                    value
+                        .bad(format!("`{key}` does not say what to check"))
+                        .hint(format!("write {}", kinds_of(key))),
+                );
             }
             None
         }
         [kind] => Some(*kind),
         [first, second, ..] => {
             let span = c.span_of(second).unwrap_or(value.span.clone());
-            let bad = Bad { span, message: format!("`{second}` beside `{first}`: a probe is of one kind"), hint: None };
+            let bad = Bad {
+                span,
+                message: format!("`{second}` beside `{first}`: a probe is of one kind"),
+                hint: None,
+            };
             cx.error(bad.hint("leave all but one out"));
             None
         }
@@ -182,7 +257,8 @@ fn table_probe(
         if (kind, key) == ("notify", "liveness") {
             let bad = Bad {
                 span,
-                message: "`notify` tells once that a worker is ready, not that it still lives".to_owned(),
+                message: "`notify` tells once that a worker is ready, not that it still lives"
+                    .to_owned(),
                 hint: None,
             };
             cx.error(bad.hint("use `path`, `tcp` or `exec` for liveness"));
@@ -190,7 +266,11 @@ fn table_probe(
         for only_http in ["expect_status", "host", "headers"] {
             if let (false, Some(span)) = (kind == "path", c.span_of(only_http)) {
                 let message = format!("`{only_http}` goes with `path`, not with `{kind}`");
-                cx.error(Bad { span, message, hint: None });
+                cx.error(Bad {
+                    span,
+                    message,
+                    hint: None,
+                });
             }
         }
     }
@@ -199,12 +279,24 @@ fn table_probe(
     cx.failed |= failed;
 
     let check = match kind? {
-        "path" => Check::Http { path: path?, host, headers, expect_status },
+        "path" => Check::Http {
+            path: path?,
+            host,
+            headers,
+            expect_status,
+        },
         "tcp" => Check::Tcp,
         "exec" => Check::Exec { command: exec? },
         _ => Check::Notify,
     };
-    ok.then_some(Probe { check, interval, timeout, initial_delay, success_threshold, failure_threshold })
+    ok.then_some(Probe {
+        check,
+        interval,
+        timeout,
+        initial_delay,
+        success_threshold,
+        failure_threshold,
+    })
 }
 
 /// A probe over the network needs a worker's own socket.
@@ -212,30 +304,51 @@ fn reachable(span: &Span, key: &str, reach: &Reach) -> Result<(), Bad> {
     if reach.tcp {
         return Ok(());
     }
-    let bad = |message: &str, hint: &str| Bad { span: span.clone(), message: message.to_owned(), hint: Some(hint.to_owned()) };
-    let notify = if key == "liveness" { "`exec = [\"./check\"]`" } else { "`notify = true` or `exec = [\"./check\"]`" };
+    let bad = |message: &str, hint: &str| Bad {
+        span: span.clone(),
+        message: message.to_owned(),
+        hint: Some(hint.to_owned()),
+    };
+    let notify = if key == "liveness" {
+        "`exec = [\"./check\"]`"
+    } else {
+        "`notify = true` or `exec = [\"./check\"]`"
+    };
     Err(if reach.unix {
         bad(
             "a unix socket is shared by all workers, so a probe over it cannot tell one worker from another",
             &format!("use {notify}"),
         )
     } else {
-        bad("the app has no address to probe", &format!("add `listen`, for example `listen = 3001`, or use {notify}"))
+        bad(
+            "the app has no address to probe",
+            &format!("add `listen`, for example `listen = 3001`, or use {notify}"),
+        )
     })
 }
 
 fn path(value: &Value) -> Result<String, Bad> {
-    let Some(text) = value.as_str() else { return Err(value.expected("a path").hint("write \"/ready\"")) };
+    let Some(text) = value.as_str() else {
+        return Err(value.expected("a path").hint("write \"/ready\""));
+    };
     if let Some((_, rest)) = text.split_once("://") {
         let path = rest.find('/').map_or("/", |i| &rest[i..]);
-        return Err(value.bad("only the path: each worker is asked at its own address").hint(format!("write \"{path}\"")));
+        return Err(value
+            .bad("only the path: each worker is asked at its own address")
+            .hint(format!("write \"{path}\"")));
     }
     if ["tcp", "notify"].contains(&text) {
-        return Err(value.bad(format!("`{text}` is not a path")).hint(format!("write {{ {text} = true }}")));
+        return Err(value
+            .bad(format!("`{text}` is not a path"))
+            .hint(format!("write {{ {text} = true }}")));
     }
     if !text.starts_with('/') {
         let bad = value.bad("a path begins with `/`");
-        return Err(if text.is_empty() { bad } else { bad.hint(format!("write \"/{text}\"")) });
+        return Err(if text.is_empty() {
+            bad
+        } else {
+            bad.hint(format!("write \"/{text}\""))
+        });
     }
     match text.parse::<PathAndQuery>() {
         Ok(parsed) if parsed.as_str() == text => Ok(text.to_owned()),
@@ -245,9 +358,13 @@ fn path(value: &Value) -> Result<String, Bad> {
 }
 
 fn host(value: &Value) -> Result<String, Bad> {
-    let Some(text) = value.as_str() else { return Err(value.expected("a host name").hint("write \"example.com\"")) };
+    let Some(text) = value.as_str() else {
+        return Err(value.expected("a host name").hint("write \"example.com\""));
+    };
     if text.is_empty() || text.contains(['/', ' ']) || HeaderValue::from_str(text).is_err() {
-        return Err(value.bad("not a host name").hint("write \"example.com\" or \"example.com:8080\""));
+        return Err(value
+            .bad("not a host name")
+            .hint("write \"example.com\" or \"example.com:8080\""));
     }
     Ok(text.to_owned())
 }
@@ -255,17 +372,30 @@ fn host(value: &Value) -> Result<String, Bad> {
 fn headers(cx: &mut Context, value: &Value) -> BTreeMap<String, String> {
     let mut headers = BTreeMap::new();
     let Kind::Table(table) = &value.kind else {
-        let bad = value.expected("a table").hint("write `headers = { X-Probe = \"1\" }`");
-        cx.error(Bad { message: format!("`headers`: {}", bad.message), ..bad });
+        let bad = value
+            .expected("a table")
+            .hint("write `headers = { X-Probe = \"1\" }`");
+        cx.error(Bad {
+            message: format!("`headers`: {}", bad.message),
+            ..bad
+        });
         return headers;
     };
     for entry in &table.entries {
-        let wrong = |message: String| Bad { span: entry.span.clone(), message, hint: None };
+        let wrong = |message: String| Bad {
+            span: entry.span.clone(),
+            message,
+            hint: None,
+        };
         if HeaderName::from_bytes(entry.key.as_bytes()).is_err() {
-            cx.error(wrong(format!("`{}` cannot be the name of a header", entry.key)));
+            cx.error(wrong(format!(
+                "`{}` cannot be the name of a header",
+                entry.key
+            )));
         } else if entry.key.eq_ignore_ascii_case("host") {
             cx.error(
-                wrong("the Host header has a key of its own".to_owned()).hint("write `host = \"example.com\"` beside `headers`"),
+                wrong("the Host header has a key of its own".to_owned())
+                    .hint("write `host = \"example.com\"` beside `headers`"),
             );
         } else {
             let text = match &entry.value.kind {
@@ -290,16 +420,27 @@ fn headers(cx: &mut Context, value: &Value) -> BTreeMap<String, String> {
 fn expect_status(value: &Value) -> Result<Vec<RangeInclusive<u16>>, Bad> {
     const HINT: &str = "write 200, \"200-299\" or [200, 204]";
     let code = |n: i64| u16::try_from(n).ok().filter(|n| (100..=599).contains(n));
-    let wrong = |what: &dyn std::fmt::Display| value.bad(format!("`{what}` is not a status")).hint(HINT);
+    let wrong =
+        |what: &dyn std::fmt::Display| value.bad(format!("`{what}` is not a status")).hint(HINT);
     match &value.kind {
         Kind::Int(n) => code(*n).map(|n| vec![n..=n]).ok_or_else(|| wrong(n)),
         Kind::String(text) => text
             .split(',')
             .map(|part| {
                 let (from, to) = part.split_once('-').unwrap_or((part, part));
-                let number = |text: &str| text.trim().parse().ok().and_then(code).ok_or_else(|| wrong(&part.trim()));
+                let number = |text: &str| {
+                    text.trim()
+                        .parse()
+                        .ok()
+                        .and_then(code)
+                        .ok_or_else(|| wrong(&part.trim()))
+                };
                 let (from, to) = (number(from)?, number(to)?);
-                if from > to { Err(value.bad(format!("`{}` is empty", part.trim())).hint(HINT)) } else { Ok(from..=to) }
+                if from > to {
+                    Err(value.bad(format!("`{}` is empty", part.trim())).hint(HINT))
+                } else {
+                    Ok(from..=to)
+                }
             })
             .collect(),
         Kind::Array(items) if !items.is_empty() => {

@@ -62,7 +62,11 @@ impl Value {
     }
 
     pub fn bad(&self, message: impl Into<String>) -> Bad {
-        Bad { span: self.span.clone(), message: message.into(), hint: None }
+        Bad {
+            span: self.span.clone(),
+            message: message.into(),
+            hint: None,
+        }
     }
 
     pub fn expected(&self, what: &str) -> Bad {
@@ -119,15 +123,26 @@ pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<Problem>> {
         .collect();
     let table = convert_table(table.get_ref(), source, &mut problems);
     problems.sort_by_key(Problem::order);
-    if problems.is_empty() { Ok(table) } else { Err(problems) }
+    if problems.is_empty() {
+        Ok(table)
+    } else {
+        Err(problems)
+    }
 }
 
 /// A mistake at the end of a line is shown under the last character of the line, not under the line break.
 fn within_line(text: &str, span: Span) -> Span {
-    let trimmed = text.get(span.clone()).map_or(0, |part| part.trim_end_matches(['\n', '\r']).len());
+    let trimmed = text
+        .get(span.clone())
+        .map_or(0, |part| part.trim_end_matches(['\n', '\r']).len());
     let end = span.start + trimmed;
-    let at_end = text.get(end..).is_some_and(|rest| rest.is_empty() || rest.starts_with(['\n', '\r']));
-    let last = text.get(..end).and_then(|before| before.chars().next_back()).filter(|c| !c.is_control());
+    let at_end = text
+        .get(end..)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['\n', '\r']));
+    let last = text
+        .get(..end)
+        .and_then(|before| before.chars().next_back())
+        .filter(|c| !c.is_control());
     match last {
         Some(last) if trimmed == 0 && at_end => end - last.len_utf8()..end,
         _ => span.start..end,
@@ -137,20 +152,32 @@ fn within_line(text: &str, span: Span) -> Span {
 /// What people often mean who write what is not TOML.
 fn syntax_hint(text: &str, span: &Span, message: &str) -> Option<String> {
     if text.trim_start().starts_with('{') {
-        return Some("this looks like JSON; write TOML: `[app.NAME]`, and below it `key = value`".to_owned());
+        return Some(
+            "this looks like JSON; write TOML: `[app.NAME]`, and below it `key = value`".to_owned(),
+        );
     }
     if message.contains("duplicate key") {
         return Some("it is written once more above; keep one of them".to_owned());
     }
     let before = text.get(..span.start)?;
-    let line = text.get(before.rfind('\n').map_or(0, |i| i + 1)..)?.lines().next()?;
+    let line = text
+        .get(before.rfind('\n').map_or(0, |i| i + 1)..)?
+        .lines()
+        .next()?;
     if message.contains("string values must be quoted") {
         return Some(format!("write {:?}", text.get(span.clone())?));
     }
-    let name =
-        |text: &str| !text.trim().is_empty() && text.trim().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    let name = |text: &str| {
+        !text.trim().is_empty()
+            && text
+                .trim()
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    };
     match line.split_once(':') {
-        Some((key, value)) if name(key) && !value.trim().is_empty() => Some(format!("write `{} = {}`", key.trim(), value.trim())),
+        Some((key, value)) if name(key) && !value.trim().is_empty() => {
+            Some(format!("write `{} = {}`", key.trim(), value.trim()))
+        }
         _ => None,
     }
 }
@@ -168,7 +195,12 @@ fn convert_table(table: &DeTable<'_>, source: &Arc<Source>, problems: &mut Vec<P
     Table { entries }
 }
 
-fn convert(value: &DeValue<'_>, span: Span, source: &Arc<Source>, problems: &mut Vec<Problem>) -> Value {
+fn convert(
+    value: &DeValue<'_>,
+    span: Span,
+    source: &Arc<Source>,
+    problems: &mut Vec<Problem>,
+) -> Value {
     let kind = match value {
         DeValue::String(text) => Kind::String(text.to_string()),
         DeValue::Integer(n) => match i64::from_str_radix(n.as_str(), n.radix()) {
@@ -181,9 +213,12 @@ fn convert(value: &DeValue<'_>, span: Span, source: &Arc<Source>, problems: &mut
         DeValue::Float(n) => Kind::Float(n.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(b) => Kind::Bool(*b),
         DeValue::Datetime(_) => Kind::Datetime,
-        DeValue::Array(items) => {
-            Kind::Array(items.iter().map(|item| convert(item.get_ref(), item.span(), source, problems)).collect())
-        }
+        DeValue::Array(items) => Kind::Array(
+            items
+                .iter()
+                .map(|item| convert(item.get_ref(), item.span(), source, problems))
+                .collect(),
+        ),
         DeValue::Table(table) => Kind::Table(convert_table(table, source, problems)),
     };
     Value { kind, span }

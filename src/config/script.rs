@@ -50,7 +50,9 @@ impl Line {
         }
         let start = self.text.len();
         // A line break inside a word would break the picture; it is shown as a blank.
-        let shown = shlex::try_quote(word).unwrap_or_else(|_| word.into()).replace(['\n', '\r'], " ");
+        let shown = shlex::try_quote(word)
+            .unwrap_or_else(|_| word.into())
+            .replace(['\n', '\r'], " ");
         self.text.push_str(&shown);
         start..self.text.len()
     }
@@ -58,12 +60,19 @@ impl Line {
     fn value(&mut self, option: &str, word: &str) -> Value {
         let start = self.word(option).start;
         let span = start..self.word(word).end;
-        Value { kind: Kind::String(word.to_owned()), span }
+        Value {
+            kind: Kind::String(word.to_owned()),
+            span,
+        }
     }
 }
 
 fn entry(key: &str, value: Value) -> Entry {
-    Entry { key: key.to_owned(), span: value.span.clone(), value }
+    Entry {
+        key: key.to_owned(),
+        span: value.span.clone(),
+        value,
+    }
 }
 
 /// Checks an app given on the command line.
@@ -97,7 +106,10 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
             entries.push(entry(key, line.value(option, given)));
         }
     }
-    for (option, key, given) in [("--readiness", "readiness", &script.readiness), ("--liveness", "liveness", &script.liveness)] {
+    for (option, key, given) in [
+        ("--readiness", "readiness", &script.readiness),
+        ("--liveness", "liveness", &script.liveness),
+    ] {
         if let Some(given) = given {
             entries.push(entry(key, probe(line.value(option, given))));
         }
@@ -105,17 +117,40 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
     if let Some(given) = &script.stop_signal {
         let value = line.value("--stop-signal", given);
         let span = value.span.clone();
-        entries.push(entry("stop", Value { kind: Kind::Table(Table { entries: vec![entry("signal", value)] }), span }));
+        entries.push(entry(
+            "stop",
+            Value {
+                kind: Kind::Table(Table {
+                    entries: vec![entry("signal", value)],
+                }),
+                span,
+            },
+        ));
     }
-    for (option, key, given) in [("--listen", "listen", &script.listen), ("--env-file", "env_file", &script.env_file)] {
+    for (option, key, given) in [
+        ("--listen", "listen", &script.listen),
+        ("--env-file", "env_file", &script.env_file),
+    ] {
         let values: Vec<Value> = given.iter().map(|word| line.value(option, word)).collect();
         if let Some(span) = whole(&values) {
-            entries.push(entry(key, Value { kind: Kind::Array(values), span }));
+            entries.push(entry(
+                key,
+                Value {
+                    kind: Kind::Array(values),
+                    span,
+                },
+            ));
         }
     }
     if script.socket_activation {
         let span = line.word("--socket-activation");
-        entries.push(entry("socket_activation", Value { kind: Kind::Bool(true), span }));
+        entries.push(entry(
+            "socket_activation",
+            Value {
+                kind: Kind::Bool(true),
+                span,
+            },
+        ));
     }
     let mut env = Vec::new();
     for word in &script.env {
@@ -123,37 +158,84 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
         match word.split_once('=') {
             Some((key, text)) => {
                 env.retain(|earlier: &Entry| earlier.key != key);
-                env.push(entry(key, Value { kind: Kind::String(text.to_owned()), span: value.span }));
+                env.push(entry(
+                    key,
+                    Value {
+                        kind: Kind::String(text.to_owned()),
+                        span: value.span,
+                    },
+                ));
             }
-            None => bads.push(value.bad(format!("`{word}` has no `=`")).hint(format!("write {word}=value"))),
+            None => bads.push(
+                value
+                    .bad(format!("`{word}` has no `=`"))
+                    .hint(format!("write {word}=value")),
+            ),
         }
     }
     if let Some(span) = env.first().map(|entry| entry.span.clone()) {
-        entries.push(entry("env", Value { kind: Kind::Table(Table { entries: env }), span }));
+        entries.push(entry(
+            "env",
+            Value {
+                kind: Kind::Table(Table { entries: env }),
+                span,
+            },
+        ));
     }
 
-    if script.command.first().is_some_and(|program| program.starts_with('-')) || script.name.is_some() {
+    if script
+        .command
+        .first()
+        .is_some_and(|program| program.starts_with('-'))
+        || script.name.is_some()
+    {
         line.word("--");
     }
-    let words: Vec<Value> =
-        script.command.iter().map(|word| Value { span: line.word(word), kind: Kind::String(word.clone()) }).collect();
+    let words: Vec<Value> = script
+        .command
+        .iter()
+        .map(|word| Value {
+            span: line.word(word),
+            kind: Kind::String(word.clone()),
+        })
+        .collect();
     let base = super::absolute(&script.cwd);
     match (words.first(), whole(&words)) {
         (Some(first), Some(span)) => {
-            let (name, name_span) = name.unwrap_or_else(|| (stem(&script.command[0]), first.span.clone()));
+            let (name, name_span) =
+                name.unwrap_or_else(|| (stem(&script.command[0]), first.span.clone()));
             match interpreter(first, &script.command[0], words.len() == 1, &base) {
                 Ok(mut all) => {
                     all.extend(words.into_iter().skip(1));
-                    entries.push(entry("command", Value { kind: Kind::Array(all), span }));
+                    entries.push(entry(
+                        "command",
+                        Value {
+                            kind: Kind::Array(all),
+                            span,
+                        },
+                    ));
                 }
                 Err(bad) => {
                     bads.push(bad);
                     // Stands for the command that could not be found, so that the rest is checked as well.
-                    entries.push(entry("command", Value { kind: Kind::Array(words), span }));
+                    entries.push(entry(
+                        "command",
+                        Value {
+                            kind: Kind::Array(words),
+                            span,
+                        },
+                    ));
                 }
             }
             let span = 0..line.text.len();
-            let app = Entry { key: name, span: name_span, value: Value { kind: Kind::Table(Table { entries }), span } };
+            let app = Entry {
+                key: name,
+                span: name_span,
+                value: Value {
+                    kind: Kind::Table(Table { entries }),
+                    span,
+                },
+            };
             finish(machine, line, base, app, bads)
         }
         _ => {
@@ -165,8 +247,18 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
     }
 }
 
-fn finish(machine: Machine, line: Line, base: PathBuf, app: Entry, bads: Vec<Bad>) -> Result<AppSpec, ConfigErrors> {
-    let mut cx = Context::new(Source::excerpt(Path::new("command line"), &line.text), base, machine);
+fn finish(
+    machine: Machine,
+    line: Line,
+    base: PathBuf,
+    app: Entry,
+    bads: Vec<Bad>,
+) -> Result<AppSpec, ConfigErrors> {
+    let mut cx = Context::new(
+        Source::excerpt(Path::new("command line"), &line.text),
+        base,
+        machine,
+    );
     for bad in bads {
         cx.error(bad);
     }
@@ -191,8 +283,16 @@ fn whole(values: &[Value]) -> Option<Span> {
 fn probe(value: Value) -> Value {
     match value.as_str() {
         Some(kind @ ("tcp" | "notify")) => {
-            let yes = Value { kind: Kind::Bool(true), span: value.span.clone() };
-            Value { span: value.span.clone(), kind: Kind::Table(Table { entries: vec![entry(kind, yes)] }) }
+            let yes = Value {
+                kind: Kind::Bool(true),
+                span: value.span.clone(),
+            };
+            Value {
+                span: value.span.clone(),
+                kind: Kind::Table(Table {
+                    entries: vec![entry(kind, yes)],
+                }),
+            }
         }
         _ => value,
     }
@@ -201,15 +301,24 @@ fn probe(value: Value) -> Value {
 /// The name of an app from its script: the file's name without its extension.
 fn stem(program: &str) -> String {
     let path = Path::new(program);
-    path.file_stem().map_or_else(|| program.to_owned(), |stem| stem.to_string_lossy().into_owned())
+    path.file_stem().map_or_else(
+        || program.to_owned(),
+        |stem| stem.to_string_lossy().into_owned(),
+    )
 }
 
 /// The first words of the command: what runs the script, and the script.
 fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<Vec<Value>, Bad> {
     use std::os::unix::fs::PermissionsExt;
-    let word = |text: &str| Value { kind: Kind::String(text.to_owned()), span: value.span.clone() };
+    let word = |text: &str| Value {
+        kind: Kind::String(text.to_owned()),
+        span: value.span.clone(),
+    };
     let path = cwd.join(program);
-    let extension = Path::new(program).extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let extension = Path::new(program)
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default();
     let with = match extension {
         "js" | "mjs" | "cjs" => Some("node"),
         "py" => Some("python3"),
@@ -243,7 +352,13 @@ fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<
     }
     let executable = metadata.permissions().mode() & 0o111 != 0;
     // A plain name would be looked for in PATH alone.
-    let here = || if program.contains('/') { word(program) } else { word(&format!("./{program}")) };
+    let here = || {
+        if program.contains('/') {
+            word(program)
+        } else {
+            word(&format!("./{program}"))
+        }
+    };
     match with {
         Some(interpreter) => Ok(vec![word(interpreter), word(program)]),
         None if executable => Ok(vec![here()]),

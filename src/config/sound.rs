@@ -18,22 +18,40 @@ impl AppSpec {
             return wrong("has no command");
         }
         if !(1..=MOST_INSTANCES).contains(&self.instances) {
-            return wrong(&format!("has {} instances: 1 to {MOST_INSTANCES} are possible", self.instances));
+            return wrong(&format!(
+                "has {} instances: 1 to {MOST_INSTANCES} are possible",
+                self.instances
+            ));
         }
         if !(1..=MOST_INSTANCES).contains(&self.reload.max_surge) {
-            return wrong(&format!("has a max_surge of {}: 1 to {MOST_INSTANCES} are possible", self.reload.max_surge));
+            return wrong(&format!(
+                "has a max_surge of {}: 1 to {MOST_INSTANCES} are possible",
+                self.reload.max_surge
+            ));
         }
         if !(1..=64).contains(&self.stop.signal) {
-            return wrong(&format!("is stopped by signal {}, which does not exist", self.stop.signal));
+            return wrong(&format!(
+                "is stopped by signal {}, which does not exist",
+                self.stop.signal
+            ));
         }
         let file = self.socket_file();
-        if file.mode.is_some_and(|mode| mode > 0o777) || [file.uid, file.gid, file.app_gid].contains(&Some(u32::MAX)) {
+        if file.mode.is_some_and(|mode| mode > 0o777)
+            || [file.uid, file.gid, file.app_gid].contains(&Some(u32::MAX))
+        {
             return wrong("has a socket of a mode or an owner that cannot be");
         }
         let probes = || std::iter::once(&self.readiness).chain(&self.liveness);
         let times = [self.listen_timeout, self.drain_timeout, self.kill_timeout].into_iter();
-        let restart = [self.restart.min_uptime, self.restart.backoff, self.restart.backoff_max, self.restart.reset_after];
-        let times = times.chain(restart).chain([self.reload.min_ready, self.reload.deadline]);
+        let restart = [
+            self.restart.min_uptime,
+            self.restart.backoff,
+            self.restart.backoff_max,
+            self.restart.reset_after,
+        ];
+        let times = times
+            .chain(restart)
+            .chain([self.reload.min_ready, self.reload.deadline]);
         let times = times.chain(probes().flat_map(|p| [p.interval, p.timeout, p.initial_delay]));
         if times.into_iter().any(|time| time > YEAR) {
             return wrong("has a duration of more than a year");
@@ -50,5 +68,8 @@ fn usable(probe: &Probe) -> bool {
         Check::Exec { command } => command.first().is_some_and(|program| !program.is_empty()),
         Check::Http { .. } | Check::Tcp | Check::Notify | Check::Alive => true,
     };
-    command && probe.success_threshold > 0 && probe.failure_threshold > 0 && probe.interval > Duration::ZERO
+    command
+        && probe.success_threshold > 0
+        && probe.failure_threshold > 0
+        && probe.interval > Duration::ZERO
 }

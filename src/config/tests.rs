@@ -12,8 +12,17 @@ use crate::sys::needs::V6;
 mod rules;
 mod wrong;
 
-const ALL_CONTROLLERS: Controllers = Controllers { memory: true, cpu: true, tasks: true };
-pub(super) const MACHINE: Machine = Machine { cores: 4, ipv6: V6::There, privileged: true, controllers: ALL_CONTROLLERS };
+const ALL_CONTROLLERS: Controllers = Controllers {
+    memory: true,
+    cpu: true,
+    tasks: true,
+};
+pub(super) const MACHINE: Machine = Machine {
+    cores: 4,
+    ipv6: V6::There,
+    privileged: true,
+    controllers: ALL_CONTROLLERS,
+};
 const EXAMPLE: &str = include_str!("../../supervisor.toml.example");
 
 fn loaded(text: &str) -> Loaded {
@@ -25,7 +34,10 @@ fn loaded(text: &str) -> Loaded {
 
 /// The only app of a text that has no `[app.NAME]` of its own.
 fn app(keys: &str) -> AppSpec {
-    loaded(&format!("[app.api]\ncommand = \"node x.js\"\n{keys}")).config.apps.remove(0)
+    loaded(&format!("[app.api]\ncommand = \"node x.js\"\n{keys}"))
+        .config
+        .apps
+        .remove(0)
 }
 
 fn errors(text: &str) -> String {
@@ -40,7 +52,11 @@ fn app_errors(keys: &str) -> String {
 }
 
 fn warnings(keys: &str) -> Vec<String> {
-    loaded(&format!("[app.api]\ncommand = \"node x.js\"\n{keys}")).warnings.iter().map(|w| w.message().to_owned()).collect()
+    loaded(&format!("[app.api]\ncommand = \"node x.js\"\n{keys}"))
+        .warnings
+        .iter()
+        .map(|w| w.message().to_owned())
+        .collect()
 }
 
 #[test]
@@ -61,7 +77,13 @@ fn a_basic_app_gets_every_default() {
     assert_eq!(spec.kill_timeout, Duration::from_secs(30));
     assert_eq!(spec.max_memory, None);
     assert_eq!(spec.balance, Balance::Random);
-    assert_eq!(spec.stop, Stop { signal: 15, exit_codes: BTreeSet::new() });
+    assert_eq!(
+        spec.stop,
+        Stop {
+            signal: 15,
+            exit_codes: BTreeSet::new()
+        }
+    );
     assert_eq!(
         spec.restart,
         Restart {
@@ -75,27 +97,62 @@ fn a_basic_app_gets_every_default() {
     );
     assert_eq!(
         spec.reload,
-        Reload { max_surge: 1, min_ready: Duration::ZERO, deadline: Duration::from_secs(600), auto_rollback: true }
+        Reload {
+            max_surge: 1,
+            min_ready: Duration::ZERO,
+            deadline: Duration::from_secs(600),
+            auto_rollback: true
+        }
     );
-    let log =
-        Log { out: None, err: None, format: LogFormat::Text, timestamps: true, max_size: 50 << 20, keep: 10, compress: true };
+    let log = Log {
+        out: None,
+        err: None,
+        format: LogFormat::Text,
+        timestamps: true,
+        max_size: 50 << 20,
+        keep: 10,
+        compress: true,
+    };
     assert_eq!(spec.log, log);
 }
 
 #[test]
 fn the_example_loads_and_says_the_defaults() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("supervisor.toml.example");
-    let loaded = parse_on(MACHINE, EXAMPLE, &path).unwrap_or_else(|errors| panic!("{}", errors.render(false)));
+    let loaded = parse_on(MACHINE, EXAMPLE, &path)
+        .unwrap_or_else(|errors| panic!("{}", errors.render(false)));
     assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
     let apps = &loaded.config.apps;
-    assert_eq!(apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>(), ["api", "web", "jail", "behind", "queue"]);
-    let (web, plain) = (&apps[1], app("listen = 3002"));
-    assert_eq!((&web.stop, &web.restart, &web.reload, &web.log), (&plain.stop, &plain.restart, &plain.reload, &plain.log));
-    assert_eq!(web.readiness, app("listen = 3002\nreadiness = \"/ready\"").readiness);
-    assert_eq!(web.liveness, app("listen = 3002\nliveness = { tcp = true }").liveness);
     assert_eq!(
-        (apps[0].listen_timeout, apps[0].drain_timeout, apps[0].kill_timeout, apps[0].balance),
-        (plain.listen_timeout, plain.drain_timeout, plain.kill_timeout, plain.balance)
+        apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>(),
+        ["api", "web", "jail", "behind", "queue"]
+    );
+    let (web, plain) = (&apps[1], app("listen = 3002"));
+    assert_eq!(
+        (&web.stop, &web.restart, &web.reload, &web.log),
+        (&plain.stop, &plain.restart, &plain.reload, &plain.log)
+    );
+    assert_eq!(
+        web.readiness,
+        app("listen = 3002\nreadiness = \"/ready\"").readiness
+    );
+    assert_eq!(
+        web.liveness,
+        app("listen = 3002\nliveness = { tcp = true }").liveness
+    );
+    assert_eq!(
+        (
+            apps[0].listen_timeout,
+            apps[0].drain_timeout,
+            apps[0].kill_timeout,
+            apps[0].balance
+        ),
+        (
+            plain.listen_timeout,
+            plain.drain_timeout,
+            plain.kill_timeout,
+            plain.balance
+        )
     );
 }
 
@@ -105,13 +162,20 @@ fn the_example_has_every_key() {
         for key in section.keys {
             let found = EXAMPLE.lines().any(|line| {
                 let line = line.trim_start_matches(['#', ' ']);
-                let named = |text: &str| text.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
+                let named = |text: &str| {
+                    text.strip_prefix(key)
+                        .is_some_and(|rest| rest.trim_start().starts_with('='))
+                };
                 named(line)
                     || line.split("or ").any(named)
                     || line.starts_with(&format!("[{key}"))
                     || line.contains(&format!(".{key}]"))
             });
-            assert!(found, "`{key}` of {} is not in supervisor.toml.example", section.header);
+            assert!(
+                found,
+                "`{key}` of {} is not in supervisor.toml.example",
+                section.header
+            );
         }
     }
 }
@@ -119,27 +183,39 @@ fn the_example_has_every_key() {
 #[test]
 fn the_commented_keys_of_the_example_are_right() {
     // Uncommented, every `# key = value` line must be accepted (files that it names need not exist).
-    let text: String = EXAMPLE
-        .lines()
-        .map(|line| match line.trim_start().strip_prefix("# ") {
-            Some(rest)
-                if rest.split('=').next().is_some_and(|key| keys::ALL.iter().any(|s| s.keys.contains(&key.trim())))
-                    && !rest.contains(".env") =>
-            {
-                format!("{rest}\n")
-            }
-            _ => format!("{line}\n"),
-        })
-        .collect();
+    let text: String =
+        EXAMPLE
+            .lines()
+            .map(|line| match line.trim_start().strip_prefix("# ") {
+                Some(rest)
+                    if rest.split('=').next().is_some_and(|key| {
+                        keys::ALL.iter().any(|s| s.keys.contains(&key.trim()))
+                    }) && !rest.contains(".env") =>
+                {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
     assert!(text.contains("\nlog_dir = "), "{text}");
-    assert_eq!(loaded(&text).config.supervisor.log_dir.as_deref(), Some(Path::new("/var/log/rsup")));
+    assert_eq!(
+        loaded(&text).config.supervisor.log_dir.as_deref(),
+        Some(Path::new("/var/log/rsup"))
+    );
 }
 
 #[test]
 fn apps_keep_the_order_of_the_file() {
     let text = "[app.zeta]\ncommand = 'a'\n[app.alpha]\ncommand = 'b'\n[app.mid]\ncommand = 'c'\n[app.alpha.stop]\nsignal = 2\n";
     let config = loaded(text).config;
-    assert_eq!(config.apps.iter().map(|app| app.name.as_str()).collect::<Vec<_>>(), ["zeta", "alpha", "mid"]);
+    assert_eq!(
+        config
+            .apps
+            .iter()
+            .map(|app| app.name.as_str())
+            .collect::<Vec<_>>(),
+        ["zeta", "alpha", "mid"]
+    );
 }
 
 #[test]
@@ -153,7 +229,10 @@ fn keys_beginning_with_x_are_free() {
 fn a_checked_configuration_survives_its_own_json() {
     let config = loaded(EXAMPLE).config;
     let text = serde_json::to_string(&config).expect("plain data");
-    assert_eq!(serde_json::from_str::<Config>(&text).expect("its own text"), config);
+    assert_eq!(
+        serde_json::from_str::<Config>(&text).expect("its own text"),
+        config
+    );
 }
 
 mod any_text {
@@ -163,7 +242,10 @@ mod any_text {
 
     fn try_it(text: &str) {
         match parse_on(MACHINE, text, Path::new("/nowhere/supervisor.toml")) {
-            Ok(loaded) => loaded.warnings.iter().for_each(|warning| drop(warning.render(false))),
+            Ok(loaded) => loaded
+                .warnings
+                .iter()
+                .for_each(|warning| drop(warning.render(false))),
             Err(errors) => {
                 assert!(errors.len() > 0);
                 drop((errors.render(true), errors.to_string(), errors.findings()));
@@ -176,7 +258,12 @@ mod any_text {
         let chars: Vec<char> = EXAMPLE.chars().collect();
         let at = at % chars.len();
         let end = (at + length).min(chars.len());
-        chars[..at].iter().copied().chain(with.chars()).chain(chars[end..].iter().copied()).collect()
+        chars[..at]
+            .iter()
+            .copied()
+            .chain(with.chars())
+            .chain(chars[end..].iter().copied())
+            .collect()
     }
 
     proptest! {

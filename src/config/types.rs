@@ -41,7 +41,9 @@ impl AppName {
             return Err("a name has 1 to 64 characters".into());
         }
         if let Some(bad) = name.chars().find(|c| !allowed(*c)) {
-            return Err(format!("`{bad}` cannot be in a name; letters, digits, `_`, `.` and `-` can"));
+            return Err(format!(
+                "`{bad}` cannot be in a name; letters, digits, `_`, `.` and `-` can"
+            ));
         }
         if name.starts_with(['-', '.']) {
             return Err("a name begins with a letter, a digit or `_`".into());
@@ -127,7 +129,10 @@ impl AppSpec {
         let named = |said: &Option<Named>| said.as_ref().map(|named| named.id);
         SocketFile {
             // unix_bind_bsd in net/unix/af_unix.c: the mode of the socket's inode, 0777, less the umask.
-            mode: self.socket.mode.or_else(|| self.umask.map(|mask| 0o777 & !mask)),
+            mode: self
+                .socket
+                .mode
+                .or_else(|| self.umask.map(|mask| 0o777 & !mask)),
             uid: named(&self.socket.owner).or_else(|| self.run_as.as_ref().map(|who| who.uid)),
             gid: named(&self.socket.group),
             app_gid: self.run_as.as_ref().map(|who| who.gid),
@@ -137,9 +142,16 @@ impl AppSpec {
     /// The same with every value that may be a secret replaced: for whoever shows it.
     #[must_use]
     pub fn without_secrets(mut self) -> Self {
-        let hide = |values: &mut BTreeMap<String, String>| values.values_mut().for_each(|value| HIDDEN.clone_into(value));
+        let hide = |values: &mut BTreeMap<String, String>| {
+            values
+                .values_mut()
+                .for_each(|value| HIDDEN.clone_into(value))
+        };
         hide(&mut self.env);
-        for probe in [Some(&mut self.readiness), self.liveness.as_mut()].into_iter().flatten() {
+        for probe in [Some(&mut self.readiness), self.liveness.as_mut()]
+            .into_iter()
+            .flatten()
+        {
             if let Check::Http { headers, .. } = &mut probe.check {
                 hide(headers);
             }
@@ -286,7 +298,12 @@ pub struct Probe {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Check {
     /// GET `path` on the worker's own slot of the first TCP address.
-    Http { path: String, host: Option<String>, headers: BTreeMap<String, String>, expect_status: Vec<RangeInclusive<u16>> },
+    Http {
+        path: String,
+        host: Option<String>,
+        headers: BTreeMap<String, String>,
+        expect_status: Vec<RangeInclusive<u16>>,
+    },
     /// The worker accepts a connection on its own slot of the first TCP address.
     Tcp,
     /// A command that exits 0; runs in the worker's directory with its environment and `RSUP_PID`.
@@ -358,7 +375,15 @@ pub struct Log {
 impl Log {
     /// The default.
     pub fn plain() -> Self {
-        Self { out: None, err: None, format: LogFormat::Text, timestamps: true, max_size: 50 << 20, keep: 10, compress: true }
+        Self {
+            out: None,
+            err: None,
+            format: LogFormat::Text,
+            timestamps: true,
+            max_size: 50 << 20,
+            keep: 10,
+            compress: true,
+        }
     }
 }
 

@@ -37,7 +37,11 @@ fn millis(n: i64) -> Result<Duration, String> {
 }
 
 fn at_most_a_year(duration: Duration) -> Result<Duration, String> {
-    if duration > YEAR { Err("longer than a year".to_owned()) } else { Ok(duration) }
+    if duration > YEAR {
+        Err("longer than a year".to_owned())
+    } else {
+        Ok(duration)
+    }
 }
 
 /// The text of a duration.
@@ -58,7 +62,9 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
     match humantime::parse_duration(text) {
         Ok(duration) => at_most_a_year(duration),
-        Err(humantime::DurationError::UnknownUnit { unit, .. }) => Err(format!("`{unit}` is not a unit of time")),
+        Err(humantime::DurationError::UnknownUnit { unit, .. }) => {
+            Err(format!("`{unit}` is not a unit of time"))
+        }
         Err(_) => Err(format!("`{text}` is not a duration")),
     }
 }
@@ -98,8 +104,12 @@ pub(super) fn show_duration(duration: Duration) -> String {
 /// `"500M"`, `"1G"`: powers of 1024, as PM2 reads them; a bare integer is bytes.
 pub(super) fn size(value: &Value) -> Result<u64, Bad> {
     match &value.kind {
-        Kind::Int(n) => u64::try_from(*n).map_err(|_| value.bad("a size cannot be negative").hint(SIZE_HINT)),
-        Kind::String(text) => parse_size(text).map_err(|message| value.bad(message).hint(SIZE_HINT)),
+        Kind::Int(n) => {
+            u64::try_from(*n).map_err(|_| value.bad("a size cannot be negative").hint(SIZE_HINT))
+        }
+        Kind::String(text) => {
+            parse_size(text).map_err(|message| value.bad(message).hint(SIZE_HINT))
+        }
         _ => Err(value.expected("a size").hint(SIZE_HINT)),
     }
 }
@@ -108,7 +118,9 @@ pub(super) fn size(value: &Value) -> Result<u64, Bad> {
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a size");
     let trimmed = text.trim();
-    let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+    let end = trimmed
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(end);
     let shift = match unit.trim().to_ascii_uppercase().as_str() {
         "" | "B" => 0,
@@ -122,11 +134,17 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     };
     let unit = 1u64 << shift;
     if let Ok(n) = number.parse::<u64>() {
-        return n.checked_mul(unit).ok_or_else(|| format!("`{text}` is too large"));
+        return n
+            .checked_mul(unit)
+            .ok_or_else(|| format!("`{text}` is too large"));
     }
     let n: f64 = number.parse().map_err(|_| wrong())?;
     let bytes = n * unit as f64;
-    if bytes < 1e18 { Ok(bytes as u64) } else { Err(format!("`{text}` is too large")) }
+    if bytes < 1e18 {
+        Ok(bytes as u64)
+    } else {
+        Err(format!("`{text}` is too large"))
+    }
 }
 
 /// `"50%"` → 50.
@@ -182,7 +200,18 @@ mod tests {
         assert_eq!(parse_size("64 KiB"), Ok(64 << 10));
         assert_eq!(parse_size("10mb"), Ok(10 << 20));
         assert_eq!(parse_size("1048576"), Ok(1 << 20));
-        for wrong in ["", "M", "-1M", "1.2.3M", "ten", "5X", "50%", "99999999999T", "nan", "1e30"] {
+        for wrong in [
+            "",
+            "M",
+            "-1M",
+            "1.2.3M",
+            "ten",
+            "5X",
+            "50%",
+            "99999999999T",
+            "nan",
+            "1e30",
+        ] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
     }

@@ -54,11 +54,19 @@ pub fn read<T: DeserializeOwned>(mut from: impl Read) -> io::Result<Option<T>> {
 
 /// Takes the first frame off the bytes that have come so far; `None` until all of it is there.
 pub fn take<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> io::Result<Option<T>> {
-    let Some(head) = bytes.first_chunk::<4>() else { return Ok(None) };
+    let Some(head) = bytes.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let end = 4 + length(*head)?;
-    let Some(body) = bytes.get(4..end) else { return Ok(None) };
-    let value = serde_json::from_slice(body)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("it makes no sense: {error}")))?;
+    let Some(body) = bytes.get(4..end) else {
+        return Ok(None);
+    };
+    let value = serde_json::from_slice(body).map_err(|error| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it makes no sense: {error}"),
+        )
+    })?;
     bytes.drain(..end);
     Ok(Some(value))
 }

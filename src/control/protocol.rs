@@ -183,7 +183,9 @@ impl std::str::FromStr for Target {
         match text.split_once(':') {
             None => AppName::parse(text).map(Self::App),
             Some((app, instance)) => {
-                let number = instance.parse().map_err(|_| format!("`{instance}` is not a worker's number; try `{app}:0`"))?;
+                let number = instance
+                    .parse()
+                    .map_err(|_| format!("`{instance}` is not a worker's number; try `{app}:0`"))?;
                 Ok(Self::Worker(AppName::parse(app)?, number))
             }
         }
@@ -287,7 +289,12 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, log: Vec::new() }
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+            log: Vec::new(),
+        }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -39,14 +39,26 @@ struct Living {
 impl Daemon {
     /// Takes over what the state says, as far as it is still there.
     pub(super) fn adopt(&mut self, state: State) {
-        let State { daemon, supervisor, .. } = state;
+        let State {
+            daemon, supervisor, ..
+        } = state;
         self.supervisor = supervisor;
-        self.rest = state::Rest { foreground: self.options.foreground, ..daemon };
+        self.rest = state::Rest {
+            foreground: self.options.foreground,
+            ..daemon
+        };
         self.ending = self.rest.ending.is_some();
         self.calls.go_on_after(self.last_op());
         let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
-        let workers: Vec<Worker> = apps.iter().flat_map(|app| self.supervisor.workers(app)).cloned().collect();
-        let mut living: HashMap<u64, Living> = workers.iter().filter_map(|w| Some((w.id.generation, self.living(w)?))).collect();
+        let workers: Vec<Worker> = apps
+            .iter()
+            .flat_map(|app| self.supervisor.workers(app))
+            .cloned()
+            .collect();
+        let mut living: HashMap<u64, Living> = workers
+            .iter()
+            .filter_map(|w| Some((w.id.generation, self.living(w)?)))
+            .collect();
         // Where nobody serves any more and nobody will, the sockets are left to whoever holds them.
         if !(self.options.only_stop && living.is_empty()) {
             for app in &apps {
@@ -78,11 +90,23 @@ impl Daemon {
             );
         }
         self.isolation.adopted();
-        self.rest.processes.retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
+        self.rest
+            .processes
+            .retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
         self.adopt_output(&workers);
-        let live =
-            found.values().filter(|f| matches!(f, Found::Alive { .. } | Found::Deaf { .. } | Found::OutOfReach { .. })).count();
-        info!("{live} of {} workers of an earlier daemon are adopted", workers.len());
+        let live = found
+            .values()
+            .filter(|f| {
+                matches!(
+                    f,
+                    Found::Alive { .. } | Found::Deaf { .. } | Found::OutOfReach { .. }
+                )
+            })
+            .count();
+        info!(
+            "{live} of {} workers of an earlier daemon are adopted",
+            workers.len()
+        );
         self.supervisor.revive(now(), &found);
         for app in &apps {
             if self.apps.contains_key(app) {
@@ -114,7 +138,11 @@ impl Daemon {
             return None;
         }
         let deadline = Instant::now() + EXEC;
-        while early && !tree::runs_its_program(pid, id) && procfs::is_alive(pid, started) && Instant::now() < deadline {
+        while early
+            && !tree::runs_its_program(pid, id)
+            && procfs::is_alive(pid, started)
+            && Instant::now() < deadline
+        {
             std::thread::sleep(Duration::from_millis(1));
         }
         let (sockets, refused) = match rescue::listening_sockets(&pidfd, pid) {
@@ -123,48 +151,84 @@ impl Daemon {
         };
         let coming = early || worker.phase() == WorkerPhase::Starting;
         // Where takeover is not possible, it has its sockets from LISTEN_FDS, seen or not.
-        let possible = !matches!(self.takeover.of(&self.isolation, worker.spec()), Some(takeover::Support::No { .. }));
-        let deaf = possible && wants_takeover(worker.spec()) && sockets.is_empty() && self.has_lost_its_bind(id, pid);
+        let possible = !matches!(
+            self.takeover.of(&self.isolation, worker.spec()),
+            Some(takeover::Support::No { .. })
+        );
+        let deaf = possible
+            && wants_takeover(worker.spec())
+            && sockets.is_empty()
+            && self.has_lost_its_bind(id, pid);
         if (early && !tree::runs_its_program(pid, id)) || (coming && deaf) {
             // Nobody could answer its bind(2) any more; it has never served.
-            info!("{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew");
+            info!(
+                "{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew"
+            );
             end(process);
             // As if it had never been.
             self.rest.processes.remove(&id.generation);
             return None;
         }
-        Some(Living { process, pidfd, sockets, refused })
+        Some(Living {
+            process,
+            pidfd,
+            sockets,
+            refused,
+        })
     }
 
     /// Nobody can answer the worker's `bind(2)`: nobody holds the listener of its filter, or the daemon died between
     /// receiving the call and answering it.
     fn has_lost_its_bind(&self, id: &WorkerId, pid: u32) -> bool {
-        let Some(listener) = self.vault.get(&name::binds(id.generation)) else { return true };
-        let tree: Vec<u32> = std::iter::once(pid).chain(tree::below(pid).into_iter().map(|(below, _)| below)).collect();
+        let Some(listener) = self.vault.get(&name::binds(id.generation)) else {
+            return true;
+        };
+        let tree: Vec<u32> = std::iter::once(pid)
+            .chain(tree::below(pid).into_iter().map(|(below, _)| below))
+            .collect();
         takeover::left_unanswered(listener, &tree)
     }
 
     fn adopt_sockets(&mut self, app: &AppName, living: &mut HashMap<u64, Living>) {
-        let Some((addresses, slots, file)) = self.supervisor.sockets(app) else { return };
-        let by_slot: HashMap<u16, u64> = self.supervisor.workers(app).map(|w| (w.id.slot, w.id.generation)).collect();
+        let Some((addresses, slots, file)) = self.supervisor.sockets(app) else {
+            return;
+        };
+        let by_slot: HashMap<u16, u64> = self
+            .supervisor
+            .workers(app)
+            .map(|w| (w.id.slot, w.id.generation))
+            .collect();
         for address in addresses {
             let steering = self.supervisor.steering(app).to_vec();
             let wanted = address.tcp();
             let of_worker = |slot: u16| {
                 let living = living.get(by_slot.get(&slot)?)?;
-                let fd = living.sockets.iter().find(|fd| match (&address, local_address(fd)) {
-                    (Listen::Tcp { .. }, Some(socket)) => wanted.is_some_and(|wanted| wanted.port() == socket.port()),
-                    (Listen::Unix(path), None) => rescue::unix_path(fd).is_some_and(|bound| bound == *path),
-                    (Listen::Tcp { .. }, None) | (Listen::Unix(_), Some(_)) => false,
-                })?;
+                let fd = living
+                    .sockets
+                    .iter()
+                    .find(|fd| match (&address, local_address(fd)) {
+                        (Listen::Tcp { .. }, Some(socket)) => {
+                            wanted.is_some_and(|wanted| wanted.port() == socket.port())
+                        }
+                        (Listen::Unix(path), None) => {
+                            rescue::unix_path(fd).is_some_and(|bound| bound == *path)
+                        }
+                        (Listen::Tcp { .. }, None) | (Listen::Unix(_), Some(_)) => false,
+                    })?;
                 fd.try_clone().ok()
             };
-            let others = by_slot.values().any(|generation| living.contains_key(generation));
+            let others = by_slot
+                .values()
+                .any(|generation| living.contains_key(generation));
             let vault = &self.vault;
             let kept = |place| vault.get(&name::socket(app, &address, place));
             // Borrowed apart from the vault.
             let resources = Self::resources(&mut self.apps, &self.events, &self.given, app);
-            if let Err(why) = resources.sockets.adopt(&address, (slots, file), &steering, kept, of_worker, others) {
+            if let Err(why) =
+                resources
+                    .sockets
+                    .adopt(&address, (slots, file), &steering, kept, of_worker, others)
+            {
                 complain(&format!("{app}: {address}"), why);
             }
         }
@@ -172,7 +236,12 @@ impl Daemon {
     }
 
     fn adopt_worker(&mut self, worker: &Worker, living: Living) -> Found {
-        let Living { process: Process { pid, .. }, pidfd, sockets, refused: _ } = living;
+        let Living {
+            process: Process { pid, .. },
+            pidfd,
+            sockets,
+            refused: _,
+        } = living;
         let id = &worker.id;
         let spec = worker.spec();
         let confinement = self.isolation.adopt(worker, Some(pid));
@@ -181,17 +250,29 @@ impl Daemon {
         self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
         tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
         if let Some(listener) = self.vault.get(&name::binds(id.generation)) {
-            tokio::spawn(answer_calls(id.clone(), takeover::Listener::from(listener), self.events.clone()));
+            tokio::spawn(answer_calls(
+                id.clone(),
+                takeover::Listener::from(listener),
+                self.events.clone(),
+            ));
         }
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
         }
         let kept = |address: &Listen| {
-            sockets.iter().any(|fd| local_address(fd).is_some_and(|s| address.tcp().is_some_and(|a| a.port() == s.port())))
-                || self.kept_before.contains(&name::socket(&id.app, address, usize::from(id.slot) + 1))
+            sockets.iter().any(|fd| {
+                local_address(fd)
+                    .is_some_and(|s| address.tcp().is_some_and(|a| a.port() == s.port()))
+            }) || self.kept_before.contains(&name::socket(
+                &id.app,
+                address,
+                usize::from(id.slot) + 1,
+            ))
         };
         if let Some(app) = self.apps.get_mut(&id.app) {
-            spec.listen.iter().for_each(|address| app.sockets.handed(address, id.generation));
+            spec.listen
+                .iter()
+                .for_each(|address| app.sockets.handed(address, id.generation));
         }
         let within_reach = spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
         let deaf = worker.hides_port() && self.vault.get(&name::binds(id.generation)).is_none();
@@ -205,24 +286,36 @@ impl Daemon {
     /// What is left of a worker that ended while there was no daemon.
     fn adopt_remains(&mut self, worker: &Worker) -> Found {
         let id = &worker.id;
-        let Some(Process { pid, .. }) = self.rest.processes.get(&id.generation).copied() else { return Found::NeverStarted };
+        let Some(Process { pid, .. }) = self.rest.processes.get(&id.generation).copied() else {
+            return Found::NeverStarted;
+        };
         // After an upgrade it may be a zombie of our own.
-        let ours = process::pidfd_open(pid).ok().filter(|_| procfs::parent_of(pid) == Some(std::process::id()));
-        let exit = ours.and_then(|pidfd| process::wait(pidfd).ok().flatten()).unwrap_or_else(|| self.vault.how_ended_now(pid));
+        let ours = process::pidfd_open(pid)
+            .ok()
+            .filter(|_| procfs::parent_of(pid) == Some(std::process::id()));
+        let exit = ours
+            .and_then(|pidfd| process::wait(pidfd).ok().flatten())
+            .unwrap_or_else(|| self.vault.how_ended_now(pid));
         let confinement = self.isolation.adopt(worker, None);
         let exit = self.isolation.judge(&confinement, exit);
         let marks = self.marks(worker, pid, &confinement);
         self.watch(id, pid, None, marks, None, confinement);
-        let Some(running) = self.running.get(&id.generation) else { return Found::NeverStarted };
+        let Some(running) = self.running.get(&id.generation) else {
+            return Found::NeverStarted;
+        };
         let descendants = !running.remains(|_| false).is_empty();
         if descendants {
             running.await_end_of_tree(self.events.clone());
-        } else if matches!(worker.phase(), WorkerPhase::Spawning | WorkerPhase::Starting)
-            && wants_takeover(worker.spec())
+        } else if matches!(
+            worker.phase(),
+            WorkerPhase::Spawning | WorkerPhase::Starting
+        ) && wants_takeover(worker.spec())
             && self.vault.get(&name::binds(id.generation)).is_none()
         {
             // Its bind(2) failed because nobody was there to answer it, and that is not its fault.
-            info!("{id}: {exit} while there was no rsup, and could not come to its socket; it is started anew");
+            info!(
+                "{id}: {exit} while there was no rsup, and could not come to its socket; it is started anew"
+            );
             return Found::NeverStarted;
         }
         Found::Gone { exit, descendants }
@@ -238,18 +331,36 @@ impl Daemon {
         // Its parent is the reaper that its orphans will go to. After an upgrade that is this process.
         let reaper = procfs::parent_of(leader).unwrap_or_else(std::os::unix::process::parent_id);
         let ours = self.keeper == Some(reaper);
-        let orphans = if reaper == std::process::id() { Orphans::Here } else { Orphans::Adopted { reaper, ours } };
-        Marks { worker: id.clone(), leader, output, cgroup: confinement.leaf().cloned(), orphans }
+        let orphans = if reaper == std::process::id() {
+            Orphans::Here
+        } else {
+            Orphans::Adopted { reaper, ours }
+        };
+        Marks {
+            worker: id.clone(),
+            leader,
+            output,
+            cgroup: confinement.leaf().cloned(),
+            orphans,
+        }
     }
 
     /// From the vault, or else from the worker itself.
-    fn output_pipe(&self, id: &WorkerId, stream: Stream, instance: u32, pid: u32) -> Option<OwnedFd> {
+    fn output_pipe(
+        &self,
+        id: &WorkerId,
+        stream: Stream,
+        instance: u32,
+        pid: u32,
+    ) -> Option<OwnedFd> {
         let number = match stream {
             Stream::Out => 1,
             Stream::Err => 2,
         };
         let name = name::output(id.generation, stream, id.app.as_str(), instance);
-        self.vault.get(&name).or_else(|| rescue::output_pipe(pid, number).ok())
+        self.vault
+            .get(&name)
+            .or_else(|| rescue::output_pipe(pid, number).ok())
     }
 
     fn adopt_notify(&self, worker: &Worker, confinement: &Confinement) -> Option<notify::Channel> {
@@ -260,32 +371,59 @@ impl Daemon {
         let datagrams = self.vault.get(&name::notify(id.generation))?;
         let node = self.vault.get(&name::node(id.generation))?;
         let ends = notify::Ends { datagrams, node };
-        notify::Channel::listen(ends, &self.paths, id, confinement.owner(), self.events.clone())
-            .inspect_err(|why| complain(&format!("{id}: its notifications cannot be heard"), why))
-            .ok()
+        notify::Channel::listen(
+            ends,
+            &self.paths,
+            id,
+            confinement.owner(),
+            self.events.clone(),
+        )
+        .inspect_err(|why| complain(&format!("{id}: its notifications cannot be heard"), why))
+        .ok()
     }
 
     /// Goes on reading the output of all workers: also what dead ones have left in their pipes.
     fn adopt_output(&mut self, workers: &[Worker]) {
         for worker in workers {
             let (id, instance) = (&worker.id, u32::from(worker.instance));
-            let Some(pid) = self.rest.processes.get(&id.generation).map(|p| p.pid) else { continue };
+            let Some(pid) = self.rest.processes.get(&id.generation).map(|p| p.pid) else {
+                continue;
+            };
             for stream in [Stream::Out, Stream::Err] {
                 let name = name::output(id.generation, stream, id.app.as_str(), instance);
                 if let Some(pipe) = self.output_pipe(id, stream, instance, pid) {
-                    self.vault.keep_exactly(&name, vec![(name.clone(), std::os::fd::AsFd::as_fd(&pipe))]);
+                    self.vault
+                        .keep_exactly(&name, vec![(name.clone(), std::os::fd::AsFd::as_fd(&pipe))]);
                 }
             }
         }
         let names: Vec<String> = self.vault.names().map(str::to_owned).collect();
         for kept in names {
-            let Some((generation, stream, app, instance)) = name::parse_output(&kept) else { continue };
-            let Some(pipe) = self.vault.get(&kept) else { continue };
+            let Some((generation, stream, app, instance)) = name::parse_output(&kept) else {
+                continue;
+            };
+            let Some(pipe) = self.vault.get(&kept) else {
+                continue;
+            };
             let app = AppName::new(app);
-            let log = workers.iter().find(|w| w.id.generation == generation).map(|w| &w.spec().log);
-            let log = log.or_else(|| self.supervisor.revision(&app).map(|r| &r.spec.log)).cloned();
+            let log = workers
+                .iter()
+                .find(|w| w.id.generation == generation)
+                .map(|w| &w.spec().log);
+            let log = log
+                .or_else(|| self.supervisor.revision(&app).map(|r| &r.spec.log))
+                .cloned();
             let settings = self.log_settings(&app, &log.unwrap_or_else(Log::plain));
-            self.pump.attach(Source { app: app.shared(), instance, key: generation }, stream, pipe, &settings);
+            self.pump.attach(
+                Source {
+                    app: app.shared(),
+                    instance,
+                    key: generation,
+                },
+                stream,
+                pipe,
+                &settings,
+            );
             if !workers.iter().any(|w| w.id.generation == generation) {
                 self.forget_output(generation);
             }
@@ -299,7 +437,11 @@ fn end(process: Process) {
     let mut all = tree::below(process.pid);
     all.push((process.pid, process.started));
     let deadline = Instant::now() + END;
-    while all.iter().any(|(pid, started)| procfs::is_alive(*pid, *started)) && Instant::now() < deadline {
+    while all
+        .iter()
+        .any(|(pid, started)| procfs::is_alive(*pid, *started))
+        && Instant::now() < deadline
+    {
         tree::signal(&all, nix::libc::SIGKILL);
         std::thread::sleep(Duration::from_millis(1));
     }

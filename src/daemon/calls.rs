@@ -10,7 +10,8 @@ use super::state::Ending;
 use super::{Daemon, Event, now, spawn};
 use crate::config::{AppName, AppSpec, HidePort};
 use crate::control::{
-    Accepted, Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo, Target, WorkerEnv,
+    Accepted, Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo,
+    Target, WorkerEnv,
 };
 use crate::exit::signal_name;
 use crate::supervisor::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
@@ -66,10 +67,33 @@ impl Calls {
         OpId(self.next_op)
     }
 
-    fn wait_for(&mut self, number: u64, actions: Vec<Accepted>, kill: bool, answer: UnboundedSender<Answer>) {
-        self.ops.extend(actions.iter().map(|action| (action.op, number)));
-        let actions = actions.into_iter().map(|Accepted { op, app, kind }| Action { op, app, kind, outcome: None }).collect();
-        self.open.insert(number, Open { answer, since: now(), actions, kill });
+    fn wait_for(
+        &mut self,
+        number: u64,
+        actions: Vec<Accepted>,
+        kill: bool,
+        answer: UnboundedSender<Answer>,
+    ) {
+        self.ops
+            .extend(actions.iter().map(|action| (action.op, number)));
+        let actions = actions
+            .into_iter()
+            .map(|Accepted { op, app, kind }| Action {
+                op,
+                app,
+                kind,
+                outcome: None,
+            })
+            .collect();
+        self.open.insert(
+            number,
+            Open {
+                answer,
+                since: now(),
+                actions,
+                kill,
+            },
+        );
     }
 
     pub fn finished(&self) -> bool {
@@ -96,7 +120,11 @@ impl Calls {
 
     pub fn progress(&self, progress: &Progress) {
         for open in self.open.values() {
-            if open.actions.iter().any(|a| a.app == progress.app && a.outcome.is_none()) {
+            if open
+                .actions
+                .iter()
+                .any(|a| a.app == progress.app && a.outcome.is_none())
+            {
                 let _ = open.answer.send(Answer::Progress(progress.clone()));
             }
         }
@@ -119,23 +147,36 @@ impl Daemon {
             }
             Request::List => reply(&answer, Ok(self.list())),
             Request::Describe { target } => {
-                let result =
-                    self.apps_of(&target).map(|apps| Reply::Descriptions(apps.iter().filter_map(|a| self.describe(a)).collect()));
+                let result = self.apps_of(&target).map(|apps| {
+                    Reply::Descriptions(apps.iter().filter_map(|a| self.describe(a)).collect())
+                });
                 reply(&answer, result);
             }
             Request::Env { target } => reply(&answer, self.env(&target).map(Reply::Env)),
             Request::Specs { target } => {
-                let result = self.apps_of(&target).map(|apps| Reply::Specs(apps.iter().filter_map(|a| self.spec(a)).collect()));
+                let result = self
+                    .apps_of(&target)
+                    .map(|apps| Reply::Specs(apps.iter().filter_map(|a| self.spec(a)).collect()));
                 reply(&answer, result);
             }
             Request::LogFiles { target } => {
-                let result =
-                    self.apps_of(&target).map(|apps| Reply::LogFiles(apps.iter().filter_map(|a| self.log_files(a)).collect()));
+                let result = self.apps_of(&target).map(|apps| {
+                    Reply::LogFiles(apps.iter().filter_map(|a| self.log_files(a)).collect())
+                });
                 reply(&answer, result);
             }
-            Request::Signal { target, signal } => reply(&answer, self.signal_target(&target, signal).map(Reply::Signalled)),
-            Request::Upgrade { program, token, force } => self.upgrade(program, token, force, answer),
-            Request::HowUpgraded { token } => reply(&answer, Ok(Reply::HowUpgraded(self.how_upgraded(token)))),
+            Request::Signal { target, signal } => reply(
+                &answer,
+                self.signal_target(&target, signal).map(Reply::Signalled),
+            ),
+            Request::Upgrade {
+                program,
+                token,
+                force,
+            } => self.upgrade(program, token, force, answer),
+            Request::HowUpgraded { token } => {
+                reply(&answer, Ok(Reply::HowUpgraded(self.how_upgraded(token))))
+            }
             Request::Await { actions, kill } => self.go_on_waiting(actions, kill, answer),
             request => match self.actions(request) {
                 Ok((actions, kill)) => self.begin(actions, kill, call.wait, answer),
@@ -157,11 +198,20 @@ impl Daemon {
 
     /// What a long action asks of each app.
     #[allow(clippy::type_complexity)]
-    fn actions(&mut self, request: Request) -> Result<(Vec<(AppName, supervisor::Request)>, bool), Failure> {
-        let each =
-            |apps: Vec<AppName>, make: fn() -> supervisor::Request| apps.into_iter().map(|app| (app, make())).collect::<Vec<_>>();
+    fn actions(
+        &mut self,
+        request: Request,
+    ) -> Result<(Vec<(AppName, supervisor::Request)>, bool), Failure> {
+        let each = |apps: Vec<AppName>, make: fn() -> supervisor::Request| {
+            apps.into_iter()
+                .map(|app| (app, make()))
+                .collect::<Vec<_>>()
+        };
         if self.ending {
-            return Err(Failure::new(FailureCode::Busy, "the daemon is stopping every app and will end"));
+            return Err(Failure::new(
+                FailureCode::Busy,
+                "the daemon is stopping every app and will end",
+            ));
         }
         Ok((
             match request {
@@ -169,48 +219,90 @@ impl Daemon {
                     self.check_specs(&apps)?;
                     let base_env = Arc::new(base_env);
                     let start = |spec: AppSpec| {
-                        (spec.name.clone(), supervisor::Request::Start { spec: Box::new(spec), base_env: base_env.clone() })
+                        (
+                            spec.name.clone(),
+                            supervisor::Request::Start {
+                                spec: Box::new(spec),
+                                base_env: base_env.clone(),
+                            },
+                        )
                     };
                     apps.into_iter().map(start).collect()
                 }
-                Request::Resume { target } => each(self.whole_apps(&target, "start")?, || supervisor::Request::Resume),
-                Request::Stop { target } => each(self.whole_apps(&target, "stop")?, || supervisor::Request::Stop),
-                Request::Delete { target } => each(self.whole_apps(&target, "delete")?, || supervisor::Request::Delete),
+                Request::Resume { target } => each(self.whole_apps(&target, "start")?, || {
+                    supervisor::Request::Resume
+                }),
+                Request::Stop { target } => each(self.whole_apps(&target, "stop")?, || {
+                    supervisor::Request::Stop
+                }),
+                Request::Delete { target } => each(self.whole_apps(&target, "delete")?, || {
+                    supervisor::Request::Delete
+                }),
                 Request::Restart { apps, base_env } => {
                     self.check_specs(&apps)?;
                     let base_env = base_env.map(Arc::new);
                     let restart = |spec: AppSpec| {
-                        (spec.name.clone(), supervisor::Request::Restart { spec: Box::new(spec), base_env: base_env.clone() })
+                        (
+                            spec.name.clone(),
+                            supervisor::Request::Restart {
+                                spec: Box::new(spec),
+                                base_env: base_env.clone(),
+                            },
+                        )
                     };
                     apps.into_iter().map(restart).collect()
                 }
-                Request::Reload { apps, base_env, queue } => {
+                Request::Reload {
+                    apps,
+                    base_env,
+                    queue,
+                } => {
                     self.check_specs(&apps)?;
                     let base_env = base_env.map(Arc::new);
                     let reload = |spec: AppSpec| {
                         (
                             spec.name.clone(),
-                            supervisor::Request::Reload { spec: Box::new(spec), base_env: base_env.clone(), queue },
+                            supervisor::Request::Reload {
+                                spec: Box::new(spec),
+                                base_env: base_env.clone(),
+                                queue,
+                            },
                         )
                     };
                     apps.into_iter().map(reload).collect()
                 }
                 Request::Scale { app, to } => {
-                    let view = self.supervisor.view(&app, now()).ok_or_else(|| unknown(&app))?;
+                    let view = self
+                        .supervisor
+                        .view(&app, now())
+                        .ok_or_else(|| unknown(&app))?;
                     let wanted = match to {
                         ScaleTo::Exactly(n) => i64::from(n),
                         ScaleTo::By(by) => i64::from(view.instances) + i64::from(by),
                     };
                     let most = i64::from(crate::config::MOST_INSTANCES);
                     if !(1..=most).contains(&wanted) {
-                        let why = format!("`{app}` cannot have {wanted} workers: 1 to {most} are possible");
-                        return Err(Failure::new(FailureCode::BadRequest, why).hint(format!("rsup stop {app} stops it")));
+                        let why = format!(
+                            "`{app}` cannot have {wanted} workers: 1 to {most} are possible"
+                        );
+                        return Err(Failure::new(FailureCode::BadRequest, why)
+                            .hint(format!("rsup stop {app} stops it")));
                     }
-                    vec![(app, supervisor::Request::Scale { instances: wanted as u16 })]
+                    vec![(
+                        app,
+                        supervisor::Request::Scale {
+                            instances: wanted as u16,
+                        },
+                    )]
                 }
                 Request::Kill => {
                     self.note_end(Ending::Kill);
-                    return Ok((each(self.supervisor.names().cloned().collect(), || supervisor::Request::Halt), true));
+                    return Ok((
+                        each(self.supervisor.names().cloned().collect(), || {
+                            supervisor::Request::Halt
+                        }),
+                        true,
+                    ));
                 }
                 Request::Ping
                 | Request::Supervise { .. }
@@ -228,15 +320,30 @@ impl Daemon {
         ))
     }
 
-    fn begin(&mut self, requests: Vec<(AppName, supervisor::Request)>, kill: bool, wait: bool, answer: UnboundedSender<Answer>) {
+    fn begin(
+        &mut self,
+        requests: Vec<(AppName, supervisor::Request)>,
+        kill: bool,
+        wait: bool,
+        answer: UnboundedSender<Answer>,
+    ) {
         self.calls.next_call += 1;
         let number = self.calls.next_call;
         if matches!(self.calls.start, Some(Start::Asked)) {
             self.calls.start = Some(Start::Call(number));
         }
-        let with_ops: Vec<_> = requests.into_iter().map(|(app, request)| (self.calls.op(), app, request)).collect();
-        let accepted: Vec<Accepted> =
-            with_ops.iter().map(|(op, app, request)| Accepted { op: *op, app: app.clone(), kind: request.kind() }).collect();
+        let with_ops: Vec<_> = requests
+            .into_iter()
+            .map(|(app, request)| (self.calls.op(), app, request))
+            .collect();
+        let accepted: Vec<Accepted> = with_ops
+            .iter()
+            .map(|(op, app, request)| Accepted {
+                op: *op,
+                app: app.clone(),
+                kind: request.kind(),
+            })
+            .collect();
         if wait {
             let _ = answer.send(Answer::Accepted(accepted.clone()));
         }
@@ -255,11 +362,20 @@ impl Daemon {
     }
 
     /// For a client that lost the daemon which had accepted its actions.
-    fn go_on_waiting(&mut self, actions: Vec<Accepted>, kill: bool, answer: UnboundedSender<Answer>) {
+    fn go_on_waiting(
+        &mut self,
+        actions: Vec<Accepted>,
+        kill: bool,
+        answer: UnboundedSender<Answer>,
+    ) {
         self.calls.next_call += 1;
         let number = self.calls.next_call;
         // Each stop of an end was begun anew by this daemon, under another name.
-        let actions = if kill && self.ending { self.under_way() } else { actions };
+        let actions = if kill && self.ending {
+            self.under_way()
+        } else {
+            actions
+        };
         self.calls.wait_for(number, actions.clone(), kill, answer);
         for Accepted { op, app, .. } in actions {
             if self.supervisor.is_under_way(op) {
@@ -269,7 +385,9 @@ impl Daemon {
                 Some((_, result)) => result.clone(),
                 None => Err(OpError {
                     code: FailureCode::Internal,
-                    message: format!("rsup was killed before it began with `{app}`, or too long ago; nothing was lost"),
+                    message: format!(
+                        "rsup was killed before it began with `{app}`, or too long ago; nothing was lost"
+                    ),
                     hint: Some("rsup list shows what there is; then try again".into()),
                     worker: None,
                 }),
@@ -281,9 +399,15 @@ impl Daemon {
 
     /// `--no-wait`: what is not refused at once counts as accepted.
     fn answer_early(&mut self, number: u64) {
-        let Some(open) = self.calls.open.get(&number) else { return };
-        let pending: Vec<(OpId, AppName, OperationKind)> =
-            open.actions.iter().filter(|a| a.outcome.is_none()).map(|a| (a.op, a.app.clone(), a.kind)).collect();
+        let Some(open) = self.calls.open.get(&number) else {
+            return;
+        };
+        let pending: Vec<(OpId, AppName, OperationKind)> = open
+            .actions
+            .iter()
+            .filter(|a| a.outcome.is_none())
+            .map(|a| (a.op, a.app.clone(), a.kind))
+            .collect();
         for (op, app, kind) in pending {
             let outcome = self.outcome(app, kind, now(), None);
             self.set_outcome(op, outcome);
@@ -291,38 +415,67 @@ impl Daemon {
     }
 
     fn under_way(&self) -> Vec<Accepted> {
-        self.supervisor.under_way().map(|(app, op, kind)| Accepted { op, app: app.clone(), kind }).collect()
+        self.supervisor
+            .under_way()
+            .map(|(app, op, kind)| Accepted {
+                op,
+                app: app.clone(),
+                kind,
+            })
+            .collect()
     }
 
     /// The latest action that an earlier daemon may have begun.
     pub(super) fn last_op(&self) -> Option<OpId> {
-        self.supervisor.last_op().max(self.rest.results.iter().map(|(op, _)| *op).max())
+        self.supervisor
+            .last_op()
+            .max(self.rest.results.iter().map(|(op, _)| *op).max())
     }
 
     /// Before the state is written that knows nothing of these actions any more.
     pub(super) fn note_results(&mut self) {
-        self.rest.results.extend(self.supervisor.ends().map(|(op, result)| (op, result.clone())));
+        self.rest.results.extend(
+            self.supervisor
+                .ends()
+                .map(|(op, result)| (op, result.clone())),
+        );
         let surplus = self.rest.results.len().saturating_sub(RESULTS);
         self.rest.results.drain(..surplus);
     }
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
         self.admin.action_ended(op, result.is_ok());
-        let Err(error) = result else { return self.conclude(op, None) };
+        let Err(error) = result else {
+            return self.conclude(op, None);
+        };
         // Only a worker that came to nothing may have failed for that.
         let message = match self.without_takeover(op).filter(|_| error.worker.is_some()) {
             Some(first) => format!("{first}\n{}", error.message),
             None => error.message,
         };
-        let failure = Failure { code: error.code, message, hint: error.hint, log: Vec::new() };
-        let Some(worker) = error.worker else { return self.conclude(op, Some(failure)) };
+        let failure = Failure {
+            code: error.code,
+            message,
+            hint: error.hint,
+            log: Vec::new(),
+        };
+        let Some(worker) = error.worker else {
+            return self.conclude(op, Some(failure));
+        };
         // Its last words explain more than its exit code.
         let tail = self.pump.tail(worker.generation);
         let events = self.events.clone();
         tokio::spawn(async move {
-            let lines = tokio::time::timeout(TAIL_PATIENCE, tail).await.ok().and_then(Result::ok).unwrap_or_default();
+            let lines = tokio::time::timeout(TAIL_PATIENCE, tail)
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .unwrap_or_default();
             let log = lines.into_iter().map(|line| line.text).collect();
-            let _ = events.send(Event::Explained { op, failure: Failure { log, ..failure } });
+            let _ = events.send(Event::Explained {
+                op,
+                failure: Failure { log, ..failure },
+            });
         });
     }
 
@@ -330,7 +483,8 @@ impl Daemon {
     fn without_takeover(&self, op: OpId) -> Option<String> {
         let open = self.calls.open.get(self.calls.ops.get(&op)?)?;
         let app = &open.actions.iter().find(|a| a.op == op)?.app;
-        self.takeover.lacking(&self.isolation, &self.supervisor.revision(app)?.spec)
+        self.takeover
+            .lacking(&self.isolation, &self.supervisor.revision(app)?.spec)
     }
 
     pub(super) fn on_explained(&mut self, op: OpId, failure: Failure) {
@@ -338,15 +492,27 @@ impl Daemon {
     }
 
     fn conclude(&mut self, op: OpId, failure: Option<Failure>) {
-        let Some(number) = self.calls.ops.get(&op).copied() else { return };
-        let Some(open) = self.calls.open.get(&number) else { return };
-        let Some(action) = open.actions.iter().find(|a| a.op == op) else { return };
+        let Some(number) = self.calls.ops.get(&op).copied() else {
+            return;
+        };
+        let Some(open) = self.calls.open.get(&number) else {
+            return;
+        };
+        let Some(action) = open.actions.iter().find(|a| a.op == op) else {
+            return;
+        };
         let outcome = self.outcome(action.app.clone(), action.kind, open.since, failure);
         self.set_outcome(op, outcome);
         self.close_if_done(number);
     }
 
-    fn outcome(&mut self, app: AppName, kind: OperationKind, since: Time, failure: Option<Failure>) -> Outcome {
+    fn outcome(
+        &mut self,
+        app: AppName,
+        kind: OperationKind,
+        since: Time,
+        failure: Option<Failure>,
+    ) -> Outcome {
         let mut view = self.supervisor.view(&app, now());
         if let Some(view) = &mut view {
             self.complete(std::slice::from_mut(view));
@@ -354,29 +520,62 @@ impl Daemon {
         if kind == OperationKind::Delete && failure.is_none() {
             view = None;
         }
-        let begun = matches!(kind, OperationKind::Start | OperationKind::Restart | OperationKind::Reload);
-        let spec = self.supervisor.revision(&app).map(|revision| &revision.spec).filter(|_| begun);
+        let begun = matches!(
+            kind,
+            OperationKind::Start | OperationKind::Restart | OperationKind::Reload
+        );
+        let spec = self
+            .supervisor
+            .revision(&app)
+            .map(|revision| &revision.spec)
+            .filter(|_| begun);
         let limits = spec.and_then(|spec| self.isolation.lacking(spec));
         // The failure says it already.
-        let takeover = spec.filter(|_| failure.is_none()).and_then(|spec| self.takeover.lacking(&self.isolation, spec));
-        let learned = self.supervisor.hides_since(&app).filter(|at| begun && *at >= since).map(|_| TESTS_ITS_PORT.to_owned());
+        let takeover = spec
+            .filter(|_| failure.is_none())
+            .and_then(|spec| self.takeover.lacking(&self.isolation, spec));
+        let learned = self
+            .supervisor
+            .hides_since(&app)
+            .filter(|at| begun && *at >= since)
+            .map(|_| TESTS_ITS_PORT.to_owned());
         let notes = limits.into_iter().chain(takeover).chain(learned).collect();
-        Outcome { app, kind, took_ms: now().since(since).as_millis() as u64, view, failure, notes }
+        Outcome {
+            app,
+            kind,
+            took_ms: now().since(since).as_millis() as u64,
+            view,
+            failure,
+            notes,
+        }
     }
 
     fn set_outcome(&mut self, op: OpId, outcome: Outcome) {
-        let Some(number) = self.calls.ops.remove(&op) else { return };
-        if let Some(action) = self.calls.open.get_mut(&number).and_then(|open| open.actions.iter_mut().find(|a| a.op == op)) {
+        let Some(number) = self.calls.ops.remove(&op) else {
+            return;
+        };
+        if let Some(action) = self
+            .calls
+            .open
+            .get_mut(&number)
+            .and_then(|open| open.actions.iter_mut().find(|a| a.op == op))
+        {
             action.outcome = Some(outcome);
         }
     }
 
     fn close_if_done(&mut self, number: u64) {
-        let done = self.calls.open.get(&number).is_some_and(|open| open.actions.iter().all(|a| a.outcome.is_some()));
+        let done = self
+            .calls
+            .open
+            .get(&number)
+            .is_some_and(|open| open.actions.iter().all(|a| a.outcome.is_some()));
         if !done {
             return;
         }
-        let Some(open) = self.calls.open.remove(&number) else { return };
+        let Some(open) = self.calls.open.remove(&number) else {
+            return;
+        };
         let outcomes: Vec<Outcome> = open.actions.into_iter().filter_map(|a| a.outcome).collect();
         if matches!(self.calls.start, Some(Start::Call(call)) if call == number) {
             self.judge_start(&outcomes);
@@ -384,8 +583,11 @@ impl Daemon {
         let _ = open.answer.send(match open.kill {
             true if self.ending => Answer::Done(Reply::Killed),
             true => Answer::Failed(
-                Failure::new(FailureCode::Superseded, "rsup was killed while it stopped every app, and then started again")
-                    .hint("rsup list shows what there is; `rsup kill` stops it"),
+                Failure::new(
+                    FailureCode::Superseded,
+                    "rsup was killed while it stopped every app, and then started again",
+                )
+                .hint("rsup list shows what there is; `rsup kill` stops it"),
             ),
             false => Answer::Done(Reply::Finished(outcomes)),
         });
@@ -394,9 +596,21 @@ impl Daemon {
     /// In the foreground, a start that left no app at all ends the daemon with its reason.
     fn judge_start(&mut self, outcomes: &[Outcome]) {
         self.calls.start = None;
-        let failures: Vec<String> =
-            outcomes.iter().filter_map(|o| o.failure.as_ref().map(|f| format!("{}: {}", o.app, f.message))).collect();
-        if !failures.is_empty() && outcomes.iter().all(|o| o.failure.as_ref().is_some_and(|f| f.code == FailureCode::Listen)) {
+        let failures: Vec<String> = outcomes
+            .iter()
+            .filter_map(|o| {
+                o.failure
+                    .as_ref()
+                    .map(|f| format!("{}: {}", o.app, f.message))
+            })
+            .collect();
+        if !failures.is_empty()
+            && outcomes.iter().all(|o| {
+                o.failure
+                    .as_ref()
+                    .is_some_and(|f| f.code == FailureCode::Listen)
+            })
+        {
             self.calls.start = Some(Start::Failed(failures.join("; ")));
             self.stop_everything();
         }
@@ -412,7 +626,11 @@ impl Daemon {
         let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
         for app in apps {
             let op = self.calls.op();
-            self.handle(Input::Request { op, app, request: supervisor::Request::Halt });
+            self.handle(Input::Request {
+                op,
+                app,
+                request: supervisor::Request::Halt,
+            });
         }
     }
 
@@ -422,11 +640,23 @@ impl Daemon {
         let uptime_ms = now().since(self.started).as_millis() as u64;
         let (version, admin) = (env!("CARGO_PKG_VERSION").into(), self.admin_view());
         let troubles = self.own_troubles();
-        Reply::Pong { pid, version, protocol: crate::control::VERSION, uptime_ms, memory, admin, troubles }
+        Reply::Pong {
+            pid,
+            version,
+            protocol: crate::control::VERSION,
+            uptime_ms,
+            memory,
+            admin,
+            troubles,
+        }
     }
 
     fn list(&mut self) -> Reply {
-        let mut views: Vec<_> = self.supervisor.names().filter_map(|app| self.supervisor.view(app, now())).collect();
+        let mut views: Vec<_> = self
+            .supervisor
+            .names()
+            .filter_map(|app| self.supervisor.view(app, now()))
+            .collect();
         self.complete(&mut views);
         for view in &mut views {
             if let Some(logs) = self.log_files(&view.name).filter(|_| view.reason.is_none()) {
@@ -455,14 +685,22 @@ impl Daemon {
         let mut sockets = self.way_to_sockets(&spec).words().map(str::to_owned);
         let hides = match spec.hide_port {
             HidePort::Auto => self.supervisor.hides_since(name).map(|_| TESTS_ITS_PORT),
-            HidePort::Always => Some("hide_port = true: rsup hides the port from each worker until it has bound it"),
+            HidePort::Always => {
+                Some("hide_port = true: rsup hides the port from each worker until it has bound it")
+            }
             HidePort::Never => None,
         };
-        match (self.takeover.of(&self.isolation, &spec), &mut sockets, hides) {
+        match (
+            self.takeover.of(&self.isolation, &spec),
+            &mut sockets,
+            hides,
+        ) {
             (Some(Support::No { .. }), Some(_), Some(_)) if spec.hide_port == HidePort::Always => {
                 notes.push("hide_port has no effect where takeover is not possible".into());
             }
-            (Some(Support::Yes { .. }) | None, Some(sockets), Some(hides)) => sockets.push_str(&format!("; {hides}")),
+            (Some(Support::Yes { .. }) | None, Some(sockets), Some(hides)) => {
+                sockets.push_str(&format!("; {hides}"))
+            }
             (Some(Support::Yes { .. } | Support::No { .. }) | None, _, _) => {}
         }
         let spec = spec.without_secrets();
@@ -488,19 +726,31 @@ impl Daemon {
 
     fn log_files(&self, name: &AppName) -> Option<LogFiles> {
         let settings = self.log_settings(name, &self.supervisor.revision(name)?.spec.log);
-        Some(LogFiles { app: name.clone(), out: settings.out, err: settings.err })
+        Some(LogFiles {
+            app: name.clone(),
+            out: settings.out,
+            err: settings.err,
+        })
     }
 
     fn env(&self, target: &Target) -> Result<Vec<WorkerEnv>, Failure> {
         let instance = instance_of(target);
         let mut all = Vec::new();
         for app in self.apps_of(target)? {
-            let of_target = self.supervisor.workers(&app).filter(|w| instance.is_none_or(|i| w.instance == i));
+            let of_target = self
+                .supervisor
+                .workers(&app)
+                .filter(|w| instance.is_none_or(|i| w.instance == i));
             all.extend(of_target.map(|w| WorkerEnv {
                 app: app.clone(),
                 instance: w.instance,
                 pid: w.pid,
-                env: spawn::environment(&w.id, w.instance, &w.revision, self.way_to_sockets(w.spec()).inherits()),
+                env: spawn::environment(
+                    &w.id,
+                    w.instance,
+                    &w.revision,
+                    self.way_to_sockets(w.spec()).inherits(),
+                ),
             }));
         }
         Ok(all)
@@ -517,11 +767,17 @@ impl Daemon {
                 .map(|w| w.id.generation)
                 .collect();
             for generation in workers {
-                let Some(running) = self.running.get(&generation).filter(|r| !r.exited) else { continue };
+                let Some(running) = self.running.get(&generation).filter(|r| !r.exited) else {
+                    continue;
+                };
                 let failed = |why: std::io::Error| {
                     Failure::new(
                         FailureCode::Internal,
-                        format!("cannot send {} to pid {}: {why}", signal_name(signal), running.pid),
+                        format!(
+                            "cannot send {} to pid {}: {why}",
+                            signal_name(signal),
+                            running.pid
+                        ),
                     )
                 };
                 running.signal(signal).map_err(failed)?;
@@ -529,7 +785,11 @@ impl Daemon {
             }
         }
         if reached.is_empty() {
-            return Err(Failure::new(FailureCode::UnknownWorker, format!("`{target}` has no running worker")).hint("rsup list"));
+            return Err(Failure::new(
+                FailureCode::UnknownWorker,
+                format!("`{target}` has no running worker"),
+            )
+            .hint("rsup list"));
         }
         Ok(reached)
     }
@@ -537,14 +797,25 @@ impl Daemon {
     fn apps_of(&self, target: &Target) -> Result<Vec<AppName>, Failure> {
         match target {
             Target::All => Ok(self.supervisor.names().cloned().collect()),
-            Target::App(app) => self.supervisor.view(app, now()).map(|_| vec![app.clone()]).ok_or_else(|| unknown(app)),
+            Target::App(app) => self
+                .supervisor
+                .view(app, now())
+                .map(|_| vec![app.clone()])
+                .ok_or_else(|| unknown(app)),
             Target::Worker(app, instance) => {
-                let view = self.supervisor.view(app, now()).ok_or_else(|| unknown(app))?;
+                let view = self
+                    .supervisor
+                    .view(app, now())
+                    .ok_or_else(|| unknown(app))?;
                 if view.workers.iter().any(|w| w.instance == *instance) {
                     return Ok(vec![app.clone()]);
                 }
-                let why = format!("`{app}` has no worker {instance}; it has {}", view.instances);
-                Err(Failure::new(FailureCode::UnknownWorker, why).hint(format!("rsup describe {app}")))
+                let why = format!(
+                    "`{app}` has no worker {instance}; it has {}",
+                    view.instances
+                );
+                Err(Failure::new(FailureCode::UnknownWorker, why)
+                    .hint(format!("rsup describe {app}")))
             }
         }
     }
@@ -552,9 +823,8 @@ impl Daemon {
     fn whole_apps(&self, target: &Target, verb: &str) -> Result<Vec<AppName>, Failure> {
         if let Target::Worker(app, _) = target {
             let why = format!("`{target}` is one worker; {verb} is for whole apps");
-            return Err(
-                Failure::new(FailureCode::BadRequest, why).hint(format!("rsup {verb} {app}, or rsup signal TERM {target}"))
-            );
+            return Err(Failure::new(FailureCode::BadRequest, why)
+                .hint(format!("rsup {verb} {app}, or rsup signal TERM {target}")));
         }
         self.apps_of(target)
     }
@@ -564,23 +834,36 @@ impl Daemon {
         let mut names = HashSet::new();
         for spec in specs {
             if !names.insert(&spec.name) {
-                return Err(Failure::new(FailureCode::BadRequest, format!("`{}` is named twice", spec.name)));
+                return Err(Failure::new(
+                    FailureCode::BadRequest,
+                    format!("`{}` is named twice", spec.name),
+                ));
             }
-            spec.sound().map_err(|why| Failure::new(FailureCode::BadRequest, why))?;
+            spec.sound()
+                .map_err(|why| Failure::new(FailureCode::BadRequest, why))?;
             self.isolation.refuse(spec)?;
             let taken: BTreeMap<_, _> = self
                 .supervisor
                 .names()
                 .filter(|other| **other != spec.name)
                 .flat_map(|other| {
-                    self.supervisor
-                        .workers(other)
-                        .flat_map(move |w| w.revision.spec.listen.iter().map(move |l| (l.clone(), other)))
+                    self.supervisor.workers(other).flat_map(move |w| {
+                        w.revision
+                            .spec
+                            .listen
+                            .iter()
+                            .map(move |l| (l.clone(), other))
+                    })
                 })
                 .collect();
-            if let Some((address, other)) = spec.listen.iter().find_map(|l| taken.get_key_value(l)) {
-                let why = format!("`{}` wants to listen on {address}, which app `{other}` has", spec.name);
-                return Err(Failure::new(FailureCode::Listen, why).hint(format!("rsup stop {other}, or choose another address")));
+            if let Some((address, other)) = spec.listen.iter().find_map(|l| taken.get_key_value(l))
+            {
+                let why = format!(
+                    "`{}` wants to listen on {address}, which app `{other}` has",
+                    spec.name
+                );
+                return Err(Failure::new(FailureCode::Listen, why)
+                    .hint(format!("rsup stop {other}, or choose another address")));
             }
         }
         Ok(())
@@ -595,5 +878,6 @@ fn instance_of(target: &Target) -> Option<u16> {
 }
 
 fn unknown(app: &AppName) -> Failure {
-    Failure::new(FailureCode::UnknownApp, format!("there is no app `{app}`")).hint("rsup list shows what there is")
+    Failure::new(FailureCode::UnknownApp, format!("there is no app `{app}`"))
+        .hint("rsup list shows what there is")
 }

@@ -25,7 +25,11 @@ pub async fn until_empty(queues: Vec<Queue>, ports: Vec<u16>) {
             let current = handshakes(&ports);
             early.retain(|handshake| current.contains(handshake));
         }
-        quiet = if early.is_empty() && queues.iter().all(empty) { quiet + 1 } else { 0 };
+        quiet = if early.is_empty() && queues.iter().all(empty) {
+            quiet + 1
+        } else {
+            0
+        };
         if quiet == 2 {
             return;
         }
@@ -38,10 +42,16 @@ pub async fn until_empty(queues: Vec<Queue>, ports: Vec<u16>) {
 
 fn empty(queue: &Queue) -> bool {
     // A socket that somebody shut down holds nothing any more.
-    !matches!(backlog(&queue.fd), Ok(Backlog::Listening { queued: 1.., .. }))
+    !matches!(
+        backlog(&queue.fd),
+        Ok(Backlog::Listening { queued: 1.., .. })
+    )
 }
 
 /// Where they cannot be listed, relaying covers those that come late.
 fn handshakes(ports: &[u16]) -> HashSet<(SocketAddr, SocketAddr)> {
-    ports.iter().flat_map(|port| half_open(*port).unwrap_or_default()).collect()
+    ports
+        .iter()
+        .flat_map(|port| half_open(*port).unwrap_or_default())
+        .collect()
 }

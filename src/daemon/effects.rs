@@ -18,7 +18,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 impl Daemon {
     pub(super) fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Listen { app, addresses, slots, file } => {
+            Effect::Listen {
+                app,
+                addresses,
+                slots,
+                file,
+            } => {
                 let result = self.listen(&app, &addresses, slots, file);
                 self.keep_sockets(&app);
                 self.inbox.push_back(Input::Listening { app, result });
@@ -31,9 +36,18 @@ impl Daemon {
                 }
                 self.keep_sockets(&app);
             }
-            Effect::Steer { app, balance, tables } => self.steer(&app, balance, &tables),
+            Effect::Steer {
+                app,
+                balance,
+                tables,
+            } => self.steer(&app, balance, &tables),
             Effect::Relay { app, slot, on } => self.relay(&app, slot, on),
-            Effect::Spawn { worker, instance, revision, hide_port } => {
+            Effect::Spawn {
+                worker,
+                instance,
+                revision,
+                hide_port,
+            } => {
                 if self.await_trial(&worker, instance, &revision, hide_port) {
                     return;
                 }
@@ -44,14 +58,30 @@ impl Daemon {
             Effect::Probe { worker, purpose } => {
                 let Some(target) = self.probe_target(&worker, purpose) else {
                     let reason = "no way to its slot".to_owned();
-                    return self.inbox.push_back(Input::NotProbed { worker, purpose, reason });
+                    return self.inbox.push_back(Input::NotProbed {
+                        worker,
+                        purpose,
+                        reason,
+                    });
                 };
                 let events = self.events.clone();
                 tokio::spawn(async move {
                     let _ = events.send(Event::Input(match probe::run(target).await {
-                        Ok(()) => Input::Probed { worker, purpose, result: Ok(()) },
-                        Err(probe::Failed::Worker(why)) => Input::Probed { worker, purpose, result: Err(why) },
-                        Err(probe::Failed::Rsup(reason)) => Input::NotProbed { worker, purpose, reason },
+                        Ok(()) => Input::Probed {
+                            worker,
+                            purpose,
+                            result: Ok(()),
+                        },
+                        Err(probe::Failed::Worker(why)) => Input::Probed {
+                            worker,
+                            purpose,
+                            result: Err(why),
+                        },
+                        Err(probe::Failed::Rsup(reason)) => Input::NotProbed {
+                            worker,
+                            purpose,
+                            reason,
+                        },
                     }));
                 });
             }
@@ -60,7 +90,11 @@ impl Daemon {
                 self.look_for_traces(worker, None);
             }
             Effect::Drain { worker } => self.drain(worker),
-            Effect::Signal { worker, signal, reach } => {
+            Effect::Signal {
+                worker,
+                signal,
+                reach,
+            } => {
                 self.signal(&worker, signal, reach);
                 // That it was told is not to be forgotten.
                 self.unsaved();
@@ -75,7 +109,9 @@ impl Daemon {
                 self.rest.processes.remove(&worker.generation);
                 self.forget_output(worker.generation);
                 let others = [vault::name::binds, vault::name::notify, vault::name::node];
-                others.iter().for_each(|name| self.vault.forget(&name(worker.generation)));
+                others
+                    .iter()
+                    .for_each(|name| self.vault.forget(&name(worker.generation)));
                 self.forget_later(worker.generation);
                 self.meter.forget(worker.generation);
             }
@@ -116,12 +152,22 @@ impl Daemon {
         }
     }
 
-    fn listen(&mut self, app: &AppName, addresses: &[Listen], slots: u16, file: SocketFile) -> Result<(), String> {
+    fn listen(
+        &mut self,
+        app: &AppName,
+        addresses: &[Listen],
+        slots: u16,
+        file: SocketFile,
+    ) -> Result<(), String> {
         let resources = self.app(app);
-        resources.sockets.hold(addresses, slots, file).map_err(|why| why.to_string())?;
+        resources
+            .sockets
+            .hold(addresses, slots, file)
+            .map_err(|why| why.to_string())?;
         // The relays that run hold sockets of addresses that may have been given up, and know
         // nothing of new ones.
-        let looked_after: Vec<Option<u16>> = resources.relaying.drain().map(|(slot, _)| slot).collect();
+        let looked_after: Vec<Option<u16>> =
+            resources.relaying.drain().map(|(slot, _)| slot).collect();
         for slot in looked_after.into_iter().flatten() {
             self.start_relays(app, Some(slot));
         }
@@ -137,10 +183,14 @@ impl Daemon {
     }
 
     fn steer(&mut self, app: &AppName, balance: crate::config::Balance, tables: &[Steering]) {
-        let Some(resources) = self.apps.get_mut(app) else { return };
+        let Some(resources) = self.apps.get_mut(app) else {
+            return;
+        };
         match resources.sockets.steer(balance, tables) {
             Ok(anybody) => {
-                let _ = resources.ready.send_if_modified(|ready| std::mem::replace(ready, anybody) != anybody);
+                let _ = resources
+                    .ready
+                    .send_if_modified(|ready| std::mem::replace(ready, anybody) != anybody);
             }
             Err(why) => complain(&format!("{app}: cannot steer its connections"), why),
         }
@@ -152,7 +202,9 @@ impl Daemon {
         if on {
             let worker_lives = self.supervisor.workers(app).any(|w| w.id.slot == slot);
             let resources = self.app(app);
-            let Ok(queues) = resources.sockets.queues(Some(slot)) else { return };
+            let Ok(queues) = resources.sockets.queues(Some(slot)) else {
+                return;
+            };
             for queue in queues {
                 if is_nonblocking(queue.fd.as_fd()).unwrap_or(false) {
                     continue;
@@ -180,8 +232,15 @@ impl Daemon {
 
     /// Looks whether a worker shut its socket down, and makes up for it.
     pub(super) fn mend(&mut self, app: &AppName) {
-        if let Some(Err(why)) = self.apps.get_mut(app).map(|resources| resources.sockets.mend()) {
-            complain(&format!("{app}: a socket that a worker shut down cannot listen again"), why);
+        if let Some(Err(why)) = self
+            .apps
+            .get_mut(app)
+            .map(|resources| resources.sockets.mend())
+        {
+            complain(
+                &format!("{app}: a socket that a worker shut down cannot listen again"),
+                why,
+            );
         }
     }
 
@@ -222,8 +281,12 @@ impl Daemon {
     }
 
     fn drain(&mut self, worker: WorkerId) {
-        let Some(resources) = self.apps.get(&worker.app) else { return };
-        let Ok(queues) = resources.sockets.queues(Some(worker.slot)) else { return };
+        let Some(resources) = self.apps.get(&worker.app) else {
+            return;
+        };
+        let Ok(queues) = resources.sockets.queues(Some(worker.slot)) else {
+            return;
+        };
         let ports = resources.sockets.ports();
         let events = self.events.clone();
         let generation = worker.generation;
@@ -238,7 +301,9 @@ impl Daemon {
     }
 
     fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {
-        let Some(running) = self.running.get_mut(&worker.generation) else { return self.give_up_trial(worker) };
+        let Some(running) = self.running.get_mut(&worker.generation) else {
+            return self.give_up_trial(worker);
+        };
         running.remember_tree();
         let result = match reach {
             Reach::Worker => running.signal(signal),
@@ -251,7 +316,10 @@ impl Daemon {
         if let Err(why) = result
             && why.raw_os_error() != Some(nix::libc::ESRCH)
         {
-            complain(&format!("{worker}: cannot send {}", signal_name(signal)), why);
+            complain(
+                &format!("{worker}: cannot send {}", signal_name(signal)),
+                why,
+            );
         }
     }
 }

@@ -43,7 +43,9 @@ impl Verdict {
     /// The code that tells it: 0 after a graceful stop, 128 and the signal's number after one that
     /// was cut short, and that of the apps if they have ended by themselves.
     pub fn result(self) -> Result<(), Error> {
-        let hurried = self.hurried.map(|signal| u8::try_from(128 + signal).unwrap_or(1));
+        let hurried = self
+            .hurried
+            .map(|signal| u8::try_from(128 + signal).unwrap_or(1));
         match hurried.or(self.ended.map(End::code)) {
             None | Some(0) => Ok(()),
             Some(code) => Err(Error::Ended { code }),
@@ -66,31 +68,56 @@ impl Daemon {
         {
             notes.iter().for_each(|note| warn!("{note}"));
         }
-        let Some(StartRequest { apps, base_env }) = self.options.start.take() else { return };
+        let Some(StartRequest { apps, base_env }) = self.options.start.take() else {
+            return;
+        };
         if self.cut_short {
             // What is left of others ends, and is not known any more.
-            let others = self.supervisor.names().filter(|name| apps.iter().all(|app| app.name != **name));
+            let others = self
+                .supervisor
+                .names()
+                .filter(|name| apps.iter().all(|app| app.name != **name));
             let others: Vec<AppName> = others.cloned().collect();
             for name in others {
-                self.call_myself(Request::Delete { target: Target::App(name) });
+                self.call_myself(Request::Delete {
+                    target: Target::App(name),
+                });
             }
         }
-        let goes_on = |app: &AppSpec| !self.cut_short && self.supervisor.revision(&app.name).is_some();
+        let goes_on =
+            |app: &AppSpec| !self.cut_short && self.supervisor.revision(&app.name).is_some();
         let (known, fresh): (Vec<AppSpec>, Vec<AppSpec>) = apps.into_iter().partition(goes_on);
-        let changed: Vec<AppSpec> = known.into_iter().filter(|app| self.spec(&app.name).as_ref() != Some(app)).collect();
+        let changed: Vec<AppSpec> = known
+            .into_iter()
+            .filter(|app| self.spec(&app.name).as_ref() != Some(app))
+            .collect();
         if !changed.is_empty() {
-            self.call_myself(Request::Reload { apps: changed, base_env: Some(base_env.clone()), queue: true });
+            self.call_myself(Request::Reload {
+                apps: changed,
+                base_env: Some(base_env.clone()),
+                queue: true,
+            });
         }
         if !fresh.is_empty() {
             self.calls.report_start();
-            self.call_myself(Request::Start { apps: fresh, base_env });
+            self.call_myself(Request::Start {
+                apps: fresh,
+                base_env,
+            });
         }
     }
 
     /// The log tells what becomes of it; nobody reads the answers.
     fn call_myself(&mut self, request: Request) {
         let (answer, mut answers) = mpsc::unbounded_channel();
-        self.on_call(Call { version: VERSION, request, wait: true }, answer);
+        self.on_call(
+            Call {
+                version: VERSION,
+                request,
+                wait: true,
+            },
+            answer,
+        );
         tokio::spawn(async move { while answers.recv().await.is_some() {} });
     }
 
@@ -112,7 +139,9 @@ impl Daemon {
         };
         match end {
             End::Well => info!("{who} has ended by itself, and so does rsup"),
-            End::Failed(code) => error!("{who} has ended by itself, and so does rsup: exit code {code}"),
+            End::Failed(code) => {
+                error!("{who} has ended by itself, and so does rsup: exit code {code}")
+            }
         }
         self.verdict.ended = Some(end);
         self.stop_everything();
@@ -123,15 +152,27 @@ impl Daemon {
         info!("told to reload: reading the configuration again");
         let names: Vec<_> = self.supervisor.names().cloned().collect();
         let runs = |phase| match phase {
-            AppPhase::Starting | AppPhase::Ready | AppPhase::Degraded | AppPhase::Reloading | AppPhase::Errored => true,
+            AppPhase::Starting
+            | AppPhase::Ready
+            | AppPhase::Degraded
+            | AppPhase::Reloading
+            | AppPhase::Errored => true,
             AppPhase::Stopping | AppPhase::Stopped => false,
         };
         let running: Vec<AppSpec> = names
             .iter()
-            .filter(|name| self.supervisor.view(name, now()).is_some_and(|view| runs(view.phase)))
+            .filter(|name| {
+                self.supervisor
+                    .view(name, now())
+                    .is_some_and(|view| runs(view.phase))
+            })
             .filter_map(|name| self.spec(name))
             .collect();
-        let settings = self.supervisor.settings.as_ref().map(|settings| settings.source.clone());
+        let settings = self
+            .supervisor
+            .settings
+            .as_ref()
+            .map(|settings| settings.source.clone());
         let events = self.events.clone();
         // Files may be on a disk that is slow.
         let begun = super::aside("rsup-reread", move || {
@@ -140,7 +181,11 @@ impl Daemon {
             };
             for request in requests {
                 let (answer, answers) = mpsc::unbounded_channel();
-                let call = Call { version: VERSION, request, wait: true };
+                let call = Call {
+                    version: VERSION,
+                    request,
+                    wait: true,
+                };
                 if events.send(Event::Call { call, answer }).is_ok() {
                     tell(answers);
                 }
@@ -153,10 +198,18 @@ impl Daemon {
 }
 
 /// What to ask for; `None`, and it has been said why, if a file has errors. `known` are all apps of the daemon.
-fn reread(known: &[AppName], running: Vec<AppSpec>, settings: Option<PathBuf>) -> Option<Vec<Request>> {
+fn reread(
+    known: &[AppName],
+    running: Vec<AppSpec>,
+    settings: Option<PathBuf>,
+) -> Option<Vec<Request>> {
     let mut files: BTreeMap<PathBuf, Loaded> = BTreeMap::new();
     let mut broken = false;
-    for source in running.iter().filter_map(|spec| spec.source.clone()).chain(settings) {
+    for source in running
+        .iter()
+        .filter_map(|spec| spec.source.clone())
+        .chain(settings)
+    {
         match config::load(&source) {
             Ok(loaded) => {
                 files.insert(source, loaded);
@@ -173,8 +226,17 @@ fn reread(known: &[AppName], running: Vec<AppSpec>, settings: Option<PathBuf>) -
         return None;
     }
     for (source, loaded) in &files {
-        for new in loaded.config.apps.iter().filter(|app| !known.contains(&app.name)) {
-            info!("{} is new in its file and not started; `rsup start {}` starts it", new.name, source.display());
+        for new in loaded
+            .config
+            .apps
+            .iter()
+            .filter(|app| !known.contains(&app.name))
+        {
+            info!(
+                "{} is new in its file and not started; `rsup start {}` starts it",
+                new.name,
+                source.display()
+            );
         }
     }
     let mut apps = Vec::new();
@@ -188,13 +250,25 @@ fn reread(known: &[AppName], running: Vec<AppSpec>, settings: Option<PathBuf>) -
         };
         match loaded.config.apps.iter().find(|new| new.name == old.name) {
             Some(new) => apps.push(new.clone()),
-            None => warn!("{0} is no longer in its file and stays as it is; `rsup delete {0}` ends it", old.name),
+            None => warn!(
+                "{0} is no longer in its file and stays as it is; `rsup delete {0}` ends it",
+                old.name
+            ),
         }
     }
     let supervise = files
         .into_iter()
-        .map(|(source, loaded)| Request::Supervise { settings: Settings { source, spec: loaded.config.supervisor } });
-    let reload = (!apps.is_empty()).then_some(Request::Reload { apps, base_env: None, queue: true });
+        .map(|(source, loaded)| Request::Supervise {
+            settings: Settings {
+                source,
+                spec: loaded.config.supervisor,
+            },
+        });
+    let reload = (!apps.is_empty()).then_some(Request::Reload {
+        apps,
+        base_env: None,
+        queue: true,
+    });
     Some(supervise.chain(reload).collect())
 }
 
@@ -207,12 +281,16 @@ fn tell(mut answers: mpsc::UnboundedReceiver<Answer>) {
             Answer::Done(Reply::Finished(outcomes)) => {
                 for outcome in outcomes {
                     match outcome.failure {
-                        Some(failure) => warn!("{} was not reloaded: {}", outcome.app, failure.message),
+                        Some(failure) => {
+                            warn!("{} was not reloaded: {}", outcome.app, failure.message)
+                        }
                         None => info!("{} is reloaded", outcome.app),
                     }
                 }
             }
-            Answer::Done(Reply::Supervised { notes, .. }) => notes.iter().for_each(|note| warn!("{note}")),
+            Answer::Done(Reply::Supervised { notes, .. }) => {
+                notes.iter().for_each(|note| warn!("{note}"))
+            }
             Answer::Done(_) => {}
         }
     }

@@ -11,17 +11,35 @@ use crate::sys::takeover::{Answer, Connect, Listener, Support};
 
 /// Walks the kernel's table of connections: only for a worker that fails, or does not get on.
 pub fn traces(ports: &[u16]) -> Traces {
-    let abandoned = ports.iter().map(|port| sockdiag::abandoned(*port).unwrap_or(0)).sum();
-    let others = ports.iter().any(|port| sockdiag::closed_by_clients(*port).unwrap_or(false));
+    let abandoned = ports
+        .iter()
+        .map(|port| sockdiag::abandoned(*port).unwrap_or(0))
+        .sum();
+    let others = ports
+        .iter()
+        .any(|port| sockdiag::closed_by_clients(*port).unwrap_or(false));
     Traces { abandoned, others }
 }
 
 impl Daemon {
     /// The ports that could be hidden from the worker.
     pub(super) fn ports_of(&self, worker: &WorkerId) -> Vec<u16> {
-        let possible = |spec: &AppSpec| !matches!(self.takeover.of(&self.isolation, spec), Some(Support::No { .. }));
-        let worker = self.supervisor.worker(worker).filter(|w| possible(w.spec()));
-        worker.into_iter().flat_map(|w| &w.spec().listen).filter_map(Listen::tcp).map(|a| a.port()).collect()
+        let possible = |spec: &AppSpec| {
+            !matches!(
+                self.takeover.of(&self.isolation, spec),
+                Some(Support::No { .. })
+            )
+        };
+        let worker = self
+            .supervisor
+            .worker(worker)
+            .filter(|w| possible(w.spec()));
+        worker
+            .into_iter()
+            .flat_map(|w| &w.spec().listen)
+            .filter_map(Listen::tcp)
+            .map(|a| a.port())
+            .collect()
     }
 
     /// Looks for traces of the worker, in a thread. False if there is none.
@@ -29,14 +47,21 @@ impl Daemon {
         let (ports, events) = (self.ports_of(&worker), self.events.clone());
         let look = move || {
             let traces = traces(&ports);
-            let _ = events.send(Event::Traces { worker, traces, and_then });
+            let _ = events.send(Event::Traces {
+                worker,
+                traces,
+                and_then,
+            });
         };
         super::aside("rsup-traces", look).is_ok()
     }
 
     /// Nobody is there, as far as the worker can tell; everybody else is.
     pub(super) fn on_connect(&mut self, worker: &WorkerId, connect: &Connect, listener: &Listener) {
-        let hidden = self.supervisor.worker(worker).is_some_and(|w| w.is_hidden(connect.addr));
+        let hidden = self
+            .supervisor
+            .worker(worker)
+            .is_some_and(|w| w.is_hidden(connect.addr));
         if !hidden || !connect.is_to_this_machine() {
             let _ = listener.proceed(connect);
             return;
@@ -54,7 +79,9 @@ impl Daemon {
             }
         }
         if let Ok(Answer::Delivered) = listener.refuse(connect, ECONNREFUSED) {
-            self.handle(Input::Refused { worker: worker.clone() });
+            self.handle(Input::Refused {
+                worker: worker.clone(),
+            });
         }
     }
 }

@@ -56,7 +56,10 @@ impl Confinement {
         plan.umask = self.umask;
         plan.no_new_privs |= self.no_new_privs;
         plan.capabilities = self.capabilities;
-        let folder = |leaf: &Leaf| leaf.folder().map_err(|why| format!("its cgroup {}: {why}", leaf.path().display()));
+        let folder = |leaf: &Leaf| {
+            leaf.folder()
+                .map_err(|why| format!("its cgroup {}: {why}", leaf.path().display()))
+        };
         plan.cgroup = self.leaf.as_ref().map(folder).transpose()?;
         Ok(())
     }
@@ -73,10 +76,19 @@ impl Confinement {
     /// How it ended, now that the kernel has told by what.
     fn judge(&self, exit: Exit) -> Exit {
         // Of an orphan that nobody waited for, the count alone is known.
-        let Some(leaf) = self.leaf().filter(|leaf| (exit.is_kill() || exit == Exit::Unknown) && leaf.out_of_memory() > 0) else {
+        let Some(leaf) = self
+            .leaf()
+            .filter(|leaf| (exit.is_kill() || exit == Exit::Unknown) && leaf.out_of_memory() > 0)
+        else {
             return exit;
         };
-        if leaf.is_at_its_limit() { Exit::OutOfMemory } else { Exit::Starved { limit: limits::memory() } }
+        if leaf.is_at_its_limit() {
+            Exit::OutOfMemory
+        } else {
+            Exit::Starved {
+                limit: limits::memory(),
+            }
+        }
     }
 }
 
@@ -107,7 +119,9 @@ impl Isolation {
         let more = killed > self.killed.0;
         self.killed.0 = killed;
         match confinement.judge(exit) {
-            exit if exit.is_kill() && more => Exit::Starved { limit: limits::memory() },
+            exit if exit.is_kill() && more => Exit::Starved {
+                limit: limits::memory(),
+            },
             exit => exit,
         }
     }
@@ -126,13 +140,19 @@ impl Isolation {
     }
 
     fn can_become(&self, who: &RunAs) -> bool {
-        self.mine.has(Capabilities::SETGID) && (who.uid == geteuid().as_raw() || self.mine.has(Capabilities::SETUID))
+        self.mine.has(Capabilities::SETGID)
+            && (who.uid == geteuid().as_raw() || self.mine.has(Capabilities::SETUID))
     }
 
     /// To become it changes nothing.
     fn is_me(who: &RunAs) -> bool {
         let own = getegid().as_raw();
-        let mine: BTreeSet<u32> = getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).chain([own]).collect();
+        let mine: BTreeSet<u32> = getgroups()
+            .unwrap_or_default()
+            .into_iter()
+            .map(Gid::as_raw)
+            .chain([own])
+            .collect();
         let wanted: BTreeSet<u32> = who.groups.iter().copied().chain([who.gid]).collect();
         who.uid == geteuid().as_raw() && who.gid == own && wanted == mine
     }
@@ -140,8 +160,13 @@ impl Isolation {
     /// What this daemon has not the privileges for, before anything is begun.
     pub fn refuse(&self, spec: &AppSpec) -> Result<(), Failure> {
         let name = &spec.name;
-        let refused = |why: String, hint: String| Err(Failure::new(FailureCode::BadRequest, why).hint(hint));
-        if let Some(who) = spec.run_as.as_ref().filter(|who| !Self::is_me(who) && !self.can_become(who)) {
+        let refused =
+            |why: String, hint: String| Err(Failure::new(FailureCode::BadRequest, why).hint(hint));
+        if let Some(who) = spec
+            .run_as
+            .as_ref()
+            .filter(|who| !Self::is_me(who) && !self.can_become(who))
+        {
             return refused(
                 format!(
                     "`{name}` is to run as user {}, group {} and groups {:?}, but this rsup runs as user {} with its own groups and cannot become another",
@@ -150,7 +175,8 @@ impl Isolation {
                     who.groups,
                     geteuid()
                 ),
-                "start it as root (sudo rsup start), or leave out `user`, `group` and `groups`".into(),
+                "start it as root (sudo rsup start), or leave out `user`, `group` and `groups`"
+                    .into(),
             );
         }
         let limits = &spec.limits;
@@ -171,9 +197,14 @@ impl Isolation {
             }
         }
         let own = rustix::process::getpriority_process(None).unwrap_or(0);
-        if let Some(nice) = limits.nice.filter(|nice| i32::from(*nice) < own && !self.mine.has(Capabilities::SYS_NICE)) {
+        if let Some(nice) = limits
+            .nice
+            .filter(|nice| i32::from(*nice) < own && !self.mine.has(Capabilities::SYS_NICE))
+        {
             return refused(
-                format!("`{name}`: limits.nice = {nice} goes before rsup's own {own}, which only root (CAP_SYS_NICE) can grant"),
+                format!(
+                    "`{name}`: limits.nice = {nice} goes before rsup's own {own}, which only root (CAP_SYS_NICE) can grant"
+                ),
                 format!("write {own} or more, or start rsup as root"),
             );
         }
@@ -182,8 +213,12 @@ impl Isolation {
             && !self.mine.has(Capabilities::SYS_RESOURCE)
         {
             return refused(
-                format!("`{name}`: limits.nofile = {wanted} is more than the {hard} that rsup itself may have"),
-                format!("write at most {hard}, or start rsup as root or with a higher limit (ulimit -Hn)"),
+                format!(
+                    "`{name}`: limits.nofile = {wanted} is more than the {hard} that rsup itself may have"
+                ),
+                format!(
+                    "write at most {hard}, or start rsup as root or with a higher limit (ulimit -Hn)"
+                ),
             );
         }
         Ok(())
@@ -198,7 +233,9 @@ impl Isolation {
             Ok(tree) => tree.lacking(&bounds(spec))?,
             Err(why) => why.clone(),
         };
-        Some(format!("limits that need cgroup v2 (memory, cpu, tasks) are not all enforced: {why}"))
+        Some(format!(
+            "limits that need cgroup v2 (memory, cpu, tasks) are not all enforced: {why}"
+        ))
     }
 
     /// For a new worker of the app.
@@ -211,11 +248,16 @@ impl Isolation {
         {
             warn!("{}: {why}", id.app);
         }
-        self.leftover.retain(|leaf| leaf.remove().is_err_and(|why| why.kind() != io::ErrorKind::NotFound));
+        self.leftover.retain(|leaf| {
+            leaf.remove()
+                .is_err_and(|why| why.kind() != io::ErrorKind::NotFound)
+        });
         let leaf = match &mut self.tree {
             Ok(tree) => match tree.worker(id.app.as_str(), id.generation, &bounds(spec)) {
                 Ok(leaf) => Some(leaf),
-                Err(why) if spec.limits.need_cgroup() => return Err(format!("its cgroup cannot be made: {why}")),
+                Err(why) if spec.limits.need_cgroup() => {
+                    return Err(format!("its cgroup cannot be made: {why}"));
+                }
                 Err(why) => {
                     debug!("{id}: runs without a cgroup of its own: {why}");
                     None
@@ -230,7 +272,9 @@ impl Isolation {
     /// after the death of that daemon they may have been taken away.
     pub fn adopt(&mut self, worker: &Worker, pid: Option<u32>) -> Confinement {
         let leaf = self.tree.as_mut().ok().and_then(|tree| {
-            let Some(pid) = pid else { return tree.leaf(worker.id.app.as_str(), worker.id.generation) };
+            let Some(pid) = pid else {
+                return tree.leaf(worker.id.app.as_str(), worker.id.generation);
+            };
             let leaf = tree.leaf_of(pid)?;
             match tree.bound_again(&leaf, &bounds(worker.spec())) {
                 Ok(forgotten) => self.uncounted += u64::from(forgotten),
@@ -265,7 +309,10 @@ impl Isolation {
         let limits = &spec.limits;
         Confinement {
             credentials: self.credentials(spec),
-            nofile: limits.nofile.map(|n| Limit { soft: n, hard: n }).or(self.nofile),
+            nofile: limits
+                .nofile
+                .map(|n| Limit { soft: n, hard: n })
+                .or(self.nofile),
             nice: limits.nice,
             umask: spec.umask,
             no_new_privs: limits.no_new_privs,
@@ -292,16 +339,28 @@ impl Isolation {
 }
 
 fn bounds(spec: &AppSpec) -> Bounds {
-    Bounds { memory: spec.limits.memory, cpu: spec.limits.cpu, tasks: spec.limits.tasks }
+    Bounds {
+        memory: spec.limits.memory,
+        cpu: spec.limits.cpu,
+        tasks: spec.limits.tasks,
+    }
 }
 
 pub fn credentials(who: &RunAs) -> Credentials {
-    Credentials { uid: who.uid, gid: who.gid, groups: who.groups.clone() }
+    Credentials {
+        uid: who.uid,
+        gid: who.gid,
+        groups: who.groups.clone(),
+    }
 }
 
 /// Makes a pipe one that its user can open anew, as `/dev/stdout` does.
 pub fn give(pipe: &OwnedFd, to: &Credentials) -> io::Result<()> {
-    Ok(nix::unistd::fchown(pipe, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)))?)
+    Ok(nix::unistd::fchown(
+        pipe,
+        Some(Uid::from_raw(to.uid)),
+        Some(Gid::from_raw(to.gid)),
+    )?)
 }
 
 /// Variables that belong to a user: they follow the one that the worker runs as, unless the
@@ -310,7 +369,12 @@ pub fn follow_user(env: &mut BTreeMap<String, String>, spec: &AppSpec) {
     let Some(who) = &spec.run_as else { return };
     let home = who.home.to_string_lossy();
     let shell = who.shell.to_string_lossy();
-    for (name, value) in [("HOME", &*home), ("USER", &who.user), ("LOGNAME", &who.user), ("SHELL", &shell)] {
+    for (name, value) in [
+        ("HOME", &*home),
+        ("USER", &who.user),
+        ("LOGNAME", &who.user),
+        ("SHELL", &shell),
+    ] {
         if !spec.env.contains_key(name) {
             env.insert(name.into(), value.into());
         }
@@ -319,7 +383,14 @@ pub fn follow_user(env: &mut BTreeMap<String, String>, spec: &AppSpec) {
         return;
     }
     // Folders of the user that rsup was started by, closed to this one.
-    for name in ["MAIL", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"] {
+    for name in [
+        "MAIL",
+        "XDG_RUNTIME_DIR",
+        "XDG_CONFIG_HOME",
+        "XDG_CACHE_HOME",
+        "XDG_DATA_HOME",
+        "XDG_STATE_HOME",
+    ] {
         if !spec.env.contains_key(name) {
             env.remove(name);
         }
@@ -335,7 +406,10 @@ mod tests {
         Isolation {
             tree: Err("no tree".into()),
             mine: Capabilities::default(),
-            nofile: Some(Limit { soft: 100, hard: 1000 }),
+            nofile: Some(Limit {
+                soft: 100,
+                hard: 1000,
+            }),
             leftover: Vec::new(),
             told: HashSet::new(),
             uncounted: 0,
@@ -364,10 +438,26 @@ mod tests {
             powerless().refuse(&spec).unwrap_err()
         };
         assert!(powerless().refuse(&made_up::spec("api")).is_ok());
-        assert!(refused(|spec| spec.run_as = Some(other())).message.contains("user web"));
-        assert!(refused(|spec| spec.limits.capabilities = Some(Capabilities::default())).message.contains("CAP_SETPCAP"));
-        assert!(refused(|spec| spec.limits.nice = Some(-20)).message.contains("CAP_SYS_NICE"));
-        assert!(refused(|spec| spec.limits.nofile = Some(1001)).message.contains("1000"));
+        assert!(
+            refused(|spec| spec.run_as = Some(other()))
+                .message
+                .contains("user web")
+        );
+        assert!(
+            refused(|spec| spec.limits.capabilities = Some(Capabilities::default()))
+                .message
+                .contains("CAP_SETPCAP")
+        );
+        assert!(
+            refused(|spec| spec.limits.nice = Some(-20))
+                .message
+                .contains("CAP_SYS_NICE")
+        );
+        assert!(
+            refused(|spec| spec.limits.nofile = Some(1001))
+                .message
+                .contains("1000")
+        );
         let mut spec = made_up::spec("api");
         (spec.limits.nice, spec.limits.nofile) = (Some(19), Some(1000));
         assert!(powerless().refuse(&spec).is_ok());
@@ -378,10 +468,21 @@ mod tests {
         let mut spec = made_up::spec("api");
         spec.run_as = Some(other());
         // As after a reboot, with a daemon that has lost its privileges: the change of user fails then.
-        assert_eq!(powerless().around(&spec, None).credentials, Some(credentials(&other())));
+        assert_eq!(
+            powerless().around(&spec, None).credentials,
+            Some(credentials(&other()))
+        );
         let groups = getgroups().unwrap().into_iter().map(Gid::as_raw).collect();
-        let me = RunAs { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups, ..other() };
-        spec.run_as = Some(RunAs { groups: vec![424_242], ..me.clone() });
+        let me = RunAs {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            groups,
+            ..other()
+        };
+        spec.run_as = Some(RunAs {
+            groups: vec![424_242],
+            ..me.clone()
+        });
         assert!(powerless().refuse(&spec).is_err());
         assert!(powerless().around(&spec, None).credentials.is_some());
         spec.run_as = Some(me);
@@ -402,10 +503,29 @@ mod tests {
         let mut spec = made_up::spec("api");
         spec.run_as = Some(other());
         spec.env.insert("SHELL".into(), "/bin/mine".into());
-        let pairs = [("HOME", "/root"), ("XDG_RUNTIME_DIR", "/run/user/0"), ("PATH", "/bin"), ("SHELL", "/bin/mine")];
-        let mut env: BTreeMap<String, String> = pairs.map(|(name, value)| (name.into(), value.into())).into();
+        let pairs = [
+            ("HOME", "/root"),
+            ("XDG_RUNTIME_DIR", "/run/user/0"),
+            ("PATH", "/bin"),
+            ("SHELL", "/bin/mine"),
+        ];
+        let mut env: BTreeMap<String, String> = pairs
+            .map(|(name, value)| (name.into(), value.into()))
+            .into();
         follow_user(&mut env, &spec);
-        let shown: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        assert_eq!(shown, ["HOME=/w", "LOGNAME=web", "PATH=/bin", "SHELL=/bin/mine", "USER=web"]);
+        let shown: Vec<String> = env
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "HOME=/w",
+                "LOGNAME=web",
+                "PATH=/bin",
+                "SHELL=/bin/mine",
+                "USER=web"
+            ]
+        );
     }
 }

@@ -45,13 +45,25 @@ impl Memory {
     fn cpu(&mut self, generation: u64, used: Duration) -> Option<f32> {
         let at = now();
         let Some(sample) = self.cpu.get_mut(&generation) else {
-            self.cpu.insert(generation, CpuSample { at, used, percent: None });
+            self.cpu.insert(
+                generation,
+                CpuSample {
+                    at,
+                    used,
+                    percent: None,
+                },
+            );
             return None;
         };
         let elapsed = at.since(sample.at);
         if elapsed >= SHORTEST_SAMPLE {
-            let percent = 100.0 * used.saturating_sub(sample.used).as_secs_f32() / elapsed.as_secs_f32();
-            *sample = CpuSample { at, used, percent: Some(percent) };
+            let percent =
+                100.0 * used.saturating_sub(sample.used).as_secs_f32() / elapsed.as_secs_f32();
+            *sample = CpuSample {
+                at,
+                used,
+                percent: Some(percent),
+            };
         }
         sample.percent
     }
@@ -63,7 +75,10 @@ impl Daemon {
         let mut watched: Vec<(WorkerId, u32, u64)> = Vec::new();
         for running in self.running.values() {
             let limited = self.meter.limited.contains(&running.id.generation) && !running.exited;
-            let limit = self.supervisor.worker(&running.id).and_then(|w| w.revision.spec.max_memory);
+            let limit = self
+                .supervisor
+                .worker(&running.id)
+                .and_then(|w| w.revision.spec.max_memory);
             if let (true, Some(limit)) = (limited, limit) {
                 watched.push((running.id.clone(), running.pid, limit));
             }
@@ -72,8 +87,11 @@ impl Daemon {
         let readings = self.meter.meter.rss_tree(&pids);
         for ((worker, _, limit), bytes) in watched.into_iter().zip(readings) {
             let over = bytes > limit;
-            let was_over =
-                if over { !self.meter.over.insert(worker.generation) } else { self.meter.over.remove(&worker.generation) };
+            let was_over = if over {
+                !self.meter.over.insert(worker.generation)
+            } else {
+                self.meter.over.remove(&worker.generation)
+            };
             if over || was_over {
                 self.handle(Input::Memory { worker, bytes });
             }
@@ -82,25 +100,44 @@ impl Daemon {
 
     /// The processor time of workers by generation, for each view.
     pub(super) fn processor_times(&mut self, views: &[AppView]) -> Vec<HashMap<u64, Duration>> {
-        let pids: Vec<u32> = views.iter().flat_map(|view| &view.workers).filter_map(|worker| worker.pid).collect();
+        let pids: Vec<u32> = views
+            .iter()
+            .flat_map(|view| &view.workers)
+            .filter_map(|worker| worker.pid)
+            .collect();
         let mut times = self.meter.meter.cpu_tree(&pids).into_iter();
         let mut of_view = |view: &AppView| {
             let running = view.workers.iter().filter(|worker| worker.pid.is_some());
-            running.filter_map(|worker| Some((worker.generation, times.next()??))).collect()
+            running
+                .filter_map(|worker| Some((worker.generation, times.next()??)))
+                .collect()
         };
         views.iter().map(&mut of_view).collect()
     }
 
     /// Adds what only the daemon knows to views; all at once, since one look at `/proc` serves all.
     pub(super) fn complete(&mut self, views: &mut [AppView]) {
-        let pids: Vec<u32> = views.iter().flat_map(|view| &view.workers).filter_map(|worker| worker.pid).collect();
+        let pids: Vec<u32> = views
+            .iter()
+            .flat_map(|view| &view.workers)
+            .filter_map(|worker| worker.pid)
+            .collect();
         let memory = self.meter.meter.rss_tree(&pids);
         let times = self.meter.meter.cpu_tree(&pids);
         let mut readings = memory.into_iter().zip(times);
         for view in views {
-            view.relayed = self.apps.get(&view.name).map_or(0, |app| app.relays.count());
-            for worker in view.workers.iter_mut().filter(|worker| worker.pid.is_some()) {
-                let Some((bytes, used)) = readings.next() else { return };
+            view.relayed = self
+                .apps
+                .get(&view.name)
+                .map_or(0, |app| app.relays.count());
+            for worker in view
+                .workers
+                .iter_mut()
+                .filter(|worker| worker.pid.is_some())
+            {
+                let Some((bytes, used)) = readings.next() else {
+                    return;
+                };
                 worker.memory = Some(bytes);
                 worker.cpu = used.and_then(|used| self.meter.cpu(worker.generation, used));
             }

@@ -27,7 +27,10 @@ pub fn on_stderr(json: bool) -> io::Result<Console> {
     let writer = Lossy(console.clone());
     let writer = move || writer.clone();
     // The library would tell of its own errors on stderr, and end the process if that fails.
-    let builder = tracing_subscriber::fmt().with_writer(writer).with_target(false).log_internal_errors(false);
+    let builder = tracing_subscriber::fmt()
+        .with_writer(writer)
+        .with_target(false)
+        .log_internal_errors(false);
     // A second call in the same process (tests) keeps the first.
     let _ = if json {
         tracing::subscriber::set_global_default(builder.json().finish())
@@ -75,7 +78,8 @@ fn told(text: &str) -> Vec<u8> {
 }
 
 fn told_as_json(text: &str) -> Vec<u8> {
-    let object = serde_json::json!({ "timestamp": time(), "level": "WARN", "fields": { "message": text } });
+    let object =
+        serde_json::json!({ "timestamp": time(), "level": "WARN", "fields": { "message": text } });
     format!("{object}\n").into_bytes()
 }
 
@@ -97,7 +101,9 @@ pub fn on_stderr_too() -> io::Result<Console> {
 
 /// From now on messages go to the console.
 pub fn on_console(console: Console) {
-    let subscriber = tracing_subscriber::registry().with(Lines(console)).with(LevelFilter::INFO);
+    let subscriber = tracing_subscriber::registry()
+        .with(Lines(console))
+        .with(LevelFilter::INFO);
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
@@ -118,7 +124,10 @@ impl<S: Subscriber> Layer<S> for Lines {
         event.record(&mut words);
         let text = format!("{}{}", words.message, words.facts);
         let level = event.metadata().level().as_str().to_ascii_lowercase();
-        match text.split_once(": ").filter(|_| event.metadata().target() == ABOUT_APP) {
+        match text
+            .split_once(": ")
+            .filter(|_| event.metadata().target() == ABOUT_APP)
+        {
             Some((app, text)) => self.0.message(&level, Some(app), text),
             None => self.0.message(&level, None, &text),
         }
@@ -156,18 +165,29 @@ mod tests {
     #[test]
     fn messages_are_lines_of_the_console() {
         let (console, mut reader) = Console::new(Format::Json);
-        let subscriber = tracing_subscriber::registry().with(Lines(console)).with(LevelFilter::INFO);
+        let subscriber = tracing_subscriber::registry()
+            .with(Lines(console))
+            .with(LevelFilter::INFO);
         with_default(subscriber, || {
             info!(pid = 7, version = "1.0", "rsup is up");
             tracing::debug!("not worth a line");
             about(&AppName::new("web"), "0 exited: code 3\nand more", true);
         });
         let chunk = reader.take().expect("lines");
-        let lines: Vec<serde_json::Value> =
-            chunk.bytes.split_inclusive(|b| *b == b'\n').map(|line| serde_json::from_slice(line).expect("JSON")).collect();
+        let lines: Vec<serde_json::Value> = chunk
+            .bytes
+            .split_inclusive(|b| *b == b'\n')
+            .map(|line| serde_json::from_slice(line).expect("JSON"))
+            .collect();
         assert_eq!(lines.len(), 2, "{lines:?}");
-        assert_eq!((&lines[0]["line"], &lines[0]["level"]), (&"rsup is up pid=7 version=1.0".into(), &"info".into()));
-        assert_eq!((&lines[1]["app"], &lines[1]["level"]), (&"web".into(), &"warn".into()));
+        assert_eq!(
+            (&lines[0]["line"], &lines[0]["level"]),
+            (&"rsup is up pid=7 version=1.0".into(), &"info".into())
+        );
+        assert_eq!(
+            (&lines[1]["app"], &lines[1]["level"]),
+            (&"web".into(), &"warn".into())
+        );
         assert_eq!(lines[1]["line"], "0 exited: code 3\nand more");
     }
 }

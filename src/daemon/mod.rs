@@ -282,7 +282,9 @@ pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
     if !takes_over() {
         needs::check_all().map_err(Error::Start)?;
     }
-    let given = upgrade::inherited().transpose().map_err(system("cannot take over from the former program"))?;
+    let given = upgrade::inherited()
+        .transpose()
+        .map_err(system("cannot take over from the former program"))?;
     // Before there is a second thread.
     let received = systemd::receive();
     let open = options.open_console;
@@ -291,7 +293,9 @@ pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
         None => (options.log_format, options.json_log),
     };
     let console = match (format, open) {
-        (Some(format), Some(open)) => Some(open(format).map_err(system("cannot start a thread for stdout"))?),
+        (Some(format), Some(open)) => {
+            Some(open(format).map_err(system("cannot start a thread for stdout"))?)
+        }
         (Some(_), None) | (None, _) => None,
     };
     let own = match console.clone() {
@@ -302,7 +306,16 @@ pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
         None => messages::on_stderr(json).map_err(system("cannot start a thread for stderr"))?,
     };
     messages::of_panics(own.clone());
-    let result = run_with(&paths, Options { messages: Some(own), ..options }, received, given, console.clone());
+    let result = run_with(
+        &paths,
+        Options {
+            messages: Some(own),
+            ..options
+        },
+        received,
+        given,
+        console.clone(),
+    );
     if result.is_err() {
         // What is said of it waits for nobody either.
         let _ = messages::on_stderr_too();
@@ -331,30 +344,54 @@ fn run_with(
     let (mut inheritance, back) = match given {
         None => (Inheritance::of_new(paths, options, received)?, None),
         Some((inheritance, back)) => {
-            let received = systemd::Received { sockets: inheritance.received.sockets, ..received };
-            (Inheritance { received, ..inheritance }, Some(back))
+            let received = systemd::Received {
+                sockets: inheritance.received.sockets,
+                ..received
+            };
+            (
+                Inheritance {
+                    received,
+                    ..inheritance
+                },
+                Some(back),
+            )
         }
     };
     inheritance.options.console = console;
     inheritance.options.messages = messages;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("cannot start the event loop"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("cannot start the event loop"))?;
     let result = runtime.block_on(serve(paths, inheritance, back));
     // Tasks that wait for processes which are gone have nothing left to do.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Back>) -> Result<(), Error> {
+async fn serve(
+    paths: &Paths,
+    inheritance: Inheritance,
+    back: Option<upgrade::Back>,
+) -> Result<(), Error> {
     let started = Daemon::start(paths, inheritance).await;
-    let Started { mut daemon, mut inbox, mut log_problems, mut signals, server, mut conversations } = match (started, back) {
+    let Started {
+        mut daemon,
+        mut inbox,
+        mut log_problems,
+        mut signals,
+        server,
+        mut conversations,
+    } = match (started, back) {
         (Ok(started), back) => {
             // Up: there is no way back from here.
             drop(back);
             started
         }
         (Err(why), Some(back)) => {
-            return Err(system("the former program cannot go on either")(back.go(&paths.runtime, &why.to_string())));
+            return Err(system("the former program cannot go on either")(
+                back.go(&paths.runtime, &why.to_string()),
+            ));
         }
         (Err(why), None) => return Err(why),
     };
@@ -373,7 +410,10 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
             break;
         }
         // What is too far away for a clock is never.
-        let wake = daemon.supervisor.poll_timeout(now()).and_then(|at| tokio::time::Instant::now().checked_add(at.since(now())));
+        let wake = daemon
+            .supervisor
+            .poll_timeout(now())
+            .and_then(|at| tokio::time::Instant::now().checked_add(at.since(now())));
         let (upgrade_wakes, systemd_wakes) = (daemon.upgrade_wakes(), daemon.systemd.wake());
         tokio::select! {
             biased;
@@ -397,13 +437,20 @@ async fn serve(paths: &Paths, inheritance: Inheritance, back: Option<upgrade::Ba
     server.abort();
     daemon.pump.shutdown();
     daemon.end_of_state();
-    let Daemon { calls, verdict, isolation, .. } = daemon;
+    let Daemon {
+        calls,
+        verdict,
+        isolation,
+        ..
+    } = daemon;
     isolation.end();
     let _ = std::fs::remove_dir(paths.notify_of_others());
     // Answers that are on their way still get there.
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
     info!("rsup is down");
-    calls.exit_failure().map_or_else(|| verdict.result(), |why| Err(Error::Start(why)))
+    calls
+        .exit_failure()
+        .map_or_else(|| verdict.result(), |why| Err(Error::Start(why)))
 }
 
 /// Does what may take its time in a thread. One of tokio's would end the daemon where no thread can be made.
@@ -413,7 +460,10 @@ fn aside(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let _runtime = runtime.enter();
         work();
     };
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map(drop)
 }
 
 fn now() -> Time {
@@ -443,7 +493,9 @@ impl Daemon {
                 self.carry_out(effect);
             }
             self.save_if_needed();
-            let Some(input) = self.inbox.pop_front() else { return };
+            let Some(input) = self.inbox.pop_front() else {
+                return;
+            };
             self.supervisor.handle(now(), input);
         }
     }
@@ -451,10 +503,16 @@ impl Daemon {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Input(input) => self.on_input(input),
-            Event::Traces { worker, traces, and_then } => {
-                self.supervisor.handle(now(), Input::Traces { worker, traces });
+            Event::Traces {
+                worker,
+                traces,
+                and_then,
+            } => {
+                self.supervisor
+                    .handle(now(), Input::Traces { worker, traces });
                 let end = and_then.map(|end| self.complete_end(end));
-                end.into_iter().for_each(|end| self.supervisor.handle(now(), end));
+                end.into_iter()
+                    .for_each(|end| self.supervisor.handle(now(), end));
                 self.settle();
             }
             Event::Ask(ask) => self.on_ask(ask),
@@ -465,9 +523,15 @@ impl Daemon {
             Event::Trapped { worker, call } => self.on_trapped(&worker, &call),
             Event::Unseen { app, why } => self.on_unseen(&app, why),
             Event::Tried { who, tried } => self.on_tried(&who, tried),
-            Event::Executed { worker, pid, listener } => self.on_executed(worker, pid, listener),
+            Event::Executed {
+                worker,
+                pid,
+                listener,
+            } => self.on_executed(worker, pid, listener),
             Event::HowEnded { pid, answer } => self.vault.how_ended(pid, answer),
-            Event::Silent { generation } => self.vault.forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),
+            Event::Silent { generation } => self
+                .vault
+                .forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),
             Event::Saved(how) => self.on_saved(how),
             Event::Upgrade(pending) => self.on_upgrade(pending),
             Event::Explained { op, failure } => self.on_explained(op, failure),
@@ -524,17 +588,36 @@ impl Daemon {
 
     /// What is wrong with the daemon itself now.
     fn own_troubles(&self) -> Vec<String> {
-        let messages = self.options.messages.as_ref().and_then(|messages| Some((messages.trouble()?, self.lost_messages())));
+        let messages = self
+            .options
+            .messages
+            .as_ref()
+            .and_then(|messages| Some((messages.trouble()?, self.lost_messages())));
         let messages = messages.map(|(why, lost)| {
-            let what = if self.options.console.is_some() { "lines for stdout" } else { "rsup's own messages" };
-            format!("{what} are being lost ({} so far): {why}; everything else goes on", lost.lines)
+            let what = if self.options.console.is_some() {
+                "lines for stdout"
+            } else {
+                "rsup's own messages"
+            };
+            format!(
+                "{what} are being lost ({} so far): {why}; everything else goes on",
+                lost.lines
+            )
         });
-        messages.into_iter().chain(self.saving.troubles().map(str::to_owned)).collect()
+        messages
+            .into_iter()
+            .chain(self.saving.troubles().map(str::to_owned))
+            .collect()
     }
 
     /// Of the daemon's own messages, those of its keeper included.
     fn lost_messages(&self) -> logs::Loss {
-        let mut lost = self.options.messages.as_ref().map(Console::lost).unwrap_or_default();
+        let mut lost = self
+            .options
+            .messages
+            .as_ref()
+            .map(Console::lost)
+            .unwrap_or_default();
         lost.lines += self.lost_by_keeper;
         lost
     }
@@ -551,7 +634,8 @@ impl Daemon {
             true => "/dev/null".into(),
             false => folder.join(format!("{name}-{kind}.log")),
         };
-        let file = |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| default(kind));
+        let file =
+            |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| default(kind));
         logs::Settings {
             out: file(&log.out, "out"),
             err: file(&log.err, "err"),
@@ -590,8 +674,14 @@ impl Daemon {
     /// Makes the vault hold the app's sockets as they are now.
     fn keep_sockets(&mut self, name: &AppName) {
         let beginning = vault::name::sockets(name);
-        let wanted = self.apps.get(name).into_iter().flat_map(|app| app.sockets.all());
-        let wanted = wanted.map(|(address, place, fd)| (vault::name::socket(name, address, place), fd)).collect();
+        let wanted = self
+            .apps
+            .get(name)
+            .into_iter()
+            .flat_map(|app| app.sockets.all());
+        let wanted = wanted
+            .map(|(address, place, fd)| (vault::name::socket(name, address, place), fd))
+            .collect();
         self.vault.keep_exactly(&beginning, wanted);
     }
 }

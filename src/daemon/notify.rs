@@ -8,7 +8,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
+};
 use nix::unistd::{Uid, chown, geteuid};
 use tokio::io::{AsyncBufReadExt, BufReader, Interest};
 use tokio::net::{UnixDatagram, UnixStream};
@@ -48,7 +50,11 @@ fn place(paths: &Paths, id: &WorkerId, owner: Option<&Credentials>) -> PathBuf {
 impl Ends {
     /// Opens them for a worker of this user, or of our own; the other descriptor is the worker's end of
     /// Node's channel.
-    pub fn open(paths: &Paths, id: &WorkerId, owner: Option<&Credentials>) -> Result<(Self, OwnedFd), String> {
+    pub fn open(
+        paths: &Paths,
+        id: &WorkerId,
+        owner: Option<&Credentials>,
+    ) -> Result<(Self, OwnedFd), String> {
         let other = owner.filter(|owner| owner.uid != geteuid().as_raw());
         if let Some(other) = other {
             let folder = paths.create_notify_of_others()?;
@@ -76,13 +82,25 @@ impl Ends {
         }
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        Ok((Self { datagrams: datagrams.into(), node: ours.into() }, theirs.into()))
+        Ok((
+            Self {
+                datagrams: datagrams.into(),
+                node: ours.into(),
+            },
+            theirs.into(),
+        ))
     }
 }
 
 impl Channel {
     /// Listens to both.
-    pub fn listen(ends: Ends, paths: &Paths, id: &WorkerId, owner: Option<&Credentials>, events: Events) -> io::Result<Self> {
+    pub fn listen(
+        ends: Ends,
+        paths: &Paths,
+        id: &WorkerId,
+        owner: Option<&Credentials>,
+        events: Events,
+    ) -> io::Result<Self> {
         let datagrams = UnixDatagram::from_std(ends.datagrams.into())?;
         let stream = UnixStream::from_std(ends.node.into())?;
         let from = owner.map_or(geteuid().as_raw(), |owner| owner.uid);
@@ -90,7 +108,10 @@ impl Channel {
             tokio::spawn(sd_notify(datagrams, id.clone(), from, events.clone())),
             tokio::spawn(node(stream, id.clone(), events)),
         ];
-        Ok(Self { path: place(paths, id, owner), tasks })
+        Ok(Self {
+            path: place(paths, id, owner),
+            tasks,
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -108,18 +129,35 @@ impl Drop for Channel {
 async fn sd_notify(socket: UnixDatagram, worker: WorkerId, from: u32, events: Events) {
     let mut buffer = [0; LONGEST];
     loop {
-        let Ok((length, sender)) = socket.async_io(Interest::READABLE, || receive(&socket, &mut buffer)).await else { return };
+        let Ok((length, sender)) = socket
+            .async_io(Interest::READABLE, || receive(&socket, &mut buffer))
+            .await
+        else {
+            return;
+        };
         // Root may do as it likes anyway, a wrapper that changes its user for one.
         let may = sender.is_some_and(|sender| sender.uid() == from || sender.uid() == 0);
-        if may && buffer[..length].split(|b| *b == b'\n').any(|line| line == b"READY=1") {
-            let by = sender.and_then(|sender| u32::try_from(sender.pid()).ok()).filter(|pid| *pid != 0);
-            let _ = events.send(Event::Said { worker: worker.clone(), by });
+        if may
+            && buffer[..length]
+                .split(|b| *b == b'\n')
+                .any(|line| line == b"READY=1")
+        {
+            let by = sender
+                .and_then(|sender| u32::try_from(sender.pid()).ok())
+                .filter(|pid| *pid != 0);
+            let _ = events.send(Event::Said {
+                worker: worker.clone(),
+                by,
+            });
         }
     }
 }
 
 /// One message, and who sent it (`SCM_CREDENTIALS`, unix(7)).
-fn receive(socket: &UnixDatagram, buffer: &mut [u8]) -> io::Result<(usize, Option<UnixCredentials>)> {
+fn receive(
+    socket: &UnixDatagram,
+    buffer: &mut [u8],
+) -> io::Result<(usize, Option<UnixCredentials>)> {
     let mut control = nix::cmsg_space!(UnixCredentials);
     let mut parts = [IoSliceMut::new(buffer)];
     // Descriptors that come along have no room and are closed: a barrier of sd_notify(3) is passed.
@@ -136,12 +174,19 @@ impl Daemon {
     /// A message of the worker itself or of a process below it counts. A sender that has ended
     /// meanwhile cannot be looked at any more; it was of the right user.
     pub(super) fn on_said(&mut self, worker: &WorkerId, by: Option<u32>) {
-        let Some(running) = self.running.get(&worker.generation) else { return };
-        if let Some(pid) = by.filter(|pid| !running.owns(*pid) && procfs::start_time(*pid).is_ok()) {
-            warn!("{worker}: process {pid}, which is none of its own, said that it is ready: ignored");
+        let Some(running) = self.running.get(&worker.generation) else {
+            return;
+        };
+        if let Some(pid) = by.filter(|pid| !running.owns(*pid) && procfs::start_time(*pid).is_ok())
+        {
+            warn!(
+                "{worker}: process {pid}, which is none of its own, said that it is ready: ignored"
+            );
             return;
         }
-        self.handle(Input::Notified { worker: worker.clone() });
+        self.handle(Input::Notified {
+            worker: worker.clone(),
+        });
     }
 }
 
@@ -155,7 +200,9 @@ async fn node(stream: UnixStream, worker: WorkerId, events: Events) {
         line.clear();
         // An endless line must not fill the memory: it is read and dropped piece by piece.
         let ended = loop {
-            let Ok(available) = reader.fill_buf().await else { return };
+            let Ok(available) = reader.fill_buf().await else {
+                return;
+            };
             if available.is_empty() {
                 return;
             }
@@ -171,8 +218,11 @@ async fn node(stream: UnixStream, worker: WorkerId, events: Events) {
                 break true;
             }
         };
-        if ended && serde_json::from_slice::<String>(&line).is_ok_and(|message| message == "ready") {
-            let _ = events.send(Event::Input(Input::Notified { worker: worker.clone() }));
+        if ended && serde_json::from_slice::<String>(&line).is_ok_and(|message| message == "ready")
+        {
+            let _ = events.send(Event::Input(Input::Notified {
+                worker: worker.clone(),
+            }));
         }
     }
 }

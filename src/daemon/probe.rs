@@ -49,7 +49,9 @@ enum Kind {
 static COMMANDS: Mutex<Option<HashSet<u32>>> = Mutex::new(None);
 
 fn commands<T>(act: impl FnOnce(&mut HashSet<u32>) -> T) -> T {
-    let mut guard = COMMANDS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut guard = COMMANDS
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     act(guard.get_or_insert_default())
 }
 
@@ -79,7 +81,11 @@ impl Daemon {
                 let mut env = environment(id, instance, &revision, inherits);
                 env.insert("RSUP_PID".into(), pid.unwrap_or(0).to_string());
                 let confinement = self.running.get(&id.generation)?.confinement.clone();
-                Kind::Exec { env, cwd: spec.cwd_resolved.clone(), confinement }
+                Kind::Exec {
+                    env,
+                    cwd: spec.cwd_resolved.clone(),
+                    confinement,
+                }
             }
             Check::Notify | Check::Alive => Kind::Nothing,
         };
@@ -106,7 +112,9 @@ impl Failed {
     fn of(what: &str, why: &io::Error) -> Self {
         use nix::libc::{EADDRNOTAVAIL, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         match why.raw_os_error() {
-            Some(EADDRNOTAVAIL | EAGAIN | EMFILE | ENFILE | ENOBUFS | ENOMEM) => Self::own(what, why),
+            Some(EADDRNOTAVAIL | EAGAIN | EMFILE | ENFILE | ENOBUFS | ENOMEM) => {
+                Self::own(what, why)
+            }
             Some(_) | None => Self::Worker(format!("{what}: {why}")),
         }
     }
@@ -130,7 +138,10 @@ async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Result<T, 
             Err(_) => counted += 1,
         }
     }
-    Err(Failed::Worker(format!("no answer within {}", crate::supervisor::humane(limit))))
+    Err(Failed::Worker(format!(
+        "no answer within {}",
+        crate::supervisor::humane(limit)
+    )))
 }
 
 /// Ends within the probe's timeout.
@@ -138,24 +149,47 @@ pub async fn run(attempt: Try) -> Result<(), Failed> {
     let Try { probe, kind } = attempt;
     let limit = probe.timeout;
     match (kind, &probe.check) {
-        (Kind::Http(target), Check::Http { .. }) => within(limit, http(target, &probe.check)).await?,
+        (Kind::Http(target), Check::Http { .. }) => {
+            within(limit, http(target, &probe.check)).await?
+        }
         (Kind::Tcp { target, queue }, _) => tcp(target, &queue, limit).await,
-        (Kind::Exec { env, cwd, confinement }, Check::Exec { command }) => exec(command, &env, cwd, &confinement, limit).await,
+        (
+            Kind::Exec {
+                env,
+                cwd,
+                confinement,
+            },
+            Check::Exec { command },
+        ) => exec(command, &env, cwd, &confinement, limit).await,
         (Kind::Http(_) | Kind::Exec { .. } | Kind::Nothing, _) => Ok(()),
     }
 }
 
 async fn connect(target: ProbeTarget) -> Result<TcpStream, Failed> {
-    let socket = steer::probe_socket(target.address, target.index).map_err(|why| Failed::own("no socket for the probe", &why))?;
+    let socket = steer::probe_socket(target.address, target.index)
+        .map_err(|why| Failed::own("no socket for the probe", &why))?;
     let socket = tokio::net::TcpSocket::from_std_stream(socket.into());
-    socket.connect(target.address).await.map_err(|why| Failed::of("cannot connect", &why))
+    socket
+        .connect(target.address)
+        .await
+        .map_err(|why| Failed::of("cannot connect", &why))
 }
 
 async fn http(target: ProbeTarget, check: &Check) -> Result<(), Failed> {
-    let Check::Http { path, host, headers, expect_status } = check else { return Ok(()) };
+    let Check::Http {
+        path,
+        host,
+        headers,
+        expect_status,
+    } = check
+    else {
+        return Ok(());
+    };
     let stream = connect(target).await?;
     let failed = |why: hyper::Error| Failed::Worker(format!("GET {path}: {why}"));
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(failed)?;
     let connection = tokio::spawn(connection);
     let host = host.clone().unwrap_or_else(|| target.address.to_string());
     let mut request = Request::get(path)
@@ -165,7 +199,9 @@ async fn http(target: ProbeTarget, check: &Check) -> Result<(), Failed> {
     for (name, value) in headers {
         request = request.header(name, value);
     }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|why| Failed::Worker(format!("GET {path}: {why}")))?;
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|why| Failed::Worker(format!("GET {path}: {why}")))?;
     let answer = sender.send_request(request).await;
     connection.abort();
     let status = answer.map_err(failed)?.status().as_u16();
@@ -185,7 +221,9 @@ async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<()
         loop {
             match backlog(queue) {
                 Ok(Backlog::Listening { queued: 0, .. }) => return Ok(()),
-                Ok(Backlog::NotListening) => return Err(Failed::Worker("its socket was shut down".into())),
+                Ok(Backlog::NotListening) => {
+                    return Err(Failed::Worker("its socket was shut down".into()));
+                }
                 Ok(Backlog::Listening { .. }) => {}
                 Err(why) => return Err(Failed::own("its queue cannot be looked at", &why)),
             }
@@ -210,7 +248,8 @@ async fn exec(
 ) -> Result<(), Failed> {
     let null = || {
         let file = std::fs::File::options().write(true).open("/dev/null");
-        file.map(OwnedFd::from).map_err(|why| Failed::own("/dev/null", &why))
+        file.map(OwnedFd::from)
+            .map_err(|why| Failed::own("/dev/null", &why))
     };
     let words = c_strings(command.iter().map(String::as_str)).map_err(Failed::Worker)?;
     let mut plan = spawn::Plan::new(words, cwd, null()?, null()?);
@@ -224,7 +263,10 @@ async fn exec(
     match end_of_command(child.pid, child.pidfd, limit).await {
         Ok(Exit::Code(0)) => Ok(()),
         Ok(exit) => Err(Failed::Worker(format!("`{name}` {exit}"))),
-        Err(Failed::Worker(_)) => Err(Failed::Worker(format!("`{name}` took longer than {}", crate::supervisor::humane(limit)))),
+        Err(Failed::Worker(_)) => Err(Failed::Worker(format!(
+            "`{name}` took longer than {}",
+            crate::supervisor::humane(limit)
+        ))),
         Err(failed @ Failed::Rsup(_)) => Err(failed),
     }
 }

@@ -48,7 +48,13 @@ pub struct Relay {
 
 impl Relays {
     pub fn new(app: AppName, ready: watch::Receiver<bool>, events: Events) -> Self {
-        Self { ready, relayed: Arc::default(), room: Arc::new(Semaphore::new(MOST)), events, app }
+        Self {
+            ready,
+            relayed: Arc::default(),
+            room: Arc::new(Semaphore::new(MOST)),
+            events,
+            app,
+        }
     }
 
     /// Connections relayed since the app was started.
@@ -64,8 +70,18 @@ impl Relays {
     /// The queue's socket must be non-blocking and stay so.
     pub fn watch(&self, queue: Queue) -> io::Result<Relay> {
         let ours = readable(queue.fd.try_clone()?)?;
-        let task = tokio::spawn(accept_loop(ours, queue.target, self.clone(), queue.slot.is_none()));
-        Ok(Relay { fd: queue.fd, target: queue.target, shared: self.clone(), task })
+        let task = tokio::spawn(accept_loop(
+            ours,
+            queue.target,
+            self.clone(),
+            queue.slot.is_none(),
+        ));
+        Ok(Relay {
+            fd: queue.fd,
+            target: queue.target,
+            shared: self.clone(),
+            task,
+        })
     }
 
     /// Passes on a connection that was accepted elsewhere.
@@ -73,15 +89,22 @@ impl Relays {
         let room = self.room.clone();
         let shared = self.clone();
         tokio::spawn(async move {
-            let Ok(_permit) = room.acquire_owned().await else { return };
+            let Ok(_permit) = room.acquire_owned().await else {
+                return;
+            };
             shared.relay(connection, target).await;
         });
     }
 
     async fn relay(mut self, connection: OwnedFd, target: SocketAddr) {
-        let Ok(mut client) = TcpStream::from_std(connection.into()) else { return };
+        let Ok(mut client) = TcpStream::from_std(connection.into()) else {
+            return;
+        };
         // A probe that nobody took: its answer must come from its own slot or not at all.
-        if client.peer_addr().is_ok_and(|peer| steer::is_probe(peer.ip())) {
+        if client
+            .peer_addr()
+            .is_ok_and(|peer| steer::is_probe(peer.ip()))
+        {
             return;
         }
         let _ = client.set_nodelay(true);
@@ -124,12 +147,16 @@ impl Drop for Relay {
 async fn accept_loop(mut queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Relays, lobby: bool) {
     let mut ready = shared.ready.clone();
     loop {
-        let Ok(mut guard) = queue.readable().await else { return };
+        let Ok(mut guard) = queue.readable().await else {
+            return;
+        };
         // The lobby's connections can wait in the kernel, which is cheaper.
         if lobby && ready.wait_for(|ready| *ready).await.is_err() {
             return;
         }
-        let Ok(permit) = shared.room.clone().acquire_owned().await else { return };
+        let Ok(permit) = shared.room.clone().acquire_owned().await else {
+            return;
+        };
         match accept_nonblocking(queue.get_ref().as_fd()) {
             Ok(Some((connection, _))) => {
                 let shared = shared.clone();
@@ -140,10 +167,14 @@ async fn accept_loop(mut queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Re
             }
             Ok(None) => guard.clear_ready(),
             Err(_) if matches!(backlog(queue.get_ref()), Ok(Backlog::NotListening)) => {
-                let _ = shared.events.send(Event::ShutDown { app: shared.app.clone() });
+                let _ = shared.events.send(Event::ShutDown {
+                    app: shared.app.clone(),
+                });
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 // tokio holds a descriptor that was once closed for closed for ever.
-                let Ok(again) = readable(queue.into_inner()) else { return };
+                let Ok(again) = readable(queue.into_inner()) else {
+                    return;
+                };
                 queue = again;
             }
             // No descriptor is free.

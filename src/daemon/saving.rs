@@ -38,10 +38,21 @@ impl Saving {
     pub fn start(paths: &Paths, options: &Options, events: &Events) -> io::Result<Self> {
         let events = events.clone();
         let told = move |how| drop(events.send(Event::Saved(how)));
-        let saver = if options.given_anew { None } else { Some(Saver::start(paths.saved_state(), told)?) };
+        let saver = if options.given_anew {
+            None
+        } else {
+            Some(Saver::start(paths.saved_state(), told)?)
+        };
         // Without /proc nothing of rsup works.
         let boot = process::boot_id()?;
-        Ok(Self { boot, saver, touched: None, unsaved: false, unsaved_for_reboot: false, troubles: [None, None] })
+        Ok(Self {
+            boot,
+            saver,
+            touched: None,
+            unsaved: false,
+            unsaved_for_reboot: false,
+            troubles: [None, None],
+        })
     }
 
     /// What is wrong with it, in words.
@@ -110,8 +121,16 @@ impl Daemon {
         // It is tried again with the next change, or in a while.
         self.saving.unsaved_for_reboot &= !self.ending;
         let kept = how.is_err() && self.keep_state(&bytes);
-        let who = if kept { "rsup could not go on if its keeper were killed too" } else { "a killed rsup could not go on" };
-        self.saving.note(0, &format!("cannot write {}, so {who}", path.display()), how);
+        let who = if kept {
+            "rsup could not go on if its keeper were killed too"
+        } else {
+            "a killed rsup could not go on"
+        };
+        self.saving.note(
+            0,
+            &format!("cannot write {}, so {who}", path.display()),
+            how,
+        );
         if !kept {
             self.vault.forget(STATE);
         }
@@ -138,12 +157,21 @@ impl Daemon {
     /// this daemon lives.
     pub(super) fn stay_in_use(&mut self) {
         let time = now();
-        if self.saving.touched.is_some_and(|last| time.since(last) < TOUCH) {
+        if self
+            .saving
+            .touched
+            .is_some_and(|last| time.since(last) < TOUCH)
+        {
             return;
         }
         self.saving.touched = Some(time);
-        for path in [self.paths.live_state(), self.paths.lock(), self.paths.keeper_lock()] {
-            let _ = std::fs::File::open(path).map(|file| futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW));
+        for path in [
+            self.paths.live_state(),
+            self.paths.lock(),
+            self.paths.keeper_lock(),
+        ] {
+            let _ = std::fs::File::open(path)
+                .map(|file| futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW));
         }
     }
 
@@ -157,7 +185,14 @@ impl Daemon {
 
     pub(super) fn on_saved(&mut self, how: io::Result<()>) {
         let path = self.paths.saved_state();
-        self.saving.note(1, &format!("cannot write {}, so a reboot would forget changes", path.display()), how);
+        self.saving.note(
+            1,
+            &format!(
+                "cannot write {}, so a reboot would forget changes",
+                path.display()
+            ),
+            how,
+        );
     }
 
     /// Everything is to be stopped: what is wanted now is what a later daemon is to know.
@@ -183,11 +218,16 @@ impl Daemon {
     /// Goes on from where an earlier daemon was, if there was one.
     pub(super) fn go_on(&mut self) {
         let kept = self.vault.get(STATE).and_then(|memory| {
-            state::read_memory(memory).inspect_err(|why| warn!("the state in memory cannot be used: {why}")).ok()
+            state::read_memory(memory)
+                .inspect_err(|why| warn!("the state in memory cannot be used: {why}"))
+                .ok()
         });
         let written = self.read(&self.paths.live_state());
         // The file may be of a time when there was room for it.
-        let of_this_boot = kept.into_iter().chain(written).filter(|state| state.boot == self.saving.boot);
+        let of_this_boot = kept
+            .into_iter()
+            .chain(written)
+            .filter(|state| state.boot == self.saving.boot);
         if let Some(mut state) = of_this_boot.max_by_key(|state| state.daemon.written) {
             self.begin_again(&mut state);
             self.adopt(state);
@@ -210,14 +250,26 @@ impl Daemon {
             return;
         }
         // Whatever was kept belongs to workers that nobody knows any more.
-        self.vault.forget_all(&["listen/", "out/", "err/", "bind/", "notify/", "node/", STATE].map(str::to_owned));
+        self.vault.forget_all(
+            &[
+                "listen/", "out/", "err/", "bind/", "notify/", "node/", STATE,
+            ]
+            .map(str::to_owned),
+        );
         if self.options.given_anew {
             return;
         }
-        let Some(state) = self.read(&self.paths.saved_state()) else { return };
-        let State { boot, daemon, supervisor } = state;
+        let Some(state) = self.read(&self.paths.saved_state()) else {
+            return;
+        };
+        let State {
+            boot,
+            daemon,
+            supervisor,
+        } = state;
         // After a reboot everything that was wanted comes back, whatever ended it.
-        let down = daemon.ending == Some(Ending::Kill) && (boot == self.saving.boot || !self.options.resurrect);
+        let down = daemon.ending == Some(Ending::Kill)
+            && (boot == self.saving.boot || !self.options.resurrect);
         self.supervisor = supervisor;
         self.calls.go_on_after(self.last_op());
         let apps = self.supervisor.names().count();
@@ -234,17 +286,28 @@ impl Daemon {
     /// after a signal apps are what they were, after `rsup kill` they stay stopped, and what is given anew is all
     /// there is. Only a daemon that nobody asked to start anything goes on with the stop.
     fn begin_again(&mut self, state: &mut State) {
-        let goes_on = self.options.only_stop || [AGAIN, GO_ON].into_iter().any(|name| std::env::var_os(name).is_some());
-        let Some(ending) = state.daemon.ending.filter(|_| !goes_on) else { return };
+        let goes_on = self.options.only_stop
+            || [AGAIN, GO_ON]
+                .into_iter()
+                .any(|name| std::env::var_os(name).is_some());
+        let Some(ending) = state.daemon.ending.filter(|_| !goes_on) else {
+            return;
+        };
         state.daemon.ending = None;
         let down = ending == Ending::Kill || self.options.given_anew;
         state.supervisor.halt_is_over(down);
         self.cut_short = true;
         self.unsaved_for_reboot();
         match (self.options.given_anew, ending) {
-            (true, _) => info!("an earlier rsup died while it stopped every app; what is given is started"),
-            (false, Ending::Kill) => info!("an earlier rsup died during `rsup kill`; its apps are known, and stay stopped"),
-            (false, Ending::Signal) => info!("an earlier rsup died while it stopped every app; apps come back as they were"),
+            (true, _) => {
+                info!("an earlier rsup died while it stopped every app; what is given is started")
+            }
+            (false, Ending::Kill) => info!(
+                "an earlier rsup died during `rsup kill`; its apps are known, and stay stopped"
+            ),
+            (false, Ending::Signal) => info!(
+                "an earlier rsup died while it stopped every app; apps come back as they were"
+            ),
         }
     }
 
@@ -253,9 +316,14 @@ impl Daemon {
             Ok(state) => Some(state),
             Err(ReadError::None) => None,
             Err(why) => {
-                let aside =
-                    state::put_aside(path).map_or_else(|| "left as it is".into(), |to| format!("put aside as {}", to.display()));
-                warn!("the state in {} cannot be used: {why}; it is {aside}", path.display());
+                let aside = state::put_aside(path).map_or_else(
+                    || "left as it is".into(),
+                    |to| format!("put aside as {}", to.display()),
+                );
+                warn!(
+                    "the state in {} cannot be used: {why}; it is {aside}",
+                    path.display()
+                );
                 None
             }
         }

@@ -47,15 +47,24 @@ pub async fn accept(listener: UnixListener, events: Events, open: mpsc::Sender<(
             Err(why) => {
                 // Out of descriptors, most likely: others will end.
                 if !std::mem::replace(&mut refusing, true) {
-                    warn!("cannot accept a client: {why}; `rsup` commands are refused until descriptors are free again");
+                    warn!(
+                        "cannot accept a client: {why}; `rsup` commands are refused until descriptors are free again"
+                    );
                 }
                 // The one kept for this: whoever waits is told, and not left to guess.
                 drop(spare.take());
-                if let Ok(Ok((mut stream, _))) = tokio::time::timeout(Duration::from_millis(1), listener.accept()).await {
+                if let Ok(Ok((mut stream, _))) =
+                    tokio::time::timeout(Duration::from_millis(1), listener.accept()).await
+                {
                     let message = format!("the daemon cannot take this call: {why}");
                     let hint = "its limit of open files is reached; its apps go on. Raise `ulimit -n`, or stop an app by signalling its workers";
-                    let refusal = Answer::Failed(Failure::new(FailureCode::Busy, message).hint(hint));
-                    let _ = tokio::time::timeout(Duration::from_millis(100), send(&mut stream, &refusal)).await;
+                    let refusal =
+                        Answer::Failed(Failure::new(FailureCode::Busy, message).hint(hint));
+                    let _ = tokio::time::timeout(
+                        Duration::from_millis(100),
+                        send(&mut stream, &refusal),
+                    )
+                    .await;
                 }
                 spare = self::spare();
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -105,7 +114,11 @@ impl Room {
     /// How long one that is to go may stay.
     fn grace(&self) -> Duration {
         let crowded = self.guests(|guests| guests.silent.len() > MOST_CONNECTED);
-        if crowded { Duration::ZERO } else { Duration::from_millis(200) }
+        if crowded {
+            Duration::ZERO
+        } else {
+            Duration::from_millis(200)
+        }
     }
 
     /// Lets one more wait for answers, if there is room.
@@ -145,23 +158,39 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
     room.leave(&place);
     let call = match call {
         None => {
-            let answer =
-                Failure::new(FailureCode::Busy, "too many clients are connected and say nothing; this one waited longest");
+            let answer = Failure::new(
+                FailureCode::Busy,
+                "too many clients are connected and say nothing; this one waited longest",
+            );
             return refuse(&mut stream, Answer::Failed(answer)).await;
         }
         Some(call) => call,
     };
     let call = match call {
         Ok(Ok(call)) => call,
-        Ok(Err(why)) => return refuse(&mut stream, Answer::Failed(Failure::new(FailureCode::BadRequest, why))).await,
+        Ok(Err(why)) => {
+            return refuse(
+                &mut stream,
+                Answer::Failed(Failure::new(FailureCode::BadRequest, why)),
+            )
+            .await;
+        }
         Err(_) => {
             let why = format!("no whole request came within {} s", PATIENCE.as_secs());
-            return refuse(&mut stream, Answer::Failed(Failure::new(FailureCode::BadRequest, why))).await;
+            return refuse(
+                &mut stream,
+                Answer::Failed(Failure::new(FailureCode::BadRequest, why)),
+            )
+            .await;
         }
     };
     let Some(_waiting) = room.wait() else {
         let why = format!("{MOST_WAITING} clients wait for answers already");
-        return refuse(&mut stream, Answer::Failed(Failure::new(FailureCode::Busy, why))).await;
+        return refuse(
+            &mut stream,
+            Answer::Failed(Failure::new(FailureCode::Busy, why)),
+        )
+        .await;
     };
     let (answer, mut answers) = mpsc::unbounded_channel();
     if events.send(Event::Call { call, answer }).is_err() {
@@ -187,7 +216,9 @@ fn may_speak(stream: &UnixStream) -> Result<(), String> {
     match process::peer_credentials(stream) {
         Ok(peer) if peer.uid == me || peer.uid == 0 => Ok(()),
         Ok(_) => Err("this rsup belongs to another user".into()),
-        Err(why) => Err(format!("rsup cannot see who speaks to it: getsockopt(SO_PEERCRED): {why}")),
+        Err(why) => Err(format!(
+            "rsup cannot see who speaks to it: getsockopt(SO_PEERCRED): {why}"
+        )),
     }
 }
 
@@ -198,9 +229,16 @@ async fn receive(stream: &mut UnixStream) -> Result<Call, String> {
     let length = control::length(head).map_err(|why| why.to_string())?;
     // Grows as bytes arrive: a lying head costs nothing.
     let mut body = Vec::new();
-    stream.take(length as u64).read_to_end(&mut body).await.map_err(broken)?;
+    stream
+        .take(length as u64)
+        .read_to_end(&mut body)
+        .await
+        .map_err(broken)?;
     if body.len() < length {
-        return Err(format!("the request ended after {} of {length} bytes", body.len()));
+        return Err(format!(
+            "the request ended after {} of {length} bytes",
+            body.len()
+        ));
     }
     Call::decode(&body)
 }
@@ -209,7 +247,10 @@ async fn send(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
     let frame = match control::encode(answer) {
         Ok(frame) => frame,
         // Better a refusal than a connection that just ends.
-        Err(why) => control::encode(&Answer::Failed(Failure::new(FailureCode::Internal, format!("the answer: {why}"))))?,
+        Err(why) => control::encode(&Answer::Failed(Failure::new(
+            FailureCode::Internal,
+            format!("the answer: {why}"),
+        )))?,
     };
     stream.write_all(&frame).await
 }

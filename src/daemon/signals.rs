@@ -20,7 +20,14 @@ pub struct Signals {
 
 /// Signals whose default is the end of the process (signal(7)), and that mean nothing to rsup. SIGPIPE is
 /// ignored already. `rsup signal` sends these, as any, to the apps.
-const HARMLESS: [Nix; 6] = [Nix::SIGUSR2, Nix::SIGALRM, Nix::SIGVTALRM, Nix::SIGPROF, Nix::SIGIO, Nix::SIGPWR];
+const HARMLESS: [Nix; 6] = [
+    Nix::SIGUSR2,
+    Nix::SIGALRM,
+    Nix::SIGVTALRM,
+    Nix::SIGPROF,
+    Nix::SIGIO,
+    Nix::SIGPWR,
+];
 
 /// What a signal means.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +51,10 @@ impl Signals {
             hangup: signal(SignalKind::hangup())?,
             reopen: signal(SignalKind::user_defined1())?,
             quit: signal(SignalKind::quit())?,
-            _harmless: HARMLESS.iter().map(|kind| signal(SignalKind::from_raw(*kind as i32))).collect::<io::Result<_>>()?,
+            _harmless: HARMLESS
+                .iter()
+                .map(|kind| signal(SignalKind::from_raw(*kind as i32)))
+                .collect::<io::Result<_>>()?,
         })
     }
 

@@ -78,7 +78,10 @@ pub struct Changed {
 
 impl Sockets {
     pub fn new(given: Arc<Given>) -> Self {
-        Self { given, ..Self::default() }
+        Self {
+            given,
+            ..Self::default()
+        }
     }
 
     /// Opens what is missing, closes what is not listed, grows what is too small. Nothing changes
@@ -88,7 +91,12 @@ impl Sockets {
     ///
     /// # Errors
     /// Names the address and who holds it; what was newly opened is closed again.
-    pub fn hold(&mut self, addresses: &[Listen], slots: u16, file: SocketFile) -> Result<(), ListenError> {
+    pub fn hold(
+        &mut self,
+        addresses: &[Listen],
+        slots: u16,
+        file: SocketFile,
+    ) -> Result<(), ListenError> {
         let size = index(slots);
         let mut opened = Vec::new();
         for address in addresses {
@@ -98,7 +106,10 @@ impl Sockets {
                         if group.len() < size {
                             // A stranger in the group would push the new sockets to other indexes.
                             if let Some(holder) = group.joiners().unwrap_or_default().pop() {
-                                return Err(ListenError::InUse { addr: *addr, holder: Some(holder) });
+                                return Err(ListenError::InUse {
+                                    addr: *addr,
+                                    holder: Some(holder),
+                                });
                             }
                             group.grow(size)?;
                         }
@@ -106,9 +117,17 @@ impl Sockets {
                     }
                     Some(Bound::Unix { .. }) | None => {
                         let group = open(*addr, *v6only, size, &self.given)?;
-                        let table = Table { weights: vec![0; size], balance: Balance::Random, hold: LOBBY };
+                        let table = Table {
+                            weights: vec![0; size],
+                            balance: Balance::Random,
+                            hold: LOBBY,
+                        };
                         if let Err(source) = group.steer(&table) {
-                            return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
+                            return Err(ListenError::Other {
+                                addr: group.addr(),
+                                step: "steering",
+                                source,
+                            });
                         }
                         Bound::Tcp { group, table }
                     }
@@ -120,18 +139,30 @@ impl Sockets {
                     continue;
                 }
                 Listen::Unix(path) => {
-                    let fail = |why: std::io::Error| ListenError::Path { path: path.clone(), reason: why.to_string() };
+                    let fail = |why: std::io::Error| ListenError::Path {
+                        path: path.clone(),
+                        reason: why.to_string(),
+                    };
                     match self.given.unix(path).map_err(fail)? {
-                        Some(fd) => Bound::Unix { fd, path: path.clone(), given: true },
-                        None => {
-                            Bound::Unix { fd: listen::open_unix(path, ownership(path, file))?, path: path.clone(), given: false }
-                        }
+                        Some(fd) => Bound::Unix {
+                            fd,
+                            path: path.clone(),
+                            given: true,
+                        },
+                        None => Bound::Unix {
+                            fd: listen::open_unix(path, ownership(path, file))?,
+                            path: path.clone(),
+                            given: false,
+                        },
                     }
                 }
             };
             opened.push((address.clone(), bound));
         }
-        for (_, bound) in self.bound.extract_if(.., |address, _| !addresses.contains(address)) {
+        for (_, bound) in self
+            .bound
+            .extract_if(.., |address, _| !addresses.contains(address))
+        {
             bound.end();
         }
         self.bound.extend(opened);
@@ -154,7 +185,11 @@ impl Sockets {
         others_live: bool,
     ) -> Result<(), String> {
         let Listen::Tcp { addr, v6only } = address else {
-            return self.adopt_unix(address, file, kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)));
+            return self.adopt_unix(
+                address,
+                file,
+                kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)),
+            );
         };
         let mut fds: Vec<Option<OwnedFd>> = (0..).map(&kept).take_while(Option::is_some).collect();
         fds.resize_with(fds.len().max(index(slots)), || None);
@@ -170,7 +205,8 @@ impl Sockets {
             fds[LOBBY] = Some(first);
         }
         let mut group = if fds.iter().any(Option::is_some) {
-            let mut group = Group::adopt(fds).map_err(|why| format!("cannot take back the sockets of {address}: {why}"))?;
+            let mut group = Group::adopt(fds)
+                .map_err(|why| format!("cannot take back the sockets of {address}: {why}"))?;
             group.recognise(&self.given);
             group
         } else if others_live {
@@ -179,11 +215,18 @@ impl Sockets {
             open(*addr, *v6only, index(slots), &self.given).map_err(|why| why.to_string())?
         };
         let mut weights = vec![0; group.len()];
-        let before = steering.iter().find(|s| s.address == *address).map_or(&[][..], |s| &s.weights);
+        let before = steering
+            .iter()
+            .find(|s| s.address == *address)
+            .map_or(&[][..], |s| &s.weights);
         for (place, weight) in weights.iter_mut().skip(1).zip(before) {
             *place = *weight;
         }
-        let table = Table { weights, balance: Balance::Random, hold: LOBBY };
+        let table = Table {
+            weights,
+            balance: Balance::Random,
+            hold: LOBBY,
+        };
         // As the kernel has it. The program in force lets probes through, and it is right as well: one
         // that follows a guess would send connections astray for a moment. Only where there is none
         // yet, the guess has to do.
@@ -199,19 +242,36 @@ impl Sockets {
             warn!("{address}: the order of its sockets is not known for sure: {why}");
         }
         self.served |= table.weights.iter().any(|w| *w > 0);
-        self.bound.insert(address.clone(), Bound::Tcp { group, table });
+        self.bound
+            .insert(address.clone(), Bound::Tcp { group, table });
         Ok(())
     }
 
-    fn adopt_unix(&mut self, address: &Listen, file: SocketFile, kept: Option<OwnedFd>) -> Result<(), String> {
-        let Listen::Unix(path) = address else { return Ok(()) };
+    fn adopt_unix(
+        &mut self,
+        address: &Listen,
+        file: SocketFile,
+        kept: Option<OwnedFd>,
+    ) -> Result<(), String> {
+        let Listen::Unix(path) = address else {
+            return Ok(());
+        };
         let theirs = self.given.unix(path).map_err(|why| why.to_string())?;
         let given = theirs.is_some();
         let fd = match theirs.or(kept) {
             Some(fd) => fd,
-            None => listen::open_unix(path, ownership(path, file)).map_err(|why| why.to_string())?,
+            None => {
+                listen::open_unix(path, ownership(path, file)).map_err(|why| why.to_string())?
+            }
         };
-        self.bound.insert(address.clone(), Bound::Unix { fd, path: path.clone(), given });
+        self.bound.insert(
+            address.clone(),
+            Bound::Unix {
+                fd,
+                path: path.clone(),
+                given,
+            },
+        );
         Ok(())
     }
 
@@ -222,7 +282,9 @@ impl Sockets {
                 Bound::Tcp { group, .. } => (0..group.len()).map(|place| group.fd(place)).collect(),
                 Bound::Unix { fd, .. } => vec![fd.as_fd()],
             };
-            fds.into_iter().enumerate().map(move |(place, fd)| (address, place, fd))
+            fds.into_iter()
+                .enumerate()
+                .map(move |(place, fd)| (address, place, fd))
         })
     }
 
@@ -243,10 +305,16 @@ impl Sockets {
     }
 
     /// Puts weights in force; returns whether anybody takes traffic.
-    pub fn steer(&mut self, balance: config::Balance, tables: &[Steering]) -> std::io::Result<bool> {
+    pub fn steer(
+        &mut self,
+        balance: config::Balance,
+        tables: &[Steering],
+    ) -> std::io::Result<bool> {
         let mut anybody = false;
         for Steering { address, weights } in tables {
-            let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else { continue };
+            let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else {
+                continue;
+            };
             let mut by_index = vec![0];
             by_index.extend(weights);
             by_index.resize(group.len(), 0);
@@ -281,28 +349,41 @@ impl Sockets {
         let at = slot.map_or(LOBBY, index);
         let mut queues = Vec::new();
         for (address, bound) in &self.bound {
-            let Bound::Tcp { group, .. } = bound else { continue };
+            let Bound::Tcp { group, .. } = bound else {
+                continue;
+            };
             let target = steer::probe_target(group.addr(), group.family());
-            queues.push(Queue { address: address.clone(), slot, fd: group.dup(at)?, target });
+            queues.push(Queue {
+                address: address.clone(),
+                slot,
+                fd: group.dup(at)?,
+                target,
+            });
         }
         Ok(queues)
     }
 
     pub fn ports(&self) -> Vec<u16> {
-        let mut ports: Vec<u16> = self.bound.keys().filter_map(|l| l.tcp().map(|a| a.port())).collect();
+        let mut ports: Vec<u16> = self
+            .bound
+            .keys()
+            .filter_map(|l| l.tcp().map(|a| a.port()))
+            .collect();
         ports.dedup();
         ports
     }
 
     /// Where a probe reaches the slot: through the first TCP address in the order of the configuration.
     pub fn probe_target(&self, slot: u16, order: &[Listen]) -> Option<ProbeTarget> {
-        order.iter().find_map(|address| match self.bound.get(address)? {
-            Bound::Tcp { group, .. } => Some(ProbeTarget {
-                address: steer::probe_target(group.addr(), group.family()),
-                index: group.index_of(index(slot)),
-            }),
-            Bound::Unix { .. } => None,
-        })
+        order
+            .iter()
+            .find_map(|address| match self.bound.get(address)? {
+                Bound::Tcp { group, .. } => Some(ProbeTarget {
+                    address: steer::probe_target(group.addr(), group.family()),
+                    index: group.index_of(index(slot)),
+                }),
+                Bound::Unix { .. } => None,
+            })
     }
 
     /// Processes that are not ours and listen on one of our addresses all the same: with
@@ -317,10 +398,12 @@ impl Sockets {
 
     /// A copy of the slot's first TCP socket, to look at its accept queue.
     pub fn probe_queue(&self, slot: u16, order: &[Listen]) -> Option<OwnedFd> {
-        order.iter().find_map(|address| match self.bound.get(address)? {
-            Bound::Tcp { group, .. } => group.dup(index(slot)).ok(),
-            Bound::Unix { .. } => None,
-        })
+        order
+            .iter()
+            .find_map(|address| match self.bound.get(address)? {
+                Bound::Tcp { group, .. } => group.dup(index(slot)).ok(),
+                Bound::Unix { .. } => None,
+            })
     }
 
     /// The address of ours that the app wants to bind: the very same one, or one of the same port.
@@ -328,16 +411,26 @@ impl Sockets {
         if !bind.socket.is_stream {
             return None;
         }
-        let of_port =
-            || order.iter().filter(|l| l.tcp().is_some_and(|a| a.port() == bind.addr.port()) && self.bound.contains_key(l));
+        let of_port = || {
+            order.iter().filter(|l| {
+                l.tcp().is_some_and(|a| a.port() == bind.addr.port()) && self.bound.contains_key(l)
+            })
+        };
         let exact = of_port().find(|l| l.tcp().is_some_and(|a| a.ip() == bind.addr.ip()));
-        let same_family = || of_port().find(|l| l.tcp().is_some_and(|a| a.is_ipv6() == bind.socket.is_v6));
-        exact.or_else(same_family).or_else(|| of_port().next()).cloned()
+        let same_family =
+            || of_port().find(|l| l.tcp().is_some_and(|a| a.is_ipv6() == bind.socket.is_v6));
+        exact
+            .or_else(same_family)
+            .or_else(|| of_port().next())
+            .cloned()
     }
 
     /// A worker has the group's socket now.
     pub fn handed(&mut self, address: &Listen, generation: u64) {
-        self.handed.entry(address.clone()).or_default().insert(generation);
+        self.handed
+            .entry(address.clone())
+            .or_default()
+            .insert(generation);
     }
 
     /// The worker is gone.
@@ -351,7 +444,9 @@ impl Sockets {
     /// app finds just the kind of socket it made. Later it stays as it is: an app that binds both families
     /// would take the first of its sockets away from itself, or from a worker beside it.
     pub fn adapt(&mut self, address: &Listen, bind: &Bind) -> Result<Option<Changed>, ListenError> {
-        let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else { return Ok(None) };
+        let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else {
+            return Ok(None);
+        };
         let want = match (group.family(), bind.socket.is_v6) {
             (Family::V4, true) => Family::V6Mapped,
             (Family::V6 { only: false }, false) => Family::V4,
@@ -362,9 +457,16 @@ impl Sockets {
         }
         let accepted = group.change_family(want)?;
         if let Err(source) = group.steer(table) {
-            return Err(ListenError::Other { addr: group.addr(), step: "steering", source });
+            return Err(ListenError::Other {
+                addr: group.addr(),
+                step: "steering",
+                source,
+            });
         }
-        Ok(Some(Changed { address: address.clone(), accepted }))
+        Ok(Some(Changed {
+            address: address.clone(),
+            accepted,
+        }))
     }
 
     pub fn socket(&self, address: &Listen, slot: u16) -> Option<BorrowedFd<'_>> {
@@ -378,19 +480,41 @@ impl Sockets {
 /// What is not said is as the bind(2) of a process with rsup's own user, group and umask has it.
 fn ownership(path: &Path, file: SocketFile) -> Ownership {
     // inode(7), S_ISGID of a folder.
-    let of_folder = || path.parent()?.metadata().ok().filter(|folder| folder.mode() & 0o2000 != 0).map(|folder| folder.gid());
-    let gid = file.gid.or_else(of_folder).or(file.app_gid).unwrap_or(getegid().as_raw());
+    let of_folder = || {
+        path.parent()?
+            .metadata()
+            .ok()
+            .filter(|folder| folder.mode() & 0o2000 != 0)
+            .map(|folder| folder.gid())
+    };
+    let gid = file
+        .gid
+        .or_else(of_folder)
+        .or(file.app_gid)
+        .unwrap_or(getegid().as_raw());
     let mode = file.mode.unwrap_or_else(|| 0o777 & !process::own_umask());
-    Ownership { mode, uid: file.uid.unwrap_or(geteuid().as_raw()), gid }
+    Ownership {
+        mode,
+        uid: file.uid.unwrap_or(geteuid().as_raw()),
+        gid,
+    }
 }
 
 fn open(addr: SocketAddr, v6only: bool, size: usize, given: &Given) -> Result<Group, ListenError> {
-    let found = given.tcp(addr, v6only).map_err(|source| ListenError::Other { addr, step: "dup", source })?;
+    let found = given
+        .tcp(addr, v6only)
+        .map_err(|source| ListenError::Other {
+            addr,
+            step: "dup",
+            source,
+        })?;
     match found {
         Found::Same(first) => Group::open_given(first, size),
         Found::Other(other) => match Group::open(addr, v6only, size) {
             // It would be told that this very process is in the way.
-            Err(ListenError::InUse { addr, .. }) => Err(ListenError::GivenElsewhere { addr, given: other }),
+            Err(ListenError::InUse { addr, .. }) => {
+                Err(ListenError::GivenElsewhere { addr, given: other })
+            }
             result => result,
         },
         Found::Nothing => Group::open(addr, v6only, size),
@@ -419,7 +543,9 @@ impl Bound {
             Self::Tcp { group, .. } => group.end(),
             Self::Unix { given: true, .. } => {}
             // A unix socket leaves its file behind.
-            Self::Unix { path, given: false, .. } => drop(std::fs::remove_file(path)),
+            Self::Unix {
+                path, given: false, ..
+            } => drop(std::fs::remove_file(path)),
         }
     }
 }

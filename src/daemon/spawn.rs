@@ -85,13 +85,21 @@ impl Running {
     pub fn owns(&self, pid: u32) -> bool {
         pid == self.pid
             || procfs::session_of(pid).is_ok_and(|session| session == self.pid)
-            || self.confinement.leaf().is_some_and(|leaf| leaf.members().contains(&pid))
+            || self
+                .confinement
+                .leaf()
+                .is_some_and(|leaf| leaf.members().contains(&pid))
             || tree::below(self.pid).iter().any(|(below, _)| *below == pid)
     }
 
     /// The process is gone; waits for its descendants.
     pub fn await_end_of_tree(&self, events: Events) {
-        let (worker, marks, tree, kill) = (self.id.clone(), self.marks.clone(), self.tree.clone(), self.kill.clone());
+        let (worker, marks, tree, kill) = (
+            self.id.clone(),
+            self.marks.clone(),
+            self.tree.clone(),
+            self.kill.clone(),
+        );
         tokio::spawn(async move {
             tree::until_gone(&marks, &tree, &kill).await;
             let _ = events.send(Event::Input(Input::TreeGone { worker }));
@@ -106,21 +114,38 @@ impl Running {
 
 /// The variables that rsup adds. `PORT` follows `listen` unless the configuration sets it; one that
 /// the caller's shell happened to have does not count. `inherits`: see [`Daemon::way_to_sockets`].
-pub fn environment(id: &WorkerId, instance: u16, revision: &Revision, inherits: bool) -> BTreeMap<String, String> {
+pub fn environment(
+    id: &WorkerId,
+    instance: u16,
+    revision: &Revision,
+    inherits: bool,
+) -> BTreeMap<String, String> {
     let spec = &revision.spec;
     let mut env = revision.env();
     isolation::follow_user(&mut env, spec);
     if let Some(port) = spec.listen.iter().find_map(Listen::tcp).map(|a| a.port()) {
-        env.insert("PORT".into(), spec.env.get("PORT").cloned().unwrap_or_else(|| port.to_string()));
+        env.insert(
+            "PORT".into(),
+            spec.env
+                .get("PORT")
+                .cloned()
+                .unwrap_or_else(|| port.to_string()),
+        );
     }
-    env.entry("NODE_APP_INSTANCE".into()).or_insert_with(|| instance.to_string());
+    env.entry("NODE_APP_INSTANCE".into())
+        .or_insert_with(|| instance.to_string());
     env.insert("RSUP_APP".into(), spec.name.to_string());
     env.insert("RSUP_INSTANCE".into(), instance.to_string());
     env.insert("RSUP_SLOT".into(), id.slot.to_string());
     env.insert("RSUP_WORKER".into(), id.to_string());
     env.insert("RSUP_REVISION".into(), revision.number.to_string());
     if inherits {
-        let names: Vec<String> = spec.listen.iter().enumerate().map(|(at, _)| format!("{}-{at}", spec.name)).collect();
+        let names: Vec<String> = spec
+            .listen
+            .iter()
+            .enumerate()
+            .map(|(at, _)| format!("{}-{at}", spec.name))
+            .collect();
         env.insert("LISTEN_FDNAMES".into(), names.join(":"));
     }
     env
@@ -130,13 +155,18 @@ pub fn c_strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<CSt
     let convert = |text: &str| {
         // Not the text itself: the value of a variable may be a secret.
         let name = text.split(['=', '\0']).next().unwrap_or_default();
-        CString::new(text).map_err(|_| format!("{name:?} has a NUL byte in it, which no argument or variable can have"))
+        CString::new(text).map_err(|_| {
+            format!("{name:?} has a NUL byte in it, which no argument or variable can have")
+        })
     };
     texts.into_iter().map(convert).collect()
 }
 
 pub fn c_environment(env: &BTreeMap<String, String>) -> Result<Vec<CString>, String> {
-    let entries: Vec<String> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let entries: Vec<String> = env
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     c_strings(entries.iter().map(String::as_str))
 }
 
@@ -150,7 +180,8 @@ impl Daemon {
         hide_port: bool,
     ) -> Result<(), String> {
         let confinement = self.isolation.of(id, &revision.spec)?;
-        self.spawn_in(&confinement, id, instance, revision, hide_port).inspect_err(|_| self.isolation.forget(&confinement))
+        self.spawn_in(&confinement, id, instance, revision, hide_port)
+            .inspect_err(|_| self.isolation.forget(&confinement))
     }
 
     fn spawn_in(
@@ -163,20 +194,32 @@ impl Daemon {
     ) -> Result<(), String> {
         let spec = &revision.spec;
         let settings = self.log_settings(&spec.name, &spec.log);
-        let (out, out_write) = logs::pipe().map_err(|why| format!("no pipe for its output: {why}"))?;
-        let (err, err_write) = logs::pipe().map_err(|why| format!("no pipe for its errors: {why}"))?;
+        let (out, out_write) =
+            logs::pipe().map_err(|why| format!("no pipe for its output: {why}"))?;
+        let (err, err_write) =
+            logs::pipe().map_err(|why| format!("no pipe for its errors: {why}"))?;
         let known = |why| format!("its pipes cannot be looked at: {why}");
-        let output = vec![PipeId::of(&out).map_err(known)?, PipeId::of(&err).map_err(known)?];
+        let output = vec![
+            PipeId::of(&out).map_err(known)?,
+            PipeId::of(&err).map_err(known)?,
+        ];
         let inherits = self.way_to_sockets(spec).inherits();
         let mut env = environment(id, instance, revision, inherits);
-        let mut plan =
-            Plan::new(c_strings(spec.command.iter().map(String::as_str))?, spec.cwd_resolved.clone(), out_write, err_write);
+        let mut plan = Plan::new(
+            c_strings(spec.command.iter().map(String::as_str))?,
+            spec.cwd_resolved.clone(),
+            out_write,
+            err_write,
+        );
         if inherits {
             let sockets = &self.app(&spec.name).sockets;
-            plan.listen = sockets.inherit(id.slot, &spec.listen).map_err(|why| format!("cannot hand over its sockets: {why}"))?;
+            plan.listen = sockets
+                .inherit(id.slot, &spec.listen)
+                .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
         }
         if wants_takeover(spec)
-            && let Some(&takeover::Support::Yes { needs_no_new_privs }) = self.takeover.of(&self.isolation, spec)
+            && let Some(&takeover::Support::Yes { needs_no_new_privs }) =
+                self.takeover.of(&self.isolation, spec)
         {
             plan.takeover = true;
             plan.trap_connect = hide_port;
@@ -194,7 +237,8 @@ impl Daemon {
             let owner = confinement.owner();
             let failed = |why: String| format!("no channel for its notification: {why}");
             let (ends, theirs) = notify::Ends::open(&self.paths, id, owner).map_err(failed)?;
-            self.vault.keep(name::notify(id.generation), &ends.datagrams);
+            self.vault
+                .keep(name::notify(id.generation), &ends.datagrams);
             self.vault.keep(name::node(id.generation), &ends.node);
             let ours = notify::Channel::listen(ends, &self.paths, id, owner, self.events.clone())
                 .map_err(|why| failed(why.to_string()))?;
@@ -204,25 +248,65 @@ impl Daemon {
         }
         plan.env = c_environment(&env)?;
         for (stream, pipe) in [(Stream::Out, &out), (Stream::Err, &err)] {
-            self.vault.keep(name::output(id.generation, stream, spec.name.as_str(), u32::from(instance)), pipe);
+            self.vault.keep(
+                name::output(
+                    id.generation,
+                    stream,
+                    spec.name.as_str(),
+                    u32::from(instance),
+                ),
+                pipe,
+            );
         }
         plan.held = true;
         let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
-        self.record(id, Process { pid: child.pid, started: child.started });
+        self.record(
+            id,
+            Process {
+                pid: child.pid,
+                started: child.started,
+            },
+        );
         // Written down, it may go on. One that is gone is noticed by its end.
         let _ = child.exec.go();
-        let source = |key| Source { app: spec.name.shared(), instance: u32::from(instance), key };
-        self.pump.attach(source(id.generation), Stream::Out, out, &settings);
-        self.pump.attach(source(id.generation), Stream::Err, err, &settings);
+        let source = |key| Source {
+            app: spec.name.shared(),
+            instance: u32::from(instance),
+            key,
+        };
+        self.pump
+            .attach(source(id.generation), Stream::Out, out, &settings);
+        self.pump
+            .attach(source(id.generation), Stream::Err, err, &settings);
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
         }
-        let Child { pid, pidfd, exec, .. } = child;
-        let marks =
-            Marks { worker: id.clone(), leader: pid, output, cgroup: confinement.leaf().cloned(), orphans: Orphans::Here };
+        let Child {
+            pid, pidfd, exec, ..
+        } = child;
+        let marks = Marks {
+            worker: id.clone(),
+            leader: pid,
+            output,
+            cgroup: confinement.leaf().cloned(),
+            orphans: Orphans::Here,
+        };
         let pidfd = Arc::new(pidfd);
-        self.watch(id, pid, Some(pidfd.clone()), marks, channel, confinement.clone());
-        tokio::spawn(until_end(id.clone(), pid, pidfd, Some(exec), self.events.clone()));
+        self.watch(
+            id,
+            pid,
+            Some(pidfd.clone()),
+            marks,
+            channel,
+            confinement.clone(),
+        );
+        tokio::spawn(until_end(
+            id.clone(),
+            pid,
+            pidfd,
+            Some(exec),
+            self.events.clone(),
+        ));
         Ok(())
     }
 
@@ -252,7 +336,12 @@ impl Daemon {
     }
 
     /// The worker's program runs, and its trapped calls arrive at the listener.
-    pub(super) fn on_executed(&mut self, worker: WorkerId, pid: u32, listener: Option<takeover::Listener>) {
+    pub(super) fn on_executed(
+        &mut self,
+        worker: WorkerId,
+        pid: u32,
+        listener: Option<takeover::Listener>,
+    ) {
         if let Some(listener) = listener {
             self.vault.keep(name::binds(worker.generation), &listener);
             tokio::spawn(answer_calls(worker.clone(), listener, self.events.clone()));
@@ -262,10 +351,16 @@ impl Daemon {
 
     /// Adds to the end of a worker what is left of its tree, and waits for that to go.
     pub(super) fn complete_end(&mut self, input: Input) -> Input {
-        let Input::Exited { worker, exit, .. } = input else { return input };
+        let Input::Exited { worker, exit, .. } = input else {
+            return input;
+        };
         let workers = self.live_pids();
         let Some(running) = self.running.get_mut(&worker.generation) else {
-            return Input::Exited { worker, exit, descendants: false };
+            return Input::Exited {
+                worker,
+                exit,
+                descendants: false,
+            };
         };
         running.exited = true;
         let exit = self.isolation.judge(&running.confinement, exit);
@@ -273,18 +368,28 @@ impl Daemon {
         if descendants {
             running.await_end_of_tree(self.events.clone());
         }
-        Input::Exited { worker, exit, descendants }
+        Input::Exited {
+            worker,
+            exit,
+            descendants,
+        }
     }
 
     /// The processes of all workers that have not been seen to end.
     fn live_pids(&self) -> HashSet<u32> {
-        self.running.values().filter(|running| !running.exited).map(|running| running.pid).collect()
+        self.running
+            .values()
+            .filter(|running| !running.exited)
+            .map(|running| running.pid)
+            .collect()
     }
 
     /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
     pub(super) fn reap(&mut self) {
         let known = self.live_pids();
-        if let Err(why) = process::reap_orphans(|pid| known.contains(&pid) || super::probe::is_ours(pid)) {
+        if let Err(why) =
+            process::reap_orphans(|pid| known.contains(&pid) || super::probe::is_ours(pid))
+        {
             complain("cannot wait for orphans", why);
         }
     }
@@ -311,28 +416,42 @@ impl Daemon {
             let _ = listener.proceed(bind);
             // For port 0 the kernel chooses: it is another one in any case.
             if bind.socket.is_stream {
-                self.handle(Input::BoundElsewhere { worker: worker.clone() });
+                self.handle(Input::BoundElsewhere {
+                    worker: worker.clone(),
+                });
             }
             return;
         };
         self.adapt(worker, &address, bind);
-        let socket = self.apps.get(&worker.app).and_then(|app| app.sockets.socket(&address, worker.slot));
+        let socket = self
+            .apps
+            .get(&worker.app)
+            .and_then(|app| app.sockets.socket(&address, worker.slot));
         let Some(socket) = socket else {
             let _ = listener.proceed(bind);
             return;
         };
         match listener.inject(bind, socket) {
             Ok(Answer::Delivered) => {
-                debug!("{worker}: bind to {} answered with the socket of its slot", bind.addr);
+                debug!(
+                    "{worker}: bind to {} answered with the socket of its slot",
+                    bind.addr
+                );
                 self.takeover.seen(&worker.app);
                 if let Some(app) = self.apps.get_mut(&worker.app) {
                     app.sockets.handed(&address, worker.generation);
                 }
-                self.handle(Input::Bound { worker: worker.clone(), port: bind.addr.port() });
+                self.handle(Input::Bound {
+                    worker: worker.clone(),
+                    port: bind.addr.port(),
+                });
             }
             Ok(Answer::Vanished) => {}
             Err(why) => {
-                complain(&format!("{worker}: cannot give it the socket of {address}"), why);
+                complain(
+                    &format!("{worker}: cannot give it the socket of {address}"),
+                    why,
+                );
                 let _ = listener.refuse(bind, nix::libc::EADDRINUSE);
             }
         }
@@ -349,7 +468,9 @@ impl Daemon {
     }
 
     fn adapt(&mut self, worker: &WorkerId, address: &Listen, bind: &Bind) {
-        let Some(app) = self.apps.get_mut(&worker.app) else { return };
+        let Some(app) = self.apps.get_mut(&worker.app) else {
+            return;
+        };
         let changed = match app.sockets.adapt(address, bind) {
             Ok(Some(changed)) => changed,
             Ok(None) => return,
@@ -357,8 +478,12 @@ impl Daemon {
         };
         // The relays still hold sockets of the old group.
         let slots: Vec<Option<u16>> = app.relaying.drain().map(|(slot, _)| slot).collect();
-        if let Some(target) =
-            app.sockets.queues(None).ok().and_then(|q| q.into_iter().find(|q| q.address == changed.address)).map(|q| q.target)
+        if let Some(target) = app
+            .sockets
+            .queues(None)
+            .ok()
+            .and_then(|q| q.into_iter().find(|q| q.address == changed.address))
+            .map(|q| q.target)
         {
             for connection in changed.accepted {
                 app.relays.pass(connection, target);
@@ -414,7 +539,9 @@ impl Way {
             Self::Takeover => Some("by takeover: rsup answers the workers' bind(2)"),
             Self::Configured => Some("by LISTEN_FDS: socket_activation = true"),
             Self::NoTakeover => Some("by LISTEN_FDS: takeover of bind(2) is not possible here"),
-            Self::Unix => Some("by LISTEN_FDS: takeover of bind(2) is for TCP, and one address is a unix socket"),
+            Self::Unix => Some(
+                "by LISTEN_FDS: takeover of bind(2) is for TCP, and one address is a unix socket",
+            ),
         }
     }
 }
@@ -425,14 +552,27 @@ pub fn wants_takeover(spec: &AppSpec) -> bool {
 }
 
 /// Without a report, the program runs already.
-pub async fn until_end(id: WorkerId, pid: u32, pidfd: Arc<OwnedFd>, exec: Option<ExecReport>, events: Events) {
+pub async fn until_end(
+    id: WorkerId,
+    pid: u32,
+    pidfd: Arc<OwnedFd>,
+    exec: Option<ExecReport>,
+    events: Events,
+) {
     let mut failed = false;
     if let Some(exec) = exec {
         let _ = events.send(match executed(exec).await {
-            Ok(listener) => Event::Executed { worker: id.clone(), pid, listener },
+            Ok(listener) => Event::Executed {
+                worker: id.clone(),
+                pid,
+                listener,
+            },
             Err(reason) => {
                 failed = true;
-                Event::Input(Input::SpawnFailed { worker: id.clone(), reason })
+                Event::Input(Input::SpawnFailed {
+                    worker: id.clone(),
+                    reason,
+                })
             }
         });
     }
@@ -441,11 +581,19 @@ pub async fn until_end(id: WorkerId, pid: u32, pidfd: Arc<OwnedFd>, exec: Option
         // Not our child: an earlier daemon's, which our keeper may have inherited.
         let (answer, told) = oneshot::channel();
         let _ = events.send(Event::HowEnded { pid, answer });
-        exit = tokio::time::timeout(KEEPER_PATIENCE, told).await.ok().and_then(Result::ok).unwrap_or(Exit::Unknown);
+        exit = tokio::time::timeout(KEEPER_PATIENCE, told)
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or(Exit::Unknown);
     }
     if !failed {
         // The loop looks for descendants.
-        let _ = events.send(Event::Input(Input::Exited { worker: id, exit, descendants: false }));
+        let _ = events.send(Event::Input(Input::Exited {
+            worker: id,
+            exit,
+            descendants: false,
+        }));
     }
 }
 
@@ -464,9 +612,13 @@ pub async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, St
 
 /// Waits for the end of a child, and takes its status.
 pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
-    let Ok(fd) = readable(pidfd.clone()) else { return Exit::Unknown };
+    let Ok(fd) = readable(pidfd.clone()) else {
+        return Exit::Unknown;
+    };
     loop {
-        let Ok(mut guard) = fd.readable().await else { return Exit::Unknown };
+        let Ok(mut guard) = fd.readable().await else {
+            return Exit::Unknown;
+        };
         match process::wait(pidfd) {
             Ok(Some(exit)) => return exit,
             Ok(None) => guard.clear_ready(),
@@ -477,19 +629,32 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
 
 /// Passes trapped calls to the loop, one by one, until nobody is left who could make one.
 pub async fn answer_calls(worker: WorkerId, listener: takeover::Listener, events: Events) {
-    let Ok(listener) = readable(listener) else { return };
+    let Ok(listener) = readable(listener) else {
+        return;
+    };
     let listener = Arc::new(listener);
     loop {
-        let Ok(mut guard) = listener.readable().await else { return };
+        let Ok(mut guard) = listener.readable().await else {
+            return;
+        };
         match listener.get_ref().receive() {
             Ok(Some(call)) => {
-                let call = Trapped { call, listener: listener.clone() };
-                let _ = events.send(Event::Trapped { worker: worker.clone(), call });
+                let call = Trapped {
+                    call,
+                    listener: listener.clone(),
+                };
+                let _ = events.send(Event::Trapped {
+                    worker: worker.clone(),
+                    call,
+                });
             }
             Ok(None) => guard.clear_ready(),
             Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => return,
             Err(why) => {
-                let _ = events.send(Event::Unseen { app: worker.app.clone(), why: why.to_string() });
+                let _ = events.send(Event::Unseen {
+                    app: worker.app.clone(),
+                    why: why.to_string(),
+                });
             }
         }
     }

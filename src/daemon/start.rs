@@ -57,7 +57,11 @@ impl Inheritance {
     /// # Errors
     /// When another daemon runs, or the control socket cannot be had.
     pub fn of_new(paths: &Paths, options: Options, received: Received) -> Result<Self, Error> {
-        let lock = if options.service { systemd::wait_for_lock(paths, &received.notifier, lock)? } else { lock(paths)? };
+        let lock = if options.service {
+            systemd::wait_for_lock(paths, &received.notifier, lock)?
+        } else {
+            lock(paths)?
+        };
         let control = bind(paths)?;
         Ok(Self {
             options,
@@ -89,52 +93,84 @@ fn bind(paths: &Paths) -> Result<OwnedFd, Error> {
     let _ = std::fs::remove_file(&path);
     let what = || format!("cannot listen on {}", path.display());
     let listener = std::os::unix::net::UnixListener::bind(&path).map_err(system(what()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(system(what()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .map_err(system(what()))?;
     listener.set_nonblocking(true).map_err(system(what()))?;
     Ok(listener.into())
 }
 
 impl Daemon {
     /// Everything up to the first turn of the loop.
-    pub(super) async fn start(paths: &Paths, mut inheritance: Inheritance) -> Result<Started, Error> {
+    pub(super) async fn start(
+        paths: &Paths,
+        mut inheritance: Inheritance,
+    ) -> Result<Started, Error> {
         let is_upgrade = inheritance.state.is_some();
         // Looked at before anything is touched: what cannot be read is the former program's to keep.
         let state = match inheritance.state.take() {
-            Some(text) => Some(state::decode(text.as_bytes()).map_err(|why| Error::Start(why.to_string()))?),
+            Some(text) => {
+                Some(state::decode(text.as_bytes()).map_err(|why| Error::Start(why.to_string()))?)
+            }
             None => None,
         };
         // For the tests: nothing outside could make a start fail here that would not fail the former program too.
         #[cfg(debug_assertions)]
-        if is_upgrade && inheritance.failed.is_none() && std::env::var_os("RSUP_FAIL_AT_START").is_some() {
+        if is_upgrade
+            && inheritance.failed.is_none()
+            && std::env::var_os("RSUP_FAIL_AT_START").is_some()
+        {
             return Err(Error::Start("RSUP_FAIL_AT_START is set".into()));
         }
         if let Err(why) = process::set_child_subreaper() {
-            warn!("cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}");
+            warn!(
+                "cannot become the reaper of orphans, so descendants that leave their worker may be missed: {why}"
+            );
         }
-        let nofile = process::raise_nofile().inspect_err(|why| warn!("cannot raise the limit of open files: {why}")).ok();
+        let nofile = process::raise_nofile()
+            .inspect_err(|why| warn!("cannot raise the limit of open files: {why}"))
+            .ok();
         let received = std::mem::take(&mut inheritance.received);
         let store = received.notifier.link().cloned();
         let mut vault = match is_upgrade {
             true => inheritance.vault(store),
             false => Vault::open(store, received.stored),
         };
-        let keeper = if is_upgrade { inheritance.born_of } else { vault.has_keeper().then(std::os::unix::process::parent_id) };
+        let keeper = if is_upgrade {
+            inheritance.born_of
+        } else {
+            vault.has_keeper().then(std::os::unix::process::parent_id)
+        };
         let kept_before = vault.names().map(str::to_owned).collect();
         let (log_events, log_problems) = mpsc::unbounded_channel();
         let pump = start_pump(paths, &mut vault, log_events).map_err(|why| {
-            let limit = " (its journal, a sparse file in memory, is larger than `ulimit -f` allows)";
-            let limit = if why.kind() == io::ErrorKind::FileTooLarge { limit } else { "" };
+            let limit =
+                " (its journal, a sparse file in memory, is larger than `ulimit -f` allows)";
+            let limit = if why.kind() == io::ErrorKind::FileTooLarge {
+                limit
+            } else {
+                ""
+            };
             system(format!("cannot start the log thread{limit}"))(why)
         })?;
         if let Some(console) = inheritance.options.console.clone() {
             pump.show_on(console);
         }
         let (events, inbox) = mpsc::unbounded_channel();
-        let Inheritance { options, handles, failed, .. } = inheritance;
-        let control = handles.control.try_clone().map_err(system("cannot listen on the control socket"))?;
-        let listener = UnixListener::from_std(control.into()).map_err(system("cannot listen on the control socket"))?;
+        let Inheritance {
+            options,
+            handles,
+            failed,
+            ..
+        } = inheritance;
+        let control = handles
+            .control
+            .try_clone()
+            .map_err(system("cannot listen on the control socket"))?;
+        let listener = UnixListener::from_std(control.into())
+            .map_err(system("cannot listen on the control socket"))?;
         let signals = Signals::new().map_err(system("cannot catch signals"))?;
-        let saving = Saving::start(paths, &options, &events).map_err(system("cannot start the thread that saves"))?;
+        let saving = Saving::start(paths, &options, &events)
+            .map_err(system("cannot start the thread that saves"))?;
         let (open, conversations) = mpsc::channel(1);
         let foreground = options.foreground;
         let mut daemon = Daemon {
@@ -162,14 +198,24 @@ impl Daemon {
             given: systemd::given(received.sockets),
             vault,
             keeper,
-            lost_by_keeper: std::env::var(LOST).ok().and_then(|lost| lost.parse().ok()).unwrap_or(0),
+            lost_by_keeper: std::env::var(LOST)
+                .ok()
+                .and_then(|lost| lost.parse().ok())
+                .unwrap_or(0),
             kept_before,
-            rest: Rest { foreground, ..Rest::default() },
+            rest: Rest {
+                foreground,
+                ..Rest::default()
+            },
             saving,
             handles,
             upgrading: None,
         };
-        info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "rsup is up");
+        info!(
+            pid = std::process::id(),
+            version = env!("CARGO_PKG_VERSION"),
+            "rsup is up"
+        );
         match state {
             Some(state) => daemon.go_on_as(state, failed),
             None => daemon.go_on(),
@@ -181,16 +227,29 @@ impl Daemon {
         stderr::dismiss_witness();
         // From now on commands are heard; until then they wait in the queue.
         let server = tokio::spawn(server::accept(listener, events, open));
-        Ok(Started { daemon, inbox, log_problems, signals, server, conversations })
+        Ok(Started {
+            daemon,
+            inbox,
+            log_problems,
+            signals,
+            server,
+            conversations,
+        })
     }
 }
 
 /// With the journal of an earlier daemon, if there is one: then none of its lines is lost.
-fn start_pump(paths: &Paths, vault: &mut Vault, events: mpsc::UnboundedSender<logs::Event>) -> io::Result<Pump> {
+fn start_pump(
+    paths: &Paths,
+    vault: &mut Vault,
+    events: mpsc::UnboundedSender<logs::Event>,
+) -> io::Result<Pump> {
     if let Some(journal) = vault.get(vault::name::JOURNAL) {
         match Pump::start_with_journal(events.clone(), journal) {
             Ok(pump) => return Ok(pump),
-            Err(why) => warn!("the journal of the logs is of no use, so a line that was being written may be cut: {why}"),
+            Err(why) => warn!(
+                "the journal of the logs is of no use, so a line that was being written may be cut: {why}"
+            ),
         }
     }
     let journal = logs::Journal::create(&paths.runtime)?;

@@ -99,7 +99,9 @@ pub enum ReadError {
     None,
     #[error("{0}")]
     Io(io::Error),
-    #[error("it was written by rsup {rsup} in a form (version {version}) that this rsup does not know")]
+    #[error(
+        "it was written by rsup {rsup} in a form (version {version}) that this rsup does not know"
+    )]
     Version { version: u32, rsup: String },
     #[error("it cannot be understood: {0}")]
     Broken(serde_json::Error),
@@ -110,7 +112,13 @@ pub enum ReadError {
 /// # Errors
 /// None is known: everything in it can be written as JSON.
 pub fn encode(boot: &str, rest: &Rest, supervisor: &Supervisor) -> io::Result<Vec<u8>> {
-    let state = Writing { version: STATE_VERSION, rsup: env!("CARGO_PKG_VERSION"), boot, daemon: rest, supervisor };
+    let state = Writing {
+        version: STATE_VERSION,
+        rsup: env!("CARGO_PKG_VERSION"),
+        boot,
+        daemon: rest,
+        supervisor,
+    };
     Ok(serde_json::to_vec(&state)?)
 }
 
@@ -153,7 +161,14 @@ pub fn left_behind(paths: &Paths) -> Option<usize> {
     }
     let state = read(&paths.live_state()).ok()?;
     let ours = process::boot_id().is_ok_and(|boot| boot == state.boot);
-    ours.then(|| state.daemon.processes.values().filter(|p| procfs::is_alive(p.pid, p.started)).count())
+    ours.then(|| {
+        state
+            .daemon
+            .processes
+            .values()
+            .filter(|p| procfs::is_alive(p.pid, p.started))
+            .count()
+    })
 }
 
 /// Whether the next daemon is somebody else's to start, by what the live state says.
@@ -167,7 +182,9 @@ pub fn is_of_foreground(path: &Path) -> bool {
         #[serde(default)]
         foreground: bool,
     }
-    fs::read(path).is_ok_and(|bytes| serde_json::from_slice(&bytes).is_ok_and(|head: Head| head.daemon.foreground))
+    fs::read(path).is_ok_and(|bytes| {
+        serde_json::from_slice(&bytes).is_ok_and(|head: Head| head.daemon.foreground)
+    })
 }
 
 /// The same in memory, for who holds descriptors for the next daemon.
@@ -188,13 +205,17 @@ pub fn read_memory(fd: OwnedFd) -> Result<State, ReadError> {
     let mut file = File::from(fd);
     let mut bytes = Vec::new();
     // Whoever wrote it left the position, which all copies share, at its end.
-    file.rewind().and_then(|()| file.read_to_end(&mut bytes)).map_err(ReadError::Io)?;
+    file.rewind()
+        .and_then(|()| file.read_to_end(&mut bytes))
+        .map_err(ReadError::Io)?;
     decode(&bytes)
 }
 
 /// Moves a state that cannot be used out of the way, so that nothing overwrites it; where to.
 pub fn put_aside(path: &Path) -> Option<PathBuf> {
-    let aside = (0..100).map(|n| path.with_extension(format!("json.unread{n}"))).find(|p| !p.exists())?;
+    let aside = (0..100)
+        .map(|n| path.with_extension(format!("json.unread{n}")))
+        .find(|p| !p.exists())?;
     fs::rename(path, &aside).ok().map(|()| aside)
 }
 
@@ -205,7 +226,9 @@ pub fn put_aside(path: &Path) -> Option<PathBuf> {
 pub fn write(path: &Path, bytes: &[u8], durable: bool) -> io::Result<()> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     // tempfile makes files of mode 0600, and removes them if anything fails.
-    let mut file = tempfile::Builder::new().prefix(".state").tempfile_in(folder)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".state")
+        .tempfile_in(folder)?;
     file.write_all(bytes)?;
     if durable {
         file.as_file().sync_all()?;
@@ -234,7 +257,10 @@ impl Saver {
     ///
     /// # Errors
     /// When there are no threads left.
-    pub fn start(path: PathBuf, told: impl Fn(io::Result<()>) + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        path: PathBuf,
+        told: impl Fn(io::Result<()>) + Send + 'static,
+    ) -> io::Result<Self> {
         let (states, queue) = mpsc::channel::<Order>();
         let write_all = move || {
             while let Ok(first) = queue.recv() {
@@ -248,11 +274,18 @@ impl Saver {
                 if let Some(state) = latest {
                     told(write(&path, &state, true));
                 }
-                waiting.into_iter().for_each(|done| done.send(()).unwrap_or_default());
+                waiting
+                    .into_iter()
+                    .for_each(|done| done.send(()).unwrap_or_default());
             }
         };
-        let thread = std::thread::Builder::new().name("rsup-state".into()).spawn(write_all)?;
-        Ok(Self { states, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("rsup-state".into())
+            .spawn(write_all)?;
+        Ok(Self {
+            states,
+            thread: Some(thread),
+        })
     }
 
     /// Fails only if the thread has died, which a panic alone could bring about.
@@ -294,8 +327,21 @@ mod tests {
         let state = decode(VERSION_1).unwrap();
         assert_eq!(state.boot, "11111111-2222-3333-4444-555555555555");
         assert_eq!(state.daemon.ending, Some(Ending::Signal));
-        assert_eq!(state.daemon.processes[&7], Process { pid: 4711, started: StartTime(99) });
-        assert_eq!(state.supervisor.names().map(ToString::to_string).collect::<Vec<_>>(), ["back", "ending", "web"]);
+        assert_eq!(
+            state.daemon.processes[&7],
+            Process {
+                pid: 4711,
+                started: StartTime(99)
+            }
+        );
+        assert_eq!(
+            state
+                .supervisor
+                .names()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>(),
+            ["back", "ending", "web"]
+        );
     }
 
     #[test]
@@ -306,25 +352,55 @@ mod tests {
         let rest = Rest {
             ending: None,
             foreground: true,
-            processes: [(3, Process { pid: 5, started: StartTime(6) })].into(),
+            processes: [(
+                3,
+                Process {
+                    pid: 5,
+                    started: StartTime(6),
+                },
+            )]
+            .into(),
             results: [(OpId(9), Ok(()))].into(),
             upgrade: None,
             written: 9,
         };
         for durable in [false, true] {
-            write(&path, &encode("boot", &rest, &Supervisor::new(1)).unwrap(), durable).unwrap();
+            write(
+                &path,
+                &encode("boot", &rest, &Supervisor::new(1)).unwrap(),
+                durable,
+            )
+            .unwrap();
             let state = read(&path).unwrap();
             assert_eq!((state.boot.as_str(), &state.daemon), ("boot", &rest));
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(
+                fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
         }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left over");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "nothing is left over"
+        );
     }
 
     #[test]
     fn another_version_and_nonsense_are_told_apart_and_kept() {
-        let future = decode(br#"{"version": 99, "rsup": "7.0", "what": ["ever"]}"#).unwrap_err().to_string();
-        assert!(future.contains("rsup 7.0") && future.contains("version 99"), "{future}");
-        for broken in [&b""[..], b"{", b"[]", b"{\"version\": 1}", &VERSION_1[..VERSION_1.len() - 9]] {
+        let future = decode(br#"{"version": 99, "rsup": "7.0", "what": ["ever"]}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            future.contains("rsup 7.0") && future.contains("version 99"),
+            "{future}"
+        );
+        for broken in [
+            &b""[..],
+            b"{",
+            b"[]",
+            b"{\"version\": 1}",
+            &VERSION_1[..VERSION_1.len() - 9],
+        ] {
             assert!(matches!(decode(broken), Err(ReadError::Broken(_))));
         }
         let folder = tempfile::tempdir().unwrap();
@@ -342,15 +418,23 @@ mod tests {
         let (told, hears) = mpsc::channel();
         let path = folder.path().join("state.json");
         let tell = told.clone();
-        let saver = Saver::start(path.clone(), move |how| tell.send(how.is_ok()).unwrap_or_default()).unwrap();
+        let saver = Saver::start(path.clone(), move |how| {
+            tell.send(how.is_ok()).unwrap_or_default()
+        })
+        .unwrap();
         (0..50).for_each(|n| saver.save(format!("{n}").into_bytes()));
         drop(saver);
         assert_eq!(fs::read_to_string(&path).unwrap(), "49");
-        let saver =
-            Saver::start(folder.path().join("no/such/folder"), move |how| told.send(how.is_ok()).unwrap_or_default()).unwrap();
+        let saver = Saver::start(folder.path().join("no/such/folder"), move |how| {
+            told.send(how.is_ok()).unwrap_or_default()
+        })
+        .unwrap();
         saver.save(Vec::new());
         drop(saver);
         let all: Vec<bool> = hears.iter().collect();
-        assert!(all.len() >= 2 && all[..all.len() - 1].iter().all(|ok| *ok) && !all[all.len() - 1], "{all:?}");
+        assert!(
+            all.len() >= 2 && all[..all.len() - 1].iter().all(|ok| *ok) && !all[all.len() - 1],
+            "{all:?}"
+        );
     }
 }

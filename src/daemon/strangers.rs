@@ -18,7 +18,11 @@ impl Daemon {
         for (app, resources) in &self.apps {
             for holder in resources.sockets.joiners() {
                 // One of an earlier daemon, whose sockets this one could not take back; it is being replaced.
-                if self.running.values().any(|running| running.id.app == *app && running.owns(holder.pid)) {
+                if self
+                    .running
+                    .values()
+                    .any(|running| running.id.app == *app && running.owns(holder.pid))
+                {
                     continue;
                 }
                 let key = (app.clone(), holder.pid);

@@ -43,23 +43,41 @@ pub struct Received {
 pub fn receive() -> Received {
     let service::Inherited { fds, variables } = service::take();
     let (stored, sockets) = link::sort(fds);
-    let link = variables.get("NOTIFY_SOCKET").and_then(|address| match Link::open(address) {
-        Ok(link) => Some(Arc::new(link)),
-        Err(why) => {
-            warn!("the service manager cannot be told how rsup does: {why}");
-            None
-        }
-    });
+    let link = variables
+        .get("NOTIFY_SOCKET")
+        .and_then(|address| match Link::open(address) {
+            Ok(link) => Some(Arc::new(link)),
+            Err(why) => {
+                warn!("the service manager cannot be told how rsup does: {why}");
+                None
+            }
+        });
     let ping = watchdog(&variables, std::process::id());
-    Received { stored, sockets, notifier: Notifier { link, ping, variables, ..Notifier::default() } }
+    Received {
+        stored,
+        sockets,
+        notifier: Notifier {
+            link,
+            ping,
+            variables,
+            ..Notifier::default()
+        },
+    }
 }
 
 /// The interval of pings: half of what is allowed (sd_watchdog_enabled(3)).
 fn watchdog(variables: &BTreeMap<&'static str, String>, pid: u32) -> Option<Duration> {
-    if variables.get("WATCHDOG_PID").is_some_and(|meant| meant.parse() != Ok(pid)) {
+    if variables
+        .get("WATCHDOG_PID")
+        .is_some_and(|meant| meant.parse() != Ok(pid))
+    {
         return None;
     }
-    let usec = variables.get("WATCHDOG_USEC")?.parse().ok().filter(|usec| *usec > 0)?;
+    let usec = variables
+        .get("WATCHDOG_USEC")?
+        .parse()
+        .ok()
+        .filter(|usec| *usec > 0)?;
     Some(Duration::from_micros(usec) / 2)
 }
 
@@ -67,11 +85,17 @@ fn watchdog(variables: &BTreeMap<&'static str, String>, pid: u32) -> Option<Dura
 pub fn given(sockets: Vec<OwnedFd>) -> Arc<Given> {
     let (given, rest) = Given::new(sockets);
     if !rest.is_empty() {
-        warn!("{} of the descriptors handed over are no listening sockets and are closed", rest.len());
+        warn!(
+            "{} of the descriptors handed over are no listening sockets and are closed",
+            rest.len()
+        );
     }
     let addresses = given.addresses();
     if !addresses.is_empty() {
-        info!("the service manager has handed over sockets that listen on {}", addresses.join(", "));
+        info!(
+            "the service manager has handed over sockets that listen on {}",
+            addresses.join(", ")
+        );
     }
     Arc::new(given)
 }
@@ -109,7 +133,10 @@ impl Notifier {
     /// For a program that takes this one's place in the same process.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let kept = |name: &str| name == "NOTIFY_SOCKET" || name.starts_with("WATCHDOG_");
-        self.variables.iter().filter(move |(name, _)| kept(name)).map(|(name, value)| (*name, value.as_str()))
+        self.variables
+            .iter()
+            .filter(move |(name, _)| kept(name))
+            .map(|(name, value)| (*name, value.as_str()))
     }
 
     /// When the loop is to look again though nothing has happened.
@@ -122,10 +149,20 @@ impl Notifier {
         if self.link.is_none() {
             return false;
         }
-        if ending && self.told.state.as_ref().is_none_or(|told| told.phase != Phase::Stopping) {
+        if ending
+            && self
+                .told
+                .state
+                .as_ref()
+                .is_none_or(|told| told.phase != Phase::Stopping)
+        {
             return true;
         }
-        if let Some(early) = self.looked.map(|last| last + LOOK).filter(|early| *early > at) {
+        if let Some(early) = self
+            .looked
+            .map(|last| last + LOOK)
+            .filter(|early| *early > at)
+        {
             self.next = Some(early);
             return false;
         }
@@ -153,16 +190,34 @@ impl Notifier {
             }
         }
         let slow = self.told.state.as_ref().is_none_or(|state| state.slow) || self.failed;
-        let ping = self.ping.map(|ping| self.told.pinged.map_or(at, |last| last + ping));
-        self.next = [slow.then(|| at + SLOW_LOOK), ping].into_iter().flatten().min();
+        let ping = self
+            .ping
+            .map(|ping| self.told.pinged.map_or(at, |last| last + ping));
+        self.next = [slow.then(|| at + SLOW_LOOK), ping]
+            .into_iter()
+            .flatten()
+            .min();
     }
 }
 
 /// What is to be said, and what is known once it has been.
-fn message(told: &Told, state: State, ping: Option<Duration>, at: Instant, now: Time) -> (String, Told) {
+fn message(
+    told: &Told,
+    state: State,
+    ping: Option<Duration>,
+    at: Instant,
+    now: Time,
+) -> (String, Told) {
     let mut lines = Vec::new();
-    let due = |last: Option<Instant>, every: Duration| last.is_none_or(|last| at.duration_since(last) >= every);
-    let mut next = Told { state: None, been_ready: told.been_ready, pinged: told.pinged, extended: told.extended };
+    let due = |last: Option<Instant>, every: Duration| {
+        last.is_none_or(|last| at.duration_since(last) >= every)
+    };
+    let mut next = Told {
+        state: None,
+        been_ready: told.been_ready,
+        pinged: told.pinged,
+        extended: told.extended,
+    };
     let new_phase = told.state.as_ref().map(|told| told.phase) != Some(state.phase);
     if new_phase {
         match state.phase {
@@ -196,7 +251,11 @@ fn message(told: &Told, state: State, ping: Option<Duration>, at: Instant, now: 
 
 /// Waits until no other daemon runs here: the one that a shell has started goes on until somebody
 /// ends it, and then this one takes over.
-pub fn wait_for_lock<T>(paths: &Paths, notifier: &Notifier, lock: impl Fn(&Paths) -> Result<T, Error>) -> Result<T, Error> {
+pub fn wait_for_lock<T>(
+    paths: &Paths,
+    notifier: &Notifier,
+    lock: impl Fn(&Paths) -> Result<T, Error>,
+) -> Result<T, Error> {
     let (mut told, mut extended) = (false, None::<Instant>);
     loop {
         match lock(paths) {
@@ -232,10 +291,18 @@ impl Daemon {
             return;
         }
         let time = now();
-        let apps: Vec<AppView> = self.supervisor.names().filter_map(|app| self.supervisor.view(app, time)).collect();
+        let apps: Vec<AppView> = self
+            .supervisor
+            .names()
+            .filter_map(|app| self.supervisor.view(app, time))
+            .collect();
         // Twice, for one that fails in its first try.
-        let longest =
-            self.supervisor.names().filter_map(|app| self.supervisor.revision(app)).map(|r| r.spec.listen_timeout).max();
+        let longest = self
+            .supervisor
+            .names()
+            .filter_map(|app| self.supervisor.revision(app))
+            .map(|r| r.spec.listen_timeout)
+            .max();
         let facts = Facts {
             apps: &apps,
             up: time.since(self.started),
@@ -253,7 +320,11 @@ mod tests {
     use super::*;
 
     fn state(phase: Phase, status: &str) -> State {
-        State { phase, status: status.into(), slow: phase != Phase::Ready }
+        State {
+            phase,
+            status: status.into(),
+            slow: phase != Phase::Ready,
+        }
     }
 
     /// A conversation, in seconds since its begin.
@@ -265,12 +336,22 @@ mod tests {
 
     impl Talk {
         fn new(ping: Option<u64>) -> Self {
-            Self { begin: Instant::now(), told: Told::default(), ping: ping.map(Duration::from_secs) }
+            Self {
+                begin: Instant::now(),
+                told: Told::default(),
+                ping: ping.map(Duration::from_secs),
+            }
         }
 
         fn say(&mut self, seconds: u64, phase: Phase, status: &str) -> Vec<String> {
             let at = self.begin + Duration::from_secs(seconds);
-            let (text, told) = message(&self.told, state(phase, status), self.ping, at, Time(Duration::from_secs(7)));
+            let (text, told) = message(
+                &self.told,
+                state(phase, status),
+                self.ping,
+                at,
+                Time(Duration::from_secs(7)),
+            );
             self.told = told;
             text.lines().map(str::to_owned).collect()
         }
@@ -288,7 +369,14 @@ mod tests {
     fn a_reload_has_its_time_and_ends_with_ready() {
         let mut talk = Talk::new(None);
         talk.say(0, Phase::Ready, "a");
-        assert_eq!(talk.say(1, Phase::Reloading, "a"), ["RELOADING=1", "MONOTONIC_USEC=7000000", "EXTEND_TIMEOUT_USEC=30000000"]);
+        assert_eq!(
+            talk.say(1, Phase::Reloading, "a"),
+            [
+                "RELOADING=1",
+                "MONOTONIC_USEC=7000000",
+                "EXTEND_TIMEOUT_USEC=30000000"
+            ]
+        );
         assert_eq!(talk.say(2, Phase::Reloading, "a"), [""; 0]);
         assert_eq!(talk.say(3, Phase::Ready, "a"), ["READY=1"]);
     }
@@ -296,23 +384,38 @@ mod tests {
     #[test]
     fn what_is_slow_asks_for_time_now_and_then() {
         let mut talk = Talk::new(None);
-        assert_eq!(talk.say(0, Phase::Starting, "a"), ["STATUS=a", "EXTEND_TIMEOUT_USEC=30000000"]);
+        assert_eq!(
+            talk.say(0, Phase::Starting, "a"),
+            ["STATUS=a", "EXTEND_TIMEOUT_USEC=30000000"]
+        );
         assert_eq!(talk.say(4, Phase::Starting, "a"), [""; 0]);
-        assert_eq!(talk.say(5, Phase::Starting, "a"), ["EXTEND_TIMEOUT_USEC=30000000"]);
-        assert_eq!(talk.say(6, Phase::Stopping, "b"), ["STOPPING=1", "STATUS=b", "EXTEND_TIMEOUT_USEC=30000000"]);
+        assert_eq!(
+            talk.say(5, Phase::Starting, "a"),
+            ["EXTEND_TIMEOUT_USEC=30000000"]
+        );
+        assert_eq!(
+            talk.say(6, Phase::Stopping, "b"),
+            ["STOPPING=1", "STATUS=b", "EXTEND_TIMEOUT_USEC=30000000"]
+        );
     }
 
     #[test]
     fn a_start_that_ends_in_a_reload_is_ready_first() {
         let mut talk = Talk::new(None);
-        assert!(talk.say(0, Phase::Reloading, "a").contains(&"READY=1".to_owned()));
+        assert!(
+            talk.say(0, Phase::Reloading, "a")
+                .contains(&"READY=1".to_owned())
+        );
         assert!(talk.told.been_ready);
     }
 
     #[test]
     fn the_watchdog_hears_of_us_in_time_whatever_else_is_said() {
         let mut talk = Talk::new(Some(15));
-        assert_eq!(talk.say(0, Phase::Ready, "a"), ["READY=1", "STATUS=a", "WATCHDOG=1"]);
+        assert_eq!(
+            talk.say(0, Phase::Ready, "a"),
+            ["READY=1", "STATUS=a", "WATCHDOG=1"]
+        );
         assert_eq!(talk.say(14, Phase::Ready, "b"), ["STATUS=b"]);
         assert_eq!(talk.say(15, Phase::Ready, "b"), ["WATCHDOG=1"]);
         assert_eq!(talk.say(16, Phase::Ready, "b"), [""; 0]);
@@ -321,11 +424,26 @@ mod tests {
     #[test]
     fn a_watchdog_of_another_process_is_not_ours() {
         let of = |variables: &[(&'static str, &str)]| {
-            watchdog(&variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), 7)
+            watchdog(
+                &variables
+                    .iter()
+                    .map(|(name, value)| (*name, (*value).to_owned()))
+                    .collect(),
+                7,
+            )
         };
-        assert_eq!(of(&[("WATCHDOG_USEC", "30000000"), ("WATCHDOG_PID", "7")]), Some(Duration::from_secs(15)));
-        assert_eq!(of(&[("WATCHDOG_USEC", "30000000")]), Some(Duration::from_secs(15)));
-        assert_eq!(of(&[("WATCHDOG_USEC", "30000000"), ("WATCHDOG_PID", "8")]), None);
+        assert_eq!(
+            of(&[("WATCHDOG_USEC", "30000000"), ("WATCHDOG_PID", "7")]),
+            Some(Duration::from_secs(15))
+        );
+        assert_eq!(
+            of(&[("WATCHDOG_USEC", "30000000")]),
+            Some(Duration::from_secs(15))
+        );
+        assert_eq!(
+            of(&[("WATCHDOG_USEC", "30000000"), ("WATCHDOG_PID", "8")]),
+            None
+        );
         assert_eq!(of(&[("WATCHDOG_USEC", "0")]), None);
         assert_eq!(of(&[]), None);
     }

@@ -18,7 +18,10 @@ use crate::sys::takeover::{Support, Untried, probe_support, probe_support_as};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Who {
     Own,
-    Other { user: Credentials, capabilities: Option<u64> },
+    Other {
+        user: Credentials,
+        capabilities: Option<u64>,
+    },
 }
 
 /// Results of trials, and workers that wait for one.
@@ -42,7 +45,13 @@ impl TakeoverSupport {
     /// take their sockets from `LISTEN_FDS`.
     pub fn begin() -> Self {
         let off = std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off");
-        let found = if off { Ok(Support::No { why: "RSUP_TAKEOVER=off".into() }) } else { probe_support() };
+        let found = if off {
+            Ok(Support::No {
+                why: "RSUP_TAKEOVER=off".into(),
+            })
+        } else {
+            probe_support()
+        };
         let mut this = Self::default();
         match found {
             Ok(support) => this.note(Who::Own, support),
@@ -72,7 +81,9 @@ impl TakeoverSupport {
             )),
             Some(Support::Yes { .. }) | None => {
                 let why = self.unseen.get(&spec.name)?;
-                Some(format!("a bind(2) of the app could not be looked at, so it got no socket of rsup's: {why}"))
+                Some(format!(
+                    "a bind(2) of the app could not be looked at, so it got no socket of rsup's: {why}"
+                ))
             }
         }
     }
@@ -83,7 +94,9 @@ impl TakeoverSupport {
                 Who::Own => String::new(),
                 Who::Other { user, .. } => format!(" for user {}", user.uid),
             };
-            warn!("takeover of bind(2) is not possible here{user} ({why}); apps must take the sockets of LISTEN_FDS themselves");
+            warn!(
+                "takeover of bind(2) is not possible here{user} ({why}); apps must take the sockets of LISTEN_FDS themselves"
+            );
         }
         self.known.insert(who, support);
     }
@@ -111,7 +124,10 @@ impl TakeoverSupport {
 
 fn who(isolation: &Isolation, spec: &AppSpec) -> Who {
     match isolation.credentials(spec) {
-        Some(user) => Who::Other { user, capabilities: spec.limits.capabilities.map(Capabilities::bits) },
+        Some(user) => Who::Other {
+            user,
+            capabilities: spec.limits.capabilities.map(Capabilities::bits),
+        },
         // With fewer capabilities than rsup, and of its user, it is as open to rsup as rsup itself.
         None => Who::Own,
     }
@@ -126,7 +142,13 @@ fn for_user(who: &Who, spec: &AppSpec) -> String {
 
 impl Daemon {
     /// Puts a worker off until it is known whether it can have takeover; false if it is.
-    pub(super) fn await_trial(&mut self, worker: &WorkerId, instance: u16, revision: &Arc<Revision>, hide_port: bool) -> bool {
+    pub(super) fn await_trial(
+        &mut self,
+        worker: &WorkerId,
+        instance: u16,
+        revision: &Arc<Revision>,
+        hide_port: bool,
+    ) -> bool {
         let spec = &revision.spec;
         if !wants_takeover(spec) || self.takeover.of(&self.isolation, spec).is_some() {
             return false;
@@ -134,15 +156,26 @@ impl Daemon {
         let who = who(&self.isolation, spec);
         let waiting = self.takeover.waiting.entry(who.clone()).or_default();
         let first = waiting.is_empty();
-        waiting.push(Waiting { worker: worker.clone(), instance, revision: revision.clone(), hide_port });
+        waiting.push(Waiting {
+            worker: worker.clone(),
+            instance,
+            revision: revision.clone(),
+            hide_port,
+        });
         if first {
             let own = self.takeover.known.get(&Who::Own).cloned();
             let (events, of_trial) = (self.events.clone(), who.clone());
             let begun = super::aside("rsup-trial", move || {
-                let _ = events.send(Event::Tried { tried: trial(own, &of_trial), who: of_trial });
+                let _ = events.send(Event::Tried {
+                    tried: trial(own, &of_trial),
+                    who: of_trial,
+                });
             });
             if let Err(why) = begun {
-                let _ = self.events.send(Event::Tried { who, tried: Err(Untried::no_thread(&why)) });
+                let _ = self.events.send(Event::Tried {
+                    who,
+                    tried: Err(Untried::no_thread(&why)),
+                });
             }
         }
         true
@@ -153,12 +186,20 @@ impl Daemon {
         let waiting = self.takeover.waiting.remove(who).unwrap_or_default();
         let failed = match tried {
             Ok(found) => {
-                found.into_iter().for_each(|(who, support)| self.takeover.note(who, support));
+                found
+                    .into_iter()
+                    .for_each(|(who, support)| self.takeover.note(who, support));
                 None
             }
             Err(why) => Some(why.to_string()),
         };
-        for Waiting { worker, instance, revision, hide_port } in waiting {
+        for Waiting {
+            worker,
+            instance,
+            revision,
+            hide_port,
+        } in waiting
+        {
             let result = match &failed {
                 Some(why) => Err(why.clone()),
                 None => self.spawn(&worker, instance, &revision, hide_port),
@@ -173,7 +214,10 @@ impl Daemon {
     pub(super) fn give_up_trial(&mut self, worker: &WorkerId) {
         if self.takeover.give_up(worker) {
             let reason = "it was told to stop before it was started".to_owned();
-            self.inbox.push_back(Input::SpawnFailed { worker: worker.clone(), reason });
+            self.inbox.push_back(Input::SpawnFailed {
+                worker: worker.clone(),
+                reason,
+            });
         }
     }
 }
@@ -190,7 +234,10 @@ fn trial(own: Option<Support>, who: &Who) -> Result<Vec<(Who, Support)>, Untried
         }
     };
     if let (Who::Other { user, capabilities }, Support::Yes { needs_no_new_privs }) = (who, own) {
-        found.push((who.clone(), probe_support_as(user, *capabilities, needs_no_new_privs)?));
+        found.push((
+            who.clone(),
+            probe_support_as(user, *capabilities, needs_no_new_privs)?,
+        ));
     }
     Ok(found)
 }

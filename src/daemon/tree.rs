@@ -58,7 +58,10 @@ impl Orphans {
 
 impl Marks {
     fn are_on(&self, orphan: u32) -> bool {
-        let by_name = || procfs::session_of(orphan).is_ok_and(|session| session == self.leader) || is_named(orphan, &self.worker);
+        let by_name = || {
+            procfs::session_of(orphan).is_ok_and(|session| session == self.leader)
+                || is_named(orphan, &self.worker)
+        };
         (self.orphans.are_ours() && by_name()) || procfs::writes_to(orphan, &self.output)
     }
 }
@@ -76,7 +79,11 @@ pub fn runs_its_program(pid: u32, worker: &WorkerId) -> bool {
 
 /// Orphans of the worker that came to us, known by its marks, with their descendants, and those
 /// seen below it earlier. Children of ours that are `known` to be something else are not looked at.
-pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)], known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+pub fn remains(
+    marks: &Marks,
+    earlier: &[(u32, StartTime)],
+    known: impl Fn(u32) -> bool,
+) -> Vec<(u32, StartTime)> {
     let mut found: Vec<(u32, StartTime)> = Vec::new();
     for (orphan, started) in marks.orphans.list(&known) {
         if orphan != marks.leader && marks.are_on(orphan) {
@@ -84,7 +91,12 @@ pub fn remains(marks: &Marks, earlier: &[(u32, StartTime)], known: impl Fn(u32) 
             found.extend(procfs::descendants(orphan));
         }
     }
-    for pid in marks.cgroup.iter().flat_map(Leaf::members).filter(|pid| *pid != marks.leader && !known(*pid)) {
+    for pid in marks
+        .cgroup
+        .iter()
+        .flat_map(Leaf::members)
+        .filter(|pid| *pid != marks.leader && !known(*pid))
+    {
         if !found.iter().any(|(p, _)| *p == pid)
             && let Ok(started) = procfs::start_time(pid)
         {
@@ -135,7 +147,11 @@ const LAST_SWEEP: Duration = Duration::from_secs(2);
 /// All but `spared`, with what is below it.
 pub async fn sweep_all(spared: Option<u32>) {
     let left = || {
-        let below_spared: Vec<u32> = spared.into_iter().flat_map(procfs::descendants).map(|(pid, _)| pid).collect();
+        let below_spared: Vec<u32> = spared
+            .into_iter()
+            .flat_map(procfs::descendants)
+            .map(|(pid, _)| pid)
+            .collect();
         let mut all = procfs::descendants(std::process::id());
         all.retain(|(pid, _)| Some(*pid) != spared && !below_spared.contains(pid));
         all

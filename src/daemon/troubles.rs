@@ -16,14 +16,28 @@ impl Troubles {
     pub fn note(&mut self, event: Event) {
         match event {
             Event::Failed { path, error } => {
-                warn!("{} cannot be written: {error}; its app goes on, and the lines that are lost are counted", path.display());
+                warn!(
+                    "{} cannot be written: {error}; its app goes on, and the lines that are lost are counted",
+                    path.display()
+                );
                 self.0.insert(path, error);
             }
-            Event::Recovered { path, lost_bytes, lost_lines } => {
-                info!("{} can be written again; {lost_lines} lines ({lost_bytes} bytes) were lost", path.display());
+            Event::Recovered {
+                path,
+                lost_bytes,
+                lost_lines,
+            } => {
+                info!(
+                    "{} can be written again; {lost_lines} lines ({lost_bytes} bytes) were lost",
+                    path.display()
+                );
                 self.0.remove(&path);
             }
-            Event::Closed { path, lost_bytes, lost_lines } => {
+            Event::Closed {
+                path,
+                lost_bytes,
+                lost_lines,
+            } => {
                 let path_shown = path.display();
                 warn!(
                     "{path_shown} is closed before it could be written again; {lost_lines} lines ({lost_bytes} bytes) were lost"
@@ -31,7 +45,11 @@ impl Troubles {
                 self.0.remove(&path);
             }
             Event::Untidy { path, error } => warn!("{}: {error}; nothing is lost", path.display()),
-            Event::BadPipe { source, stream, error } => {
+            Event::BadPipe {
+                source,
+                stream,
+                error,
+            } => {
                 warn!(
                     "{}:{}: what it writes to std{} cannot be read any more: {error}",
                     source.app,
@@ -46,7 +64,10 @@ impl Troubles {
     pub fn of<'a>(&'a self, files: &'a [&Path]) -> impl Iterator<Item = String> + 'a {
         let wrong = |file: &&Path| {
             let error = self.0.get(*file)?;
-            Some(format!("its log {} cannot be written: {error}; lines are being lost", file.display()))
+            Some(format!(
+                "its log {} cannot be written: {error}; lines are being lost",
+                file.display()
+            ))
         };
         files.iter().filter_map(wrong)
     }

@@ -117,10 +117,21 @@ fn take_over(manifest: OwnedFd) -> io::Result<(Inheritance, Back)> {
         open.push(fd);
         Ok(ours)
     };
-    let held = manifest.held.iter().map(|(name, fd)| Ok((name.clone(), take(*fd)?))).collect::<io::Result<_>>()?;
+    let held = manifest
+        .held
+        .iter()
+        .map(|(name, fd)| Ok((name.clone(), take(*fd)?)))
+        .collect::<io::Result<_>>()?;
     let keeper = manifest.keeper.map(&mut take).transpose()?;
-    let sockets = manifest.given.iter().map(|fd| take(*fd)).collect::<io::Result<_>>()?;
-    let handles = Handles { lock: take(manifest.lock)?.into(), control: take(manifest.control)? };
+    let sockets = manifest
+        .given
+        .iter()
+        .map(|fd| take(*fd))
+        .collect::<io::Result<_>>()?;
+    let handles = Handles {
+        lock: take(manifest.lock)?.into(),
+        control: take(manifest.control)?,
+    };
     let previous = inherit::take(manifest.previous)?;
     let inheritance = Inheritance {
         options: manifest.options.clone(),
@@ -131,9 +142,19 @@ fn take_over(manifest: OwnedFd) -> io::Result<(Inheritance, Back)> {
         born_of: manifest.born_of,
         state: Some(manifest.state.clone()),
         failed: manifest.failed.clone(),
-        received: Received { sockets, ..Received::default() },
+        received: Received {
+            sockets,
+            ..Received::default()
+        },
     };
-    Ok((inheritance, Back { manifest, open, previous }))
+    Ok((
+        inheritance,
+        Back {
+            manifest,
+            open,
+            previous,
+        },
+    ))
 }
 
 impl Inheritance {
@@ -143,7 +164,9 @@ impl Inheritance {
             Some(Ok((link, _))) => Backend::Keeper(link),
             Some(Err(why)) => {
                 warn!("the keeper cannot be used: {why}");
-                Backend::NoKeeper { next: std::time::Instant::now() }
+                Backend::NoKeeper {
+                    next: std::time::Instant::now(),
+                }
             }
             None => systemd.map_or(Backend::Nobody, Backend::Systemd),
         };
@@ -161,7 +184,12 @@ impl Back {
         }
         self.manifest.failed = Some(why.to_owned());
         let path = format!("/proc/self/fd/{}", self.previous.as_raw_fd());
-        let fds: Vec<BorrowedFd<'_>> = self.open.iter().chain([&self.previous]).map(AsFd::as_fd).collect();
+        let fds: Vec<BorrowedFd<'_>> = self
+            .open
+            .iter()
+            .chain([&self.previous])
+            .map(AsFd::as_fd)
+            .collect();
         let Err(why) = execute(Path::new(&path), folder, &self.manifest, &fds);
         why
     }
@@ -173,8 +201,12 @@ impl Back {
 /// Why not, in words.
 pub fn try_state() -> Result<(), String> {
     let given = inherit::take_named(STATE).ok_or("no state was given")?;
-    let text = given.and_then(read_memory).map_err(|why| format!("the state cannot be read: {why}"))?;
-    state::decode(text.as_bytes()).map(|_| ()).map_err(|why| format!("the state cannot be taken over: {why}"))
+    let text = given
+        .and_then(read_memory)
+        .map_err(|why| format!("the state cannot be read: {why}"))?;
+    state::decode(text.as_bytes())
+        .map(|_| ())
+        .map_err(|why| format!("the state cannot be taken over: {why}"))
 }
 
 /// In `folder` only where there are no memfds.
@@ -202,7 +234,10 @@ async fn try_out(program: PathBuf, state: Vec<u8>, folder: &Path) -> Result<(), 
     let argv = workers::c_strings([program.to_string_lossy().as_ref(), "daemon", "--try-state"])?;
     let mut plan = Plan::new(argv, "/".into(), output()?, output()?);
     plan.env = environment(None, &[])?;
-    plan.extra.push((memory(folder, &state).map_err(system)?.into(), STATE.to_owned()));
+    plan.extra.push((
+        memory(folder, &state).map_err(system)?.into(),
+        STATE.to_owned(),
+    ));
     let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
     // At once: nobody else may take its exit status.
     let exit = probe::end_of_command(child.pid, child.pidfd, TRIAL).await;
@@ -210,16 +245,34 @@ async fn try_out(program: PathBuf, state: Vec<u8>, folder: &Path) -> Result<(), 
     let exit = exit.map_err(|_| format!("it did not end within {} s", TRIAL.as_secs()))?;
     let words = read_memory(said.into()).unwrap_or_default();
     if exit == Exit::Code(0) {
-        return if words.contains(CAN_GO_ON) { Ok(()) } else { Err("it is no rsup that could go on from this one".into()) };
+        return if words.contains(CAN_GO_ON) {
+            Ok(())
+        } else {
+            Err("it is no rsup that could go on from this one".into())
+        };
     }
-    let words: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).take(5).collect();
-    Err(if words.is_empty() { exit.to_string() } else { format!("{exit}: {}", words.join(" / ")) })
+    let words: Vec<&str> = words
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .take(5)
+        .collect();
+    Err(if words.is_empty() {
+        exit.to_string()
+    } else {
+        format!("{exit}: {}", words.join(" / "))
+    })
 }
 
 /// This process's own, with the descriptor of a manifest.
-fn environment(manifest: Option<i32>, variables: &[(String, String)]) -> Result<Vec<CString>, String> {
+fn environment(
+    manifest: Option<i32>,
+    variables: &[(String, String)],
+) -> Result<Vec<CString>, String> {
     let mut env = Vec::new();
-    for (name, value) in std::env::vars_os().filter(|(name, _)| name != MANIFEST && name != STATE && name != process::NOFILE) {
+    for (name, value) in std::env::vars_os()
+        .filter(|(name, _)| name != MANIFEST && name != STATE && name != process::NOFILE)
+    {
         let entry = [name.as_bytes(), b"=", value.as_bytes()].concat();
         env.push(CString::new(entry).map_err(|why| why.to_string())?);
     }
@@ -230,13 +283,20 @@ fn environment(manifest: Option<i32>, variables: &[(String, String)]) -> Result<
         env.push(CString::new(format!("{MANIFEST}={number}")).map_err(|why| why.to_string())?);
     }
     if let Some(soft) = process::nofile_found() {
-        env.push(CString::new(format!("{}={soft}", process::NOFILE)).map_err(|why| why.to_string())?);
+        env.push(
+            CString::new(format!("{}={soft}", process::NOFILE)).map_err(|why| why.to_string())?,
+        );
     }
     Ok(env)
 }
 
 /// Becomes the program. Returns only if that fails, and then everything is as before.
-fn execute(program: &Path, folder: &Path, manifest: &Manifest, fds: &[BorrowedFd<'_>]) -> io::Result<Infallible> {
+fn execute(
+    program: &Path,
+    folder: &Path,
+    manifest: &Manifest,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<Infallible> {
     let memory = memory(folder, &serde_json::to_vec(manifest)?)?;
     let number = inherit::leave_open(&memory)?;
     let result = (|| {
@@ -255,16 +315,34 @@ fn execute(program: &Path, folder: &Path, manifest: &Manifest, fds: &[BorrowedFd
 
 impl Daemon {
     /// Tries the new program, and then waits for the right moment.
-    pub(super) fn upgrade(&mut self, program: PathBuf, token: u64, force: bool, answer: UnboundedSender<Answer>) {
-        let refused =
-            |why: String| Answer::Failed(Failure::new(FailureCode::BadRequest, why).hint("the rsup that runs goes on as it is"));
+    pub(super) fn upgrade(
+        &mut self,
+        program: PathBuf,
+        token: u64,
+        force: bool,
+        answer: UnboundedSender<Answer>,
+    ) {
+        let refused = |why: String| {
+            Answer::Failed(
+                Failure::new(FailureCode::BadRequest, why)
+                    .hint("the rsup that runs goes on as it is"),
+            )
+        };
         if self.upgrading.is_some() || self.ending {
-            let what = if self.ending { "rsup is about to end" } else { "another upgrade is under way" };
+            let what = if self.ending {
+                "rsup is about to end"
+            } else {
+                "another upgrade is under way"
+            };
             return drop(answer.send(refused(what.into())));
         }
         let state = match self.encoded() {
             Ok(state) => state,
-            Err(why) => return drop(answer.send(refused(format!("the state cannot be put into words: {why}")))),
+            Err(why) => {
+                return drop(answer.send(refused(format!(
+                    "the state cannot be put into words: {why}"
+                ))));
+            }
         };
         let events = self.events.clone();
         let folder = self.paths.runtime.clone();
@@ -272,49 +350,82 @@ impl Daemon {
             match try_out(program.clone(), state, &folder).await {
                 Ok(()) => {
                     let _ = answer.send(Answer::Done(Reply::Upgrading));
-                    let _ = events.send(Event::Upgrade(Pending { program, token, force, since: now() }));
+                    let _ = events.send(Event::Upgrade(Pending {
+                        program,
+                        token,
+                        force,
+                        since: now(),
+                    }));
                 }
-                Err(why) => drop(answer.send(refused(format!("cannot run {}: {why}", program.display())))),
+                Err(why) => {
+                    drop(answer.send(refused(format!("cannot run {}: {why}", program.display()))))
+                }
             }
         });
     }
 
     pub(super) fn on_upgrade(&mut self, pending: Pending) {
         let Pending { program, token, .. } = &pending;
-        self.rest.upgrade = Some(Upgrade { token: *token, program: program.clone(), result: None });
+        self.rest.upgrade = Some(Upgrade {
+            token: *token,
+            program: program.clone(),
+            result: None,
+        });
         self.upgrading = Some(pending);
     }
 
     /// What became of an upgrade.
     pub(super) fn how_upgraded(&self, token: u64) -> HowUpgraded {
-        match self.rest.upgrade.as_ref().filter(|upgrade| upgrade.token == token) {
+        match self
+            .rest
+            .upgrade
+            .as_ref()
+            .filter(|upgrade| upgrade.token == token)
+        {
             None => HowUpgraded::Unknown,
             Some(Upgrade { result: None, .. }) => HowUpgraded::UnderWay,
-            Some(Upgrade { result: Some(Ok(version)), .. }) => HowUpgraded::Done { version: version.clone() },
-            Some(Upgrade { result: Some(Err(why)), .. }) => HowUpgraded::Failed { why: why.clone() },
+            Some(Upgrade {
+                result: Some(Ok(version)),
+                ..
+            }) => HowUpgraded::Done {
+                version: version.clone(),
+            },
+            Some(Upgrade {
+                result: Some(Err(why)),
+                ..
+            }) => HowUpgraded::Failed { why: why.clone() },
         }
     }
 
     /// When to look again whether an upgrade can be done.
     pub(super) fn upgrade_wakes(&self) -> Option<tokio::time::Instant> {
-        self.upgrading.as_ref().map(|_| tokio::time::Instant::now() + SETTLE)
+        self.upgrading
+            .as_ref()
+            .map(|_| tokio::time::Instant::now() + SETTLE)
     }
 
     /// Called at every turn of the loop.
     pub(super) fn upgrade_if_due(&mut self) {
-        let Some(pending) = &self.upgrading else { return };
+        let Some(pending) = &self.upgrading else {
+            return;
+        };
         let waited = now().since(pending.since);
         if waited < SETTLE {
             return;
         }
         let relayed: usize = self.apps.values().map(|app| app.relays.under_way()).sum();
-        let in_between =
-            self.supervisor.names().any(|app| self.supervisor.workers(app).any(|worker| worker.phase() == WorkerPhase::Spawning));
+        let in_between = self.supervisor.names().any(|app| {
+            self.supervisor
+                .workers(app)
+                .any(|worker| worker.phase() == WorkerPhase::Spawning)
+        });
         if (relayed > 0 && !pending.force) || in_between {
             if waited >= QUIET {
                 let why = match relayed {
                     0 => "a worker does not come to its start".to_owned(),
-                    n => format!("rsup itself still passes on {n} connection(s), which would break; `--force` breaks them"),
+                    n => format!(
+                        "rsup itself still passes on {n} connection(s), which would break; `--force` breaks them"
+                    ),
                 };
                 self.upgrade_failed(why);
             }
@@ -344,20 +455,36 @@ impl Daemon {
         let manifest = Manifest {
             state,
             options: self.options.clone(),
-            held: held.iter().map(|(name, fd)| ((*name).to_owned(), fd.as_raw_fd())).collect(),
+            held: held
+                .iter()
+                .map(|(name, fd)| ((*name).to_owned(), fd.as_raw_fd()))
+                .collect(),
             keeper: keeper.map(|fd| fd.as_raw_fd()),
             made_keeper: self.vault.made_keeper(),
             born_of: self.keeper,
             lock: self.handles.lock.as_fd().as_raw_fd(),
             control: self.handles.control.as_raw_fd(),
             given: self.given.sockets().map(|fd| fd.as_raw_fd()).collect(),
-            variables: self.systemd.variables().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            variables: self
+                .systemd
+                .variables()
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect(),
             previous: previous.as_raw_fd(),
             failed: None,
         };
-        let own = [self.handles.lock.as_fd(), self.handles.control.as_fd(), previous.as_fd()];
-        let fds: Vec<BorrowedFd<'_>> =
-            held.into_iter().map(|(_, fd)| fd).chain(keeper).chain(self.given.sockets()).chain(own).collect();
+        let own = [
+            self.handles.lock.as_fd(),
+            self.handles.control.as_fd(),
+            previous.as_fd(),
+        ];
+        let fds: Vec<BorrowedFd<'_>> = held
+            .into_iter()
+            .map(|(_, fd)| fd)
+            .chain(keeper)
+            .chain(self.given.sockets())
+            .chain(own)
+            .collect();
         for console in self.options.console.iter().chain(&self.options.messages) {
             console.flush(SETTLE);
         }
@@ -370,7 +497,10 @@ impl Daemon {
         if let Some(upgrade) = &mut self.rest.upgrade {
             upgrade.result = Some(match failed {
                 None => Ok(env!("CARGO_PKG_VERSION").to_owned()),
-                Some(why) => Err(format!("{} could not begin: {why}; the former rsup went on", upgrade.program.display())),
+                Some(why) => Err(format!(
+                    "{} could not begin: {why}; the former rsup went on",
+                    upgrade.program.display()
+                )),
             });
         }
         self.unsaved();
@@ -378,8 +508,16 @@ impl Daemon {
 
     /// A daemon that died in an upgrade was the new program; this is the old one.
     pub(super) fn upgrade_died(&mut self) {
-        if let Some(upgrade) = self.rest.upgrade.as_mut().filter(|upgrade| upgrade.result.is_none()) {
-            let why = format!("{} died before it was up; the former rsup went on", upgrade.program.display());
+        if let Some(upgrade) = self
+            .rest
+            .upgrade
+            .as_mut()
+            .filter(|upgrade| upgrade.result.is_none())
+        {
+            let why = format!(
+                "{} died before it was up; the former rsup went on",
+                upgrade.program.display()
+            );
             complain("not upgraded", &why);
             upgrade.result = Some(Err(why));
         }

@@ -48,7 +48,13 @@ pub enum Backend {
 impl Vault {
     /// `held` is what was taken back from the backend.
     pub fn new(backend: Backend, held: BTreeMap<String, OwnedFd>, made: Option<u32>) -> Self {
-        Self { held, backend, made, made_at: None, unstored: BTreeSet::new() }
+        Self {
+            held,
+            backend,
+            made,
+            made_at: None,
+            unstored: BTreeSet::new(),
+        }
     }
 
     /// Everything that the next program of this process is to have, and the socket to the keeper.
@@ -57,7 +63,13 @@ impl Vault {
             Backend::Keeper(link) => Some(link.socket()),
             Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => None,
         };
-        (self.held.iter().map(|(name, fd)| (name.as_str(), fd.as_fd())).collect(), keeper)
+        (
+            self.held
+                .iter()
+                .map(|(name, fd)| (name.as_str(), fd.as_fd()))
+                .collect(),
+            keeper,
+        )
     }
 
     /// From now on daemons are started from the file of this very program.
@@ -67,7 +79,9 @@ impl Vault {
         }
         match File::open("/proc/self/exe") {
             Ok(program) => self.keep(PROGRAM.to_owned(), program),
-            Err(why) => warn!("after its death rsup would be started from the keeper's program: {why}"),
+            Err(why) => {
+                warn!("after its death rsup would be started from the keeper's program: {why}")
+            }
         }
     }
 
@@ -77,14 +91,23 @@ impl Vault {
     /// Where systemd is told of our state it is the one who holds them: `stored` is what it gave back.
     pub fn open(systemd: Option<Arc<systemd::Link>>, stored: BTreeMap<String, OwnedFd>) -> Self {
         let Some(socket) = inherit::take_named(SOCKET) else {
-            return Self::new(systemd.map_or(Backend::Nobody, Backend::Systemd), stored, None);
+            return Self::new(
+                systemd.map_or(Backend::Nobody, Backend::Systemd),
+                stored,
+                None,
+            );
         };
         let taken = socket.and_then(Link::take_up);
         let (backend, held) = match taken {
             Ok((link, held)) => (Backend::Keeper(link), held),
             Err(why) => {
                 warn!("the keeper cannot be used: {why}");
-                (Backend::NoKeeper { next: Instant::now() }, BTreeMap::new())
+                (
+                    Backend::NoKeeper {
+                        next: Instant::now(),
+                    },
+                    BTreeMap::new(),
+                )
             }
         };
         Self::new(backend, held, None)
@@ -114,7 +137,11 @@ impl Vault {
             Backend::Keeper(link) => link.send(&ToKeeper::Keep(name.clone()), Some(copy.as_fd())),
             Backend::Systemd(link) => {
                 // It keeps any number of one name.
-                let others = if self.held.contains_key(&name) { link.remove(&name) } else { Ok(()) };
+                let others = if self.held.contains_key(&name) {
+                    link.remove(&name)
+                } else {
+                    Ok(())
+                };
                 match others.and_then(|()| link.store(&name, &copy)) {
                     Ok(()) => drop(self.unstored.remove(&name)),
                     Err(why) => {
@@ -145,7 +172,11 @@ impl Vault {
 
     /// A duplicate of what is kept under the name.
     pub fn get(&self, name: &str) -> Option<OwnedFd> {
-        self.held.get(name)?.try_clone().inspect_err(|why| warn!("{name} cannot be taken back: {why}")).ok()
+        self.held
+            .get(name)?
+            .try_clone()
+            .inspect_err(|why| warn!("{name} cannot be taken back: {why}"))
+            .ok()
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
@@ -172,7 +203,9 @@ impl Vault {
 
     /// Forgets everything under names with one of these beginnings.
     pub fn forget_all(&mut self, beginnings: &[String]) {
-        beginnings.iter().for_each(|beginning| self.keep_exactly(beginning, Vec::new()));
+        beginnings
+            .iter()
+            .for_each(|beginning| self.keep_exactly(beginning, Vec::new()));
     }
 
     /// Tries again what systemd did not take.
@@ -188,7 +221,9 @@ impl Vault {
     pub fn how_ended(&mut self, pid: u32, answer: oneshot::Sender<Exit>) {
         match &mut self.backend {
             Backend::Keeper(link) => link.how_ended(pid, answer),
-            Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => drop(answer.send(Exit::Unknown)),
+            Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => {
+                drop(answer.send(Exit::Unknown))
+            }
         }
     }
 
@@ -209,7 +244,11 @@ impl Vault {
                     warn!("the keeper is gone; making another");
                     // One that died as soon as it was made is not made again at once.
                     let early = self.made_at.is_some_and(|at| at.elapsed() < AGAIN);
-                    let next = if early { Instant::now() + AGAIN } else { Instant::now() };
+                    let next = if early {
+                        Instant::now() + AGAIN
+                    } else {
+                        Instant::now()
+                    };
                     self.backend = Backend::NoKeeper { next };
                 }
             }
@@ -233,7 +272,9 @@ impl Vault {
             }
             Err(why) => {
                 warn!("cannot make a keeper, so nothing would outlive rsup now: {why}");
-                self.backend = Backend::NoKeeper { next: Instant::now() + AGAIN };
+                self.backend = Backend::NoKeeper {
+                    next: Instant::now() + AGAIN,
+                };
             }
         }
     }
@@ -250,8 +291,10 @@ impl Vault {
 
 /// Two descriptors of one file (sockets and pipes are files of their own file systems).
 fn is_same(a: &OwnedFd, b: BorrowedFd<'_>) -> bool {
-    let identity = |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
-    a.as_raw_fd() == b.as_raw_fd() || matches!((identity(a.as_fd()), identity(b)), (Ok(a), Ok(b)) if a == b)
+    let identity =
+        |fd: BorrowedFd<'_>| nix::sys::stat::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    a.as_raw_fd() == b.as_raw_fd()
+        || matches!((identity(a.as_fd()), identity(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// The names of what is kept. A part of a name that may hold anything is escaped.
@@ -287,7 +330,12 @@ pub mod name {
             "err" => Stream::Err,
             _ => return None,
         };
-        let parsed = (parts.next()?.parse().ok()?, stream, parts.next()?, parts.next()?.parse().ok()?);
+        let parsed = (
+            parts.next()?.parse().ok()?,
+            stream,
+            parts.next()?,
+            parts.next()?.parse().ok()?,
+        );
         parts.next().is_none().then_some(parsed)
     }
 
@@ -328,7 +376,9 @@ pub mod name {
 
     /// FNV-1a, 64 bits: the same in every version of rsup, which the standard library's is not.
     fn fnv(bytes: &[u8]) -> u64 {
-        bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+        bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        })
     }
 
     #[cfg(test)]
@@ -338,18 +388,39 @@ pub mod name {
         #[test]
         fn every_name_can_be_stored() {
             let app = AppName::new("x".repeat(64));
-            let tcp = Listen::Tcp { addr: "[::1]:3001".parse().unwrap(), v6only: true };
-            assert_eq!(socket(&AppName::new("web"), &tcp, 3), "listen/web/[%3a%3a1]%3a3001/3");
-            let long = ["/ä:".repeat(30), "/ä:".repeat(29) + "/ä;"].map(|path| socket(&app, &Listen::Unix(path.into()), 0));
+            let tcp = Listen::Tcp {
+                addr: "[::1]:3001".parse().unwrap(),
+                v6only: true,
+            };
+            assert_eq!(
+                socket(&AppName::new("web"), &tcp, 3),
+                "listen/web/[%3a%3a1]%3a3001/3"
+            );
+            let long = ["/ä:".repeat(30), "/ä:".repeat(29) + "/ä;"]
+                .map(|path| socket(&app, &Listen::Unix(path.into()), 0));
             assert!(long.iter().all(|name| wire::is_name(name)), "{long:?}");
             assert_ne!(long[0], long[1]);
-            assert!(wire::is_name(&output(u64::MAX, Stream::Err, app.as_str(), u32::MAX)));
+            assert!(wire::is_name(&output(
+                u64::MAX,
+                Stream::Err,
+                app.as_str(),
+                u32::MAX
+            )));
         }
 
         #[test]
         fn a_pipe_tells_whose_it_is() {
-            assert_eq!(parse_output(&output(7, Stream::Err, "a.b-c", 2)), Some((7, Stream::Err, "a.b-c", 2)));
-            for other in ["journal", "out/7", "out/7/a/2/3", "out/x/a/2", "listen/a/b/0"] {
+            assert_eq!(
+                parse_output(&output(7, Stream::Err, "a.b-c", 2)),
+                Some((7, Stream::Err, "a.b-c", 2))
+            );
+            for other in [
+                "journal",
+                "out/7",
+                "out/7/a/2/3",
+                "out/x/a/2",
+                "listen/a/b/0",
+            ] {
                 assert_eq!(parse_output(other), None, "{other}");
             }
         }

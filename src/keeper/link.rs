@@ -46,8 +46,15 @@ impl Link {
     /// # Errors
     /// `TimedOut`; `BrokenPipe` if it is dead; `InvalidData` if it is of another version.
     pub fn take_up(socket: OwnedFd) -> io::Result<(Link, BTreeMap<String, OwnedFd>)> {
-        nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
-        let mut link = Link { socket: readable(socket)?, unsent: VecDeque::new(), asked: Vec::new() };
+        nix::fcntl::fcntl(
+            &socket,
+            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+        )?;
+        let mut link = Link {
+            socket: readable(socket)?,
+            unsent: VecDeque::new(),
+            asked: Vec::new(),
+        };
         link.send(&ToKeeper::Hello(wire::VERSION), None);
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -56,7 +63,10 @@ impl Link {
                 (FromKeeper::Hello(other), _) => {
                     // It makes room for one of ours.
                     link.send(&ToKeeper::Bye, None);
-                    let text = format!("the keeper speaks version {other}, this daemon version {}", wire::VERSION);
+                    let text = format!(
+                        "the keeper speaks version {other}, this daemon version {}",
+                        wire::VERSION
+                    );
                     return Err(io::Error::new(ErrorKind::InvalidData, text));
                 }
                 (FromKeeper::Kept(_) | FromKeeper::AllKept | FromKeeper::Ended(..), _) => {}
@@ -82,9 +92,17 @@ impl Link {
         let number = inherit::leave_open(&theirs)?;
         let mut command = Command::new(program);
         command.envs(process::nofile_found().map(|soft| (process::NOFILE, soft)));
-        let child = command.arg("keeper").env(SOCKET, number.to_string()).stdin(Stdio::null()).spawn();
+        let child = command
+            .arg("keeper")
+            .env(SOCKET, number.to_string())
+            .stdin(Stdio::null())
+            .spawn();
         drop(theirs);
-        let mut link = Link { socket: readable(ours)?, unsent: VecDeque::new(), asked: Vec::new() };
+        let mut link = Link {
+            socket: readable(ours)?,
+            unsent: VecDeque::new(),
+            asked: Vec::new(),
+        };
         link.send(&ToKeeper::Hello(wire::VERSION), None);
         Ok((link, child?.id()))
     }
@@ -101,17 +119,28 @@ impl Link {
             return;
         }
         // Without a descriptor to spare the message goes without, and the keeper says so.
-        self.unsent.push_back((packet, fd.and_then(|fd| fd.try_clone_to_owned().ok())));
+        self.unsent
+            .push_back((packet, fd.and_then(|fd| fd.try_clone_to_owned().ok())));
     }
 
     /// The last word; what was still to be kept is of no use any more. Waits for room.
     pub fn bye(&mut self) {
         self.unsent.clear();
         let deadline = Instant::now() + PATIENCE;
-        while full(fdpass::send_message(self.socket(), &ToKeeper::Bye.encode(), None)) {
+        while full(fdpass::send_message(
+            self.socket(),
+            &ToKeeper::Bye.encode(),
+            None,
+        )) {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut room = [PollFd::new(self.socket(), PollFlags::POLLOUT)];
-            if left.is_zero() || poll(&mut room, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO)).is_err() {
+            if left.is_zero()
+                || poll(
+                    &mut room,
+                    PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
+                )
+                .is_err()
+            {
                 return;
             }
         }
@@ -142,10 +171,16 @@ impl Link {
         let heard = if self.unsent.is_empty() {
             self.hear().await
         } else {
-            tokio::time::timeout(PAUSE, self.hear()).await.unwrap_or(Ok(None))
+            tokio::time::timeout(PAUSE, self.hear())
+                .await
+                .unwrap_or(Ok(None))
         };
         while let Some((packet, fd)) = self.unsent.front() {
-            if full(fdpass::send_message(self.socket(), packet, fd.as_ref().map(AsFd::as_fd))) {
+            if full(fdpass::send_message(
+                self.socket(),
+                packet,
+                fd.as_ref().map(AsFd::as_fd),
+            )) {
                 break;
             }
             self.unsent.pop_front();
@@ -157,7 +192,9 @@ impl Link {
                 }
                 Heard::Nothing
             }
-            Ok(Some(FromKeeper::Hello(_) | FromKeeper::Kept(_) | FromKeeper::AllKept) | None) => Heard::Nothing,
+            Ok(Some(FromKeeper::Hello(_) | FromKeeper::Kept(_) | FromKeeper::AllKept) | None) => {
+                Heard::Nothing
+            }
             Err(_) => Heard::Gone,
         }
     }
@@ -182,7 +219,10 @@ impl Link {
                 return Err(ErrorKind::TimedOut.into());
             }
             let mut wanted = [PollFd::new(self.socket(), PollFlags::POLLIN)];
-            let _ = poll(&mut wanted, PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
+            let _ = poll(
+                &mut wanted,
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX),
+            );
         }
     }
 }

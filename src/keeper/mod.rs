@@ -84,7 +84,8 @@ impl Ends {
 
     fn take(&mut self, pid: u32) -> Exit {
         let at = self.0.iter().position(|(other, _)| *other == pid);
-        at.and_then(|at| self.0.remove(at)).map_or(Exit::Unknown, |(_, exit)| exit)
+        at.and_then(|at| self.0.remove(at))
+            .map_or(Exit::Unknown, |(_, exit)| exit)
     }
 }
 
@@ -150,14 +151,23 @@ fn try_run() -> io::Result<u8> {
         say(&format!("this is a bug in rsup: {panic}"));
         stderr::flush();
     }));
-    let paths = Paths::from_env().and_then(|paths| paths.create().map(|()| paths)).map_err(io::Error::other)?;
+    let paths = Paths::from_env()
+        .and_then(|paths| paths.create().map(|()| paths))
+        .map_err(io::Error::other)?;
     // Away from the terminal and from the group of whoever started us.
     let _ = nix::unistd::setsid();
     let _lock = lock(&paths)?;
     // Where it is refused, the daemon says so; it tries the same.
     let _ = process::set_child_subreaper();
     let _ = process::raise_nofile();
-    let caught: SigSet = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    let caught: SigSet = [
+        Signal::SIGCHLD,
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+    ]
+    .into_iter()
+    .collect();
     caught.thread_set_mask()?;
     let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut keeper = Keeper {
@@ -174,7 +184,12 @@ fn try_run() -> io::Result<u8> {
         let socket = socket?;
         // Whoever made the pair; it may be dead by now, and then its last words are in the queue.
         let pid = process::peer_credentials(&socket)?.pid;
-        keeper.daemon = Some(Daemon { pid, pidfd: process::pidfd_open(pid).ok(), socket, since: Instant::now() });
+        keeper.daemon = Some(Daemon {
+            pid,
+            pidfd: process::pidfd_open(pid).ok(),
+            socket,
+            since: Instant::now(),
+        });
         keeper.again = true;
     }
     loop {
@@ -202,7 +217,8 @@ fn try_run() -> io::Result<u8> {
 
 /// Held as long as the keeper lives: it tells commands that a daemon will be back.
 fn lock(paths: &Paths) -> io::Result<File> {
-    lock::take(&paths.keeper_lock())?.ok_or_else(|| io::Error::other("another keeper is at work already"))
+    lock::take(&paths.keeper_lock())?
+        .ok_or_else(|| io::Error::other("another keeper is at work already"))
 }
 
 /// Whether a keeper is at work: a daemon that does not answer will then be back soon.
@@ -216,7 +232,12 @@ impl Keeper {
         let mut wanted = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         if let Some(daemon) = &self.daemon {
             wanted.push(PollFd::new(daemon.socket.as_fd(), PollFlags::POLLIN));
-            wanted.extend(daemon.pidfd.as_ref().map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
+            wanted.extend(
+                daemon
+                    .pidfd
+                    .as_ref()
+                    .map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)),
+            );
         }
         let timeout = match self.daemon {
             Some(_) => PollTimeout::NONE,
@@ -238,7 +259,9 @@ impl Keeper {
             libc::SIGHUP => {}
             // To stop is the daemon's business.
             _ => match &self.daemon {
-                Some(Daemon { pidfd: Some(pidfd), .. }) => drop(process::signal(pidfd, signal)),
+                Some(Daemon {
+                    pidfd: Some(pidfd), ..
+                }) => drop(process::signal(pidfd, signal)),
                 Some(Daemon { pidfd: None, .. }) | None => self.bye = true,
             },
         }
@@ -247,7 +270,9 @@ impl Keeper {
     /// Takes away the dead, and remembers how they ended.
     fn reap(&mut self) {
         match process::reap_orphans(|_| false) {
-            Ok(dead) => dead.into_iter().for_each(|(pid, exit)| self.ends.note(pid, exit)),
+            Ok(dead) => dead
+                .into_iter()
+                .for_each(|(pid, exit)| self.ends.note(pid, exit)),
             Err(why) => say(&format!("cannot wait for processes: {why}")),
         }
     }
@@ -256,7 +281,10 @@ impl Keeper {
     fn listen(&mut self) {
         let Some(daemon) = &self.daemon else { return };
         // Asked first: what it said before its death is in the queue by then.
-        let mut dead = daemon.pidfd.as_ref().is_none_or(|pidfd| process::has_ended(pidfd).unwrap_or(true));
+        let mut dead = daemon
+            .pidfd
+            .as_ref()
+            .is_none_or(|pidfd| process::has_ended(pidfd).unwrap_or(true));
         let mut packet = [0; wire::LONGEST + 1];
         loop {
             let Some(daemon) = &self.daemon else { return };
@@ -319,16 +347,22 @@ impl Keeper {
     /// Waits while the daemon's queue is full: it asked, so it reads. If it dies, this fails.
     fn tell(&self, message: &FromKeeper, fd: Option<&OwnedFd>) {
         let Some(daemon) = &self.daemon else { return };
-        while let Err(why) = fdpass::send_message(&daemon.socket, &message.encode(), fd.map(AsFd::as_fd)) {
+        while let Err(why) =
+            fdpass::send_message(&daemon.socket, &message.encode(), fd.map(AsFd::as_fd))
+        {
             let mut room = [PollFd::new(daemon.socket.as_fd(), PollFlags::POLLOUT)];
-            if why.kind() != io::ErrorKind::WouldBlock || poll(&mut room, PollTimeout::NONE).is_err() {
+            if why.kind() != io::ErrorKind::WouldBlock
+                || poll(&mut room, PollTimeout::NONE).is_err()
+            {
                 return;
             }
         }
     }
 
     fn on_death(&mut self) {
-        let Some(daemon) = self.daemon.take() else { return };
+        let Some(daemon) = self.daemon.take() else {
+            return;
+        };
         self.reap();
         if self.bye {
             return;
@@ -337,7 +371,11 @@ impl Keeper {
         (self.deaths, pause) = after_death(self.deaths, daemon.since.elapsed());
         self.start_at = Instant::now() + pause;
         let how = self.ends.take(daemon.pid);
-        say(&format!("the daemon (pid {}) {how}; {} descriptors are kept", daemon.pid, self.kept.len()));
+        say(&format!(
+            "the daemon (pid {}) {how}; {} descriptors are kept",
+            daemon.pid,
+            self.kept.len()
+        ));
     }
 
     fn start(&mut self) {
@@ -365,7 +403,10 @@ impl Keeper {
             None => "/proc/self/exe".to_owned(),
         };
         let mut command = Command::new(program);
-        command.arg0("rsup").arg("daemon").env(SOCKET, number.to_string());
+        command
+            .arg0("rsup")
+            .arg("daemon")
+            .env(SOCKET, number.to_string());
         if self.again {
             command.env(AGAIN, "1").env_remove(GO_ON);
         }
@@ -377,7 +418,12 @@ impl Keeper {
         command.envs(process::nofile_found().map(|soft| (process::NOFILE, soft)));
         let child = command.stdin(Stdio::null()).spawn()?;
         let pid = child.id();
-        Ok(Daemon { pid, pidfd: Some(process::pidfd_open(pid)?), socket: ours, since: Instant::now() })
+        Ok(Daemon {
+            pid,
+            pidfd: Some(process::pidfd_open(pid)?),
+            socket: ours,
+            since: Instant::now(),
+        })
     }
 }
 
@@ -401,7 +447,12 @@ fn ends_soon(pidfd: &OwnedFd) -> bool {
 
 /// A pair whose first end never waits.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?;
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok((ours, theirs))
 }
@@ -424,15 +475,25 @@ mod tests {
     fn a_daemon_that_dies_again_and_again_is_started_more_and_more_slowly() {
         for short in [0.0, 0.9, 1.1, 1.9] {
             let ms: Vec<_> = lives(short, 20).iter().map(Duration::as_millis).collect();
-            assert_eq!(ms[..8], [0, 50, 100, 200, 400, 800, 1600, 2000], "lives of {short} s");
+            assert_eq!(
+                ms[..8],
+                [0, 50, 100, 200, 400, 800, 1600, 2000],
+                "lives of {short} s"
+            );
             assert!(ms[8..].iter().all(|pause| *pause == 2000));
         }
-        assert!(lives(2.0, 20).iter().all(Duration::is_zero), "the one before is forgotten");
+        assert!(
+            lives(2.0, 20).iter().all(Duration::is_zero),
+            "the one before is forgotten"
+        );
     }
 
     #[test]
     fn a_long_life_makes_up_for_many_short_ones() {
-        assert_eq!(after_death(16, Duration::from_secs(32)), (1, Duration::ZERO));
+        assert_eq!(
+            after_death(16, Duration::from_secs(32)),
+            (1, Duration::ZERO)
+        );
         assert_eq!(after_death(16, Duration::from_secs(20)).0, 7);
         assert_eq!(after_death(0, Duration::MAX), (1, Duration::ZERO));
     }

@@ -77,13 +77,25 @@ impl FromKeeper {
             Self::Ended(pid, exit) => {
                 let (kind, number) = match exit {
                     Exit::Code(code) => (0, *code),
-                    Exit::Signal { signal, core_dumped: false } => (1, *signal),
-                    Exit::Signal { signal, core_dumped: true } => (2, *signal),
+                    Exit::Signal {
+                        signal,
+                        core_dumped: false,
+                    } => (1, *signal),
+                    Exit::Signal {
+                        signal,
+                        core_dumped: true,
+                    } => (2, *signal),
                     // What a keeper sees of it.
                     Exit::OutOfMemory | Exit::Starved { .. } => (1, SIGKILL),
                     Exit::Unknown => (3, 0),
                 };
-                [b"x".as_slice(), &pid.to_be_bytes(), &[kind], &number.to_be_bytes()].concat()
+                [
+                    b"x".as_slice(),
+                    &pid.to_be_bytes(),
+                    &[kind],
+                    &number.to_be_bytes(),
+                ]
+                .concat()
             }
         }
     }
@@ -101,7 +113,10 @@ impl FromKeeper {
                 let number = i32::from_be_bytes(number.try_into().ok()?);
                 let exit = match kind {
                     0 => Exit::Code(number),
-                    1 | 2 => Exit::Signal { signal: number, core_dumped: *kind == 2 },
+                    1 | 2 => Exit::Signal {
+                        signal: number,
+                        core_dumped: *kind == 2,
+                    },
                     3 if number == 0 => Exit::Unknown,
                     _ => return None,
                 };
@@ -114,11 +129,16 @@ impl FromKeeper {
 
 /// Names are what systemd's `FDNAME=` allows as well: printable ASCII without `:`.
 pub fn is_name(name: &str) -> bool {
-    (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':')
+    (1..=LONGEST_NAME).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| (b' '..=b'~').contains(&b) && b != b':')
 }
 
 fn parse_name(bytes: &[u8]) -> Option<String> {
-    let name = std::str::from_utf8(bytes).ok().filter(|name| is_name(name))?;
+    let name = std::str::from_utf8(bytes)
+        .ok()
+        .filter(|name| is_name(name))?;
     Some(name.to_owned())
 }
 
@@ -145,7 +165,10 @@ mod tests {
     fn from_keeper() -> impl Strategy<Value = FromKeeper> {
         let exit = prop_oneof![
             any::<i32>().prop_map(Exit::Code),
-            (any::<i32>(), any::<bool>()).prop_map(|(signal, core_dumped)| Exit::Signal { signal, core_dumped }),
+            (any::<i32>(), any::<bool>()).prop_map(|(signal, core_dumped)| Exit::Signal {
+                signal,
+                core_dumped
+            }),
             Just(Exit::Unknown),
         ];
         prop_oneof![
@@ -178,7 +201,11 @@ mod tests {
     #[test]
     fn names_that_no_store_could_keep_are_refused() {
         for bad in ["", "a:b", "a\nb", "ä", &"x".repeat(256)] {
-            assert_eq!(ToKeeper::parse(&ToKeeper::Keep(bad.into()).encode()), None, "{bad}");
+            assert_eq!(
+                ToKeeper::parse(&ToKeeper::Keep(bad.into()).encode()),
+                None,
+                "{bad}"
+            );
         }
     }
 }

@@ -30,12 +30,20 @@ impl Chart {
         let mut buckets = report.series.buckets.as_slice();
         // The last bucket is mostly a stump, and would look like a drop.
         let whole = (report.duration_ms / report.series.bucket_ms.max(1)) as usize;
-        if buckets.len() > 4 && whole > 0 && whole < buckets.len() && buckets[whole..].iter().all(|b| b.failed == 0) {
+        if buckets.len() > 4
+            && whole > 0
+            && whole < buckets.len()
+            && buckets[whole..].iter().all(|b| b.failed == 0)
+        {
             buckets = &buckets[..whole];
         }
         let span = buckets.len() as f64 * report.series.bucket_ms as f64;
         // Few buckets are drawn wide, many are put together.
-        let count = if buckets.len() >= room { room } else { buckets.len() * (room / buckets.len().max(1)).clamp(1, 4) };
+        let count = if buckets.len() >= room {
+            room
+        } else {
+            buckets.len() * (room / buckets.len().max(1)).clamp(1, 4)
+        };
         let mut columns = vec![Column::default(); count];
         for (index, column) in columns.iter_mut().enumerate() {
             let from = index * buckets.len() / count;
@@ -47,7 +55,11 @@ impl Chart {
             let column = (marker.at.as_secs_f64() * 1e3 / step) as usize;
             (column.min(count.saturating_sub(1)), marker.label.clone())
         });
-        Chart { marks: marks.collect(), columns, step }
+        Chart {
+            marks: marks.collect(),
+            columns,
+            step,
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -67,20 +79,32 @@ impl Chart {
     pub(super) fn rates(&self, bucket_ms: u64) -> Vec<f64> {
         let rate = |c: &Column| {
             let seconds = (c.buckets as u64 * bucket_ms) as f64 / 1e3;
-            if seconds > 0.0 { (c.requests - c.failed) as f64 / seconds } else { 0.0 }
+            if seconds > 0.0 {
+                (c.requests - c.failed) as f64 / seconds
+            } else {
+                0.0
+            }
         };
         self.columns.iter().map(rate).collect()
     }
 
     /// The largest p99 of each column in microseconds; 0 where nothing was answered.
     pub(super) fn p99s(&self) -> Vec<f64> {
-        self.columns.iter().map(|c| c.p99_us.unwrap_or(0) as f64).collect()
+        self.columns
+            .iter()
+            .map(|c| c.p99_us.unwrap_or(0) as f64)
+            .collect()
     }
 
     /// `×` where requests failed.
     pub(super) fn failures(&self) -> Option<String> {
         let any = self.columns.iter().any(|c| c.failed > 0);
-        any.then(|| self.columns.iter().map(|c| if c.failed > 0 { '×' } else { ' ' }).collect())
+        any.then(|| {
+            self.columns
+                .iter()
+                .map(|c| if c.failed > 0 { '×' } else { ' ' })
+                .collect()
+        })
     }
 
     /// `▲` under the marked moments, `├──┤` under what has an end, and their labels, as many as fit.
@@ -91,7 +115,9 @@ impl Chart {
         let mut arrows = vec![' '; self.columns.len()];
         let mut labels: Vec<char> = Vec::new();
         for (index, (at, label)) in self.marks.iter().enumerate() {
-            let begin = label.strip_suffix(MARKER_END).and_then(|label| self.marks[..index].iter().rfind(|(_, of)| of == label));
+            let begin = label
+                .strip_suffix(MARKER_END)
+                .and_then(|label| self.marks[..index].iter().rfind(|(_, of)| of == label));
             if let Some((begin, _)) = begin {
                 if begin < at {
                     arrows[*begin..*at].fill('─');
@@ -125,12 +151,24 @@ impl Column {
 /// `values` as columns of at most `height` characters, topmost line first; `top` is the full height.
 pub(super) fn plot(values: &[f64], top: f64, height: usize) -> Vec<String> {
     let eighths = |value: f64| {
-        let share = if top > 0.0 { (value / top).clamp(0.0, 1.0) } else { 0.0 };
+        let share = if top > 0.0 {
+            (value / top).clamp(0.0, 1.0)
+        } else {
+            0.0
+        };
         let n = (share * (height * 8) as f64).round() as usize;
         // What is small must still be told from what is nothing.
         if value > 0.0 { n.max(1) } else { 0 }
     };
-    (0..height).rev().map(|row| values.iter().map(|v| EIGHTHS[eighths(*v).saturating_sub(row * 8).min(8)]).collect()).collect()
+    (0..height)
+        .rev()
+        .map(|row| {
+            values
+                .iter()
+                .map(|v| EIGHTHS[eighths(*v).saturating_sub(row * 8).min(8)])
+                .collect()
+        })
+        .collect()
 }
 
 /// The smallest of 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8 times a power of ten that is not below `value`.
@@ -140,7 +178,10 @@ pub(super) fn round_up(value: f64) -> f64 {
     }
     let power = 10_f64.powf(value.log10().floor());
     let steps = [1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
-    let step = steps.iter().find(|step| **step * power >= value * 0.999_999).unwrap_or(&10.0);
+    let step = steps
+        .iter()
+        .find(|step| **step * power >= value * 0.999_999)
+        .unwrap_or(&10.0);
     step * power
 }
 
@@ -150,13 +191,27 @@ mod tests {
 
     #[test]
     fn columns_have_eight_heights_to_a_line() {
-        assert_eq!(plot(&[0.0, 1.0, 8.0, 12.0, 16.0, 0.01], 16.0, 2), ["   ▄█ ", " ▁███▁"]);
+        assert_eq!(
+            plot(&[0.0, 1.0, 8.0, 12.0, 16.0, 0.01], 16.0, 2),
+            ["   ▄█ ", " ▁███▁"]
+        );
     }
 
     #[test]
     fn axis_ends_at_a_round_number() {
-        for (value, top) in [(0.0, 1.0), (1.0, 1.0), (1.01, 1.2), (4321.0, 5000.0), (0.07, 0.08), (9.9, 10.0)] {
-            assert!((round_up(value) - top).abs() < 1e-9, "{value}: {}", round_up(value));
+        for (value, top) in [
+            (0.0, 1.0),
+            (1.0, 1.0),
+            (1.01, 1.2),
+            (4321.0, 5000.0),
+            (0.07, 0.08),
+            (9.9, 10.0),
+        ] {
+            assert!(
+                (round_up(value) - top).abs() < 1e-9,
+                "{value}: {}",
+                round_up(value)
+            );
         }
     }
 }

@@ -81,7 +81,9 @@ impl Plan {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let ip = match bare {
             "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            _ => bare.parse().map_err(|_| format!("{url}: {host} is neither an IP address nor localhost"))?,
+            _ => bare
+                .parse()
+                .map_err(|_| format!("{url}: {host} is neither an IP address nor localhost"))?,
         };
         let port = uri.port_u16().unwrap_or(80);
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
@@ -92,7 +94,11 @@ impl Plan {
 
     fn request(&self) -> Vec<u8> {
         let Plan { path, host, .. } = self;
-        let connection = if self.keep_alive { "keep-alive" } else { "close" };
+        let connection = if self.keep_alive {
+            "keep-alive"
+        } else {
+            "close"
+        };
         format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: rsup\r\nAccept: */*\r\n\
              Connection: {connection}\r\n\r\n"
@@ -161,11 +167,20 @@ pub fn start(plan: Plan) -> Handle {
     let (stop, stopped) = watch::channel(false);
     let clients = (0..clients)
         .map(|_| {
-            let client = Client { shared: shared.clone(), stopped: stopped.clone(), buffers: Buffers::new(), idle: None };
+            let client = Client {
+                shared: shared.clone(),
+                stopped: stopped.clone(),
+                buffers: Buffers::new(),
+                idle: None,
+            };
             tokio::spawn(client.run())
         })
         .collect();
-    Handle { shared, stop, clients }
+    Handle {
+        shared,
+        stop,
+        clients,
+    }
 }
 
 impl Handle {
@@ -223,7 +238,9 @@ impl Handle {
                 std::panic::resume_unwind(panic); // a report without its requests would be a lie
             }
         }
-        let Shared { plan, rate, opened, .. } = &*self.shared;
+        let Shared {
+            plan, rate, opened, ..
+        } = &*self.shared;
         let mut recorder = self.shared.recorder();
         recorder.end(Instant::now());
         recorder.report(Report {
@@ -297,7 +314,11 @@ impl Client {
                 },
                 Ok(Err(error)) => {
                     let (kind, detail) = describe(error, reused);
-                    Outcome::Failed { kind, detail, reused }
+                    Outcome::Failed {
+                        kind,
+                        detail,
+                        reused,
+                    }
                 }
                 Err(_) => {
                     let what = match stage {
@@ -306,7 +327,11 @@ impl Client {
                     };
                     let timeout = self.shared.plan.timeout;
                     let detail = format!("{what} within {timeout:?}");
-                    Outcome::Failed { kind: FailureKind::Timeout, detail, reused }
+                    Outcome::Failed {
+                        kind: FailureKind::Timeout,
+                        detail,
+                        reused,
+                    }
                 }
             };
             let failed = matches!(outcome, Outcome::Failed { .. });
@@ -324,7 +349,13 @@ impl Client {
     /// Waits until the next request is due. With a pace, says from when its latency counts.
     /// `None`: there is no next request.
     async fn next(&mut self) -> Option<Option<Instant>> {
-        let Shared { plan, rate, started, begun, .. } = &*self.shared;
+        let Shared {
+            plan,
+            rate,
+            started,
+            begun,
+            ..
+        } = &*self.shared;
         let now = Instant::now();
         let last = *started + plan.max_time;
         if *self.stopped.borrow() || now >= last {
@@ -360,7 +391,12 @@ impl Client {
         let mut stream = match idle {
             Some(stream) => stream,
             None => {
-                let stream = self.shared.connector.connect().await.map_err(Error::Connect)?;
+                let stream = self
+                    .shared
+                    .connector
+                    .connect()
+                    .await
+                    .map_err(Error::Connect)?;
                 self.shared.opened.fetch_add(1, Ordering::Relaxed);
                 stream
             }
@@ -391,7 +427,9 @@ fn describe(error: Error, reused: bool) -> (FailureKind, String) {
         Cause::Bad(why) => (FailureKind::BadResponse, why),
     };
     match kind {
-        FailureKind::Write | FailureKind::Read | FailureKind::Closed if reused && !fault.answered => {
+        FailureKind::Write | FailureKind::Read | FailureKind::Closed
+            if reused && !fault.answered =>
+        {
             (FailureKind::KeepAliveRace, detail)
         }
         kind => (kind, detail),

@@ -71,7 +71,11 @@ impl Connector {
             unix => unix,
         };
         let rotate = matches!(&target, Target::Tcp(a) if a.is_ipv4() && a.ip().is_loopback());
-        Connector { target, rotate, next: AtomicU32::new(0) }
+        Connector {
+            target,
+            rotate,
+            next: AtomicU32::new(0),
+        }
     }
 
     /// Whether a connection that has had its answer should be left to the server to close, so
@@ -132,6 +136,9 @@ impl Stream {
             Stream::Unix(s) => s.as_fd(),
         };
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        matches!(recv(fd.as_raw_fd(), &mut [0], flags), Err(nix::errno::Errno::EAGAIN))
+        matches!(
+            recv(fd.as_raw_fd(), &mut [0], flags),
+            Err(nix::errno::Errno::EAGAIN)
+        )
     }
 }

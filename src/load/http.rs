@@ -51,14 +51,24 @@ pub(super) struct Buffers {
 
 impl Buffers {
     pub(super) fn new() -> Self {
-        Buffers { input: vec![0; BUFFER].into_boxed_slice(), sample: Vec::with_capacity(SAMPLE) }
+        Buffers {
+            input: vec![0; BUFFER].into_boxed_slice(),
+            sample: Vec::with_capacity(SAMPLE),
+        }
     }
 }
 
 /// Writes `request` and reads one answer to its end.
-pub(super) async fn exchange(stream: &mut Stream, request: &[u8], buffers: &mut Buffers) -> Result<Answer, Fault> {
+pub(super) async fn exchange(
+    stream: &mut Stream,
+    request: &[u8],
+    buffers: &mut Buffers,
+) -> Result<Answer, Fault> {
     buffers.sample.clear();
-    stream.write_all(request).await.map_err(|e| Fault { cause: Cause::Write(e), answered: false })?;
+    stream.write_all(request).await.map_err(|e| Fault {
+        cause: Cause::Write(e),
+        answered: false,
+    })?;
 
     let mut filled = 0;
     let mut seen = 0; // of heads before the last: 100 Continue, 103 Early Hints
@@ -73,11 +83,17 @@ pub(super) async fn exchange(stream: &mut Stream, request: &[u8], buffers: &mut 
             Ok(Some(head)) => break head,
             Ok(None) if filled == BUFFER => {
                 let why = format!("the answer's head is larger than {BUFFER} bytes");
-                return Err(Fault { cause: Cause::Bad(why), answered: true });
+                return Err(Fault {
+                    cause: Cause::Bad(why),
+                    answered: true,
+                });
             }
             Ok(None) => {}
             Err(why) => {
-                return Err(Fault { cause: Cause::Bad(why), answered: true });
+                return Err(Fault {
+                    cause: Cause::Bad(why),
+                    answered: true,
+                });
             }
         }
         let answered = seen + filled > 0;
@@ -88,11 +104,17 @@ pub(super) async fn exchange(stream: &mut Stream, request: &[u8], buffers: &mut 
             }
             Ok(0) => {
                 let why = format!("closed within the answer's head, after {filled} bytes");
-                return Err(Fault { cause: Cause::Closed(why), answered });
+                return Err(Fault {
+                    cause: Cause::Closed(why),
+                    answered,
+                });
             }
             Ok(n) => filled += n,
             Err(e) => {
-                return Err(Fault { cause: Cause::Read(e), answered });
+                return Err(Fault {
+                    cause: Cause::Read(e),
+                    answered,
+                });
             }
         }
     };
@@ -104,26 +126,43 @@ pub(super) async fn exchange(stream: &mut Stream, request: &[u8], buffers: &mut 
         let used = match body.take(&buffers.input[bytes.clone()], &mut buffers.sample) {
             Ok(used) => used,
             Err(why) => {
-                return Err(Fault { cause: Cause::Bad(why.into()), answered: true });
+                return Err(Fault {
+                    cause: Cause::Bad(why.into()),
+                    answered: true,
+                });
             }
         };
         got += used;
         if body.is_complete() {
             // Bytes beyond the answer belong to no request: don't use the connection again.
             let reusable = head.keep_alive && used == bytes.len();
-            return Ok(Answer { status: head.status, reusable, at_eof: false });
+            return Ok(Answer {
+                status: head.status,
+                reusable,
+                at_eof: false,
+            });
         }
         match stream.read(&mut buffers.input).await {
             Ok(0) if matches!(body, Body::UntilEof) => {
-                return Ok(Answer { status: head.status, reusable: false, at_eof: true });
+                return Ok(Answer {
+                    status: head.status,
+                    reusable: false,
+                    at_eof: true,
+                });
             }
             Ok(0) => {
                 let why = format!("closed within the answer's body, after {got} bytes");
-                return Err(Fault { cause: Cause::Closed(why), answered: true });
+                return Err(Fault {
+                    cause: Cause::Closed(why),
+                    answered: true,
+                });
             }
             Ok(n) => bytes = 0..n,
             Err(e) => {
-                return Err(Fault { cause: Cause::Read(e), answered: true });
+                return Err(Fault {
+                    cause: Cause::Read(e),
+                    answered: true,
+                });
             }
         }
     }
@@ -159,7 +198,9 @@ impl Head {
         for header in response.headers.iter() {
             let value = header.value.trim_ascii();
             if header.name.eq_ignore_ascii_case("content-length") {
-                let n = std::str::from_utf8(value).ok().and_then(|v| v.parse::<u64>().ok());
+                let n = std::str::from_utf8(value)
+                    .ok()
+                    .and_then(|v| v.parse::<u64>().ok());
                 let Some(n) = n else {
                     return Err("Content-Length is not a number".into());
                 };
@@ -174,7 +215,9 @@ impl Head {
                 for token in value.split(|b| *b == b',').map(|t| t.trim_ascii()) {
                     if token.eq_ignore_ascii_case(b"close") {
                         keep_alive = false;
-                    } else if token.eq_ignore_ascii_case(b"keep-alive") && response.version == Some(0) {
+                    } else if token.eq_ignore_ascii_case(b"keep-alive")
+                        && response.version == Some(0)
+                    {
                         keep_alive = true;
                     }
                 }
@@ -182,19 +225,31 @@ impl Head {
         }
         let body = match length {
             _ if status < 200 || status == 204 || status == 304 => Body::Length(0),
-            _ if chunked => Body::Chunked(Chunk::Size { value: 0, digits: 0 }),
+            _ if chunked => Body::Chunked(Chunk::Size {
+                value: 0,
+                digits: 0,
+            }),
             _ if coded => Body::UntilEof,
             Some(n) => Body::Length(n),
             None => Body::UntilEof,
         };
         // After 101 the connection speaks another protocol.
         keep_alive &= status != 101;
-        Ok(Some(Head { len, status, keep_alive, body }))
+        Ok(Some(Head {
+            len,
+            status,
+            keep_alive,
+            body,
+        }))
     }
 }
 
 fn last_token(value: &[u8]) -> &[u8] {
-    value.rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii()
+    value
+        .rsplit(|b| *b == b',')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii()
 }
 
 /// Where the reader is in a body.
@@ -241,7 +296,9 @@ impl Body {
                 Ok(bytes.len())
             }
             Body::Length(left) => {
-                let n = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let n = bytes
+                    .len()
+                    .min(usize::try_from(*left).unwrap_or(usize::MAX));
                 keep(sample, &bytes[..n]);
                 *left -= n as u64;
                 Ok(n)
@@ -288,12 +345,18 @@ impl Chunk {
             },
             (&Chunk::Size { value, .. }, b';' | b'\r' | b' ' | b'\t') => Chunk::Extension { value },
             (&Chunk::Size { value, digits }, _) => match (byte as char).to_digit(16) {
-                Some(digit) if digits < 16 => Chunk::Size { value: value << 4 | u64::from(digit), digits: digits + 1 },
+                Some(digit) if digits < 16 => Chunk::Size {
+                    value: value << 4 | u64::from(digit),
+                    digits: digits + 1,
+                },
                 _ => return Err("a chunk's size is not a number"),
             },
             (&Chunk::Extension { value }, _) => Chunk::Extension { value },
             (Chunk::DataEnd, b'\r') => Chunk::DataEnd,
-            (Chunk::DataEnd, b'\n') => Chunk::Size { value: 0, digits: 0 },
+            (Chunk::DataEnd, b'\n') => Chunk::Size {
+                value: 0,
+                digits: 0,
+            },
             (Chunk::DataEnd, _) => return Err("a chunk is longer than its size"),
             (Chunk::Trailer { line: 0 }, b'\n') => Chunk::Done,
             (Chunk::Trailer { .. }, b'\n') => Chunk::Trailer { line: 0 },
@@ -338,8 +401,16 @@ mod tests {
             5;a=b\r\nhello\r\n00A \r\n, world!!!\r\n0\r\nX: y\r\n\r\nHTTP";
         let length = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhelloHTTP";
         for step in 1..60 {
-            assert_eq!(read(chunked, step), Ok((b"hello, world!!!".to_vec(), 4)), "step {step}");
-            assert_eq!(read(length, step), Ok((b"hello".to_vec(), 4)), "step {step}");
+            assert_eq!(
+                read(chunked, step),
+                Ok((b"hello, world!!!".to_vec(), 4)),
+                "step {step}"
+            );
+            assert_eq!(
+                read(length, step),
+                Ok((b"hello".to_vec(), 4)),
+                "step {step}"
+            );
         }
     }
 
@@ -347,12 +418,30 @@ mod tests {
     fn malformed_answers_are_refused() {
         for (answer, why) in [
             (&b"SSH-2.0-OpenSSH_9\r\n"[..], "not an HTTP answer"),
-            (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "not a number"),
-            (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "different"),
-            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", "not a number"),
-            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc", "longer"),
-            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\r\n", "without a size"),
-            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n11111111111111111", "not a number"),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+                "not a number",
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+                "different",
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+                "not a number",
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nabc",
+                "longer",
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\r\n",
+                "without a size",
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n11111111111111111",
+                "not a number",
+            ),
         ] {
             let error = read(answer, 100).expect_err("accepted");
             assert!(error.contains(why), "{error}");
@@ -361,11 +450,25 @@ mod tests {
 
     #[test]
     fn head_tells_whether_the_connection_lives_on() {
-        let keep = |s: &str| Head::parse(s.as_bytes()).ok().flatten().map(|h| h.keep_alive);
-        assert_eq!(keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), Some(true));
-        assert_eq!(keep("HTTP/1.1 200 OK\r\nConnection: x, Close\r\n\r\n"), Some(false));
+        let keep = |s: &str| {
+            Head::parse(s.as_bytes())
+                .ok()
+                .flatten()
+                .map(|h| h.keep_alive)
+        };
+        assert_eq!(
+            keep("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+            Some(true)
+        );
+        assert_eq!(
+            keep("HTTP/1.1 200 OK\r\nConnection: x, Close\r\n\r\n"),
+            Some(false)
+        );
         assert_eq!(keep("HTTP/1.0 200 OK\r\n\r\n"), Some(false));
-        assert_eq!(keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n"), Some(true));
+        assert_eq!(
+            keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n"),
+            Some(true)
+        );
         assert_eq!(keep("HTTP/1.1 200 OK\r\n"), None);
     }
 }

@@ -97,14 +97,18 @@ impl Recorder {
 
     pub(super) fn enter(&mut self, phase: Phase, now: Instant) {
         if self.ended.is_none() {
-            self.phases[self.phase as usize].time += now.saturating_duration_since(self.phase_since);
+            self.phases[self.phase as usize].time +=
+                now.saturating_duration_since(self.phase_since);
         }
         self.phase = phase;
         self.phase_since = now;
     }
 
     pub(super) fn marker(&mut self, label: String, now: Instant) {
-        self.markers.push(Marker { at: now.saturating_duration_since(self.started), label });
+        self.markers.push(Marker {
+            at: now.saturating_duration_since(self.started),
+            label,
+        });
     }
 
     /// The last client has ended: the clock stops.
@@ -142,14 +146,24 @@ impl Recorder {
                 add(&mut record.latency, latency);
                 record.served_by(body);
             }
-            Outcome::Failed { kind, detail, reused } => {
+            Outcome::Failed {
+                kind,
+                detail,
+                reused,
+            } => {
                 *record.failures.entry(kind).or_default() += 1;
                 match kind {
                     FailureKind::KeepAliveRace => self.totals.2 += 1,
                     _ => self.totals.1 += 1,
                 }
                 if self.failures.len() < MAX_FAILURES {
-                    self.failures.push(Failure { at_ms, phase, kind, detail, reused });
+                    self.failures.push(Failure {
+                        at_ms,
+                        phase,
+                        kind,
+                        detail,
+                        reused,
+                    });
                 } else {
                     self.failures_unlisted += 1;
                 }
@@ -172,7 +186,11 @@ impl Recorder {
         }
         let index = (at_ms / self.bucket_ms) as usize;
         while self.buckets.len() <= index {
-            self.buckets.push(BucketRecord { requests: 0, failed: 0, latency: histogram(2) });
+            self.buckets.push(BucketRecord {
+                requests: 0,
+                failed: 0,
+                latency: histogram(2),
+            });
         }
         &mut self.buckets[index]
     }
@@ -197,7 +215,10 @@ impl Recorder {
             after: after.stats(),
             failures: self.failures.clone(),
             failures_unlisted: self.failures_unlisted,
-            series: Series { bucket_ms: self.bucket_ms, buckets: buckets.collect() },
+            series: Series {
+                bucket_ms: self.bucket_ms,
+                buckets: buckets.collect(),
+            },
             markers: self.markers.clone(),
             ..head
         }
@@ -230,7 +251,11 @@ impl PhaseRecord {
     }
 
     fn stats(&self) -> PhaseStats {
-        let races = self.failures.get(&FailureKind::KeepAliveRace).copied().unwrap_or(0);
+        let races = self
+            .failures
+            .get(&FailureKind::KeepAliveRace)
+            .copied()
+            .unwrap_or(0);
         let seconds = self.time.as_secs_f64();
         let answered = self.latency.len();
         PhaseStats {
@@ -239,7 +264,11 @@ impl PhaseRecord {
             failed: self.failures.values().sum::<u64>() - races,
             keep_alive_races: races,
             failures: self.failures.clone(),
-            requests_per_s: if seconds > 0.0 { answered as f64 / seconds } else { 0.0 },
+            requests_per_s: if seconds > 0.0 {
+                answered as f64 / seconds
+            } else {
+                0.0
+            },
             mean_us: (answered > 0).then(|| self.latency.mean() as u64),
             p50_us: percentile(&self.latency, 50.0),
             p95_us: percentile(&self.latency, 95.0),
@@ -262,11 +291,17 @@ fn field<'a>(body: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
         return None;
     }
     let at = memchr::memmem::find(body, name)? + name.len();
-    body[at..].trim_ascii_start().strip_prefix(b":").map(<[u8]>::trim_ascii_start)
+    body[at..]
+        .trim_ascii_start()
+        .strip_prefix(b":")
+        .map(<[u8]>::trim_ascii_start)
 }
 
 fn number(bytes: &[u8]) -> Option<u32> {
-    let end = bytes.iter().position(|b| !b.is_ascii_digit()).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|b| !b.is_ascii_digit())
+        .unwrap_or(bytes.len());
     std::str::from_utf8(&bytes[..end]).ok()?.parse().ok()
 }
 
@@ -286,7 +321,10 @@ mod tests {
         assert_eq!(field(body, b"\"version\"").and_then(string), Some("v2"));
         assert_eq!(field(b"<p>\"pid\":1", b"\"pid\""), None);
         assert_eq!(field(br#"{"pid":null}"#, b"\"pid\"").and_then(number), None);
-        assert_eq!(field(br#"{"version":"cut"#, b"\"version\"").and_then(string), None);
+        assert_eq!(
+            field(br#"{"version":"cut"#, b"\"version\"").and_then(string),
+            None
+        );
     }
 
     #[test]
@@ -300,7 +338,17 @@ mod tests {
         }
         assert!(recorder.buckets.len() <= MAX_BUCKETS);
         assert_eq!(recorder.bucket_ms, 1600);
-        assert_eq!(recorder.buckets.iter().map(|b| b.requests).sum::<u64>(), 1000);
-        assert_eq!(recorder.buckets.iter().map(|b| b.latency.len()).sum::<u64>(), 1000);
+        assert_eq!(
+            recorder.buckets.iter().map(|b| b.requests).sum::<u64>(),
+            1000
+        );
+        assert_eq!(
+            recorder
+                .buckets
+                .iter()
+                .map(|b| b.latency.len())
+                .sum::<u64>(),
+            1000
+        );
     }
 }

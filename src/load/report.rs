@@ -41,7 +41,11 @@ pub fn table_and_chart(report: &Report, width: usize, color: bool) -> String {
 pub fn verdict(report: &Report, color: bool) -> String {
     let paint = Paint(color);
     let total = thousands(report.requests);
-    let requests = if report.requests == 1 { "request" } else { "requests" };
+    let requests = if report.requests == 1 {
+        "request"
+    } else {
+        "requests"
+    };
     let head = format!("{} of {total} {requests} failed", thousands(report.failed));
     let mut line = match (report.requests, report.failed) {
         (0, _) => paint.bad("✗ no request was sent"),
@@ -54,7 +58,10 @@ pub fn verdict(report: &Report, color: bool) -> String {
     };
     if report.keep_alive_races > 0 {
         let races = thousands(report.keep_alive_races);
-        let _ = write!(line, "; {races} more met a keep-alive connection that was being closed");
+        let _ = write!(
+            line,
+            "; {races} more met a keep-alive connection that was being closed"
+        );
     }
     line
 }
@@ -62,20 +69,29 @@ pub fn verdict(report: &Report, color: bool) -> String {
 fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
     let races = report.keep_alive_races > 0;
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
     // The table measures its cells itself, so it has to paint them as well.
     if paint.0 {
         table.enforce_styling();
     } else {
         table.force_no_tty();
     }
-    let colored = |text: String, color| if paint.0 { Cell::new(text).fg(color) } else { Cell::new(text) };
+    let colored = |text: String, color| {
+        if paint.0 {
+            Cell::new(text).fg(color)
+        } else {
+            Cell::new(text)
+        }
+    };
     let mut header = vec!["", "requests", "failed"];
     if races {
         header.push("races");
     }
     header.extend(["req/s", "p50", "p95", "p99", "max"]);
-    let told = |tell: fn(&PhaseStats) -> bool| Phase::ALL.iter().any(|phase| tell(report.phase(*phase)));
+    let told =
+        |tell: fn(&PhaseStats) -> bool| Phase::ALL.iter().any(|phase| tell(report.phase(*phase)));
     let named = told(|stats| !stats.versions.is_empty());
     let pids = width >= 90 && told(|stats| !stats.pids.is_empty());
     if pids {
@@ -88,10 +104,17 @@ fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
     let room = width.saturating_sub(others).max(5);
     table.set_header(header.into_iter().map(|name| {
         let cell = Cell::new(name);
-        if paint.0 { cell.add_attribute(Attribute::Dim) } else { cell }
+        if paint.0 {
+            cell.add_attribute(Attribute::Dim)
+        } else {
+            cell
+        }
     }));
     let phases = Phase::ALL.map(|phase| (phase, report.phase(phase)));
-    for (phase, stats) in phases.into_iter().filter(|(_, s)| s.requests > 0 || s.duration_ms > 0) {
+    for (phase, stats) in phases
+        .into_iter()
+        .filter(|(_, s)| s.requests > 0 || s.duration_ms > 0)
+    {
         let name = match phase {
             Phase::Before => "before",
             Phase::During => "during",
@@ -109,7 +132,10 @@ fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
             });
         }
         row.push(Cell::new(thousands(stats.requests_per_s.round() as u64)));
-        row.extend([stats.p50_us, stats.p95_us, stats.p99_us, stats.max_us].map(|t| Cell::new(t.map_or("–".into(), time))));
+        row.extend(
+            [stats.p50_us, stats.p95_us, stats.p99_us, stats.max_us]
+                .map(|t| Cell::new(t.map_or("–".into(), time))),
+        );
         if pids {
             row.push(Cell::new(stats.pids.len()));
         }
@@ -145,27 +171,62 @@ fn chart(out: &mut String, report: &Report, width: usize, paint: Paint) {
     let rates = chart.rates(report.series.bucket_ms);
     let top = round_up(rates.iter().copied().fold(0.0, f64::max));
     out.push('\n');
-    axis(out, "req/s", &plot(&rates, top, RATE_HEIGHT), &short(top), |s| paint.blue(s), paint);
+    axis(
+        out,
+        "req/s",
+        &plot(&rates, top, RATE_HEIGHT),
+        &short(top),
+        |s| paint.blue(s),
+        paint,
+    );
     let p99s = chart.p99s();
     let top = round_up(p99s.iter().copied().fold(0.0, f64::max));
-    axis(out, "p99", &plot(&p99s, top, LATENCY_HEIGHT), &time(top as u64), |s| paint.magenta(s), paint);
+    axis(
+        out,
+        "p99",
+        &plot(&p99s, top, LATENCY_HEIGHT),
+        &time(top as u64),
+        |s| paint.magenta(s),
+        paint,
+    );
 
     let columns = chart.columns();
     let end = format!("{} s", trim_zeros(chart.span_ms() / 1e3));
     let line = format!("{:>GUTTER$}└{}", "", "─".repeat(columns));
     let _ = writeln!(out, "{}", paint.dim(&line));
     if let Some(failures) = chart.failures() {
-        let _ = writeln!(out, "{:>w$}  {}", "failed", paint.bad(failures.trim_end()), w = GUTTER - 1);
+        let _ = writeln!(
+            out,
+            "{:>w$}  {}",
+            "failed",
+            paint.bad(failures.trim_end()),
+            w = GUTTER - 1
+        );
     }
     if let Some((arrows, labels)) = chart.marks() {
         let _ = writeln!(out, "{:>GUTTER$} {}", "", paint.warn(arrows.trim_end()));
         let _ = writeln!(out, "{:>GUTTER$} {}", "", paint.warn(&labels));
     }
-    let _ = writeln!(out, "{}", paint.dim(&format!("{:>GUTTER$} 0{end:>w$}", "", w = columns.saturating_sub(1))));
+    let _ = writeln!(
+        out,
+        "{}",
+        paint.dim(&format!(
+            "{:>GUTTER$} 0{end:>w$}",
+            "",
+            w = columns.saturating_sub(1)
+        ))
+    );
 }
 
 /// A plot with the labels of its axis.
-fn axis(out: &mut String, title: &str, lines: &[String], top: &str, color: impl Fn(&str) -> String, paint: Paint) {
+fn axis(
+    out: &mut String,
+    title: &str,
+    lines: &[String],
+    top: &str,
+    color: impl Fn(&str) -> String,
+    paint: Paint,
+) {
     for (row, line) in lines.iter().enumerate() {
         let label = match row {
             0 => top,
@@ -199,7 +260,11 @@ fn failures(out: &mut String, report: &Report, width: usize, paint: Paint) {
             (from, to) => format!("{from} s to {to} s"),
         };
         let count = thousands(*count as u64);
-        let line = format!("{count:>7} × {}, {when}: {}", in_words(first.kind), first.detail);
+        let line = format!(
+            "{count:>7} × {}, {when}: {}",
+            in_words(first.kind),
+            first.detail
+        );
         let _ = writeln!(out, "{}", cut(&line, width));
     }
     let rest = groups.len().saturating_sub(LISTED);
@@ -209,7 +274,10 @@ fn failures(out: &mut String, report: &Report, width: usize, paint: Paint) {
             more.push(format!("{rest} more kinds"));
         }
         if report.failures_unlisted > 0 {
-            more.push(format!("{} more failures", thousands(report.failures_unlisted)));
+            more.push(format!(
+                "{} more failures",
+                thousands(report.failures_unlisted)
+            ));
         }
         let _ = writeln!(out, "{:>7}   and {}", "", more.join(", "));
     }
@@ -234,7 +302,11 @@ struct Paint(bool);
 
 impl Paint {
     fn with(self, code: &str, text: &str) -> String {
-        if self.0 && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.0 && !text.is_empty() {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
     fn good(self, text: &str) -> String {
         self.with("32", text)
@@ -260,7 +332,10 @@ fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    text.chars()
+        .take(width.saturating_sub(1))
+        .chain(['…'])
+        .collect()
 }
 
 /// `12345` as `12,345`.
@@ -341,7 +416,10 @@ mod tests {
     }
 
     fn report() -> Report {
-        let mark = |ms, label: &str| Marker { at: std::time::Duration::from_millis(ms), label: label.into() };
+        let mark = |ms, label: &str| Marker {
+            at: std::time::Duration::from_millis(ms),
+            label: label.into(),
+        };
         Report {
             target: "127.0.0.1:3001/".into(),
             connections: 20,
@@ -360,7 +438,12 @@ mod tests {
             series: Series {
                 bucket_ms: 100,
                 buckets: (0..30)
-                    .map(|n| Bucket { requests: 120, failed: 0, p50_us: Some(640), p99_us: Some(1_000 * (n % 7)) })
+                    .map(|n| Bucket {
+                        requests: 120,
+                        failed: 0,
+                        p50_us: Some(640),
+                        p99_us: Some(1_000 * (n % 7)),
+                    })
                     .collect(),
             },
             markers: vec![mark(500, "v2"), mark(1_200, "v2 end"), mark(2_000, "crash")],
@@ -382,18 +465,31 @@ mod tests {
                 (false, c) => bare.push(c),
             }
         }
-        let trimmed = |text: &str| text.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
+        let trimmed = |text: &str| {
+            text.lines()
+                .map(|line| line.trim_end().to_owned())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(trimmed(&bare), trimmed(&plain));
         for width in [80, 90, 120] {
             let plain = render(&report(), width, false);
-            assert!(plain.lines().all(|line| line.chars().count() <= width), "{plain}");
+            assert!(
+                plain.lines().all(|line| line.chars().count() <= width),
+                "{plain}"
+            );
         }
     }
 
     #[test]
     fn what_has_an_end_is_drawn_to_it() {
         let plain = render(&report(), 80, false);
-        assert!(plain.contains(" ├─────────────┤               ▲"), "{plain}");
-        assert!(plain.contains(" v2                            crash"), "{plain}");
+        assert!(
+            plain.contains(" ├─────────────┤               ▲"),
+            "{plain}"
+        );
+        assert!(
+            plain.contains(" v2                            crash"),
+            "{plain}"
+        );
     }
 }

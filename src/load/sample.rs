@@ -58,7 +58,10 @@ pub fn run() -> io::Result<()> {
         eprintln!("sample app: CRASH_AT_START is set: cannot connect to the database");
         std::process::exit(3);
     }
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve())
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve())
 }
 
 struct App {
@@ -90,7 +93,10 @@ async fn serve() -> io::Result<()> {
     let mut sigterm = signal(SignalKind::terminate())?;
     let port = variable("PORT").unwrap_or(3000);
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
-    log(&app, format_args!("{} listening on {}", app.version, listener.local_addr()?));
+    log(
+        &app,
+        format_args!("{} listening on {}", app.version, listener.local_addr()?),
+    );
 
     // Every connection holds a receiver: when the last is gone, so is the last connection.
     let (stop, stopped) = watch::channel(false);
@@ -129,7 +135,11 @@ async fn serve() -> io::Result<()> {
 /// may be in flight. So once the app is told to stop, the connection first gets the time for a
 /// request; whichever comes is answered with `Connection: close`, and ends it.
 async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiver<bool>) {
-    let socket = if app.drop_at_stop { stream.as_fd().try_clone_to_owned().ok() } else { None };
+    let socket = if app.drop_at_stop {
+        stream.as_fd().try_clone_to_owned().ok()
+    } else {
+        None
+    };
     let requests = AtomicU64::new(0);
     let service = service_fn(|request| {
         requests.fetch_add(1, Ordering::Relaxed);
@@ -163,7 +173,10 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiv
     let _ = served.await;
 }
 
-async fn respond(app: &App, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(
+    app: &App,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let query = request.uri().query();
     let (status, body) = match request.uri().path() {
         "/" | "/health" => (StatusCode::OK, app.health("healthy")),
@@ -183,14 +196,20 @@ async fn respond(app: &App, request: Request<Incoming>) -> Result<Response<Full<
             (StatusCode::OK, app.health("wedged"))
         }
         "/slow" => {
-            sleep(Duration::from_millis(parameter(query, "ms").unwrap_or(1000))).await;
+            sleep(Duration::from_millis(
+                parameter(query, "ms").unwrap_or(1000),
+            ))
+            .await;
             (StatusCode::OK, app.health("slow"))
         }
         "/leak" => {
             let mib = parameter(query, "mb").unwrap_or(1).min(4096_usize);
             // Not zeros: those would be pages that exist only once they are written.
             let block = vec![0xA5; mib << 20];
-            app.leaked.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+            app.leaked
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(block);
             (StatusCode::OK, app.health("leaking"))
         }
         "/log" => {
@@ -223,7 +242,10 @@ async fn respond(app: &App, request: Request<Incoming>) -> Result<Response<Full<
 impl App {
     fn health(&self, status: &str) -> String {
         let version = serde_json::Value::from(self.version.as_str());
-        format!("{{\"status\":\"{status}\",\"pid\":{},\"version\":{version}}}\n", self.pid)
+        format!(
+            "{{\"status\":\"{status}\",\"pid\":{},\"version\":{version}}}\n",
+            self.pid
+        )
     }
 }
 
@@ -241,5 +263,8 @@ fn flag(name: &str) -> bool {
 }
 
 fn parameter<T: FromStr>(query: Option<&str>, name: &str) -> Option<T> {
-    query?.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).and_then(|v| v.parse().ok())
+    query?
+        .split('&')
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        .and_then(|v| v.parse().ok())
 }

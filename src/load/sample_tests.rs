@@ -28,7 +28,12 @@ struct Sample {
 fn command(env: &[(&str, &str)]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("own path"));
     command
-        .args(["--exact", "load::sample_tests::child", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "load::sample_tests::child",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env("RSUP_TEST_SAMPLE", "1")
         .env("PORT", "0")
         .env("WARM_MS", "0")
@@ -43,8 +48,16 @@ impl Sample {
         let mut child = command(env).spawn().expect("spawn");
         let mut out = BufReader::new(child.stdout.take().expect("stdout"));
         let line = line_with(&mut out, "listening on ");
-        let port = line.rsplit(':').next().and_then(|p| p.trim().parse().ok()).expect("port");
-        Sample { child, addr: ([127, 0, 0, 1], port).into(), out }
+        let port = line
+            .rsplit(':')
+            .next()
+            .and_then(|p| p.trim().parse().ok())
+            .expect("port");
+        Sample {
+            child,
+            addr: ([127, 0, 0, 1], port).into(),
+            out,
+        }
     }
 
     /// The status of one answer, and whether it ends its connection.
@@ -53,13 +66,18 @@ impl Sample {
         ask(&mut stream, path, "close");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("answer");
-        let status = answer.get(9..12).and_then(|s| s.parse().ok()).expect("status");
+        let status = answer
+            .get(9..12)
+            .and_then(|s| s.parse().ok())
+            .expect("status");
         (status, answer)
     }
 
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.addr).expect("connect");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .expect("timeout");
         stream
     }
 
@@ -91,13 +109,21 @@ fn line_with(out: &mut impl BufRead, what: &str) -> String {
     let mut line = String::new();
     while !line.contains(what) {
         line.clear();
-        assert_ne!(out.read_line(&mut line).expect("stdout"), 0, "ended before it said {what:?}");
+        assert_ne!(
+            out.read_line(&mut line).expect("stdout"),
+            0,
+            "ended before it said {what:?}"
+        );
     }
     line
 }
 
 fn ask(stream: &mut TcpStream, path: &str, connection: &str) {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n\r\n").expect("write");
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n\r\n"
+    )
+    .expect("write");
 }
 
 /// Reads one answer with a Content-Length from a connection that stays open.
@@ -119,9 +145,15 @@ fn is_closed(stream: &mut TcpStream) -> bool {
 fn paths_answer_as_documented() {
     let app = Sample::start(&[("APP_VERSION", "v\"2")]);
     let (status, answer) = app.get("/health");
-    let json = answer.lines().last().and_then(|l| serde_json::from_str(l).ok());
+    let json = answer
+        .lines()
+        .last()
+        .and_then(|l| serde_json::from_str(l).ok());
     let json: serde_json::Value = json.expect("JSON");
-    assert_eq!((status, &json["version"], &json["pid"]), (200, &"v\"2".into(), &app.child.id().into()));
+    assert_eq!(
+        (status, &json["version"], &json["pid"]),
+        (200, &"v\"2".into(), &app.child.id().into())
+    );
     assert_eq!(app.get("/readiness").0, 200);
     assert_eq!(app.get("/liveness").0, 200);
     assert_eq!(app.get("/wedge").0, 200);
@@ -136,7 +168,9 @@ fn client_that_has_said_all_is_still_answered() {
     let app = Sample::start(&[]);
     let mut stream = app.connect();
     ask(&mut stream, "/slow?ms=50", "close");
-    stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
+    stream
+        .shutdown(std::net::Shutdown::Write)
+        .expect("shutdown");
     assert!(answer(&mut stream).contains("200 OK"));
 }
 
@@ -158,7 +192,10 @@ fn warms_up_or_never() {
         std::thread::sleep(Duration::from_millis(10));
     }
     assert_eq!(app.get("/readiness").0, 200);
-    assert_eq!(Sample::start(&[("NEVER_READY", "1")]).get("/readiness").0, 503);
+    assert_eq!(
+        Sample::start(&[("NEVER_READY", "1")]).get("/readiness").0,
+        503
+    );
 }
 
 #[test]
@@ -187,7 +224,10 @@ fn sigterm_finishes_all_that_was_accepted() {
     assert!(TcpStream::connect(app.addr).is_err(), "still accepts");
     ask(&mut unread, "/readiness", "keep-alive");
     let text = answer(&mut unread);
-    assert!(text.contains("503") && text.contains("connection: close"), "{text}");
+    assert!(
+        text.contains("503") && text.contains("connection: close"),
+        "{text}"
+    );
     ask(&mut idle, "/", "keep-alive");
     assert!(answer(&mut idle).contains("connection: close"));
     assert!(answer(&mut slow).contains("connection: close"));
@@ -225,7 +265,11 @@ fn sigterm_can_be_ignored() {
 #[tokio::test]
 async fn keep_alive_load_over_sigterm_meets_no_race() {
     let mut app = Sample::start(&[]);
-    let plan = Plan { keep_alive: true, max_time: Duration::from_secs(20), ..Plan::new(Target::Tcp(app.addr), "/") };
+    let plan = Plan {
+        keep_alive: true,
+        max_time: Duration::from_secs(20),
+        ..Plan::new(Target::Tcp(app.addr), "/")
+    };
     let load = start(plan);
     while load.snapshot().requests < 500 {
         tokio::time::sleep(Duration::from_millis(1)).await;

@@ -242,11 +242,22 @@ mod tests {
 
     #[test]
     fn json_names_are_stable() {
-        let failure =
-            Failure { at_ms: 5, phase: Phase::During, kind: FailureKind::Status(503), detail: "x".into(), reused: false };
+        let failure = Failure {
+            at_ms: 5,
+            phase: Phase::During,
+            kind: FailureKind::Status(503),
+            detail: "x".into(),
+            reused: false,
+        };
         let json = serde_json::to_string(&failure).unwrap_or_default();
-        assert_eq!(json, r#"{"at_ms":5,"phase":"during","kind":"status_503","detail":"x","reused":false}"#);
-        let stats = PhaseStats { failures: [(FailureKind::KeepAliveRace, 2)].into(), ..Default::default() };
+        assert_eq!(
+            json,
+            r#"{"at_ms":5,"phase":"during","kind":"status_503","detail":"x","reused":false}"#
+        );
+        let stats = PhaseStats {
+            failures: [(FailureKind::KeepAliveRace, 2)].into(),
+            ..Default::default()
+        };
         let json = serde_json::to_value(&stats).unwrap_or_default();
         assert_eq!(json["failures"]["keep_alive_race"], 2);
         assert!(json["p99_us"].is_null());

@@ -54,7 +54,12 @@ async fn answers(answer: &'static [u8]) -> Target {
 }
 
 fn plan(target: Target, requests: u64) -> Plan {
-    Plan { connections: 4, max_requests: Some(requests), max_time: Duration::from_secs(20), ..Plan::new(target, "/") }
+    Plan {
+        connections: 4,
+        max_requests: Some(requests),
+        max_time: Duration::from_secs(20),
+        ..Plan::new(target, "/")
+    }
 }
 
 async fn run(target: Target) -> Report {
@@ -67,9 +72,16 @@ fn assert_all(report: &Report, kind: FailureKind, detail: &str) {
     assert_eq!(report.requests, 20);
     assert_eq!(report.before.failures, [(kind, 20)].into());
     assert_eq!(report.failures.len(), 20);
-    assert!(report.failures[0].detail.contains(detail), "{}", report.failures[0].detail);
+    assert!(
+        report.failures[0].detail.contains(detail),
+        "{}",
+        report.failures[0].detail
+    );
     assert_eq!(report.before.p50_us, None);
-    assert_eq!(report.series.buckets.iter().map(|b| b.failed).sum::<u64>(), 20);
+    assert_eq!(
+        report.series.buckets.iter().map(|b| b.failed).sum::<u64>(),
+        20
+    );
 }
 
 #[tokio::test]
@@ -103,11 +115,24 @@ async fn early_closes_are_failures() {
     for (answer, detail) in [
         (&b""[..], "without an answer"),
         (b"HTTP/1.1 200", "within the answer's head"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhi", "body, after 2 bytes"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n", "within the answer's body"),
-        (b"HTTP/1.1 103 Early Hints\r\n\r\n", "within the answer's head"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhi",
+            "body, after 2 bytes",
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n",
+            "within the answer's body",
+        ),
+        (
+            b"HTTP/1.1 103 Early Hints\r\n\r\n",
+            "within the answer's head",
+        ),
     ] {
-        assert_all(&run(answers(answer).await).await, FailureKind::Closed, detail);
+        assert_all(
+            &run(answers(answer).await).await,
+            FailureKind::Closed,
+            detail,
+        );
     }
 }
 
@@ -127,7 +152,11 @@ async fn reset_is_a_failure() {
 async fn wrong_status_and_nonsense_are_failures() {
     let target = answers(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n").await;
     assert_all(&run(target).await, FailureKind::Status(503), "503");
-    assert_all(&run(answers(b"hello\r\n\r\n").await).await, FailureKind::BadResponse, "not an HTTP");
+    assert_all(
+        &run(answers(b"hello\r\n\r\n").await).await,
+        FailureKind::BadResponse,
+        "not an HTTP",
+    );
 }
 
 #[tokio::test]
@@ -137,8 +166,17 @@ async fn silence_is_a_timeout() {
         stream.read_u8().await.map(|_| ())
     });
     let timeout = Duration::from_millis(20);
-    let report = start(Plan { timeout, ..plan(target.await, 20) }).finish().await;
-    assert_all(&report, FailureKind::Timeout, "no complete answer within 20ms");
+    let report = start(Plan {
+        timeout,
+        ..plan(target.await, 20)
+    })
+    .finish()
+    .await;
+    assert_all(
+        &report,
+        FailureKind::Timeout,
+        "no complete answer within 20ms",
+    );
 }
 
 /// Answers `n` requests of each connection, then behaves as `end` says.
@@ -162,8 +200,16 @@ async fn keep_alive_server(n: usize, end: fn(&TcpStream), after_request: bool) -
 #[tokio::test]
 async fn keep_alive_uses_connections_again() {
     let target = keep_alive_server(usize::MAX, |_| {}, false).await;
-    let report = start(Plan { keep_alive: true, ..plan(target, 200) }).finish().await;
-    assert_eq!((report.requests, report.failed, report.connections_opened), (200, 0, 4));
+    let report = start(Plan {
+        keep_alive: true,
+        ..plan(target, 200)
+    })
+    .finish()
+    .await;
+    assert_eq!(
+        (report.requests, report.failed, report.connections_opened),
+        (200, 0, 4)
+    );
 }
 
 #[tokio::test]
@@ -173,9 +219,21 @@ async fn close_on_a_reused_connection_is_its_own_kind() {
     };
     for end in [|_: &TcpStream| {}, reset] {
         let target = keep_alive_server(3, end, true).await;
-        let report = start(Plan { keep_alive: true, connections: 1, ..plan(target, 20) }).finish().await;
-        assert_eq!((report.requests, report.failed, report.keep_alive_races), (20, 0, 5));
-        assert_eq!(report.before.failures, [(FailureKind::KeepAliveRace, 5)].into());
+        let report = start(Plan {
+            keep_alive: true,
+            connections: 1,
+            ..plan(target, 20)
+        })
+        .finish()
+        .await;
+        assert_eq!(
+            (report.requests, report.failed, report.keep_alive_races),
+            (20, 0, 5)
+        );
+        assert_eq!(
+            report.before.failures,
+            [(FailureKind::KeepAliveRace, 5)].into()
+        );
         assert!(report.failures.iter().all(|f| f.reused));
         assert_eq!(report.before.requests, 20);
         assert!(!report.is_lossless());
@@ -190,7 +248,11 @@ async fn half_an_answer_on_a_reused_connection_is_no_race() {
         request(&mut stream).await?;
         stream.write_all(&OK[..20]).await
     });
-    let plan = Plan { keep_alive: true, connections: 1, ..plan(target.await, 20) };
+    let plan = Plan {
+        keep_alive: true,
+        connections: 1,
+        ..plan(target.await, 20)
+    };
     let report = start(plan).finish().await;
     assert_eq!((report.failed, report.keep_alive_races), (10, 0));
     assert_eq!(report.before.failures, [(FailureKind::Closed, 10)].into());
@@ -211,7 +273,12 @@ async fn connection_that_was_closed_while_idle_is_replaced() {
         }
     });
     // 10 ms between requests: the close has long arrived when the next is due.
-    let plan = Plan { keep_alive: true, connections: 1, rate: Some(100.0), ..plan(target.await, 10) };
+    let plan = Plan {
+        keep_alive: true,
+        connections: 1,
+        rate: Some(100.0),
+        ..plan(target.await, 10)
+    };
     let report = start(plan).finish().await;
     assert_eq!((report.requests, report.connections_opened), (10, 10));
     assert!(report.is_lossless(), "{:?}", report.failures);
@@ -228,7 +295,11 @@ async fn pace_is_kept_and_a_stall_is_not_hidden() {
         }
         stream.write_all(OK).await
     });
-    let plan = Plan { connections: 1, rate: Some(200.0), ..plan(target.await, 100) };
+    let plan = Plan {
+        connections: 1,
+        rate: Some(200.0),
+        ..plan(target.await, 100)
+    };
     let report = start(plan).finish().await;
     assert!(report.is_lossless());
     // 100 requests at 200/s: the last is due after 495 ms.
@@ -249,7 +320,11 @@ async fn requests_are_booked_to_the_phase_they_start_in() {
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
         stream.write_all(body).await
     });
-    let load = start(Plan { connections: 3, max_requests: None, ..plan(target.await, 0) });
+    let load = start(Plan {
+        connections: 3,
+        max_requests: None,
+        ..plan(target.await, 0)
+    });
     while load.snapshot().in_flight < 3 {
         tokio::task::yield_now().await;
     }
@@ -263,7 +338,10 @@ async fn requests_are_booked_to_the_phase_they_start_in() {
     let report = load.stop().await;
     assert_eq!(report.before.requests, 3);
     assert!(report.during.requests >= 3);
-    assert_eq!(report.before.requests + report.during.requests, report.requests);
+    assert_eq!(
+        report.before.requests + report.during.requests,
+        report.requests
+    );
     assert_eq!(report.after.requests, 0);
     assert_eq!(report.before.pids, [(7, 3)].into());
     assert_eq!(report.before.versions, [("v1".to_owned(), 3)].into());
@@ -347,9 +425,22 @@ async fn unix_sockets_and_ipv6_are_served_too() {
 fn urls_name_local_targets() {
     let plan = Plan::for_url("http://localhost:3001/health?x=1").expect("valid");
     assert_eq!(plan.target, Target::Tcp(([127, 0, 0, 1], 3001).into()));
-    assert_eq!((plan.host.as_str(), plan.path.as_str()), ("localhost:3001", "/health?x=1"));
-    assert!(Plan::for_url("http://[::1]:1/").expect("valid").target.is_loopback());
-    assert!(!Plan::for_url("http://10.0.0.1/").expect("valid").target.is_loopback());
+    assert_eq!(
+        (plan.host.as_str(), plan.path.as_str()),
+        ("localhost:3001", "/health?x=1")
+    );
+    assert!(
+        Plan::for_url("http://[::1]:1/")
+            .expect("valid")
+            .target
+            .is_loopback()
+    );
+    assert!(
+        !Plan::for_url("http://10.0.0.1/")
+            .expect("valid")
+            .target
+            .is_loopback()
+    );
     assert!(Plan::for_url("https://localhost/").is_err());
     assert!(Plan::for_url("http://example.com/").is_err());
 }

@@ -33,17 +33,23 @@ impl Compressor {
         let (jobs, queue) = mpsc::channel::<PathBuf>();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let thread = thread::Builder::new().name("rsup-gzip".into()).spawn(move || {
-            // On Linux this is the priority of the thread. If it can't be lowered, so be it.
-            let _ = rustix::process::setpriority_process(None, NICE);
-            while let Ok(path) = queue.recv() {
-                if let Err(error) = all(&path, &names, &stopped) {
-                    let error = format!("compressing a rotated file: {error}");
-                    let _ = events.send(Event::Untidy { path, error });
+        let thread = thread::Builder::new()
+            .name("rsup-gzip".into())
+            .spawn(move || {
+                // On Linux this is the priority of the thread. If it can't be lowered, so be it.
+                let _ = rustix::process::setpriority_process(None, NICE);
+                while let Ok(path) = queue.recv() {
+                    if let Err(error) = all(&path, &names, &stopped) {
+                        let error = format!("compressing a rotated file: {error}");
+                        let _ = events.send(Event::Untidy { path, error });
+                    }
                 }
-            }
-        })?;
-        Ok(Compressor { jobs: Some(jobs), stop, thread: Some(thread) })
+            })?;
+        Ok(Compressor {
+            jobs: Some(jobs),
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// The file was rotated: see what there is to compress. Returns at once.
@@ -70,7 +76,9 @@ fn all(path: &Path, names: &Names, stop: &AtomicBool) -> io::Result<()> {
     while !stop.load(Ordering::Relaxed) {
         let plain = {
             let _guard = names.lock();
-            let oldest = rotate::segments(path)?.into_iter().rfind(|s| !s.gzipped && s.number > 1);
+            let oldest = rotate::segments(path)?
+                .into_iter()
+                .rfind(|s| !s.gzipped && s.number > 1);
             match oldest {
                 Some(segment) => File::open(segment.path)?,
                 None => return Ok(()),
@@ -90,12 +98,18 @@ fn one(path: &Path, plain: File, names: &Names, stop: &AtomicBool) -> io::Result
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let packed = OpenOptions::new().write(true).create_new(true).mode(meta.mode() & 0o777).open(&unfinished)?;
+    let packed = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(meta.mode() & 0o777)
+        .open(&unfinished)?;
     let done = pack(plain, packed, &meta, stop).and_then(|done| {
         let _guard = names.lock();
-        let place = rotate::segments(path)?
-            .into_iter()
-            .find(|s| !s.gzipped && fs::metadata(&s.path).is_ok_and(|m| rotate::identity(&m) == rotate::identity(&meta)));
+        let place = rotate::segments(path)?.into_iter().find(|s| {
+            !s.gzipped
+                && fs::metadata(&s.path)
+                    .is_ok_and(|m| rotate::identity(&m) == rotate::identity(&meta))
+        });
         match place {
             Some(segment) if done => {
                 fs::rename(&unfinished, rotate::gzipped(path, segment.number))?;
@@ -114,7 +128,10 @@ fn one(path: &Path, plain: File, names: &Names, stop: &AtomicBool) -> io::Result
 /// Copies `plain` to `packed` through gzip, down to the disk. False if told to stop on the way.
 fn pack(mut plain: File, packed: File, meta: &fs::Metadata, stop: &AtomicBool) -> io::Result<bool> {
     let mtime = u32::try_from(meta.mtime()).unwrap_or(0);
-    let mut encoder = GzBuilder::new().mtime(mtime).extra(origin(rotate::identity(meta))).write(packed, Compression::new(LEVEL));
+    let mut encoder = GzBuilder::new()
+        .mtime(mtime)
+        .extra(origin(rotate::identity(meta)))
+        .write(packed, Compression::new(LEVEL));
     let mut block = vec![0; BLOCK];
     loop {
         if stop.load(Ordering::Relaxed) {
@@ -134,7 +151,12 @@ fn pack(mut plain: File, packed: File, meta: &fs::Metadata, stop: &AtomicBool) -
 /// A field in the header of a compressed file (RFC 1952, 2.3.1.1) that tells which file it was made
 /// of: a follower that was reading that one recognises it.
 fn origin((device, inode): (u64, u64)) -> Vec<u8> {
-    [&b"rs\x10\0"[..], &device.to_le_bytes(), &inode.to_le_bytes()].concat()
+    [
+        &b"rs\x10\0"[..],
+        &device.to_le_bytes(),
+        &inode.to_le_bytes(),
+    ]
+    .concat()
 }
 
 /// Whether a compressed file, by the extra field of its header, was made of this one.
@@ -149,7 +171,9 @@ mod tests {
 
     fn unpacked(path: &Path) -> String {
         let mut text = String::new();
-        GzDecoder::new(File::open(path).expect("open")).read_to_string(&mut text).expect("gunzip");
+        GzDecoder::new(File::open(path).expect("open"))
+            .read_to_string(&mut text)
+            .expect("gunzip");
         text
     }
 
@@ -158,13 +182,20 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("out.log");
         for number in 1..=3 {
-            fs::write(rotate::plain(&path, number), format!("{number}\n").repeat(50_000)).expect("write");
+            fs::write(
+                rotate::plain(&path, number),
+                format!("{number}\n").repeat(50_000),
+            )
+            .expect("write");
         }
         fs::write(rotate::unfinished(&path), "left by a crash").expect("write");
         all(&path, &Names::default(), &AtomicBool::new(false)).expect("compress");
         assert!(rotate::plain(&path, 1).exists() && !rotate::plain(&path, 2).exists());
         for number in 2..=3 {
-            assert_eq!(unpacked(&rotate::gzipped(&path, number)), format!("{number}\n").repeat(50_000));
+            assert_eq!(
+                unpacked(&rotate::gzipped(&path, number)),
+                format!("{number}\n").repeat(50_000)
+            );
         }
         assert!(!rotate::unfinished(&path).exists());
     }

@@ -67,11 +67,17 @@ pub struct Loss {
 
 impl Loss {
     fn of(lines: &[u8]) -> Loss {
-        Loss { bytes: lines.len() as u64, lines: memchr_iter(b'\n', lines).count() as u64 }
+        Loss {
+            bytes: lines.len() as u64,
+            lines: memchr_iter(b'\n', lines).count() as u64,
+        }
     }
 
     fn without(self, other: Loss) -> Loss {
-        Loss { bytes: self.bytes.saturating_sub(other.bytes), lines: self.lines.saturating_sub(other.lines) }
+        Loss {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            lines: self.lines.saturating_sub(other.lines),
+        }
     }
 
     fn add(&mut self, other: Loss) {
@@ -122,7 +128,14 @@ impl Console {
     /// The same, with another way to say what is missing.
     pub(super) fn with_teller(format: Format, teller: Teller) -> (Console, Reader) {
         let shared = Arc::<Shared>::default();
-        (Console { shared: shared.clone(), format, teller }, Reader { shared, teller })
+        (
+            Console {
+                shared: shared.clone(),
+                format,
+                teller,
+            },
+            Reader { shared, teller },
+        )
     }
 
     /// How its lines look.
@@ -141,7 +154,10 @@ impl Console {
         let full = |state: &mut State| state.waiting + lines.len() > CAPACITY;
         if full(&mut state) && !state.stuck && !patience.is_zero() {
             let (begin, before) = (Instant::now(), state.waiting);
-            let waited = self.shared.drained.wait_timeout_while(state, *patience, |state| full(state));
+            let waited = self
+                .shared
+                .drained
+                .wait_timeout_while(state, *patience, |state| full(state));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
             *patience = patience.saturating_sub(begin.elapsed());
             // Nobody else fills it in earnest meanwhile.
@@ -195,13 +211,23 @@ impl Console {
     pub fn finish(&self, patience: Duration) {
         self.close();
         let state = self.shared.lock();
-        drop(self.shared.drained.wait_timeout_while(state, patience, |state| !state.abandoned));
+        drop(
+            self.shared
+                .drained
+                .wait_timeout_while(state, patience, |state| !state.abandoned),
+        );
     }
 
     /// Waits until everything is written that is there, but not for ever.
     pub fn flush(&self, patience: Duration) {
         let state = self.shared.lock();
-        drop(self.shared.drained.wait_timeout_while(state, patience, |state| state.waiting > 0 && !state.abandoned));
+        drop(
+            self.shared
+                .drained
+                .wait_timeout_while(state, patience, |state| {
+                    state.waiting > 0 && !state.abandoned
+                }),
+        );
     }
 
     pub(super) fn close(&self) {
@@ -230,7 +256,10 @@ impl State {
         let loss = mem::take(&mut self.loss);
         self.told.loss.add(loss);
         let why = self.failing.as_deref().unwrap_or(TOO_SLOW);
-        let text = format!("{} bytes in {} lines were lost here: {why}", loss.bytes, loss.lines);
+        let text = format!(
+            "{} bytes in {} lines were lost here: {why}",
+            loss.bytes, loss.lines
+        );
         let line = teller(&text);
         self.told.words.add(Loss::of(&line));
         self.buffer.extend_from_slice(&line);
@@ -244,13 +273,20 @@ impl Reader {
         loop {
             if !state.buffer.is_empty() {
                 let bytes = mem::take(&mut state.buffer);
-                return Some(Chunk { bytes, told: mem::take(&mut state.told) });
+                return Some(Chunk {
+                    bytes,
+                    told: mem::take(&mut state.told),
+                });
             }
             if state.closed && (state.failing.is_some() || state.loss == Loss::default()) {
                 return None;
             }
             if state.loss == Loss::default() {
-                state = self.shared.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .shared
+                    .filled
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             // There is room again, and nobody has said anything since.
@@ -326,18 +362,33 @@ mod tests {
         for _ in 0..10_000 {
             put(&console, &block); // 160 MB
         }
-        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            begin.elapsed()
+        );
         let waiting = console.shared.lock().buffer.capacity();
         assert!(waiting <= 2 * CAPACITY, "{waiting}");
-        console.message("info", Some("web"), "there is room for a word of the daemon's own");
+        console.message(
+            "info",
+            Some("web"),
+            "there is room for a word of the daemon's own",
+        );
         let first = reader.take().expect("lines");
         let kept = first.bytes.iter().filter(|b| **b == b'\n').count() as u64;
         let lost = console.lost();
-        assert_eq!(lost.lines, 10_000_000 - (kept - 2), "what is not there is counted");
+        assert_eq!(
+            lost.lines,
+            10_000_000 - (kept - 2),
+            "what is not there is counted"
+        );
         assert_eq!(lost.bytes, lost.lines * 16);
         reader.wrote(first.bytes.len());
         put(&console, b"after\n");
-        let said = format!("rsup | warn: {} bytes in {} lines were lost here: the reader is too slow\n", lost.bytes, lost.lines);
+        let said = format!(
+            "rsup | warn: {} bytes in {} lines were lost here: the reader is too slow\n",
+            lost.bytes, lost.lines
+        );
         assert!(text(&first).contains(&said));
         assert_eq!(next(&mut reader), "after\n");
         console.close();
@@ -352,7 +403,10 @@ mod tests {
         put(&console, &block);
         assert_eq!(next(&mut reader).len(), block.len());
         let told: serde_json::Value = serde_json::from_str(&next(&mut reader)).expect("JSON");
-        assert_eq!((&told["stream"], &told["level"]), (&"rsup".into(), &"warn".into()));
+        assert_eq!(
+            (&told["stream"], &told["level"]),
+            (&"rsup".into(), &"warn".into())
+        );
         assert!(told["line"].as_str().is_some_and(|line| line.starts_with("1048576 bytes in 65536 lines were lost here")));
     }
 
@@ -364,12 +418,22 @@ mod tests {
         assert!(reader.failed(&chunk, 4, "No space left on device"));
         for _ in 0..2 {
             let told = reader.take().expect("what is lost");
-            assert!(text(&told).contains("4 bytes in 1 lines were lost here: No space left on device"), "{}", text(&told));
-            assert!(!reader.failed(&told, 0, "No space left on device"), "only the first is worth a word");
+            assert!(
+                text(&told).contains("4 bytes in 1 lines were lost here: No space left on device"),
+                "{}",
+                text(&told)
+            );
+            assert!(
+                !reader.failed(&told, 0, "No space left on device"),
+                "only the first is worth a word"
+            );
         }
         put(&console, b"three\n");
         let last = next(&mut reader);
-        assert!(last.contains(" 4 bytes in 1 lines") && last.ends_with("\nthree\n"), "{last}");
+        assert!(
+            last.contains(" 4 bytes in 1 lines") && last.ends_with("\nthree\n"),
+            "{last}"
+        );
         assert_eq!(console.lost(), Loss { bytes: 4, lines: 1 });
         console.close();
         assert!(reader.take().is_none());
@@ -394,7 +458,10 @@ mod tests {
             console.lines(&block, &mut Duration::from_secs(60));
         }
         console.close();
-        assert_eq!((thread.join().expect("the reader"), console.lost()), (1_200_000, Loss::default()));
+        assert_eq!(
+            (thread.join().expect("the reader"), console.lost()),
+            (1_200_000, Loss::default())
+        );
     }
 
     #[test]
@@ -414,7 +481,11 @@ mod tests {
         for _ in 0..200 {
             console.lines(&block, &mut patience); // 12.8 MB at 1 MB/s or less
         }
-        assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            begin.elapsed()
+        );
         assert!(patience.is_zero() && console.lost().lines > 0);
         console.close();
         slow.join().expect("the reader");
@@ -422,14 +493,24 @@ mod tests {
 
     #[test]
     fn lines_say_whose_they_are() {
-        let source = Source { app: "api".into(), instance: 3, key: 1 };
-        let (mut prefix, (text, _), (json, _)) = (Vec::new(), Console::new(Format::Text), Console::new(Format::Json));
+        let source = Source {
+            app: "api".into(),
+            instance: 3,
+            key: 1,
+        };
+        let (mut prefix, (text, _), (json, _)) = (
+            Vec::new(),
+            Console::new(Format::Text),
+            Console::new(Format::Json),
+        );
         let mut of = |console: &Console, stream| {
             console.prefix(&source, stream, &mut prefix);
             String::from_utf8(prefix.clone()).expect("UTF-8")
         };
         assert!(of(&text, Stream::Out).ends_with("Z api:3 | "));
         assert!(of(&text, Stream::Err).ends_with("Z api:3 err | "));
-        assert!(of(&json, Stream::Err).ends_with(r#","app":"api","instance":3,"stream":"err","line":"#));
+        assert!(
+            of(&json, Stream::Err).ends_with(r#","app":"api","instance":3,"stream":"err","line":"#)
+        );
     }
 }

@@ -119,9 +119,18 @@ impl Engine {
             next_flow: WAKE + 1,
             workers: HashMap::new(),
             files: HashMap::new(),
-            buffers: Buffers { lines: Vec::with_capacity(BATCH), prefix: Vec::new(), shown: None },
+            buffers: Buffers {
+                lines: Vec::with_capacity(BATCH),
+                prefix: Vec::new(),
+                shown: None,
+            },
             journal,
-            common: Common { stats: Stats::default(), events, names, compressor },
+            common: Common {
+                stats: Stats::default(),
+                events,
+                names,
+                compressor,
+            },
             check: None,
         })
     }
@@ -181,7 +190,12 @@ impl Engine {
 
     /// Works off a batch of a stream that is not attached: what `skip` says is in the file already.
     fn redo(&mut self, slot: usize, phase: Phase, skip: impl FnOnce(&Path) -> u64) {
-        let Some(About { source, stream, settings }) = self.journal.about(slot) else {
+        let Some(About {
+            source,
+            stream,
+            settings,
+        }) = self.journal.about(slot)
+        else {
             return self.journal.give_up();
         };
         let path = self.acquire(settings.path(stream), &source.app, &settings);
@@ -198,7 +212,16 @@ impl Engine {
             };
             let now = Instant::now();
             let (journal, common) = (&mut self.journal, &mut self.common);
-            lane.work_off(phase, skip, now, file, None, journal, &mut self.buffers, common);
+            lane.work_off(
+                phase,
+                skip,
+                now,
+                file,
+                None,
+                journal,
+                &mut self.buffers,
+                common,
+            );
         }
         self.release(&path);
     }
@@ -218,7 +241,11 @@ impl Engine {
                 flow.touched = now;
                 self.common.stats.bytes += n as u64;
                 self.emit(id, now, Phase::Feed);
-                if self.flows.get(&id).is_some_and(|f| !f.lane.unfinished.is_empty()) {
+                if self
+                    .flows
+                    .get(&id)
+                    .is_some_and(|f| !f.lane.unfinished.is_empty())
+                {
                     self.check_at(now + QUIET);
                 }
                 Got::Bytes(n)
@@ -307,7 +334,10 @@ impl Engine {
             Some((path, _)) => path.clone(),
             None => Arc::from(path),
         };
-        let file = self.files.entry(path.clone()).or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
+        let file = self
+            .files
+            .entry(path.clone())
+            .or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
         file.configure(settings);
         file.users += 1;
         path
@@ -331,13 +361,22 @@ impl Engine {
                 let mut given = Vec::new();
                 for id in self.ids(key) {
                     if let Some(Flow { lane, pipe, .. }) = self.remove(id) {
-                        given.push(Detached { source: lane.source, stream: lane.stream, pipe, unfinished: lane.unfinished });
+                        given.push(Detached {
+                            source: lane.source,
+                            stream: lane.stream,
+                            pipe,
+                            unfinished: lane.unfinished,
+                        });
                     }
                 }
                 let _ = reply.send(given);
             }
             Command::Configure { app, settings } => self.configure(&app, &settings),
-            Command::Note { app, settings, text } => {
+            Command::Note {
+                app,
+                settings,
+                text,
+            } => {
                 let path = self.acquire(&settings.out, &app, &settings);
                 if let Some(file) = self.files.get_mut(&path) {
                     file.note(&text, Instant::now(), &mut self.common);
@@ -352,11 +391,18 @@ impl Engine {
                 }
             }
             Command::Show { console } => {
-                self.buffers.shown = Some(Shown { console, patience: PATIENCE, lines: Vec::new(), prefix: Vec::new() });
+                self.buffers.shown = Some(Shown {
+                    console,
+                    patience: PATIENCE,
+                    lines: Vec::new(),
+                    prefix: Vec::new(),
+                });
             }
             Command::Reopen => self.files.values_mut().for_each(LogFile::close),
             Command::Flush { reply } => {
-                self.ids(None).into_iter().for_each(|id| self.drain(id, PIPE));
+                self.ids(None)
+                    .into_iter()
+                    .for_each(|id| self.drain(id, PIPE));
                 let _ = reply.send(());
             }
             Command::Stats { reply } => {
@@ -371,18 +417,30 @@ impl Engine {
     }
 
     fn attach(&mut self, stream: Detached, settings: &Settings) {
-        let Detached { source, stream, pipe, unfinished } = stream;
+        let Detached {
+            source,
+            stream,
+            pipe,
+            unfinished,
+        } = stream;
         let id = self.next_flow;
         self.next_flow += 1;
-        let watched =
-            set_nonblocking(&pipe).and_then(|()| Ok(self.epoll.add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, id))?));
+        let watched = set_nonblocking(&pipe).and_then(|()| {
+            Ok(self
+                .epoll
+                .add(&pipe, EpollEvent::new(EpollFlags::EPOLLIN, id))?)
+        });
         if let Err(error) = watched {
             bad_pipe(&self.common, &source, stream, &error);
             return;
         }
         let path = self.acquire(settings.path(stream), &source.app, settings);
         self.workers.entry(source.key).or_default().flows += 1;
-        let about = About { source, stream, settings: settings.clone() };
+        let about = About {
+            source,
+            stream,
+            settings: settings.clone(),
+        };
         let (slot, kept) = self.journal.claim(&about);
         let given = unfinished != Unfinished::default();
         if given {
@@ -400,12 +458,23 @@ impl Engine {
         if !lane.unfinished.is_empty() {
             self.check_at(touched + QUIET);
         }
-        self.flows.insert(id, Flow { lane, pipe, touched });
+        self.flows.insert(
+            id,
+            Flow {
+                lane,
+                pipe,
+                touched,
+            },
+        );
     }
 
     fn configure(&mut self, app: &Arc<str>, settings: &Settings) {
         for id in self.ids(None) {
-            let Some(flow) = self.flows.get_mut(&id).filter(|f| f.lane.source.app == *app) else {
+            let Some(flow) = self
+                .flows
+                .get_mut(&id)
+                .filter(|f| f.lane.source.app == *app)
+            else {
                 continue;
             };
             let lane = &mut flow.lane;
@@ -413,7 +482,11 @@ impl Engine {
             let old = lane.path.clone();
             let stream = lane.stream;
             if let Some(slot) = lane.slot {
-                let about = About { source: lane.source.clone(), stream, settings: settings.clone() };
+                let about = About {
+                    source: lane.source.clone(),
+                    stream,
+                    settings: settings.clone(),
+                };
                 if !self.journal.describe(slot, &about) {
                     self.journal.release(lane.slot.take());
                 }
@@ -429,9 +502,21 @@ impl Engine {
     fn tail(&mut self, key: u64) -> Vec<TailLine> {
         let ids = self.ids(Some(key));
         ids.iter().for_each(|id| self.drain(*id, PIPE));
-        let mut lines = self.workers.get(&key).map(|w| w.tail.lines()).unwrap_or_default();
-        for lane in ids.iter().filter_map(|id| self.flows.get(id)).map(|f| &f.lane).filter(|l| !l.unfinished.is_empty()) {
-            lines.push(TailLine { stream: lane.stream, text: tail::text(&lane.unfinished.bytes) });
+        let mut lines = self
+            .workers
+            .get(&key)
+            .map(|w| w.tail.lines())
+            .unwrap_or_default();
+        for lane in ids
+            .iter()
+            .filter_map(|id| self.flows.get(id))
+            .map(|f| &f.lane)
+            .filter(|l| !l.unfinished.is_empty())
+        {
+            lines.push(TailLine {
+                stream: lane.stream,
+                text: tail::text(&lane.unfinished.bytes),
+            });
         }
         let surplus = lines.len().saturating_sub(tail::LINES);
         lines.split_off(surplus)
@@ -440,7 +525,11 @@ impl Engine {
     /// The flows of one worker, or all.
     fn ids(&self, key: Option<u64>) -> Vec<u64> {
         let wanted = |flow: &Flow| key.is_none_or(|key| flow.lane.source.key == key);
-        self.flows.iter().filter(|(_, flow)| wanted(flow)).map(|(id, _)| *id).collect()
+        self.flows
+            .iter()
+            .filter(|(_, flow)| wanted(flow))
+            .map(|(id, _)| *id)
+            .collect()
     }
 
     /// Writes lines that have been quiet for long, and tries files in trouble.
@@ -517,11 +606,17 @@ impl Lane {
         buffers: &mut Buffers,
         common: &mut Common,
     ) {
-        let Buffers { lines, prefix, shown } = buffers;
+        let Buffers {
+            lines,
+            prefix,
+            shown,
+        } = buffers;
         // A batch that is done again for a pump that was killed belongs to the files alone.
         let mut shown = shown.as_mut().filter(|_| tail.is_some());
         if let Some(shown) = &mut shown {
-            shown.console.prefix(&self.source, self.stream, &mut shown.prefix);
+            shown
+                .console
+                .prefix(&self.source, self.stream, &mut shown.prefix);
         }
         if skip > 0 {
             prefix.clear();
@@ -585,5 +680,9 @@ impl Lane {
 
 fn bad_pipe(common: &Common, source: &Source, stream: Stream, error: &io::Error) {
     let (source, error) = (source.clone(), error.to_string());
-    let _ = common.events.send(Event::BadPipe { source, stream, error });
+    let _ = common.events.send(Event::BadPipe {
+        source,
+        stream,
+        error,
+    });
 }

@@ -96,7 +96,8 @@ impl LogFile {
     /// From now on the file is kept as these settings say.
     pub fn configure(&mut self, settings: &Settings) {
         self.style = settings.into();
-        (self.max_size, self.keep, self.compress) = (settings.max_size, settings.keep, settings.compress);
+        (self.max_size, self.keep, self.compress) =
+            (settings.max_size, settings.keep, settings.compress);
     }
 
     /// Opens the file anew with the next line.
@@ -116,7 +117,13 @@ impl LogFile {
 
     /// Appends whole lines, and tells the journal whose batch they are from. What can't be written is
     /// counted as lost.
-    pub fn write(&mut self, lines: &[u8], now: Instant, common: &mut Common, journal: Option<&Journal>) {
+    pub fn write(
+        &mut self,
+        lines: &[u8],
+        now: Instant,
+        common: &mut Common,
+        journal: Option<&Journal>,
+    ) {
         if self.trouble.as_ref().is_some_and(|t| t.retry <= now) {
             self.retry(now, common);
         }
@@ -146,11 +153,18 @@ impl LogFile {
             return;
         };
         let (bytes, lines) = (trouble.lost_bytes, trouble.lost_lines);
-        let text = format!("{bytes} bytes in {lines} lines were lost here: {}", trouble.error);
+        let text = format!(
+            "{bytes} bytes in {lines} lines were lost here: {}",
+            trouble.error
+        );
         match self.append(&own_line(self.style, &self.app, &text), now, common, None) {
             Ok(()) => {
                 let path = self.path.to_path_buf();
-                let _ = common.events.send(Event::Recovered { path, lost_bytes: bytes, lost_lines: lines });
+                let _ = common.events.send(Event::Recovered {
+                    path,
+                    lost_bytes: bytes,
+                    lost_lines: lines,
+                });
             }
             Err((_, error)) => {
                 self.close();
@@ -167,7 +181,11 @@ impl LogFile {
         if let Some(trouble) = self.trouble.take() {
             let path = self.path.to_path_buf();
             let (lost_bytes, lost_lines) = (trouble.lost_bytes, trouble.lost_lines);
-            let _ = common.events.send(Event::Closed { path, lost_bytes, lost_lines });
+            let _ = common.events.send(Event::Closed {
+                path,
+                lost_bytes,
+                lost_lines,
+            });
         }
     }
 
@@ -185,8 +203,16 @@ impl LogFile {
         self.close();
         common.stats.errors += 1;
         let error = error.to_string();
-        let _ = common.events.send(Event::Failed { path: self.path.to_path_buf(), error: error.clone() });
-        let mut trouble = Trouble { lost_bytes: 0, lost_lines: 0, error, retry: now + RETRY };
+        let _ = common.events.send(Event::Failed {
+            path: self.path.to_path_buf(),
+            error: error.clone(),
+        });
+        let mut trouble = Trouble {
+            lost_bytes: 0,
+            lost_lines: 0,
+            error,
+            retry: now + RETRY,
+        };
         trouble.lose(lost, &mut common.stats);
         self.trouble = Some(trouble);
     }
@@ -205,7 +231,8 @@ impl LogFile {
         if std::mem::take(&mut self.amid) {
             self.opened().map_err(|e| (0, e))?;
             let end = memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
-            self.put(&rest[..end], &mut done, journal).map_err(|e| (done, e))?;
+            self.put(&rest[..end], &mut done, journal)
+                .map_err(|e| (done, e))?;
             rest = &rest[end..];
         }
         if let Some(torn) = self.torn
@@ -216,7 +243,8 @@ impl LogFile {
         while !rest.is_empty() {
             let open = self.opened().map_err(|e| (done, e))?;
             let (regular, size) = (open.regular, open.size);
-            let fits = if regular && self.max_size > 0 && self.rotate_after.is_none_or(|t| t <= now) {
+            let fits = if regular && self.max_size > 0 && self.rotate_after.is_none_or(|t| t <= now)
+            {
                 match fitting(rest, size, self.max_size) {
                     0 => {
                         self.rotate(now, common);
@@ -227,7 +255,8 @@ impl LogFile {
             } else {
                 rest.len()
             };
-            self.put(&rest[..fits], &mut done, journal).map_err(|e| (done, e))?;
+            self.put(&rest[..fits], &mut done, journal)
+                .map_err(|e| (done, e))?;
             rest = &rest[fits..];
         }
         Ok(())
@@ -304,7 +333,10 @@ impl LogFile {
                 self.rotate_after = Some(now + RETRY);
                 common.stats.errors += 1;
                 let error = format!("rotating: {error}");
-                let _ = common.events.send(Event::Untidy { path: self.path.to_path_buf(), error });
+                let _ = common.events.send(Event::Untidy {
+                    path: self.path.to_path_buf(),
+                    error,
+                });
             }
         }
     }
@@ -337,7 +369,14 @@ fn fitting(lines: &[u8], size: u64, max_size: u64) -> usize {
 fn open(path: &Path) -> io::Result<Open> {
     // Non-blocking for the sake of a FIFO, whose opening would wait for a reader.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let with = |flags: OFlag| OpenOptions::new().append(true).create(true).mode(MODE).custom_flags(flags.bits()).open(path);
+    let with = |flags: OFlag| {
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(MODE)
+            .custom_flags(flags.bits())
+            .open(path)
+    };
     let open = || match with(flags | OFlag::O_NOFOLLOW) {
         Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
             trusted_link(path)?;
@@ -347,13 +386,21 @@ fn open(path: &Path) -> io::Result<Open> {
     };
     let file = match open() {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(rotate::folder(path))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(FOLDER_MODE)
+                .create(rotate::folder(path))?;
             open()?
         }
         other => other?,
     };
     let meta = file.metadata()?;
-    Ok(Open { file, identity: rotate::identity(&meta), size: meta.len(), regular: meta.is_file() })
+    Ok(Open {
+        file,
+        identity: rotate::identity(&meta),
+        size: meta.len(),
+        regular: meta.is_file(),
+    })
 }
 
 /// A link that somebody else made may lead anywhere: a worker of another user, in a folder of its own,

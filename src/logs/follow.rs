@@ -62,7 +62,10 @@ impl Follower {
     ///
     /// # Errors
     /// When a file that is there can't be read, or the process or user has no inotify instance left.
-    pub fn new(paths: impl IntoIterator<Item = (Stream, PathBuf)>, last: usize) -> io::Result<Follower> {
+    pub fn new(
+        paths: impl IntoIterator<Item = (Stream, PathBuf)>,
+        last: usize,
+    ) -> io::Result<Follower> {
         let mut follower = Follower {
             logs: Vec::new(),
             inotify: Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?,
@@ -74,24 +77,36 @@ impl Follower {
             if follower.logs.iter().any(|log| log.path == path) {
                 continue;
             }
-            follower.logs.push(Log { stream, path, files: VecDeque::new(), partial: Vec::new() });
+            follower.logs.push(Log {
+                stream,
+                path,
+                files: VecDeque::new(),
+                partial: Vec::new(),
+            });
         }
         follower.watch(); // before the first look: what is written after it is noticed
         for log in &mut follower.logs {
             let current = Source::open(&log.path)?;
             let (file, end) = match &current {
-                Some(Source { input: Input::Plain(file), .. }) => (Some(file), file.metadata()?.len()),
+                Some(Source {
+                    input: Input::Plain(file),
+                    ..
+                }) => (Some(file), file.metadata()?.len()),
                 _ => (None, 0),
             };
             let before = lines::before(&log.path, file, end, last)?;
-            follower.ready.extend(before.into_iter().map(|line| (log.stream, line)));
+            follower
+                .ready
+                .extend(before.into_iter().map(|line| (log.stream, line)));
             if let Some(mut source) = current {
                 source.skip_to(end)?;
                 log.files.push_back(source);
             }
         }
         in_order_of_time(&mut follower.ready);
-        follower.ready.drain(..follower.ready.len().saturating_sub(last));
+        follower
+            .ready
+            .drain(..follower.ready.len().saturating_sub(last));
         Ok(follower)
     }
 
@@ -100,7 +115,10 @@ impl Follower {
     ///
     /// # Errors
     /// When a file can't be read.
-    #[expect(clippy::should_implement_trait, reason = "it ends with an error only, and may be called again after one")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it ends with an error only, and may be called again after one"
+    )]
     pub fn next(&mut self) -> io::Result<Vec<(Stream, Vec<u8>)>> {
         loop {
             for log in &mut self.logs {
@@ -121,7 +139,11 @@ impl Follower {
             if self.watched.len() > before {
                 return Ok(()); // what happened before the watch was set is seen by looking
             }
-            let timeout = if all_watched { PollTimeout::NONE } else { PollTimeout::from(BLIND_MS) };
+            let timeout = if all_watched {
+                PollTimeout::NONE
+            } else {
+                PollTimeout::from(BLIND_MS)
+            };
             let mut fds = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, timeout) {
                 Ok(0) => return Ok(()),
@@ -141,7 +163,9 @@ impl Follower {
                     concerned = true;
                 }
                 // An event without a name is about the folder, or says that events were dropped.
-                concerned |= event.name.is_none_or(|name| self.logs.iter().any(|log| log.is_called(&name)));
+                concerned |= event
+                    .name
+                    .is_none_or(|name| self.logs.iter().any(|log| log.is_called(&name)));
             }
             if concerned {
                 return Ok(());
@@ -237,12 +261,19 @@ impl Source {
             return Ok(None);
         };
         let identity = rotate::identity(&file.metadata()?);
-        Ok(Some(Source { input: Input::Plain(file), identity, offset: 0 }))
+        Ok(Some(Source {
+            input: Input::Plain(file),
+            identity,
+            offset: 0,
+        }))
     }
 
     fn open_packed(path: &Path) -> io::Result<Option<Source>> {
         Ok(Source::open(path)?.map(|source| match source.input {
-            Input::Plain(file) => Source { input: Input::Packed(Box::new(MultiGzDecoder::new(file))), ..source },
+            Input::Plain(file) => Source {
+                input: Input::Packed(Box::new(MultiGzDecoder::new(file))),
+                ..source
+            },
             Input::Packed(_) => source,
         }))
     }
@@ -283,7 +314,9 @@ impl Source {
     fn is(&self, identity: (u64, u64)) -> bool {
         match &self.input {
             Input::Plain(_) => self.identity == identity,
-            Input::Packed(decoder) => compress::made_of(decoder.header().and_then(|h| h.extra()), identity),
+            Input::Packed(decoder) => {
+                compress::made_of(decoder.header().and_then(|h| h.extra()), identity)
+            }
         }
     }
 }
@@ -319,7 +352,10 @@ fn successors(path: &Path, ours: (u64, u64)) -> io::Result<Vec<Source>> {
             known = true;
             break;
         }
-        if !newer.iter().any(|n| n.identity == source.identity || source.is(n.identity)) {
+        if !newer
+            .iter()
+            .any(|n| n.identity == source.identity || source.is(n.identity))
+        {
             newer.push(source);
         }
     }
@@ -365,13 +401,20 @@ mod tests {
     use std::io::Write;
 
     fn append(path: &Path, text: &str) {
-        let mut file = fs::OpenOptions::new().append(true).create(true).open(path).expect("open");
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .expect("open");
         file.write_all(text.as_bytes()).expect("write");
     }
 
     fn next(follower: &mut Follower) -> Vec<String> {
         let lines = follower.next().expect("next");
-        lines.into_iter().map(|(_, line)| String::from_utf8(line).expect("UTF-8")).collect()
+        lines
+            .into_iter()
+            .map(|(_, line)| String::from_utf8(line).expect("UTF-8"))
+            .collect()
     }
 
     #[test]
@@ -379,11 +422,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let (out, err) = (dir.path().join("out"), dir.path().join("err"));
         let at = |second: u32, text: &str| format!("2024-01-01T00:00:{second:02}.000Z {text}\n");
-        append(&out, &(at(1, "a") + &at(3, "c") + "still c\n" + &at(5, "e")));
+        append(
+            &out,
+            &(at(1, "a") + &at(3, "c") + "still c\n" + &at(5, "e")),
+        );
         append(&err, &(at(2, "b") + &at(4, "d")));
         let paths = [(Stream::Out, out), (Stream::Err, err)];
         let mut follower = Follower::new(paths, 4).expect("follower");
-        let lines: Vec<String> = next(&mut follower).iter().map(|l| l[l.len() - 1..].to_owned()).collect();
+        let lines: Vec<String> = next(&mut follower)
+            .iter()
+            .map(|l| l[l.len() - 1..].to_owned())
+            .collect();
         assert_eq!(lines, ["c", "c", "d", "e"]);
     }
 
@@ -419,7 +468,10 @@ mod tests {
         append(&path, "old\n");
         let mut follower = Follower::new([(Stream::Err, path.clone())], 0).expect("follower");
         let writer = std::thread::spawn(move || append(&path, "new\n"));
-        assert_eq!(follower.next().expect("next"), [(Stream::Err, b"new".to_vec())]);
+        assert_eq!(
+            follower.next().expect("next"),
+            [(Stream::Err, b"new".to_vec())]
+        );
         writer.join().expect("writer");
     }
 }

@@ -14,7 +14,10 @@ pub(super) struct Style {
 
 impl From<&Settings> for Style {
     fn from(settings: &Settings) -> Self {
-        Style { format: settings.format, timestamps: settings.timestamps }
+        Style {
+            format: settings.format,
+            timestamps: settings.timestamps,
+        }
     }
 }
 
@@ -24,18 +27,38 @@ const MORE: &[u8] = "…".as_bytes();
 /// Writes what precedes the text of every line that `stream` of `source` has now. It is the same for
 /// a whole batch of lines: the clock is read once for it.
 pub(super) fn prefix(style: Style, source: &Source, stream: Stream, out: &mut Vec<u8>) {
-    head(style, &source.app, Some(source.instance), stream.name(), out);
+    head(
+        style,
+        &source.app,
+        Some(source.instance),
+        stream.name(),
+        out,
+    );
 }
 
 /// What precedes the text of a line among those of all apps.
 pub(super) fn console_prefix(format: Format, source: &Source, stream: Stream, out: &mut Vec<u8>) {
     match format {
-        Format::Json => prefix(Style { format, timestamps: true }, source, stream, out),
+        Format::Json => prefix(
+            Style {
+                format,
+                timestamps: true,
+            },
+            source,
+            stream,
+            out,
+        ),
         Format::Text => {
             out.clear();
             let mark = if stream == Stream::Err { " err" } else { "" };
             // Writing to a Vec can't fail.
-            let _ = write!(out, "{:.3} {}:{}{mark} | ", jiff::Timestamp::now(), source.app, source.instance);
+            let _ = write!(
+                out,
+                "{:.3} {}:{}{mark} | ",
+                jiff::Timestamp::now(),
+                source.app,
+                source.instance
+            );
         }
     }
 }
@@ -46,13 +69,27 @@ pub(super) fn message(format: Format, level: &str, app: Option<&str>, text: &str
     let mut line = Vec::new();
     match format {
         Format::Json => {
-            let object = Message { time: format!("{now:.3}"), level, app, stream: "rsup", line: text };
+            let object = Message {
+                time: format!("{now:.3}"),
+                level,
+                app,
+                stream: "rsup",
+                line: text,
+            };
             let _ = serde_json::to_writer(&mut line, &object);
         }
         Format::Text => {
             let about = app.map(|app| format!("{app}: ")).unwrap_or_default();
-            let mark = if level == "info" { String::new() } else { format!("{level}: ") };
-            let _ = write!(line, "{now:.3} rsup | {mark}{about}{}", text.replace('\n', " "));
+            let mark = if level == "info" {
+                String::new()
+            } else {
+                format!("{level}: ")
+            };
+            let _ = write!(
+                line,
+                "{now:.3} rsup | {mark}{about}{}",
+                text.replace('\n', " ")
+            );
         }
     }
     line.push(b'\n');
@@ -118,7 +155,11 @@ pub(super) fn record(format: Format, prefix: &[u8], record: Record<'_>, out: &mu
             } else {
                 let _ = serde_json::to_writer(&mut *out, &*String::from_utf8_lossy(record.bytes));
             }
-            let end: &[u8] = if record.partial { b",\"partial\":true}\n" } else { b"}\n" };
+            let end: &[u8] = if record.partial {
+                b",\"partial\":true}\n"
+            } else {
+                b"}\n"
+            };
             out.extend_from_slice(end);
         }
     }
@@ -154,39 +195,81 @@ mod tests {
     use super::*;
 
     fn one(style: Style, bytes: &[u8], continued: bool, partial: bool) -> Vec<u8> {
-        let source = Source { app: "a\"b".into(), instance: 3, key: 1 };
+        let source = Source {
+            app: "a\"b".into(),
+            instance: 3,
+            key: 1,
+        };
         let (mut head, mut out) = (Vec::new(), Vec::new());
         prefix(style, &source, Stream::Err, &mut head);
-        record(style.format, &head, Record { bytes, continued, partial, end: 0 }, &mut out);
+        record(
+            style.format,
+            &head,
+            Record {
+                bytes,
+                continued,
+                partial,
+                end: 0,
+            },
+            &mut out,
+        );
         out
     }
 
     #[test]
     fn text_keeps_every_byte() {
-        let style = Style { format: Format::Text, timestamps: false };
+        let style = Style {
+            format: Format::Text,
+            timestamps: false,
+        };
         assert_eq!(one(style, b"\xff\0 x\r", false, false), b"\xff\0 x\r\n");
         assert_eq!(one(style, b"x", true, true), "…x…\n".as_bytes());
-        let stamped = one(Style { timestamps: true, ..style }, b"hello", false, false);
+        let stamped = one(
+            Style {
+                timestamps: true,
+                ..style
+            },
+            b"hello",
+            false,
+            false,
+        );
         let stamped = String::from_utf8(stamped).expect("UTF-8");
         let (time, rest) = stamped.split_once(' ').expect("a space");
-        assert_eq!((time.len(), rest), ("2024-06-01T12:00:00.000Z".len(), "hello\n"));
+        assert_eq!(
+            (time.len(), rest),
+            ("2024-06-01T12:00:00.000Z".len(), "hello\n")
+        );
         assert!(time.parse::<jiff::Timestamp>().is_ok());
     }
 
     #[test]
     fn json_is_json_whatever_the_line() {
-        let style = Style { format: Format::Json, timestamps: true };
+        let style = Style {
+            format: Format::Json,
+            timestamps: true,
+        };
         let line = one(style, b"say \"\x01\xff\"\\ \xc3\xa9", false, true);
         let value: serde_json::Value = serde_json::from_slice(&line).expect("valid JSON");
         assert_eq!(value["line"], "say \"\u{1}\u{fffd}\"\\ é");
-        assert_eq!((&value["app"], &value["instance"]), (&"a\"b".into(), &3.into()));
-        assert_eq!((&value["stream"], &value["partial"]), (&"err".into(), &true.into()));
+        assert_eq!(
+            (&value["app"], &value["instance"]),
+            (&"a\"b".into(), &3.into())
+        );
+        assert_eq!(
+            (&value["stream"], &value["partial"]),
+            (&"err".into(), &true.into())
+        );
         for byte in 0..=255 {
             let bytes = [b'a', byte, b'z'];
-            let value: serde_json::Value = serde_json::from_slice(&one(style, &bytes, false, false)).expect("valid JSON");
+            let value: serde_json::Value =
+                serde_json::from_slice(&one(style, &bytes, false, false)).expect("valid JSON");
             assert_eq!(value["line"], *String::from_utf8_lossy(&bytes));
         }
-        let own: serde_json::Value = serde_json::from_slice(&own_line(style, "api", "x\ny")).expect("valid JSON");
-        assert_eq!((&own["stream"], &own["line"]), (&"rsup".into(), &"x\ny".into()));
+        let own: serde_json::Value =
+            serde_json::from_slice(&own_line(style, "api", "x\ny")).expect("valid JSON");
+        assert_eq!(
+            (&own["stream"], &own["line"]),
+            (&"rsup".into(), &"x\ny".into())
+        );
     }
 }

@@ -42,7 +42,12 @@ impl Unfinished {
         for end in memchr_iter(b'\n', chunk) {
             let line = &chunk[start..end];
             if self.bytes.is_empty() && !self.continued && line.len() <= MAX_LINE {
-                emit(Record { bytes: line, continued: false, partial: false, end });
+                emit(Record {
+                    bytes: line,
+                    continued: false,
+                    partial: false,
+                    end,
+                });
             } else {
                 self.extend(chunk, start, end, &mut emit);
                 self.end_line(end, &mut emit);
@@ -73,7 +78,13 @@ impl Unfinished {
     }
 
     /// Adds `chunk[start..end]`, which holds no newline, to the line.
-    fn extend(&mut self, chunk: &[u8], start: usize, end: usize, emit: &mut impl FnMut(Record<'_>)) {
+    fn extend(
+        &mut self,
+        chunk: &[u8],
+        start: usize,
+        end: usize,
+        emit: &mut impl FnMut(Record<'_>),
+    ) {
         let mut at = start;
         while self.bytes.len() + (end - at) > MAX_LINE {
             let room = MAX_LINE - self.bytes.len();
@@ -87,13 +98,23 @@ impl Unfinished {
     }
 
     fn emit_part(&mut self, len: usize, end: usize, emit: &mut impl FnMut(Record<'_>)) {
-        emit(Record { bytes: &self.bytes[..len], continued: self.continued, partial: true, end });
+        emit(Record {
+            bytes: &self.bytes[..len],
+            continued: self.continued,
+            partial: true,
+            end,
+        });
         self.bytes.drain(..len);
         self.continued = true;
     }
 
     fn end_line(&mut self, end: usize, emit: &mut impl FnMut(Record<'_>)) {
-        emit(Record { bytes: &self.bytes, continued: self.continued, partial: false, end });
+        emit(Record {
+            bytes: &self.bytes,
+            continued: self.continued,
+            partial: false,
+            end,
+        });
         self.bytes.clear();
         self.continued = false;
         self.trim();
@@ -133,7 +154,9 @@ mod tests {
         let mut state = Unfinished::default();
         let mut records = Vec::new();
         for chunk in chunks {
-            state.feed(chunk, |r| records.push((r.bytes.to_vec(), r.continued, r.partial)));
+            state.feed(chunk, |r| {
+                records.push((r.bytes.to_vec(), r.continued, r.partial))
+            });
         }
         (records, state)
     }
@@ -156,9 +179,19 @@ mod tests {
         let (records, rest) = run(&[&odd]);
         assert!(rest.is_empty());
         assert_eq!(records.len(), 3);
-        assert!(records.iter().all(|(bytes, ..)| std::str::from_utf8(bytes).is_ok()));
-        assert_eq!(records.iter().map(|(_, c, p)| (*c, *p)).collect::<Vec<_>>(), [(false, true), (true, true), (true, false)]);
-        assert_eq!(records.into_iter().flat_map(|r| r.0).collect::<Vec<_>>(), odd[..odd.len() - 1]);
+        assert!(
+            records
+                .iter()
+                .all(|(bytes, ..)| std::str::from_utf8(bytes).is_ok())
+        );
+        assert_eq!(
+            records.iter().map(|(_, c, p)| (*c, *p)).collect::<Vec<_>>(),
+            [(false, true), (true, true), (true, false)]
+        );
+        assert_eq!(
+            records.into_iter().flat_map(|r| r.0).collect::<Vec<_>>(),
+            odd[..odd.len() - 1]
+        );
     }
 
     #[test]
@@ -166,13 +199,21 @@ mod tests {
         let mut state = Unfinished::default();
         let mut seen = Vec::new();
         let mut emit = |r: Record<'_>| seen.push((r.bytes.to_vec(), r.continued, r.partial));
-        state.feed("pass\u{e9}".as_bytes().split_last().expect("not empty").1, &mut emit);
+        state.feed(
+            "pass\u{e9}".as_bytes().split_last().expect("not empty").1,
+            &mut emit,
+        );
         state.cut(&mut emit);
         state.cut(&mut emit); // half a character, and nothing else: shown as it is
         state.feed(b"\nnext\n", &mut emit);
         assert_eq!(
             seen,
-            [(b"pass".to_vec(), false, true), (b"\xc3".to_vec(), true, true), (b"".to_vec(), true, false), line(b"next")]
+            [
+                (b"pass".to_vec(), false, true),
+                (b"\xc3".to_vec(), true, true),
+                (b"".to_vec(), true, false),
+                line(b"next")
+            ]
         );
     }
 

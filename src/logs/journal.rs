@@ -107,13 +107,27 @@ struct Intent {
 impl Pending {
     /// How many formatted bytes of the batch are in the log at `path`.
     pub fn skip(&self, path: &Path) -> u64 {
-        let Intent { identity, size, len } = self.intent;
+        let Intent {
+            identity,
+            size,
+            len,
+        } = self.intent;
         if len == 0 || identity == (0, 0) {
             return self.written;
         }
-        let length = |path: &Path| fs::metadata(path).ok().filter(|m| rotate::identity(m) == identity).map(|m| m.len());
+        let length = |path: &Path| {
+            fs::metadata(path)
+                .ok()
+                .filter(|m| rotate::identity(m) == identity)
+                .map(|m| m.len())
+        };
         // Someone may have moved it meanwhile, to where we do.
-        let found = length(path).or_else(|| rotate::segments(path).ok()?.iter().find_map(|s| length(&s.path)));
+        let found = length(path).or_else(|| {
+            rotate::segments(path)
+                .ok()?
+                .iter()
+                .find_map(|s| length(&s.path))
+        });
         // A file that is gone, or shorter than it was, tells nothing: better twice than never.
         self.written + found.map_or(0, |now| now.saturating_sub(size).min(len))
     }
@@ -133,8 +147,14 @@ impl State {
     }
 
     fn unpack(word: u64) -> State {
-        let len = usize::try_from(word & 0xffff_ffff).unwrap_or(usize::MAX).min(MAX_LINE);
-        State { len, half: word >> 32 & 1 == 1, continued: word >> 33 & 1 == 1 }
+        let len = usize::try_from(word & 0xffff_ffff)
+            .unwrap_or(usize::MAX)
+            .min(MAX_LINE);
+        State {
+            len,
+            half: word >> 32 & 1 == 1,
+            continued: word >> 33 & 1 == 1,
+        }
     }
 
     fn range(self, slot: usize) -> Range<usize> {
@@ -186,14 +206,25 @@ impl Journal {
             memory.bytes_mut()[..SPOOL + PREFIX].fill(0);
             memory.words()[IS].store(MAGIC, Ordering::Relaxed);
         }
-        let mut journal =
-            Journal { memory, done: 0, end: 0, slot: None, phase: Phase::Idle, out: Cell::new(0), taken: vec![false; SLOTS] };
+        let mut journal = Journal {
+            memory,
+            done: 0,
+            end: 0,
+            slot: None,
+            phase: Phase::Idle,
+            out: Cell::new(0),
+            taken: vec![false; SLOTS],
+        };
         if journal.get(IS) != MAGIC {
             return Err(ErrorKind::InvalidInput.into());
         }
         let [phase, slot, state, done, ..] = journal.record();
         if phase == Phase::Idle as u64 {
-            journal.apply(usize::try_from(slot).ok().filter(|s| *s < SLOTS), state, done);
+            journal.apply(
+                usize::try_from(slot).ok().filter(|s| *s < SLOTS),
+                state,
+                done,
+            );
         }
         journal.done = usize::try_from(journal.get(DONE)).unwrap_or(0).min(SPOOL);
         journal.end = journal.memory.position()?.min(SPOOL);
@@ -214,14 +245,25 @@ impl Journal {
             3 => Phase::Finish,
             _ => Phase::Idle,
         };
-        let slot = usize::try_from(slot).ok().filter(|s| *s < SLOTS && phase != Phase::Idle);
+        let slot = usize::try_from(slot)
+            .ok()
+            .filter(|s| *s < SLOTS && phase != Phase::Idle);
         let Some(slot) = slot else {
             self.give_up();
             return None;
         };
         (self.slot, self.phase) = (Some(slot), phase);
-        let intent = Intent { identity: (dev, ino), size, len };
-        Some(Pending { slot, phase, written, intent })
+        let intent = Intent {
+            identity: (dev, ino),
+            size,
+            len,
+        };
+        Some(Pending {
+            slot,
+            phase,
+            written,
+            intent,
+        })
     }
 
     /// Takes up a pending batch; its first `skip` formatted bytes are written.
@@ -237,7 +279,9 @@ impl Journal {
 
     /// Slots of streams that nobody has attached.
     pub(super) fn unclaimed(&self) -> Vec<usize> {
-        (0..SLOTS).filter(|slot| !self.taken[*slot] && self.head(*slot, USED) != 0).collect()
+        (0..SLOTS)
+            .filter(|slot| !self.taken[*slot] && self.head(*slot, USED) != 0)
+            .collect()
     }
 
     /// A slot for a stream, and what is unfinished of it. No slot if all are taken, or if the stream can't
@@ -260,7 +304,11 @@ impl Journal {
         let Some(slot) = own.or(free) else {
             return (None, Unfinished::default());
         };
-        let unfinished = if own.is_some() { self.unfinished(slot) } else { Unfinished::default() };
+        let unfinished = if own.is_some() {
+            self.unfinished(slot)
+        } else {
+            Unfinished::default()
+        };
         if !self.describe(slot, about) {
             self.release(Some(slot));
             return (None, unfinished);
@@ -301,7 +349,10 @@ impl Journal {
     /// The unfinished line of a stream.
     pub(super) fn unfinished(&self, slot: usize) -> Unfinished {
         let state = State::unpack(self.head(slot, STATE));
-        Unfinished { bytes: self.memory.bytes()[state.range(slot)].to_vec(), continued: state.continued }
+        Unfinished {
+            bytes: self.memory.bytes()[state.range(slot)].to_vec(),
+            continued: state.continued,
+        }
     }
 
     /// The stream is no longer the pump's concern.
@@ -344,13 +395,18 @@ impl Journal {
 
     /// The prefix of the batch's lines.
     pub(super) fn prefix(&self) -> &[u8] {
-        let len = usize::try_from(self.get(PREFIX_LEN)).unwrap_or(0).min(PREFIX);
+        let len = usize::try_from(self.get(PREFIX_LEN))
+            .unwrap_or(0)
+            .min(PREFIX);
         &self.memory.bytes()[SPOOL..SPOOL + len]
     }
 
     /// The next `len` bytes are about to be appended to a file of this identity and size.
     pub(super) fn intend(&self, identity: (u64, u64), size: u64, len: usize) {
-        self.publish(self.phase, [self.out.get(), identity.0, identity.1, size, len as u64]);
+        self.publish(
+            self.phase,
+            [self.out.get(), identity.0, identity.1, size, len as u64],
+        );
     }
 
     /// So many bytes of the batch are dealt with: written, or lost for good.
@@ -366,13 +422,22 @@ impl Journal {
         let mut state = 0;
         if let Some(slot) = self.slot {
             let old = State::unpack(self.head(slot, STATE));
-            let mut new = State { len: unfinished.bytes.len().min(MAX_LINE), continued: unfinished.continued, ..old };
-            let from = if longer && new.len >= old.len { old.len } else { 0 };
+            let mut new = State {
+                len: unfinished.bytes.len().min(MAX_LINE),
+                continued: unfinished.continued,
+                ..old
+            };
+            let from = if longer && new.len >= old.len {
+                old.len
+            } else {
+                0
+            };
             if from == 0 && new.len > 0 {
                 new.half = !old.half;
             }
             let room = new.range(slot);
-            self.memory.bytes_mut()[room.start + from..room.end].copy_from_slice(&unfinished.bytes[from..new.len]);
+            self.memory.bytes_mut()[room.start + from..room.end]
+                .copy_from_slice(&unfinished.bytes[from..new.len]);
             state = new.pack();
             if old.len > KEEP && (new.half != old.half || new.len == 0) {
                 spare = Some(old.range(slot));
@@ -389,7 +454,8 @@ impl Journal {
             (self.done, self.end) = (0, 0);
         }
         if let Some(spare) = spare {
-            self.memory.discard(spare.start + KEEP..spare.start + MAX_LINE);
+            self.memory
+                .discard(spare.start + KEEP..spare.start + MAX_LINE);
         }
     }
 
@@ -412,7 +478,10 @@ impl Journal {
         let next = 1 - (self.get(ACTIVE) & 1);
         let words = self.place(next);
         let slot = self.slot.map_or(u64::MAX, |slot| slot as u64);
-        for (word, value) in words.iter().zip([phase as u64, slot].into_iter().chain(rest)) {
+        for (word, value) in words
+            .iter()
+            .zip([phase as u64, slot].into_iter().chain(rest))
+        {
             word.store(value, Ordering::Relaxed);
         }
         self.set(ACTIVE, next);
@@ -477,11 +546,28 @@ mod tests {
     fn scene() -> Scene {
         let dir = tempfile::tempdir().expect("tempdir");
         let (read, write) = pipe().expect("pipe");
-        let settings =
-            Settings { timestamps: false, compress: false, ..Settings::new(dir.path().join("out"), dir.path().join("err")) };
-        let source = Source { app: "api".into(), instance: 0, key: 5 };
-        let about = About { source, stream: Stream::Out, settings };
-        Scene { dir, memfd: Journal::create(Path::new("/tmp")).expect("create"), read, write: write.into(), about }
+        let settings = Settings {
+            timestamps: false,
+            compress: false,
+            ..Settings::new(dir.path().join("out"), dir.path().join("err"))
+        };
+        let source = Source {
+            app: "api".into(),
+            instance: 0,
+            key: 5,
+        };
+        let about = About {
+            source,
+            stream: Stream::Out,
+            settings,
+        };
+        Scene {
+            dir,
+            memfd: Journal::create(Path::new("/tmp")).expect("create"),
+            read,
+            write: write.into(),
+            about,
+        }
     }
 
     impl Scene {
@@ -492,28 +578,43 @@ mod tests {
         /// All that is in the file when the next pump has had the rest of the stream.
         fn next(mut self, rest: &str) -> String {
             let (events, _troubles) = unbounded_channel();
-            let pump = Pump::start_with_journal(events, self.memfd.try_clone().expect("dup")).expect("start");
-            pump.attach(self.about.source.clone(), Stream::Out, self.read, &self.about.settings);
+            let pump = Pump::start_with_journal(events, self.memfd.try_clone().expect("dup"))
+                .expect("start");
+            pump.attach(
+                self.about.source.clone(),
+                Stream::Out,
+                self.read,
+                &self.about.settings,
+            );
             self.write.write_all(rest.as_bytes()).expect("write");
             drop(self.write);
             pump.shutdown();
             drop(pump);
             let mut journal = Journal::open(self.memfd).expect("open");
             assert!(journal.pending().is_none() && journal.unclaimed().is_empty());
-            String::from_utf8(crate::logs::tests::whole(&self.dir.path().join("out"))).expect("UTF-8")
+            String::from_utf8(crate::logs::tests::whole(&self.dir.path().join("out")))
+                .expect("UTF-8")
         }
     }
 
     fn unfinished(bytes: &[u8]) -> Unfinished {
-        Unfinished { bytes: bytes.to_vec(), continued: false }
+        Unfinished {
+            bytes: bytes.to_vec(),
+            continued: false,
+        }
     }
 
     #[test]
     fn a_batch_goes_on_at_the_byte_where_it_was_left() {
         let text = b"hello\nworld\n";
-        for (written, noted, rotated) in
-            (0..=text.len()).flat_map(|n| [(n, false, false), (n, true, false), (n, false, true), (n, true, true)])
-        {
+        for (written, noted, rotated) in (0..=text.len()).flat_map(|n| {
+            [
+                (n, false, false),
+                (n, true, false),
+                (n, false, true),
+                (n, true, true),
+            ]
+        }) {
             // It moves a file between lines only.
             if rotated && text[..written].last() != Some(&b'\n') {
                 continue;
@@ -529,7 +630,11 @@ mod tests {
             assert_eq!(journal.read(slot, &s.read).expect("read"), 12);
             journal.keep_prefix(b"");
             let mut file = File::options().append(true).open(&path).expect("open");
-            journal.intend(rotate::identity(&file.metadata().expect("metadata")), 4, text.len());
+            journal.intend(
+                rotate::identity(&file.metadata().expect("metadata")),
+                4,
+                text.len(),
+            );
             file.write_all(&text[..written]).expect("write");
             if noted {
                 journal.wrote(written as u64);
@@ -538,7 +643,11 @@ mod tests {
                 rotate::shift(&path, 5).expect("shift");
             }
             drop(journal);
-            assert_eq!(s.next("st\nend"), "old\nhello\nworld\nrest\nend\n", "{written} {noted} {rotated}");
+            assert_eq!(
+                s.next("st\nend"),
+                "old\nhello\nworld\nrest\nend\n",
+                "{written} {noted} {rotated}"
+            );
         }
     }
 
@@ -554,7 +663,12 @@ mod tests {
             // As `commit` does, as far as it comes.
             let place = base(slot.expect("slot")) + ABOUT;
             journal.memory.bytes_mut()[place..place + 2].copy_from_slice(b"tw");
-            let state = State { len: 2, half: false, continued: false }.pack();
+            let state = State {
+                len: 2,
+                half: false,
+                continued: false,
+            }
+            .pack();
             journal.publish(Phase::Idle, [state, 6, 0, 0, 0]);
             if step > 0 {
                 journal.apply(slot, state, 6);
@@ -578,10 +692,14 @@ mod tests {
         journal.keep(slot, &unfinished(b"last words"));
         drop(journal);
         let (events, _troubles) = unbounded_channel();
-        let pump = Pump::start_with_journal(events, s.memfd.try_clone().expect("dup")).expect("start");
+        let pump =
+            Pump::start_with_journal(events, s.memfd.try_clone().expect("dup")).expect("start");
         pump.adopted();
         assert!(pump.stats().blocking_recv().is_ok());
-        assert_eq!(std::fs::read(&s.about.settings.out).expect("read"), b"last words\n");
+        assert_eq!(
+            std::fs::read(&s.about.settings.out).expect("read"),
+            b"last words\n"
+        );
         assert!(s.next("").ends_with("last words\n"));
     }
 
@@ -593,13 +711,23 @@ mod tests {
         journal.keep(slot, &unfinished(b"Pass"));
         drop(journal);
         let (events, _troubles) = unbounded_channel();
-        let pump = Pump::start_with_journal(events, s.memfd.try_clone().expect("dup")).expect("start");
-        pump.attach(s.about.source.clone(), Stream::Out, s.read.try_clone().expect("dup"), &s.about.settings);
+        let pump =
+            Pump::start_with_journal(events, s.memfd.try_clone().expect("dup")).expect("start");
+        pump.attach(
+            s.about.source.clone(),
+            Stream::Out,
+            s.read.try_clone().expect("dup"),
+            &s.about.settings,
+        );
         s.write.write_all(b"word: ").expect("write");
         let tail = pump.tail(5).blocking_recv().expect("tail");
-        assert_eq!(tail.iter().map(|l| &l.text[..]).collect::<Vec<_>>(), ["Password: "]);
+        assert_eq!(
+            tail.iter().map(|l| &l.text[..]).collect::<Vec<_>>(),
+            ["Password: "]
+        );
         let start = Instant::now();
-        while std::fs::read(&s.about.settings.out).is_ok_and(|text| text != "Password: …\n".as_bytes())
+        while std::fs::read(&s.about.settings.out)
+            .is_ok_and(|text| text != "Password: …\n".as_bytes())
             || !s.about.settings.out.exists()
         {
             assert!(start.elapsed() < Duration::from_secs(30), "waited in vain");
@@ -610,8 +738,14 @@ mod tests {
     #[test]
     fn something_else_is_no_journal() {
         let file = tempfile::tempfile().expect("tempfile");
-        assert_eq!(Journal::open(file.into()).expect_err("a file").kind(), ErrorKind::InvalidInput);
+        assert_eq!(
+            Journal::open(file.into()).expect_err("a file").kind(),
+            ErrorKind::InvalidInput
+        );
         let other = Durable::create(c"other", Path::new("/tmp"), WORDS, 4096).expect("create");
-        assert_eq!(Journal::open(other).expect_err("too small").kind(), ErrorKind::InvalidInput);
+        assert_eq!(
+            Journal::open(other).expect_err("too small").kind(),
+            ErrorKind::InvalidInput
+        );
     }
 }

@@ -37,10 +37,17 @@ fn child() {
     let Ok(task) = env::var(TASK) else { return };
     let task: Task = serde_json::from_str(&task).expect("a task");
     let (events, mut troubles) = unbounded_channel();
-    let journal = std::io::stdin().as_fd().try_clone_to_owned().expect("stdin");
+    let journal = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .expect("stdin");
     let pump = Pump::start_with_journal(events, journal).expect("start");
     for (path, source, stream, settings) in task.streams {
-        let pipe = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).expect("pipe");
+        let pipe = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(path)
+            .expect("pipe");
         let key = source.key;
         pump.attach(source, stream, pipe.into(), &settings);
         assert!(pump.tail(key).blocking_recv().is_ok());
@@ -68,7 +75,14 @@ fn pump(workers: &[Worker], journal: &OwnedFd, last: bool) -> Child {
     let own = format!("/proc/{}/fd", std::process::id());
     let streams = workers
         .iter()
-        .map(|w| (Path::new(&own).join(w.read.as_raw_fd().to_string()), w.source.clone(), w.stream, w.settings.clone()))
+        .map(|w| {
+            (
+                Path::new(&own).join(w.read.as_raw_fd().to_string()),
+                w.source.clone(),
+                w.stream,
+                w.settings.clone(),
+            )
+        })
         .collect();
     let task = serde_json::to_string(&Task { streams, last }).expect("JSON");
     let mut child = Command::new(env::current_exe().expect("our name"))
@@ -82,7 +96,10 @@ fn pump(workers: &[Worker], journal: &OwnedFd, last: bool) -> Child {
     let mut line = String::new();
     while !line.contains("ready") {
         line.clear();
-        assert!(said.read_line(&mut line).expect("read") > 0, "the pump did not start");
+        assert!(
+            said.read_line(&mut line).expect("read") > 0,
+            "the pump did not start"
+        );
     }
     // The test harness in there may want to say more.
     thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
@@ -123,13 +140,15 @@ fn write(key: u64, mut pipe: File, stop: &AtomicBool) -> usize {
                 number += 1;
             }
             3 => {
-                pipe.write_all((line(key, number) + "\n").as_bytes()).expect("write");
+                pipe.write_all((line(key, number) + "\n").as_bytes())
+                    .expect("write");
                 thread::sleep(Duration::from_micros(fastrand::u64(..1000)));
                 number += 1;
             }
             // Line by line, without a pause.
             _ => {
-                pipe.write_all((line(key, number) + "\n").as_bytes()).expect("write");
+                pipe.write_all((line(key, number) + "\n").as_bytes())
+                    .expect("write");
                 number += 1;
                 if number % 64 == 0 {
                     thread::sleep(Duration::from_millis(3));
@@ -143,15 +162,26 @@ fn write(key: u64, mut pipe: File, stop: &AtomicBool) -> usize {
 
 #[test]
 fn nothing_is_lost_or_doubled_when_the_pump_is_killed() {
-    let kills = env::var("RSUP_TEST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let kills = env::var("RSUP_TEST_KILLS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(20);
     let dir = tempfile::tempdir().expect("tempdir");
     let settings = |out: &str, err: &str| Settings {
         max_size: 1_500_000,
         keep: 100_000,
         ..Settings::new(dir.path().join(out), dir.path().join(err))
     };
-    let plain = Settings { timestamps: false, max_size: 700_000, ..settings("long", "-") };
-    let json = Settings { format: Format::Json, compress: false, ..settings("json", "json") };
+    let plain = Settings {
+        timestamps: false,
+        max_size: 700_000,
+        ..settings("long", "-")
+    };
+    let json = Settings {
+        format: Format::Json,
+        compress: false,
+        ..settings("json", "json")
+    };
     let stop = Arc::new(AtomicBool::new(false));
     let mut workers: Vec<Worker> = [
         (1, Stream::Out, settings("out", "err")),
@@ -169,8 +199,18 @@ fn nothing_is_lost_or_doubled_when_the_pump_is_killed() {
         let (read, write_end) = pipe().expect("pipe");
         let stop = stop.clone();
         let writer = Some(thread::spawn(move || write(key, write_end.into(), &stop)));
-        let source = Source { app: format!("app{key}").into(), instance: 0, key };
-        Worker { source, stream, settings, read, writer }
+        let source = Source {
+            app: format!("app{key}").into(),
+            instance: 0,
+            key,
+        };
+        Worker {
+            source,
+            stream,
+            settings,
+            read,
+            writer,
+        }
     })
     .collect();
 
@@ -184,8 +224,15 @@ fn nothing_is_lost_or_doubled_when_the_pump_is_killed() {
     stop.store(true, Ordering::Relaxed);
     // Some writers wait for room in their pipe.
     let mut child = pump(&workers, &journal, true);
-    let written: BTreeMap<u64, usize> =
-        workers.iter_mut().map(|w| (w.source.key, w.writer.take().expect("writer").join().expect("writer"))).collect();
+    let written: BTreeMap<u64, usize> = workers
+        .iter_mut()
+        .map(|w| {
+            (
+                w.source.key,
+                w.writer.take().expect("writer").join().expect("writer"),
+            )
+        })
+        .collect();
     assert!(child.wait().expect("wait").success());
 
     let mut seen: BTreeMap<u64, usize> = BTreeMap::new();
@@ -193,11 +240,18 @@ fn nothing_is_lost_or_doubled_when_the_pump_is_killed() {
     let (mut lost, mut doubled) = (0, 0);
     for name in ["out", "err", "json", "long"] {
         let text = String::from_utf8(whole(&dir.path().join(name))).expect("UTF-8");
-        let text = if name == "long" { text.replace("…\n…", "") } else { text };
+        let text = if name == "long" {
+            text.replace("…\n…", "")
+        } else {
+            text
+        };
         for raw in text.lines() {
             let value: Option<serde_json::Value> = serde_json::from_str(raw).ok();
             let text = match (name, &value) {
-                ("json", value) => value.as_ref().and_then(|v| v["line"].as_str()).unwrap_or("not JSON"),
+                ("json", value) => value
+                    .as_ref()
+                    .and_then(|v| v["line"].as_str())
+                    .unwrap_or("not JSON"),
                 ("long", _) => raw,
                 _ => raw.split_once("Z ").map_or("no time", |(_, text)| text),
             };
@@ -215,7 +269,10 @@ fn nothing_is_lost_or_doubled_when_the_pump_is_killed() {
             *next = number + 1;
         }
     }
-    println!("{kills} kills, lines {written:?}, {lost} lost, {doubled} doubled, {} odd", odd.len());
+    println!(
+        "{kills} kills, lines {written:?}, {lost} lost, {doubled} doubled, {} odd",
+        odd.len()
+    );
     assert_eq!((lost, doubled, odd), (0, 0, Vec::new()));
     assert_eq!(seen, written);
 }

@@ -33,7 +33,11 @@ pub fn last_lines(path: &Path, count: usize) -> io::Result<Vec<Vec<u8>>> {
 /// went there is not to be read again.
 pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
     // Non-blocking for the sake of a FIFO, whose opening would wait for a writer.
-    match OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
+    match OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+    {
         Ok(file) => Ok(file.metadata()?.is_file().then_some(file)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -41,7 +45,12 @@ pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// The last `count` lines that end before the byte `end` of the open `current` file of the log.
-pub(super) fn before(path: &Path, current: Option<&File>, end: u64, count: usize) -> io::Result<Vec<Vec<u8>>> {
+pub(super) fn before(
+    path: &Path,
+    current: Option<&File>,
+    end: u64,
+    count: usize,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut lines = VecDeque::new();
     let mut seen = Vec::new();
     if let Some(file) = current {
@@ -168,8 +177,13 @@ mod tests {
         fs::write(rotate::gzipped(&path, 2), gz.finish().expect("gzip")).expect("write");
         fs::write(rotate::plain(&path, 1), text(30_000..60_000)).expect("write");
         fs::write(&path, text(60_000..90_000)).expect("write");
-        for count in [0, 1, 10, 29_999, 30_000, 30_001, 60_000, 60_001, 80_000, 90_000] {
-            assert!(last_lines(&path, count).expect("lines") == numbers(90_000 - count..90_000), "{count}");
+        for count in [
+            0, 1, 10, 29_999, 30_000, 30_001, 60_000, 60_001, 80_000, 90_000,
+        ] {
+            assert!(
+                last_lines(&path, count).expect("lines") == numbers(90_000 - count..90_000),
+                "{count}"
+            );
         }
         assert_eq!(last_lines(&path, 100_000).expect("lines").len(), 90_000);
     }
@@ -180,7 +194,11 @@ mod tests {
         let path = dir.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
         assert!(last_lines(&path, 10).expect("lines").is_empty());
-        assert!(last_lines(Path::new("/dev/zero"), 10).expect("lines").is_empty());
+        assert!(
+            last_lines(Path::new("/dev/zero"), 10)
+                .expect("lines")
+                .is_empty()
+        );
     }
 
     #[test]

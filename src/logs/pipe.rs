@@ -25,7 +25,10 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
     set_nonblocking(&read)?;
     let _ = fcntl(&read, FcntlArg::F_SETPIPE_SZ(CAPACITY));
-    let both = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", write.as_raw_fd()));
+    let both = File::options()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/self/fd/{}", write.as_raw_fd()));
     Ok((read, both.map_or(write, OwnedFd::from)))
 }
 
@@ -55,7 +58,9 @@ mod tests {
         drop(read);
         let mut write = File::from(write);
         // Rust ignores SIGPIPE; this would be EPIPE.
-        write.write_all(b"while nobody listens").expect("no SIGPIPE");
+        write
+            .write_all(b"while nobody listens")
+            .expect("no SIGPIPE");
         let mut next = File::open(format!("/proc/self/fd/{}", write.as_raw_fd())).expect("open");
         drop(write);
         let mut text = String::new();

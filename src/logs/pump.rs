@@ -41,17 +41,41 @@ pub struct Detached {
 }
 
 pub(super) enum Command {
-    Attach { stream: Detached, settings: Box<Settings> },
-    Tail { key: u64, reply: oneshot::Sender<Vec<TailLine>> },
-    Forget { key: u64 },
-    Detach { key: Option<u64>, reply: oneshot::Sender<Vec<Detached>> },
-    Configure { app: Arc<str>, settings: Box<Settings> },
-    Note { app: Arc<str>, settings: Box<Settings>, text: String },
+    Attach {
+        stream: Detached,
+        settings: Box<Settings>,
+    },
+    Tail {
+        key: u64,
+        reply: oneshot::Sender<Vec<TailLine>>,
+    },
+    Forget {
+        key: u64,
+    },
+    Detach {
+        key: Option<u64>,
+        reply: oneshot::Sender<Vec<Detached>>,
+    },
+    Configure {
+        app: Arc<str>,
+        settings: Box<Settings>,
+    },
+    Note {
+        app: Arc<str>,
+        settings: Box<Settings>,
+        text: String,
+    },
     Adopted,
-    Show { console: Console },
+    Show {
+        console: Console,
+    },
     Reopen,
-    Flush { reply: oneshot::Sender<()> },
-    Stats { reply: oneshot::Sender<Stats> },
+    Flush {
+        reply: oneshot::Sender<()>,
+    },
+    Stats {
+        reply: oneshot::Sender<Stats>,
+    },
     Shutdown,
 }
 
@@ -72,18 +96,37 @@ impl Pump {
     /// # Errors
     /// When there are no file descriptors, memory or threads left. `InvalidInput` if `journal` was not made
     /// by [`Journal::create`] of this version, or was opened anew instead of duplicated.
-    pub fn start_with_journal(events: UnboundedSender<Event>, journal: OwnedFd) -> io::Result<Pump> {
+    pub fn start_with_journal(
+        events: UnboundedSender<Event>,
+        journal: OwnedFd,
+    ) -> io::Result<Pump> {
         let (commands, queue) = mpsc::channel();
-        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let wake = Arc::new(EventFd::from_flags(
+            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        )?);
         let engine = Engine::new(queue, wake.clone(), events, Journal::open(journal)?)?;
-        let thread = thread::Builder::new().name("rsup-logs".into()).spawn(move || engine.run())?;
-        Ok(Pump(Arc::new(Handle { commands, wake, thread: Mutex::new(Some(thread)) })))
+        let thread = thread::Builder::new()
+            .name("rsup-logs".into())
+            .spawn(move || engine.run())?;
+        Ok(Pump(Arc::new(Handle {
+            commands,
+            wake,
+            thread: Mutex::new(Some(thread)),
+        })))
     }
 
     /// From now on all that arrives on `pipe` goes to the app's file for `stream`, until every process
     /// that holds the other end has closed it. If the file is in use, these settings now hold for it.
     pub fn attach(&self, source: Source, stream: Stream, pipe: OwnedFd, settings: &Settings) {
-        self.resume(Detached { source, stream, pipe, unfinished: Unfinished::default() }, settings);
+        self.resume(
+            Detached {
+                source,
+                stream,
+                pipe,
+                unfinished: Unfinished::default(),
+            },
+            settings,
+        );
     }
 
     /// All streams of the former pump that live on are attached: what the others left unfinished is
@@ -94,7 +137,10 @@ impl Pump {
 
     /// Goes on with a pipe that another pump has given back.
     pub fn resume(&self, stream: Detached, settings: &Settings) {
-        self.0.send(Command::Attach { stream, settings: settings.clone().into() });
+        self.0.send(Command::Attach {
+            stream,
+            settings: settings.clone().into(),
+        });
     }
 
     /// The last lines of a worker, both streams as they arrived: at most 20 lines and 8 KiB, each cut
@@ -112,7 +158,10 @@ impl Pump {
 
     /// Gives back the pipes of a worker, and what was read of their unfinished lines.
     pub fn detach(&self, key: u64) -> oneshot::Receiver<Vec<Detached>> {
-        self.0.ask(|reply| Command::Detach { key: Some(key), reply })
+        self.0.ask(|reply| Command::Detach {
+            key: Some(key),
+            reply,
+        })
     }
 
     /// Gives back the pipes of all workers. What is still in them stays there for the next reader.
@@ -122,12 +171,19 @@ impl Pump {
 
     /// From now on the streams of this app go to the files, and look, as these settings say.
     pub fn configure(&self, app: Arc<str>, settings: &Settings) {
-        self.0.send(Command::Configure { app, settings: settings.clone().into() });
+        self.0.send(Command::Configure {
+            app,
+            settings: settings.clone().into(),
+        });
     }
 
     /// Writes a line of the supervisor's own into the app's `out` file.
     pub fn note(&self, app: Arc<str>, settings: &Settings, text: impl Into<String>) {
-        self.0.send(Command::Note { app, settings: settings.clone().into(), text: text.into() });
+        self.0.send(Command::Note {
+            app,
+            settings: settings.clone().into(),
+            text: text.into(),
+        });
     }
 
     /// From now on every line goes to `console` as well.
@@ -175,7 +231,11 @@ impl Handle {
 
     fn shutdown(&self) {
         self.send(Command::Shutdown);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }

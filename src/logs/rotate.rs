@@ -108,10 +108,16 @@ pub(super) fn segments(path: &Path) -> io::Result<Vec<Segment>> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let entry_name = entry.file_name();
-        let Some(rest) = entry_name.as_encoded_bytes().strip_prefix(name.as_encoded_bytes()) else {
+        let Some(rest) = entry_name
+            .as_encoded_bytes()
+            .strip_prefix(name.as_encoded_bytes())
+        else {
             continue;
         };
-        let Some(rest) = std::str::from_utf8(rest).ok().and_then(|r| r.strip_prefix('.')) else {
+        let Some(rest) = std::str::from_utf8(rest)
+            .ok()
+            .and_then(|r| r.strip_prefix('.'))
+        else {
             continue;
         };
         let (digits, gzipped) = match rest.strip_suffix(".gz") {
@@ -123,7 +129,11 @@ pub(super) fn segments(path: &Path) -> io::Result<Vec<Segment>> {
             continue;
         }
         if let Ok(number) = digits.parse() {
-            found.push(Segment { number, path: entry.path(), gzipped });
+            found.push(Segment {
+                number,
+                path: entry.path(),
+                gzipped,
+            });
         }
     }
     found.sort_by_key(|s| (s.number, s.gzipped));
@@ -154,7 +164,14 @@ mod tests {
         let path = dir.path().join("out.log");
         let put = |name: &str| fs::write(dir.path().join(name), name).expect("write");
         let text = |name: &str| fs::read_to_string(dir.path().join(name)).ok();
-        for name in ["out.log", "out.log.1", "out.log.2.gz", "out.log.4", "out.log.old", "out.log.01"] {
+        for name in [
+            "out.log",
+            "out.log.1",
+            "out.log.2.gz",
+            "out.log.4",
+            "out.log.old",
+            "out.log.01",
+        ] {
             put(name);
         }
         shift(&path, 4).expect("shift");
@@ -164,9 +181,16 @@ mod tests {
         assert_eq!(text("out.log.3.gz").as_deref(), Some("out.log.2.gz"));
         assert_eq!(text("out.log.4").as_deref(), Some("out.log.4"));
         let names = |path: &Path| -> Vec<(usize, bool)> {
-            segments(path).expect("segments").into_iter().map(|s| (s.number, s.gzipped)).collect()
+            segments(path)
+                .expect("segments")
+                .into_iter()
+                .map(|s| (s.number, s.gzipped))
+                .collect()
         };
-        assert_eq!(names(&path), [(1, false), (2, false), (3, true), (4, false)]);
+        assert_eq!(
+            names(&path),
+            [(1, false), (2, false), (3, true), (4, false)]
+        );
 
         put("out.log");
         put("out.log.2.gz"); // as after a crash

@@ -13,14 +13,26 @@ const PIECE: usize = 16 << 10;
 
 /// Until no more lines come. It may be held up for ever by whoever should read them; nobody waits for it. `lost`
 /// hears of lines that could not be written: the lines, why, and whether it is the first failure in a row.
-pub fn write_all(mut reader: Reader, out: &impl AsFd, mut lost: impl FnMut(&[u8], &io::Error, bool)) {
+pub fn write_all(
+    mut reader: Reader,
+    out: &impl AsFd,
+    mut lost: impl FnMut(&[u8], &io::Error, bool),
+) {
     // The last byte that got through: a line that a failure cut in two does not run into the next one.
     let mut last = b'\n';
     let mut failing = false;
     while let Some(chunk) = reader.take() {
         let mut done = 0;
-        while let Some(piece) = chunk.bytes.get(done..(done + PIECE).min(chunk.bytes.len())).filter(|p| !p.is_empty()) {
-            let mended = if failing && last != b'\n' { write(out, b"\n") } else { (0, None) };
+        while let Some(piece) = chunk
+            .bytes
+            .get(done..(done + PIECE).min(chunk.bytes.len()))
+            .filter(|p| !p.is_empty())
+        {
+            let mended = if failing && last != b'\n' {
+                write(out, b"\n")
+            } else {
+                (0, None)
+            };
             let (written, error) = match mended {
                 (_, None) => write(out, piece),
                 (_, error) => (0, error),
@@ -50,7 +62,10 @@ fn write(out: &impl AsFd, bytes: &[u8]) -> (usize, Option<io::Error>) {
             Ok(0) => return (written, Some(io::ErrorKind::WriteZero.into())),
             Ok(count) => written += count,
             Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => match poll(&mut [PollFd::new(out.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE) {
+            Err(Errno::EAGAIN) => match poll(
+                &mut [PollFd::new(out.as_fd(), PollFlags::POLLOUT)],
+                PollTimeout::NONE,
+            ) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(why) => return (written, Some(why.into())),
             },
@@ -70,9 +85,14 @@ mod tests {
     #[test]
     fn a_pipe_that_is_full_and_does_not_wait_is_waited_for() {
         let (mut from, to) = io::pipe().expect("a pipe");
-        nix::fcntl::fcntl(&to, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("fcntl");
+        nix::fcntl::fcntl(
+            &to,
+            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+        )
+        .expect("fcntl");
         let (console, reader) = Console::new(Format::Text);
-        let writer = std::thread::spawn(move || write_all(reader, &to, |_, why, _| panic!("{why}")));
+        let writer =
+            std::thread::spawn(move || write_all(reader, &to, |_, why, _| panic!("{why}")));
         let line = [&[b'x'; 99][..], b"\n"].concat();
         for _ in 0..5000 {
             console.whole(&line); // 500 kB, of which a pipe takes 64

@@ -44,7 +44,9 @@ pub fn begin(teller: Teller) -> io::Result<Console> {
     let write = move || {
         sink::write_all(reader, &io::stderr(), |lines, _, _| testify(lines));
     };
-    thread::Builder::new().name("rsup-stderr".into()).spawn(write)?;
+    thread::Builder::new()
+        .name("rsup-stderr".into())
+        .spawn(write)?;
     Ok(CONSOLE.get_or_init(|| console).clone())
 }
 
@@ -75,7 +77,10 @@ pub fn flush() {
 
 /// Whoever started this process reads here what stderr did not take.
 pub fn set_witness(fd: OwnedFd) {
-    *witness() = Some(Witness { file: fd.into(), left: MOST_WORDS });
+    *witness() = Some(Witness {
+        file: fd.into(),
+        left: MOST_WORDS,
+    });
 }
 
 /// The start is over.

@@ -38,7 +38,13 @@ impl Tail {
 
     /// The lines, oldest first.
     pub fn lines(&self) -> Vec<TailLine> {
-        self.lines.iter().map(|(stream, line)| TailLine { stream: *stream, text: text(line) }).collect()
+        self.lines
+            .iter()
+            .map(|(stream, line)| TailLine {
+                stream: *stream,
+                text: text(line),
+            })
+            .collect()
     }
 }
 
@@ -56,11 +62,20 @@ mod tests {
     fn keeps_the_last_lines_within_its_bounds() {
         let mut tail = Tail::default();
         for i in 0..100 {
-            tail.push(if i % 2 == 0 { Stream::Out } else { Stream::Err }, format!("{i}").as_bytes());
+            tail.push(
+                if i % 2 == 0 { Stream::Out } else { Stream::Err },
+                format!("{i}").as_bytes(),
+            );
         }
         let lines = tail.lines();
         assert_eq!(lines.len(), LINES);
-        assert_eq!(lines[0], TailLine { stream: Stream::Out, text: "80".into() });
+        assert_eq!(
+            lines[0],
+            TailLine {
+                stream: Stream::Out,
+                text: "80".into()
+            }
+        );
         assert_eq!(lines[19].text, "99");
         for _ in 0..100 {
             tail.push(Stream::Out, &[0xff; 10_000]);

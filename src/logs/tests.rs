@@ -28,9 +28,19 @@ fn setup() -> Setup {
     let dir = tempfile::tempdir().expect("tempdir");
     let (sender, events) = unbounded_channel();
     let pump = Pump::start(sender).expect("start");
-    let settings =
-        Settings { timestamps: false, ..Settings::new(dir.path().join("logs/out.log"), dir.path().join("logs/err.log")) };
-    Setup { dir, pump, events, settings }
+    let settings = Settings {
+        timestamps: false,
+        ..Settings::new(
+            dir.path().join("logs/out.log"),
+            dir.path().join("logs/err.log"),
+        )
+    };
+    Setup {
+        dir,
+        pump,
+        events,
+        settings,
+    }
 }
 
 impl Setup {
@@ -54,7 +64,13 @@ impl Setup {
     }
 
     fn tail(&self, key: u64) -> Vec<String> {
-        self.pump.tail(key).blocking_recv().expect("tail").into_iter().map(|l| l.text).collect()
+        self.pump
+            .tail(key)
+            .blocking_recv()
+            .expect("tail")
+            .into_iter()
+            .map(|l| l.text)
+            .collect()
     }
 
     /// Waits until all pipes are closed.
@@ -72,7 +88,11 @@ impl Setup {
 }
 
 fn source(key: u64) -> Source {
-    Source { app: "api".into(), instance: 0, key }
+    Source {
+        app: "api".into(),
+        instance: 0,
+        key,
+    }
 }
 
 /// Asks until there is an answer; gives up after a minute.
@@ -93,7 +113,9 @@ pub(super) fn whole(path: &Path) -> Vec<u8> {
     for segment in segments(path).expect("segments").into_iter().rev() {
         let mut file = File::open(&segment.path).expect("open");
         if segment.gzipped {
-            MultiGzDecoder::new(file).read_to_end(&mut all).expect("gunzip");
+            MultiGzDecoder::new(file)
+                .read_to_end(&mut all)
+                .expect("gunzip");
         } else {
             file.read_to_end(&mut all).expect("read");
         }
@@ -105,10 +127,14 @@ pub(super) fn whole(path: &Path) -> Vec<u8> {
 }
 
 fn sum(lines: &[u8]) -> (usize, u64) {
-    lines.split_inclusive(|b| *b == b'\n').fold((0, 0), |(count, sum), line| {
-        let hash = line.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
-        (count + 1, sum + (hash >> 32))
-    })
+    lines
+        .split_inclusive(|b| *b == b'\n')
+        .fold((0, 0), |(count, sum), line| {
+            let hash = line.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+                (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
+            });
+            (count + 1, sum + (hash >> 32))
+        })
 }
 
 #[test]
@@ -120,7 +146,9 @@ fn lines_of_many_workers_never_mix_and_are_all_there() {
         .map(|key| {
             let mut pipe = s.out(key);
             thread::spawn(move || {
-                let all: String = (0..LINES).map(|n| format!("{key} {n} {}\n", "x".repeat(n % 200))).collect();
+                let all: String = (0..LINES)
+                    .map(|n| format!("{key} {n} {}\n", "x".repeat(n % 200)))
+                    .collect();
                 for piece in all.as_bytes().chunks(97) {
                     pipe.write_all(piece).expect("write");
                 }
@@ -132,7 +160,9 @@ fn lines_of_many_workers_never_mix_and_are_all_there() {
     let text = String::from_utf8(s.text("out.log")).expect("UTF-8");
     let mut next: BTreeMap<&str, usize> = BTreeMap::new();
     for line in text.lines() {
-        let [key, n, xs] = line.splitn(3, ' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let [key, n, xs] = line.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+            panic!("{line}")
+        };
         let expected = next.entry(key).or_default();
         assert_eq!((n.parse(), xs.len()), (Ok(*expected), *expected % 200));
         assert!(xs.bytes().all(|b| b == b'x'));
@@ -145,13 +175,20 @@ fn lines_of_many_workers_never_mix_and_are_all_there() {
 #[test]
 fn a_burst_is_kept_whole_across_rotation_and_compression() {
     let mut s = setup();
-    s.settings = Settings { max_size: 4_000_000, keep: 100, ..s.settings };
-    let mut block: Vec<u8> = (0..2000).flat_map(|n| format!("{n} {}\n", "y".repeat(n % 190)).into_bytes()).collect();
+    s.settings = Settings {
+        max_size: 4_000_000,
+        keep: 100,
+        ..s.settings
+    };
+    let mut block: Vec<u8> = (0..2000)
+        .flat_map(|n| format!("{n} {}\n", "y".repeat(n % 190)).into_bytes())
+        .collect();
     block.extend(b"\xff\xfe not UTF-8\n");
     let blocks = 50_000_000 / block.len();
     let mut pipe = s.out(1);
     let sent = block.clone();
-    let writer = thread::spawn(move || (0..blocks).for_each(|_| pipe.write_all(&sent).expect("write")));
+    let writer =
+        thread::spawn(move || (0..blocks).for_each(|_| pipe.write_all(&sent).expect("write")));
     // While that goes on the pump answers.
     wait_for(|| (!s.tail(1).is_empty()).then_some(()));
     writer.join().expect("writer");
@@ -159,12 +196,23 @@ fn a_burst_is_kept_whole_across_rotation_and_compression() {
     assert_eq!((stats.lost_bytes, stats.errors), (0, 0));
     assert_eq!(stats.bytes, (blocks * block.len()) as u64);
     let path = s.path("out.log");
-    wait_for(|| segments(&path).ok().filter(|all| all.iter().all(|s| s.gzipped == (s.number > 1))));
-    assert_eq!(segments(&path).expect("segments").len() as u64, stats.rotations);
+    wait_for(|| {
+        segments(&path)
+            .ok()
+            .filter(|all| all.iter().all(|s| s.gzipped == (s.number > 1)))
+    });
+    assert_eq!(
+        segments(&path).expect("segments").len() as u64,
+        stats.rotations
+    );
     assert!(stats.rotations >= 12);
     let (count, hash) = sum(&block);
     assert_eq!(sum(&whole(&path)), (count * blocks, hash * blocks as u64));
-    for segment in segments(&path).expect("segments").iter().filter(|s| !s.gzipped) {
+    for segment in segments(&path)
+        .expect("segments")
+        .iter()
+        .filter(|s| !s.gzipped)
+    {
         assert!(fs::metadata(&segment.path).expect("metadata").len() <= s.settings.max_size);
     }
 }
@@ -172,7 +220,12 @@ fn a_burst_is_kept_whole_across_rotation_and_compression() {
 #[test]
 fn rotation_keeps_the_newest_files_only() {
     let mut s = setup();
-    s.settings = Settings { max_size: 100, keep: 3, compress: false, ..s.settings };
+    s.settings = Settings {
+        max_size: 100,
+        keep: 3,
+        compress: false,
+        ..s.settings
+    };
     let mut pipe = s.out(1);
     for n in 0..100 {
         writeln!(pipe, "line {n:04}").expect("write"); // ten to a file
@@ -180,7 +233,10 @@ fn rotation_keeps_the_newest_files_only() {
     drop(pipe);
     s.ended();
     let expected: String = (60..100).map(|n| format!("line {n:04}\n")).collect();
-    assert_eq!(String::from_utf8(whole(&s.path("out.log"))).expect("UTF-8"), expected);
+    assert_eq!(
+        String::from_utf8(whole(&s.path("out.log"))).expect("UTF-8"),
+        expected
+    );
     assert_eq!(segments(&s.path("out.log")).expect("segments").len(), 3);
 }
 
@@ -221,7 +277,11 @@ fn a_prompt_shows_after_a_while() {
     let s = setup();
     let mut pipe = s.out(1);
     pipe.write_all(b"Password: ").expect("write");
-    wait_for(|| fs::read(s.path("out.log")).ok().filter(|t| t == "Password: …\n".as_bytes()));
+    wait_for(|| {
+        fs::read(s.path("out.log"))
+            .ok()
+            .filter(|t| t == "Password: …\n".as_bytes())
+    });
     pipe.write_all(b"ok\n").expect("write");
     s.flush();
     assert_eq!(s.text("out.log"), "Password: …\n…ok\n".as_bytes());
@@ -230,7 +290,12 @@ fn a_prompt_shows_after_a_while() {
 #[test]
 fn one_file_for_both_streams_as_json_with_time() {
     let mut s = setup();
-    s.settings = Settings { err: s.settings.out.clone(), format: Format::Json, timestamps: true, ..s.settings };
+    s.settings = Settings {
+        err: s.settings.out.clone(),
+        format: Format::Json,
+        timestamps: true,
+        ..s.settings
+    };
     let (mut out, mut err) = (s.out(1), s.stream(1, Stream::Err));
     out.write_all(b"\"a\"\n").expect("write");
     s.flush();
@@ -244,9 +309,23 @@ fn one_file_for_both_streams_as_json_with_time() {
         .filter(|l| !l.is_empty())
         .map(|l| serde_json::from_slice(l).expect("JSON"))
         .collect();
-    let seen: Vec<_> = lines.iter().map(|l| (l["stream"].as_str(), l["line"].as_str())).collect();
-    assert_eq!(seen, [(Some("out"), Some("\"a\"")), (Some("err"), Some("\u{fffd}")), (Some("rsup"), Some("restarted"))]);
-    assert!(lines.iter().all(|l| { l["time"].as_str().is_some_and(|t| t.parse::<jiff::Timestamp>().is_ok()) }));
+    let seen: Vec<_> = lines
+        .iter()
+        .map(|l| (l["stream"].as_str(), l["line"].as_str()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (Some("out"), Some("\"a\"")),
+            (Some("err"), Some("\u{fffd}")),
+            (Some("rsup"), Some("restarted"))
+        ]
+    );
+    assert!(lines.iter().all(|l| {
+        l["time"]
+            .as_str()
+            .is_some_and(|t| t.parse::<jiff::Timestamp>().is_ok())
+    }));
     assert_eq!(s.stats().files.len(), 1);
 }
 
@@ -264,17 +343,34 @@ fn a_full_disk_costs_lines_but_never_a_worker() {
     let stats = s.stats();
     assert_eq!((stats.lost_lines, stats.lost_bytes), (50_000, 5_000_000));
     assert_eq!(stats.files[0].lost_bytes, 5_000_000);
-    assert!(stats.files[0].error.as_ref().is_some_and(|e| e.contains("No space left")));
-    assert!(matches!(s.events.blocking_recv(), Some(Event::Failed { error, .. }) if error.contains("No space left")));
+    assert!(
+        stats.files[0]
+            .error
+            .as_ref()
+            .is_some_and(|e| e.contains("No space left"))
+    );
+    assert!(
+        matches!(s.events.blocking_recv(), Some(Event::Failed { error, .. }) if error.contains("No space left"))
+    );
     // There is room again: the file says what it lacks, though nothing more is written to it.
     fs::remove_file(s.path("out.log")).expect("remove");
     let recovered = s.events.blocking_recv();
-    assert!(matches!(recovered, Some(Event::Recovered { lost_bytes: 5_000_000, lost_lines: 50_000, .. })));
+    assert!(matches!(
+        recovered,
+        Some(Event::Recovered {
+            lost_bytes: 5_000_000,
+            lost_lines: 50_000,
+            ..
+        })
+    ));
     pipe.write_all(b"after\n").expect("write");
     s.flush();
     let text = String::from_utf8(s.text("out.log")).expect("UTF-8");
     let (first, rest) = text.split_once('\n').expect("lines");
-    assert!(first.starts_with("rsup: 5000000 bytes in 50000 lines were lost here: No space left"), "{first}");
+    assert!(
+        first.starts_with("rsup: 5000000 bytes in 50000 lines were lost here: No space left"),
+        "{first}"
+    );
     assert_eq!(rest, "after\n");
 }
 
@@ -283,7 +379,11 @@ fn a_log_that_is_a_fifo_nobody_reads_holds_up_nobody() {
     let s = setup();
     fs::create_dir(s.dir.path().join("logs")).expect("create_dir");
     nix::unistd::mkfifo(&s.path("out.log"), nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
-    let reader = fs::OpenOptions::new().read(true).write(true).open(s.path("out.log")).expect("open");
+    let reader = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(s.path("out.log"))
+        .expect("open");
     let mut pipe = s.out(1);
     for _ in 0..30_000 {
         pipe.write_all(&[b'q'; 99]).expect("write");
@@ -306,7 +406,10 @@ fn a_file_that_is_moved_or_deleted_is_made_again() {
     say("one\n");
     fs::rename(s.path("out.log"), s.path("moved")).expect("rename");
     say("two\n");
-    assert_eq!((s.text("moved"), s.text("out.log")), (b"one\n".to_vec(), b"two\n".to_vec()));
+    assert_eq!(
+        (s.text("moved"), s.text("out.log")),
+        (b"one\n".to_vec(), b"two\n".to_vec())
+    );
     fs::remove_dir_all(s.path("")).expect("remove");
     say("three\n");
     assert_eq!(s.text("out.log"), b"three\n");
@@ -315,7 +418,10 @@ fn a_file_that_is_moved_or_deleted_is_made_again() {
     say("four\n");
     assert_eq!(s.text("out.log"), b"four\n");
     use std::os::unix::fs::PermissionsExt;
-    let mode = fs::metadata(s.path("out.log")).expect("metadata").permissions().mode();
+    let mode = fs::metadata(s.path("out.log"))
+        .expect("metadata")
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o7137, 0);
 }
 
@@ -329,7 +435,10 @@ fn a_stream_can_go_on_in_another_pump() {
     pipe.write_all(b"o\nthree\n").expect("write");
     s.pump.shutdown();
     let stream = given.pop().expect("a stream");
-    assert_eq!((stream.source.key, &stream.unfinished.bytes[..]), (1, &b"tw"[..]));
+    assert_eq!(
+        (stream.source.key, &stream.unfinished.bytes[..]),
+        (1, &b"tw"[..])
+    );
     let (sender, _events) = unbounded_channel();
     let next = Pump::start(sender).expect("start");
     next.resume(stream, &s.settings);
@@ -343,8 +452,17 @@ fn children_of_children_keep_their_pipe() {
     // The grandchild outlives its parent, and speaks when it is told to.
     let script = "exec 3<&0; (read x <&3; echo late $x) & echo early >&2";
     let mut shell = Command::new("sh");
-    let (out, err) = (OwnedFd::from(s.out(2)), OwnedFd::from(s.stream(2, Stream::Err)));
-    let mut child = shell.args(["-c", script]).stdin(Stdio::piped()).stdout(out).stderr(err).spawn().expect("sh");
+    let (out, err) = (
+        OwnedFd::from(s.out(2)),
+        OwnedFd::from(s.stream(2, Stream::Err)),
+    );
+    let mut child = shell
+        .args(["-c", script])
+        .stdin(Stdio::piped())
+        .stdout(out)
+        .stderr(err)
+        .spawn()
+        .expect("sh");
     drop(shell); // it holds write ends
     let mut stdin = child.stdin.take().expect("stdin");
     assert!(child.wait().expect("wait").success());
@@ -369,7 +487,11 @@ fn a_chatty_worker_does_not_starve_the_others() {
     let mut quiet = s.stream(2, Stream::Err);
     for n in 0..50 {
         writeln!(quiet, "quiet {n}").expect("write");
-        wait_for(|| fs::read_to_string(s.path("err.log")).ok().filter(|t| t.lines().count() == n + 1));
+        wait_for(|| {
+            fs::read_to_string(s.path("err.log"))
+                .ok()
+                .filter(|t| t.lines().count() == n + 1)
+        });
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     writer.join().expect("writer");
@@ -378,7 +500,11 @@ fn a_chatty_worker_does_not_starve_the_others() {
 #[test]
 fn a_follower_sees_every_line_once_while_the_log_rotates() {
     let mut s = setup();
-    s.settings = Settings { max_size: 20_000, keep: 1000, ..s.settings };
+    s.settings = Settings {
+        max_size: 20_000,
+        keep: 1000,
+        ..s.settings
+    };
     let mut pipe = s.out(1);
     writeln!(pipe, "0").expect("write");
     s.flush();
@@ -413,6 +539,12 @@ fn a_pipe_that_cannot_be_watched_is_reported() {
     let mut s = setup();
     let file: OwnedFd = tempfile::tempfile().expect("tempfile").into();
     s.pump.attach(source(1), Stream::Out, file, &s.settings);
-    assert!(matches!(s.events.blocking_recv(), Some(Event::BadPipe { stream: Stream::Out, .. })));
+    assert!(matches!(
+        s.events.blocking_recv(),
+        Some(Event::BadPipe {
+            stream: Stream::Out,
+            ..
+        })
+    ));
     assert_eq!(s.stats().pipes, 0);
 }

@@ -112,7 +112,11 @@ mod tests {
             ("0.0.0.0", "10.0.0.5", false),
         ];
         for (target, ours, expected) in cases {
-            assert_eq!(reaches(target.parse().unwrap(), ours.parse().unwrap()), expected, "{target} to {ours}");
+            assert_eq!(
+                reaches(target.parse().unwrap(), ours.parse().unwrap()),
+                expected,
+                "{target} to {ours}"
+            );
         }
     }
 }

@@ -75,7 +75,14 @@ pub struct Settings {
 
 impl Supervisor {
     pub fn new(seed: u64) -> Self {
-        Self { apps: BTreeMap::new(), next_generation: 0, seed, settings: None, out: VecDeque::new(), due: None }
+        Self {
+            apps: BTreeMap::new(),
+            next_generation: 0,
+            seed,
+            settings: None,
+            out: VecDeque::new(),
+            due: None,
+        }
     }
 
     /// Takes in one thing that happened. `now` never goes back.
@@ -83,28 +90,66 @@ impl Supervisor {
         self.make_up(now);
         self.act(now, |apps, cx| match input {
             Input::Request { op, app, request } => requests::handle(apps, &app, op, request, cx),
-            Input::Listening { app, result } => with(apps, &app, cx, |app, cx| app.on_listening(&result, cx)),
-            Input::Spawned { worker, pid } => with(apps, &worker.app, cx, |app, cx| app.on_spawned(&worker, pid, cx)),
-            Input::SpawnFailed { worker, reason } => {
-                with(apps, &worker.app, cx, |app, cx| app.on_spawn_failed(&worker, &reason, cx))
+            Input::Listening { app, result } => {
+                with(apps, &app, cx, |app, cx| app.on_listening(&result, cx))
             }
-            Input::Exited { worker, exit, descendants } => {
-                with(apps, &worker.app, cx, |app, cx| app.on_exited(&worker, exit, descendants, cx));
+            Input::Spawned { worker, pid } => with(apps, &worker.app, cx, |app, cx| {
+                app.on_spawned(&worker, pid, cx)
+            }),
+            Input::SpawnFailed { worker, reason } => with(apps, &worker.app, cx, |app, cx| {
+                app.on_spawn_failed(&worker, &reason, cx)
+            }),
+            Input::Exited {
+                worker,
+                exit,
+                descendants,
+            } => {
+                with(apps, &worker.app, cx, |app, cx| {
+                    app.on_exited(&worker, exit, descendants, cx)
+                });
             }
-            Input::TreeGone { worker } => with(apps, &worker.app, cx, |app, cx| app.on_tree_gone(&worker, cx)),
-            Input::Probed { worker, purpose, result } => {
-                with(apps, &worker.app, cx, |app, cx| app.on_probed(&worker, purpose, &result, cx));
+            Input::TreeGone { worker } => with(apps, &worker.app, cx, |app, cx| {
+                app.on_tree_gone(&worker, cx)
+            }),
+            Input::Probed {
+                worker,
+                purpose,
+                result,
+            } => {
+                with(apps, &worker.app, cx, |app, cx| {
+                    app.on_probed(&worker, purpose, &result, cx)
+                });
             }
-            Input::NotProbed { worker, purpose, reason } => {
-                with(apps, &worker.app, cx, |app, cx| app.on_not_probed(&worker, purpose, &reason, cx));
+            Input::NotProbed {
+                worker,
+                purpose,
+                reason,
+            } => {
+                with(apps, &worker.app, cx, |app, cx| {
+                    app.on_not_probed(&worker, purpose, &reason, cx)
+                });
             }
-            Input::Bound { worker, port } => with(apps, &worker.app, cx, |app, cx| app.on_bound(&worker, port, cx)),
-            Input::BoundElsewhere { worker } => with(apps, &worker.app, cx, |app, cx| app.on_bound_elsewhere(&worker, cx)),
-            Input::Refused { worker } => with(apps, &worker.app, cx, |app, _| app.on_refused(&worker)),
-            Input::Traces { worker, traces } => with(apps, &worker.app, cx, |app, cx| app.on_traces(&worker, traces, cx)),
-            Input::Notified { worker } => with(apps, &worker.app, cx, |app, cx| app.on_notified(&worker, cx)),
-            Input::Drained { worker } => with(apps, &worker.app, cx, |app, cx| app.on_drained(&worker, cx)),
-            Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| app.on_memory(&worker, bytes, cx)),
+            Input::Bound { worker, port } => with(apps, &worker.app, cx, |app, cx| {
+                app.on_bound(&worker, port, cx)
+            }),
+            Input::BoundElsewhere { worker } => with(apps, &worker.app, cx, |app, cx| {
+                app.on_bound_elsewhere(&worker, cx)
+            }),
+            Input::Refused { worker } => {
+                with(apps, &worker.app, cx, |app, _| app.on_refused(&worker))
+            }
+            Input::Traces { worker, traces } => with(apps, &worker.app, cx, |app, cx| {
+                app.on_traces(&worker, traces, cx)
+            }),
+            Input::Notified { worker } => with(apps, &worker.app, cx, |app, cx| {
+                app.on_notified(&worker, cx)
+            }),
+            Input::Drained { worker } => {
+                with(apps, &worker.app, cx, |app, cx| app.on_drained(&worker, cx))
+            }
+            Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| {
+                app.on_memory(&worker, bytes, cx)
+            }),
             Input::Hurry => each(apps, cx, App::hurry),
             Input::Tick => each(apps, cx, App::tick),
         });
@@ -113,23 +158,44 @@ impl Supervisor {
     /// Nobody had a chance to be in time while everything stood still: what ran then is given that
     /// time again, so that no worker is killed and no action fails for it.
     fn make_up(&mut self, now: Time) {
-        let Some((seen, due)) = self.due.replace((now, now)) else { return };
+        let Some((seen, due)) = self.due.replace((now, now)) else {
+            return;
+        };
         if now.since(due) >= STOOD_STILL {
-            self.act(now, |apps, cx| apps.values_mut().for_each(|app| app.stood_still(seen, cx)));
+            self.act(now, |apps, cx| {
+                apps.values_mut().for_each(|app| app.stood_still(seen, cx))
+            });
         }
     }
 
     fn act(&mut self, now: Time, act: impl FnOnce(&mut BTreeMap<AppName, App>, &mut Context<'_>)) {
         let mut random = fastrand::Rng::with_seed(self.seed);
-        let Self { apps, next_generation, out, .. } = self;
-        act(apps, &mut Context { now, out, next_generation, random: &mut random });
+        let Self {
+            apps,
+            next_generation,
+            out,
+            ..
+        } = self;
+        act(
+            apps,
+            &mut Context {
+                now,
+                out,
+                next_generation,
+                random: &mut random,
+            },
+        );
         self.seed = random.get_seed();
     }
 
     /// The next thing to do, in order.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         let effect = self.out.pop_front()?;
-        if let Effect::Signal { worker, reach: Reach::Worker, .. } = &effect
+        if let Effect::Signal {
+            worker,
+            reach: Reach::Worker,
+            ..
+        } = &effect
             && let Some(app) = self.apps.get_mut(&worker.app)
         {
             app.told(worker);
@@ -144,15 +210,30 @@ impl Supervisor {
 
     /// The actions whose end is among the effects that wait, with what became of them.
     pub fn ends(&self) -> impl Iterator<Item = (OpId, &Result<(), OpError>)> {
-        self.out.iter().filter_map(|effect| if let Effect::Finished { op, result } = effect { Some((*op, result)) } else { None })
+        self.out.iter().filter_map(|effect| {
+            if let Effect::Finished { op, result } = effect {
+                Some((*op, result))
+            } else {
+                None
+            }
+        })
     }
 
     /// When [`Input::Tick`] is due. To be asked after each input: whoever comes back much later than
     /// this has stood still, and no deadline counts the time.
     pub fn poll_timeout(&mut self, now: Time) -> Option<Time> {
         self.make_up(now);
-        let beat = self.apps.values().any(App::hurries).then(|| now + HEARTBEAT);
-        let wake = self.apps.values().filter_map(|app| app.wakes(now)).chain(beat).min();
+        let beat = self
+            .apps
+            .values()
+            .any(App::hurries)
+            .then(|| now + HEARTBEAT);
+        let wake = self
+            .apps
+            .values()
+            .filter_map(|app| app.wakes(now))
+            .chain(beat)
+            .min();
         self.due = wake.map(|at| (now, at.max(now)));
         wake
     }
@@ -173,7 +254,10 @@ impl Supervisor {
 
     /// Whether it is of use to look for [`Traces`] of the worker.
     pub fn wonders(&self, id: &WorkerId) -> bool {
-        self.apps.get(&id.app).zip(self.worker(id)).is_some_and(|(app, worker)| app.wonders(worker))
+        self.apps
+            .get(&id.app)
+            .zip(self.worker(id))
+            .is_some_and(|(app, worker)| app.wonders(worker))
     }
 
     /// Since when it is known that the app tests its port by connecting to it, so that the port is hidden
@@ -198,14 +282,23 @@ impl Supervisor {
 }
 
 /// Hands an input to its app and lets the app act on it. Inputs about deleted apps are late and void.
-fn with(apps: &mut BTreeMap<AppName, App>, name: &AppName, cx: &mut Context<'_>, act: impl FnOnce(&mut App, &mut Context<'_>)) {
+fn with(
+    apps: &mut BTreeMap<AppName, App>,
+    name: &AppName,
+    cx: &mut Context<'_>,
+    act: impl FnOnce(&mut App, &mut Context<'_>),
+) {
     if let Some(app) = apps.get_mut(name) {
         act(app, cx);
         after(apps, name, cx);
     }
 }
 
-fn each(apps: &mut BTreeMap<AppName, App>, cx: &mut Context<'_>, act: impl Fn(&mut App, &mut Context<'_>)) {
+fn each(
+    apps: &mut BTreeMap<AppName, App>,
+    cx: &mut Context<'_>,
+    act: impl Fn(&mut App, &mut Context<'_>),
+) {
     let names: Vec<AppName> = apps.keys().cloned().collect();
     for name in names {
         with(apps, &name, cx, &act);
@@ -214,12 +307,24 @@ fn each(apps: &mut BTreeMap<AppName, App>, cx: &mut Context<'_>, act: impl Fn(&m
 
 /// Reconciles, takes up what was queued, and lets go of a deleted app.
 fn after(apps: &mut BTreeMap<AppName, App>, name: &AppName, cx: &mut Context<'_>) {
-    let Some(app) = apps.get_mut(name) else { return };
+    let Some(app) = apps.get_mut(name) else {
+        return;
+    };
     app.reconcile(cx);
     if app.operation.is_none()
         && let Some((op, spec, base_env)) = app.queue.pop_front()
     {
-        requests::handle(apps, name, op, Request::Reload { spec, base_env, queue: false }, cx);
+        requests::handle(
+            apps,
+            name,
+            op,
+            Request::Reload {
+                spec,
+                base_env,
+                queue: false,
+            },
+            cx,
+        );
         return;
     }
     if app.goal() == Wanted::Deleted && app.gone() {

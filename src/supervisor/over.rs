@@ -23,7 +23,9 @@ impl End {
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::Well, end) | (end, Self::Well) => end,
-            (Self::Failed(one), Self::Failed(another)) => Self::Failed(if one == another { one } else { 1 }),
+            (Self::Failed(one), Self::Failed(another)) => {
+                Self::Failed(if one == another { one } else { 1 })
+            }
         }
     }
 
@@ -45,22 +47,33 @@ impl Supervisor {
 
     /// The end of all apps together; `None` while one of them has not come to its end, and without any.
     pub fn end_of_all(&self) -> Option<End> {
-        self.apps.values().map(App::end).reduce(|one, another| Some(one?.and(another?))).flatten()
+        self.apps
+            .values()
+            .map(App::end)
+            .reduce(|one, another| Some(one?.and(another?)))
+            .flatten()
     }
 
     /// That of the first app that has come to its end.
     pub fn end_of_any(&self) -> Option<(&AppName, End)> {
-        self.apps.iter().find_map(|(name, app)| Some((name, app.end()?)))
+        self.apps
+            .iter()
+            .find_map(|(name, app)| Some((name, app.end()?)))
     }
 }
 
 impl App {
     fn end(&self) -> Option<End> {
-        let settled = self.goal() == Wanted::Up && self.operation.is_none() && self.queue.is_empty();
+        let settled =
+            self.goal() == Wanted::Up && self.operation.is_none() && self.queue.is_empty();
         if !settled || self.workers().next().is_some() {
             return None;
         }
-        self.seats.iter().map(Seat::end).reduce(|one, another| Some(one?.and(another?))).flatten()
+        self.seats
+            .iter()
+            .map(Seat::end)
+            .reduce(|one, another| Some(one?.and(another?)))
+            .flatten()
     }
 }
 
@@ -76,8 +89,12 @@ impl Seat {
             Some(Exit::Code(0) | Exit::Unknown) | None => End::Failed(1),
             // exit(3) hands on the lower eight bits, so it fits.
             Some(Exit::Code(code)) => End::Failed(u8::try_from(code).unwrap_or(1)),
-            Some(Exit::OutOfMemory | Exit::Starved { .. }) => End::Failed(u8::try_from(128 + SIGKILL).unwrap_or(1)),
-            Some(Exit::Signal { signal, .. }) => End::Failed(u8::try_from(128 + signal).unwrap_or(1)),
+            Some(Exit::OutOfMemory | Exit::Starved { .. }) => {
+                End::Failed(u8::try_from(128 + SIGKILL).unwrap_or(1))
+            }
+            Some(Exit::Signal { signal, .. }) => {
+                End::Failed(u8::try_from(128 + signal).unwrap_or(1))
+            }
         })
     }
 }
@@ -92,22 +109,53 @@ mod tests {
 
     fn app(seats: &[(Hold, Option<Exit>)]) -> Option<End> {
         let spec = web(seats.len() as u16);
-        let mut app = App::new(Arc::new(Revision { number: 1, spec, base_env: Default::default() }));
-        app.seats = seats.iter().map(|(hold, exit)| Seat { hold: hold.clone(), exit: *exit, ..Seat::default() }).collect();
+        let mut app = App::new(Arc::new(Revision {
+            number: 1,
+            spec,
+            base_env: Default::default(),
+        }));
+        app.seats = seats
+            .iter()
+            .map(|(hold, exit)| Seat {
+                hold: hold.clone(),
+                exit: *exit,
+                ..Seat::default()
+            })
+            .collect();
         app.end()
     }
 
     #[test]
     fn an_app_is_over_when_every_worker_is() {
         let code = |code| Some(Exit::Code(code));
-        let killed = Some(Exit::Signal { signal: 9, core_dumped: false });
-        assert_eq!(app(&[(Hold::Exited, code(0)), (Hold::Exited, code(0))]), Some(End::Well));
+        let killed = Some(Exit::Signal {
+            signal: 9,
+            core_dumped: false,
+        });
+        assert_eq!(
+            app(&[(Hold::Exited, code(0)), (Hold::Exited, code(0))]),
+            Some(End::Well)
+        );
         assert_eq!(app(&[(Hold::Exited, code(0)), (Hold::Open, None)]), None);
-        assert_eq!(app(&[(Hold::Exited, code(0)), (Hold::Exited, code(3))]), Some(End::Failed(3)));
+        assert_eq!(
+            app(&[(Hold::Exited, code(0)), (Hold::Exited, code(3))]),
+            Some(End::Failed(3))
+        );
         assert_eq!(app(&[(Hold::Exited, killed)]), Some(End::Failed(137)));
-        assert_eq!(app(&[(Hold::Exited, code(3)), (Hold::Errored, code(4))]), Some(End::Failed(1)));
-        assert_eq!(app(&[(Hold::Errored, code(0))]), Some(End::Failed(1)), "it ended again and again");
-        assert_eq!(app(&[(Hold::Errored, None)]), Some(End::Failed(1)), "it was never ready");
+        assert_eq!(
+            app(&[(Hold::Exited, code(3)), (Hold::Errored, code(4))]),
+            Some(End::Failed(1))
+        );
+        assert_eq!(
+            app(&[(Hold::Errored, code(0))]),
+            Some(End::Failed(1)),
+            "it ended again and again"
+        );
+        assert_eq!(
+            app(&[(Hold::Errored, None)]),
+            Some(End::Failed(1)),
+            "it was never ready"
+        );
         assert_eq!(app(&[]), None);
     }
 }

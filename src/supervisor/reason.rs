@@ -23,6 +23,9 @@ pub enum Explains {
 
 impl Reason {
     pub fn new(explains: Explains, text: impl Into<String>) -> Self {
-        Self { text: text.into(), explains }
+        Self {
+            text: text.into(),
+            explains,
+        }
     }
 }

@@ -14,10 +14,19 @@ use super::words::humane;
 use crate::config::{AppName, AppSpec};
 
 /// Begins the action, or refuses it with a reason and leaves everything as it is.
-pub fn handle(apps: &mut BTreeMap<AppName, App>, name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) {
+pub fn handle(
+    apps: &mut BTreeMap<AppName, App>,
+    name: &AppName,
+    op: OpId,
+    request: Request,
+    cx: &mut Context<'_>,
+) {
     match begin(apps, name, op, request, cx) {
         Ok(()) => after(apps, name, cx),
-        Err(error) => cx.out.push_back(Effect::Finished { op, result: Err(error) }),
+        Err(error) => cx.out.push_back(Effect::Finished {
+            op,
+            result: Err(error),
+        }),
     }
 }
 
@@ -37,17 +46,32 @@ fn begin(
     match request {
         Request::Stop | Request::Delete => {
             supersede(app, kind, cx);
-            app.wanted =
-                if kind == OperationKind::Stop && app.wanted != Wanted::Deleted { Wanted::Down } else { Wanted::Deleted };
+            app.wanted = if kind == OperationKind::Stop && app.wanted != Wanted::Deleted {
+                Wanted::Down
+            } else {
+                Wanted::Deleted
+            };
             app.reason = None;
-            app.operation = Some(Operation { kind, since: cx.now, op, before: None, course: Course::Forward { deadline: None } });
+            app.operation = Some(Operation {
+                kind,
+                since: cx.now,
+                op,
+                before: None,
+                course: Course::Forward { deadline: None },
+            });
             Ok(())
         }
         Request::Halt => {
             supersede(app, kind, cx);
             app.halted = true;
             app.reason = None;
-            app.operation = Some(Operation { kind, since: cx.now, op, before: None, course: Course::Forward { deadline: None } });
+            app.operation = Some(Operation {
+                kind,
+                since: cx.now,
+                op,
+                before: None,
+                course: Course::Forward { deadline: None },
+            });
             Ok(())
         }
         Request::Start { spec, base_env } => {
@@ -59,7 +83,10 @@ fn begin(
         }
         Request::Resume => {
             not_busy(app, cx)?;
-            let given_up = app.seats.iter().any(|s| matches!(s.hold, Hold::Errored | Hold::Exited | Hold::Backoff { .. }));
+            let given_up = app
+                .seats
+                .iter()
+                .any(|s| matches!(s.hold, Hold::Errored | Hold::Exited | Hold::Backoff { .. }));
             if !given_up {
                 not_running(app)?;
             }
@@ -74,7 +101,11 @@ fn begin(
             come_up(app, kind, op, Some(before), cx);
             Ok(())
         }
-        Request::Reload { spec, base_env, queue } => {
+        Request::Reload {
+            spec,
+            base_env,
+            queue,
+        } => {
             if queue && app.operation.is_some() && app.goal() == Wanted::Up {
                 app.queue.push_back((op, spec, base_env));
                 return Ok(());
@@ -88,7 +119,11 @@ fn begin(
             }
             condemn_all(app, REPLACED_BY_RELOAD);
             come_up(app, kind, op, Some(before), cx);
-            app.note(format!("reload to revision {}", app.target.number), false, cx);
+            app.note(
+                format!("reload to revision {}", app.target.number),
+                false,
+                cx,
+            );
             Ok(())
         }
         Request::Scale { instances } => scale(app, instances, op, cx),
@@ -99,7 +134,11 @@ fn scale(app: &mut App, instances: u16, op: OpId, cx: &mut Context<'_>) -> Resul
     not_busy(app, cx)?;
     if instances == 0 {
         let hint = format!("rsup stop {}", app.name);
-        return Err(refused(FailureCode::BadRequest, "an app has at least one worker".into(), &hint));
+        return Err(refused(
+            FailureCode::BadRequest,
+            "an app has at least one worker".into(),
+            &hint,
+        ));
     }
     let before = before(app);
     app.instances = instances;
@@ -107,7 +146,10 @@ fn scale(app: &mut App, instances: u16, op: OpId, cx: &mut Context<'_>) -> Resul
     if app.goal() == Wanted::Up {
         // So many are to run: those that were given up are tried again.
         app.listening.again = None;
-        app.seats.iter_mut().filter(|s| s.hold != Hold::Exited).for_each(Seat::reopen);
+        app.seats
+            .iter_mut()
+            .filter(|s| s.hold != Hold::Exited)
+            .for_each(Seat::reopen);
         app.operation = Some(forward(app, OperationKind::Scale, op, Some(before), cx));
     } else {
         cx.out.push_back(Effect::Finished { op, result: Ok(()) });
@@ -119,7 +161,11 @@ fn scale(app: &mut App, instances: u16, op: OpId, cx: &mut Context<'_>) -> Resul
 fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Result<App, OpError> {
     match request {
         Request::Start { spec, base_env } => {
-            let mut app = App::new(Arc::new(Revision { number: 1, spec: *spec, base_env }));
+            let mut app = App::new(Arc::new(Revision {
+                number: 1,
+                spec: *spec,
+                base_env,
+            }));
             app.operation = Some(forward(&app, OperationKind::Start, op, None, cx));
             app.note("started".into(), false, cx);
             Ok(app)
@@ -130,11 +176,21 @@ fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Re
         | Request::Delete
         | Request::Restart { .. }
         | Request::Reload { .. }
-        | Request::Scale { .. } => Err(refused(FailureCode::UnknownApp, format!("there is no app `{name}`"), "rsup list")),
+        | Request::Scale { .. } => Err(refused(
+            FailureCode::UnknownApp,
+            format!("there is no app `{name}`"),
+            "rsup list",
+        )),
     }
 }
 
-fn come_up(app: &mut App, kind: OperationKind, op: OpId, before: Option<Before>, cx: &mut Context<'_>) {
+fn come_up(
+    app: &mut App,
+    kind: OperationKind,
+    op: OpId,
+    before: Option<Before>,
+    cx: &mut Context<'_>,
+) {
     app.wanted = Wanted::Up;
     app.halted = false;
     app.reason = None;
@@ -143,17 +199,37 @@ fn come_up(app: &mut App, kind: OperationKind, op: OpId, before: Option<Before>,
     app.operation = Some(forward(app, kind, op, before, cx));
 }
 
-fn forward(app: &App, kind: OperationKind, op: OpId, before: Option<Before>, cx: &Context<'_>) -> Operation {
+fn forward(
+    app: &App,
+    kind: OperationKind,
+    op: OpId,
+    before: Option<Before>,
+    cx: &Context<'_>,
+) -> Operation {
     let deadline = Some(cx.now + app.spec().reload.deadline);
-    Operation { kind, since: cx.now, op, before, course: Course::Forward { deadline } }
+    Operation {
+        kind,
+        since: cx.now,
+        op,
+        before,
+        course: Course::Forward { deadline },
+    }
 }
 
 fn before(app: &App) -> Before {
-    Before { target: app.target.clone(), instances: app.instances }
+    Before {
+        target: app.target.clone(),
+        instances: app.instances,
+    }
 }
 
 fn condemn_all(app: &mut App, why: &str) {
-    for worker in app.slots.iter_mut().flatten().filter(|w| w.active() && w.fresh()) {
+    for worker in app
+        .slots
+        .iter_mut()
+        .flatten()
+        .filter(|w| w.active() && w.fresh())
+    {
         worker.condemned = Some(why.to_owned());
     }
 }
@@ -162,7 +238,11 @@ fn next_revision(app: &mut App, spec: AppSpec, base_env: Option<Env>) -> Arc<Rev
     app.last_revision += 1;
     let base_env = base_env.unwrap_or_else(|| app.target.base_env.clone());
     app.instances = spec.instances;
-    Arc::new(Revision { number: app.last_revision, spec, base_env })
+    Arc::new(Revision {
+        number: app.last_revision,
+        spec,
+        base_env,
+    })
 }
 
 /// A stop ends whatever is under way and whatever waits.
@@ -177,26 +257,54 @@ fn supersede(app: &mut App, by: OperationKind, cx: &mut Context<'_>) {
         }
         (o.op, o.kind)
     });
-    let queued = app.queue.drain(..).map(|(op, ..)| (op, OperationKind::Reload));
+    let queued = app
+        .queue
+        .drain(..)
+        .map(|(op, ..)| (op, OperationKind::Reload));
     for (op, kind) in running.into_iter().chain(queued) {
-        let message = format!("the {} of `{}` was ended by a {}", kind.as_str(), app.name, by.as_str());
-        cx.out.push_back(Effect::Finished { op, result: Err(refused(FailureCode::Superseded, message, "rsup list")) });
+        let message = format!(
+            "the {} of `{}` was ended by a {}",
+            kind.as_str(),
+            app.name,
+            by.as_str()
+        );
+        cx.out.push_back(Effect::Finished {
+            op,
+            result: Err(refused(FailureCode::Superseded, message, "rsup list")),
+        });
     }
 }
 
 fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), OpError> {
-    let Some(operation) = &app.operation else { return Ok(()) };
+    let Some(operation) = &app.operation else {
+        return Ok(());
+    };
     let kind = operation.kind.as_str();
-    let message = format!("`{}` is busy: {kind} in progress since {}", app.name, humane(cx.now.since(operation.since)));
-    let hint = format!("wait for it (rsup reload {} --wait), or end it: rsup stop {}", app.name, app.name);
-    Err(OpError { code: FailureCode::Busy, message, hint: Some(hint), worker: None })
+    let message = format!(
+        "`{}` is busy: {kind} in progress since {}",
+        app.name,
+        humane(cx.now.since(operation.since))
+    );
+    let hint = format!(
+        "wait for it (rsup reload {} --wait), or end it: rsup stop {}",
+        app.name, app.name
+    );
+    Err(OpError {
+        code: FailureCode::Busy,
+        message,
+        hint: Some(hint),
+        worker: None,
+    })
 }
 
 fn not_running(app: &App) -> Result<(), OpError> {
     if app.goal() != Wanted::Up {
         return Ok(());
     }
-    let hint = format!("rsup reload {} replaces its workers without a gap", app.name);
+    let hint = format!(
+        "rsup reload {} replaces its workers without a gap",
+        app.name
+    );
     Err(OpError {
         code: FailureCode::AlreadyRunning,
         message: format!("`{}` runs already", app.name),
@@ -206,5 +314,10 @@ fn not_running(app: &App) -> Result<(), OpError> {
 }
 
 fn refused(code: FailureCode, message: String, hint: &str) -> OpError {
-    OpError { code, message, hint: Some(hint.to_owned()), worker: None }
+    OpError {
+        code,
+        message,
+        hint: Some(hint.to_owned()),
+        worker: None,
+    }
 }

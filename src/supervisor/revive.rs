@@ -36,14 +36,18 @@ impl Supervisor {
     /// That nobody is told twice, or never, holds if the state is written down before the effects
     /// of an input are carried out, and again after them if a signal was among them.
     pub fn revive(&mut self, now: Time, found: &BTreeMap<WorkerId, Found>) {
-        self.act(now, |apps, cx| each(apps, cx, |app, cx| app.revive(found, cx)));
+        self.act(now, |apps, cx| {
+            each(apps, cx, |app, cx| app.revive(found, cx))
+        });
     }
 
     /// To be called before [`Self::revive`] on the state of a daemon that died while it was stopping everything,
     /// if this one is not to go on with that: what was wanted of each app counts again. With `down`, nothing is
     /// wanted: all apps are known, and what is left of them is stopped.
     pub fn halt_is_over(&mut self, down: bool) {
-        self.apps.values_mut().for_each(|app| app.halt_is_over(down));
+        self.apps
+            .values_mut()
+            .for_each(|app| app.halt_is_over(down));
     }
 
     /// Instead of [`Self::revive`] if the machine was started anew since: no process and no socket
@@ -67,25 +71,45 @@ impl Supervisor {
     pub fn sockets(&self, app: &AppName) -> Option<(Vec<Listen>, u16, SocketFile)> {
         let listening = &self.apps.get(app)?.listening;
         let all = [&listening.held, &listening.pending];
-        let slots = all.iter().filter_map(|held| Some(held.as_ref()?.slots)).max()?;
-        let addresses: BTreeSet<&Listen> = all.into_iter().flatten().flat_map(|held| &held.addresses).collect();
-        let file = listening.pending.as_ref().or(listening.held.as_ref()).map(|held| held.file).unwrap_or_default();
+        let slots = all
+            .iter()
+            .filter_map(|held| Some(held.as_ref()?.slots))
+            .max()?;
+        let addresses: BTreeSet<&Listen> = all
+            .into_iter()
+            .flatten()
+            .flat_map(|held| &held.addresses)
+            .collect();
+        let file = listening
+            .pending
+            .as_ref()
+            .or(listening.held.as_ref())
+            .map(|held| held.file)
+            .unwrap_or_default();
         Some((addresses.into_iter().cloned().collect(), slots, file))
     }
 
     /// The weights that were last put in force.
     pub fn steering(&self, app: &AppName) -> &[Steering] {
-        self.apps.get(app).and_then(|app| app.steered.as_ref()).map_or(&[], |(_, tables)| tables)
+        self.apps
+            .get(app)
+            .and_then(|app| app.steered.as_ref())
+            .map_or(&[], |(_, tables)| tables)
     }
 
     /// The actions under way, one for each app at the most.
     pub fn under_way(&self) -> impl Iterator<Item = (&AppName, OpId, OperationKind)> {
-        self.apps.values().filter_map(|app| app.operation.as_ref().map(|o| (&app.name, o.op, o.kind)))
+        self.apps
+            .values()
+            .filter_map(|app| app.operation.as_ref().map(|o| (&app.name, o.op, o.kind)))
     }
 
     /// The action is under way, or waits for its turn.
     pub fn is_under_way(&self, op: OpId) -> bool {
-        self.apps.values().flat_map(App::ops).any(|other| other == op)
+        self.apps
+            .values()
+            .flat_map(App::ops)
+            .any(|other| other == op)
     }
 
     /// The latest action that the state still knows of. Later ones need other names.

@@ -46,7 +46,12 @@ impl TryFrom<SavedSupervisor> for Supervisor {
     type Error = String;
 
     fn try_from(saved: SavedSupervisor) -> Result<Self, String> {
-        let SavedSupervisor { apps, next_generation, seed, settings } = saved;
+        let SavedSupervisor {
+            apps,
+            next_generation,
+            seed,
+            settings,
+        } = saved;
         if next_generation > MOST_COUNTED {
             return Err(format!("generation {next_generation} was never counted to"));
         }
@@ -59,12 +64,24 @@ impl TryFrom<SavedSupervisor> for Supervisor {
                 return Err(format!("action {} was never counted to", op.0));
             }
             for worker in app.workers() {
-                if worker.id.generation > next_generation || !generations.insert(worker.id.generation) {
-                    return Err(format!("{} is not the only one of its generation, or of one to come", worker.id));
+                if worker.id.generation > next_generation
+                    || !generations.insert(worker.id.generation)
+                {
+                    return Err(format!(
+                        "{} is not the only one of its generation, or of one to come",
+                        worker.id
+                    ));
                 }
             }
         }
-        Ok(Self { apps, next_generation, seed, settings, out: VecDeque::new(), due: None })
+        Ok(Self {
+            apps,
+            next_generation,
+            seed,
+            settings,
+            out: VecDeque::new(),
+            due: None,
+        })
     }
 }
 
@@ -119,8 +136,14 @@ impl From<App> for SavedApp {
             number
         };
         let target = number(target);
-        let slots = slots.into_iter().map(|slot| slot.map(|worker| worker.map(&mut number))).collect();
-        let seats = seats.into_iter().map(|seat| seat.map(&mut number)).collect();
+        let slots = slots
+            .into_iter()
+            .map(|slot| slot.map(|worker| worker.map(&mut number)))
+            .collect();
+        let seats = seats
+            .into_iter()
+            .map(|seat| seat.map(&mut number))
+            .collect();
         let operation = operation.map(|operation| operation.map(&mut number));
         Self {
             name,
@@ -137,7 +160,10 @@ impl From<App> for SavedApp {
             listening,
             steered,
             events,
-            explains: reason.as_ref().map(|reason| reason.explains).unwrap_or_default(),
+            explains: reason
+                .as_ref()
+                .map(|reason| reason.explains)
+                .unwrap_or_default(),
             reason: reason.map(|reason| reason.text),
             hiding,
         }
@@ -167,32 +193,58 @@ impl TryFrom<SavedApp> for App {
             hiding,
             explains,
         } = saved;
-        let held = listening.held.iter().chain(&listening.pending).map(|held| usize::from(held.slots));
-        let before = operation.iter().filter_map(|o| o.before.as_ref()).map(|b| b.instances);
-        if before.chain([instances]).any(|n| !(1..=MOST_INSTANCES).contains(&n))
+        let held = listening
+            .held
+            .iter()
+            .chain(&listening.pending)
+            .map(|held| usize::from(held.slots));
+        let before = operation
+            .iter()
+            .filter_map(|o| o.before.as_ref())
+            .map(|b| b.instances);
+        if before
+            .chain([instances])
+            .any(|n| !(1..=MOST_INSTANCES).contains(&n))
             || seats.len() > usize::from(MOST_INSTANCES)
             || held.chain([slots.len()]).any(|n| n > MOST_SLOTS)
         {
             return Err(format!("`{name}` is larger than any app can be"));
         }
         if last_revision > MOST_COUNTED {
-            return Err(format!("revision {last_revision} of `{name}` was never counted to"));
+            return Err(format!(
+                "revision {last_revision} of `{name}` was never counted to"
+            ));
         }
-        let specs = revisions.values().map(|r| &r.spec).chain(queue.iter().map(|(_, spec, _)| &**spec));
+        let specs = revisions
+            .values()
+            .map(|r| &r.spec)
+            .chain(queue.iter().map(|(_, spec, _)| &**spec));
         for spec in specs {
             spec.sound()?;
             if spec.name != name {
                 return Err(format!("a revision of `{name}` is one of `{}`", spec.name));
             }
         }
-        for (at, worker) in slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.as_ref()?))) {
+        for (at, worker) in slots
+            .iter()
+            .enumerate()
+            .filter_map(|(at, slot)| Some((at, slot.as_ref()?)))
+        {
             if worker.id.app != name || usize::from(worker.id.slot) != at {
-                return Err(format!("slot {at} of `{name}` is said to hold {}", worker.id));
+                return Err(format!(
+                    "slot {at} of `{name}` is said to hold {}",
+                    worker.id
+                ));
             }
         }
         let used = slots.iter().flatten().map(|w| w.revision);
         let used = used.chain(seats.iter().filter_map(|s| s.bereft_of));
-        let used = used.chain(operation.iter().filter_map(|o| o.before.as_ref()).map(|b| b.target));
+        let used = used.chain(
+            operation
+                .iter()
+                .filter_map(|o| o.before.as_ref())
+                .map(|b| b.target),
+        );
         for number in used.chain([target]) {
             if revisions.get(&number).is_none_or(|r| r.number != number) {
                 return Err(format!("revision {number} of `{name}` is missing"));
@@ -201,7 +253,10 @@ impl TryFrom<SavedApp> for App {
         let revision = |number: u64| revisions[&number].clone();
         Ok(Self {
             target: revision(target),
-            slots: slots.into_iter().map(|slot| slot.map(|worker| worker.map(revision))).collect(),
+            slots: slots
+                .into_iter()
+                .map(|slot| slot.map(|worker| worker.map(revision)))
+                .collect(),
             seats: seats.into_iter().map(|seat| seat.map(revision)).collect(),
             operation: operation.map(|operation| operation.map(revision)),
             name,
@@ -221,23 +276,80 @@ impl TryFrom<SavedApp> for App {
 
 impl<R> Worker<R> {
     fn map<S>(self, f: impl FnOnce(R) -> S) -> Worker<S> {
-        let Self { id, instance, revision, pid, started, state, condemned, memory, over_limit, reason, port } = self;
-        Worker { id, instance, revision: f(revision), pid, started, state, condemned, memory, over_limit, reason, port }
+        let Self {
+            id,
+            instance,
+            revision,
+            pid,
+            started,
+            state,
+            condemned,
+            memory,
+            over_limit,
+            reason,
+            port,
+        } = self;
+        Worker {
+            id,
+            instance,
+            revision: f(revision),
+            pid,
+            started,
+            state,
+            condemned,
+            memory,
+            over_limit,
+            reason,
+            port,
+        }
     }
 }
 
 impl<R> Seat<R> {
     fn map<S>(self, f: impl FnOnce(R) -> S) -> Seat<S> {
-        let Self { restarts, unstable, streak, hold, last_slot, bereft_of, reason, exit } = self;
-        Seat { restarts, unstable, streak, hold, last_slot, bereft_of: bereft_of.map(f), reason, exit }
+        let Self {
+            restarts,
+            unstable,
+            streak,
+            hold,
+            last_slot,
+            bereft_of,
+            reason,
+            exit,
+        } = self;
+        Seat {
+            restarts,
+            unstable,
+            streak,
+            hold,
+            last_slot,
+            bereft_of: bereft_of.map(f),
+            reason,
+            exit,
+        }
     }
 }
 
 impl<R> Operation<R> {
     fn map<S>(self, f: impl FnOnce(R) -> S) -> Operation<S> {
-        let Self { kind, since, op, before, course } = self;
-        let before = before.map(|Before { target, instances }| Before { target: f(target), instances });
-        Operation { kind, since, op, before, course }
+        let Self {
+            kind,
+            since,
+            op,
+            before,
+            course,
+        } = self;
+        let before = before.map(|Before { target, instances }| Before {
+            target: f(target),
+            instances,
+        });
+        Operation {
+            kind,
+            since,
+            op,
+            before,
+            course,
+        }
     }
 }
 
@@ -258,7 +370,11 @@ mod tests {
 
     fn revision(number: u64, spec: &AppSpec) -> Arc<Revision> {
         let base_env: Env = Arc::new([("PATH".to_owned(), "/usr/bin".to_owned())].into());
-        Arc::new(Revision { number, spec: spec.clone(), base_env })
+        Arc::new(Revision {
+            number,
+            spec: spec.clone(),
+            base_env,
+        })
     }
 
     /// What the file of version 1 says.
@@ -269,17 +385,35 @@ mod tests {
         let [old, new] = [1, 2].map(|number| revision(number, &spec));
         let states = [
             State::Spawning { deadline: at(103) },
-            State::Starting { deadline: at(103), readiness: Clock::at(at(101)) },
-            State::Ready { since: at(50), unready: true, readiness: Clock::at(at(101)), liveness: Clock::never() },
+            State::Starting {
+                deadline: at(103),
+                readiness: Clock::at(at(101)),
+            },
+            State::Ready {
+                since: at(50),
+                unready: true,
+                readiness: Clock::at(at(101)),
+                liveness: Clock::never(),
+            },
             State::Draining { until: at(101) },
-            State::Stopping { kill_at: at(102), told: true },
+            State::Stopping {
+                kill_at: at(102),
+                told: true,
+            },
             State::Killing { since: at(99) },
-            State::Sweeping { kill_at: at(101), killed: false },
+            State::Sweeping {
+                kill_at: at(101),
+                killed: false,
+            },
         ];
         let worker = |(slot, state): (u16, State)| {
             let revision = if slot < 2 { &new } else { &old };
             Some(Worker {
-                id: WorkerId { app: spec.name.clone(), slot, generation: 11 + u64::from(slot) },
+                id: WorkerId {
+                    app: spec.name.clone(),
+                    slot,
+                    generation: 11 + u64::from(slot),
+                },
                 instance: slot,
                 revision: revision.clone(),
                 pid: (slot > 0).then_some(1000 + u32::from(slot)),
@@ -292,7 +426,12 @@ mod tests {
                 port: Port::default(),
             })
         };
-        let holds = [Hold::Open, Hold::Backoff { until: at(105) }, Hold::Errored, Hold::Exited];
+        let holds = [
+            Hold::Open,
+            Hold::Backoff { until: at(105) },
+            Hold::Errored,
+            Hold::Exited,
+        ];
         let seat = |hold: Hold| Seat {
             restarts: 3,
             unstable: 1,
@@ -306,23 +445,36 @@ mod tests {
         let mut app = App::new(new.clone());
         app.slots = (0u16..).zip(states).map(worker).chain([None]).collect();
         app.seats = holds.map(seat).into();
-        let before = Some(Before { target: old.clone(), instances: 4 });
+        let before = Some(Before {
+            target: old.clone(),
+            instances: 4,
+        });
         app.operation = Some(Operation {
             kind: OperationKind::Reload,
             since: at(90),
             op: OpId(7),
             before,
-            course: Course::Forward { deadline: Some(at(150)) },
+            course: Course::Forward {
+                deadline: Some(at(150)),
+            },
         });
-        app.queue.push_back((OpId(8), Box::new(spec.clone()), Some(Env::default())));
+        app.queue
+            .push_back((OpId(8), Box::new(spec.clone()), Some(Env::default())));
         app.listening.held = Some(app::Held {
             addresses: spec.listen.iter().cloned().collect(),
             slots: 8,
             file: crate::config::SocketFile::default(),
         });
         app.listening.proven = true;
-        app.steered = Some((Balance::Random, vec![Steering { address: spec.listen[0].clone(), weights: vec![0, 0, 1] }]));
-        app.events.push_back((at(90), "reload to revision 2".into()));
+        app.steered = Some((
+            Balance::Random,
+            vec![Steering {
+                address: spec.listen[0].clone(),
+                weights: vec![0, 0, 1],
+            }],
+        ));
+        app.events
+            .push_back((at(90), "reload to revision 2".into()));
         app.reason = Some(Reason::new(Explains::Action, "why"));
         let mut supervisor = Supervisor::new(42);
         supervisor.next_generation = 17;
@@ -333,18 +485,37 @@ mod tests {
             hint: Some("h".into()),
             worker: Some(app.slots[1].as_ref().unwrap().id.clone()),
         };
-        let courses = [("back", Course::Back { deadline: at(160), error }), ("ending", Course::Ending { generation: 12 })];
+        let courses = [
+            (
+                "back",
+                Course::Back {
+                    deadline: at(160),
+                    error,
+                },
+            ),
+            ("ending", Course::Ending { generation: 12 }),
+        ];
         for (name, course) in courses {
             let mut spec = spec.clone();
             spec.name = AppName::new(name);
             let mut other = App::new(revision(1, &spec));
-            other.operation = Some(Operation { kind: OperationKind::Scale, since: at(90), op: OpId(9), before: None, course });
+            other.operation = Some(Operation {
+                kind: OperationKind::Scale,
+                since: at(90),
+                op: OpId(9),
+                before: None,
+                course,
+            });
             other.listening.pending = Some(app::Held {
                 addresses: [spec.listen[0].clone()].into(),
                 slots: 8,
                 file: crate::config::SocketFile::default(),
             });
-            other.wanted = if name == "back" { Wanted::Down } else { Wanted::Deleted };
+            other.wanted = if name == "back" {
+                Wanted::Down
+            } else {
+                Wanted::Deleted
+            };
             supervisor.apps.insert(spec.name, other);
         }
         supervisor
@@ -359,7 +530,10 @@ mod tests {
         let state = read(VERSION_1).unwrap();
         let expected = everything();
         assert!(state.apps == expected.apps, "{:#?}", state.apps);
-        assert_eq!((state.seed, state.next_generation), (expected.seed, expected.next_generation));
+        assert_eq!(
+            (state.seed, state.next_generation),
+            (expected.seed, expected.next_generation)
+        );
     }
 
     #[test]
@@ -367,28 +541,55 @@ mod tests {
         let now = Time(ms(100_000));
         for alive in [true, false] {
             let mut state = read(VERSION_1).unwrap();
-            let workers: Vec<Worker> = state.apps.values().flat_map(App::workers).cloned().collect();
+            let workers: Vec<Worker> = state
+                .apps
+                .values()
+                .flat_map(App::workers)
+                .cloned()
+                .collect();
             let found = |w: &Worker| {
-                if alive { Found::Alive { pid: 7 } } else { Found::Gone { exit: Exit::Unknown, descendants: w.id.slot == 2 } }
+                if alive {
+                    Found::Alive { pid: 7 }
+                } else {
+                    Found::Gone {
+                        exit: Exit::Unknown,
+                        descendants: w.id.slot == 2,
+                    }
+                }
             };
-            state.revive(now, &workers.iter().map(|w| (w.id.clone(), found(w))).collect());
+            state.revive(
+                now,
+                &workers.iter().map(|w| (w.id.clone(), found(w))).collect(),
+            );
             assert!(std::iter::from_fn(|| state.poll_effect()).count() > 5);
         }
         let mut state = read(VERSION_1).unwrap();
         state.reboot(now, false);
-        let started: Vec<Effect> =
-            std::iter::from_fn(|| state.poll_effect()).filter(|e| matches!(e, Effect::Listen { .. })).collect();
+        let started: Vec<Effect> = std::iter::from_fn(|| state.poll_effect())
+            .filter(|e| matches!(e, Effect::Listen { .. }))
+            .collect();
         assert_eq!(started.len(), 1, "{started:#?}");
-        assert_eq!(state.revision(&AppName::new("web")).unwrap().number, 1, "the reload was not done");
+        assert_eq!(
+            state.revision(&AppName::new("web")).unwrap().number,
+            1,
+            "the reload was not done"
+        );
     }
 
     #[test]
     fn a_revision_is_written_once_and_shared_again() {
         let written = serde_json::to_string(&everything()).unwrap();
-        assert_eq!(written.matches("cwd_resolved").count(), 2 + 1 + 2, "two revisions, one that waits, two of the other apps");
+        assert_eq!(
+            written.matches("cwd_resolved").count(),
+            2 + 1 + 2,
+            "two revisions, one that waits, two of the other apps"
+        );
         let state = read(&written).unwrap();
         let app = &state.apps[&AppName::new("web")];
-        assert!(Arc::ptr_eq(&app.target, &app.workers().next().unwrap().revision));
+        assert!(Arc::ptr_eq(
+            &app.target,
+            &app.workers().next().unwrap().revision
+        ));
     }
 
     #[test]
@@ -402,11 +603,19 @@ mod tests {
             "/apps/web/seats/0",
             "/apps/web/operation",
         ];
-        let more =
-            ["/apps/web/operation/before", "/apps/web/listening", "/apps/web/revisions/1", "/apps/web/revisions/1/spec/reload"];
+        let more = [
+            "/apps/web/operation/before",
+            "/apps/web/listening",
+            "/apps/web/revisions/1",
+            "/apps/web/revisions/1/spec/reload",
+        ];
         for place in places.into_iter().chain(more) {
-            let object = state.pointer_mut(place).and_then(serde_json::Value::as_object_mut);
-            object.unwrap_or_else(|| panic!("no {place}")).insert("of_a_later_version".into(), 1.into());
+            let object = state
+                .pointer_mut(place)
+                .and_then(serde_json::Value::as_object_mut);
+            object
+                .unwrap_or_else(|| panic!("no {place}"))
+                .insert("of_a_later_version".into(), 1.into());
         }
         assert!(read(&state.to_string()).unwrap().apps == everything().apps);
     }
@@ -419,23 +628,39 @@ mod tests {
             read(&state.to_string()).unwrap_err()
         };
         let missing = refused("/apps/web/slots/0/revision", 9.into());
-        assert!(missing.contains("revision 9 of `web` is missing"), "{missing}");
+        assert!(
+            missing.contains("revision 9 of `web` is missing"),
+            "{missing}"
+        );
         let misplaced = refused("/apps/web/slots/0/id/slot", 3.into());
-        assert!(misplaced.contains("slot 0 of `web` is said to hold web/3#11"), "{misplaced}");
+        assert!(
+            misplaced.contains("slot 0 of `web` is said to hold web/3#11"),
+            "{misplaced}"
+        );
         refused("/apps/web/wanted", "Sideways".into());
         // Whoever counts on from these counts too far.
         refused("/next_generation", u64::MAX.into());
         refused("/apps/web/last_revision", u64::MAX.into());
         refused("/next_generation", 3.into());
-        for place in ["/apps/web/instances", "/apps/web/operation/before/instances", "/apps/web/revisions/1/spec/instances"] {
+        for place in [
+            "/apps/web/instances",
+            "/apps/web/operation/before/instances",
+            "/apps/web/revisions/1/spec/instances",
+        ] {
             refused(place, 65535.into());
             refused(place, 0.into());
         }
         refused("/apps/web/listening/held/slots", 65535.into());
         refused("/apps/web/revisions/2/spec/name", "other".into());
         refused("/apps/web/revisions/2/spec/name", "../../etc".into());
-        refused("/apps/web/revisions/2/spec/restart/backoff/secs", u64::MAX.into());
-        refused("/apps/web/revisions/2/spec/command", serde_json::Value::Array(Vec::new()));
+        refused(
+            "/apps/web/revisions/2/spec/restart/backoff/secs",
+            u64::MAX.into(),
+        );
+        refused(
+            "/apps/web/revisions/2/spec/command",
+            serde_json::Value::Array(Vec::new()),
+        );
         assert!(read(&VERSION_1[..VERSION_1.len() / 2]).is_err());
     }
 }

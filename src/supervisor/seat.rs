@@ -56,7 +56,16 @@ pub struct Ending<'a> {
 
 impl<R> Default for Seat<R> {
     fn default() -> Self {
-        Self { restarts: 0, unstable: 0, streak: 0, hold: Hold::Open, last_slot: None, bereft_of: None, reason: None, exit: None }
+        Self {
+            restarts: 0,
+            unstable: 0,
+            streak: 0,
+            hold: Hold::Open,
+            last_slot: None,
+            bereft_of: None,
+            reason: None,
+            exit: None,
+        }
     }
 }
 
@@ -86,13 +95,22 @@ impl Seat {
         }
         if self.unstable > policy.max_restarts {
             self.hold = Hold::Errored;
-            self.reason = Some(format!("{}; given up after {} restarts", ending.reason, policy.max_restarts));
+            self.reason = Some(format!(
+                "{}; given up after {} restarts",
+                ending.reason, policy.max_restarts
+            ));
             return;
         }
         let delay = delay(policy, self.streak, random);
         self.streak = self.streak.saturating_add(1);
         self.restarts = self.restarts.saturating_add(1);
-        self.hold = if delay.is_zero() { Hold::Open } else { Hold::Backoff { until: ending.now + delay } };
+        self.hold = if delay.is_zero() {
+            Hold::Open
+        } else {
+            Hold::Backoff {
+                until: ending.now + delay,
+            }
+        };
     }
 
     /// A clean sheet: the user asked for a start or a reload.
@@ -120,8 +138,12 @@ fn delay(policy: &Restart, streak: u32, random: &mut fastrand::Rng) -> Duration 
     if streak == 0 {
         return Duration::ZERO;
     }
-    let doubled = policy.backoff.saturating_mul(1u32.checked_shl(streak - 1).unwrap_or(u32::MAX));
-    doubled.min(policy.backoff_max).mul_f64(1.0 - random.f64() / 4.0)
+    let doubled = policy
+        .backoff
+        .saturating_mul(1u32.checked_shl(streak - 1).unwrap_or(u32::MAX));
+    doubled
+        .min(policy.backoff_max)
+        .mul_f64(1.0 - random.f64() / 4.0)
 }
 
 #[cfg(test)]
@@ -136,7 +158,13 @@ mod tests {
 
     fn end(seat: &mut Seat, spec: &AppSpec, uptime: u64, exit: Option<Exit>) -> Option<Duration> {
         let now = Time(ms(1000));
-        let ending = Ending { now, uptime: ms(uptime), was_ready: true, exit, reason: "it ended" };
+        let ending = Ending {
+            now,
+            uptime: ms(uptime),
+            was_ready: true,
+            exit,
+            reason: "it ended",
+        };
         seat.ended(spec, ending, &mut fastrand::Rng::with_seed(1));
         match seat.hold {
             Hold::Open => Some(Duration::ZERO),
@@ -157,7 +185,11 @@ mod tests {
             let delay = crash(&mut seat, &spec, 5000);
             assert!(within(delay, doubled), "{delay:?} for {doubled}");
         }
-        assert_eq!(crash(&mut seat, &spec, 10_000), Some(Duration::ZERO), "reset_after has passed");
+        assert_eq!(
+            crash(&mut seat, &spec, 10_000),
+            Some(Duration::ZERO),
+            "reset_after has passed"
+        );
         assert_eq!(seat.restarts, 9);
     }
 
@@ -168,7 +200,10 @@ mod tests {
             assert!(crash(&mut seat, &spec, 10).is_some());
         }
         assert_eq!(crash(&mut seat, &spec, 10), None);
-        assert_eq!((seat.hold.clone(), seat.reason.as_deref()), (Hold::Errored, Some("it ended; given up after 3 restarts")));
+        assert_eq!(
+            (seat.hold.clone(), seat.reason.as_deref()),
+            (Hold::Errored, Some("it ended; given up after 3 restarts"))
+        );
         seat.reopen();
         assert!(crash(&mut seat, &spec, 10).is_some());
     }
@@ -198,8 +233,21 @@ mod tests {
         assert_eq!(holds(RestartPolicy::Always, code(42)), Hold::Exited);
         assert_eq!(holds(RestartPolicy::OnFailure, code(0)), Hold::Exited);
         assert_eq!(holds(RestartPolicy::OnFailure, code(1)), Hold::Open);
-        assert_eq!(holds(RestartPolicy::OnFailure, Some(Exit::Signal { signal: 11, core_dumped: true })), Hold::Open);
+        assert_eq!(
+            holds(
+                RestartPolicy::OnFailure,
+                Some(Exit::Signal {
+                    signal: 11,
+                    core_dumped: true
+                })
+            ),
+            Hold::Open
+        );
         assert_eq!(holds(RestartPolicy::Never, code(1)), Hold::Exited);
-        assert_eq!(holds(RestartPolicy::Never, None), Hold::Errored, "it was given up, it did not end");
+        assert_eq!(
+            holds(RestartPolicy::Never, None),
+            Hold::Errored,
+            "it was given up, it did not end"
+        );
     }
 }

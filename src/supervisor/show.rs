@@ -4,7 +4,9 @@ use super::app::{App, Wanted, stage};
 use super::plan::Stage;
 use super::seat::{Hold, Seat};
 use super::types::Time;
-use super::view::{AppPhase, AppView, OperationKind, OperationView, PastEvent, WorkerPhase, WorkerView};
+use super::view::{
+    AppPhase, AppView, OperationKind, OperationView, PastEvent, WorkerPhase, WorkerView,
+};
 use super::{Supervisor, Worker};
 use crate::config::AppName;
 
@@ -17,22 +19,35 @@ impl Supervisor {
 
     /// What happened to an app, oldest first.
     pub fn events(&self, app: &AppName, now: Time) -> Vec<PastEvent> {
-        let past = |(at, text): &(Time, String)| PastEvent { age_ms: now.since(*at).as_millis() as u64, text: text.clone() };
-        self.apps.get(app).map(|app| app.events.iter().map(past).collect()).unwrap_or_default()
+        let past = |(at, text): &(Time, String)| PastEvent {
+            age_ms: now.since(*at).as_millis() as u64,
+            text: text.clone(),
+        };
+        self.apps
+            .get(app)
+            .map(|app| app.events.iter().map(past).collect())
+            .unwrap_or_default()
     }
 }
 
 impl App {
     /// Nothing of it is left but the record.
     pub fn gone(&self) -> bool {
-        self.workers().next().is_none() && self.listening.held.is_none() && self.listening.pending.is_none()
+        self.workers().next().is_none()
+            && self.listening.held.is_none()
+            && self.listening.pending.is_none()
     }
 
     fn view(&self, now: Time) -> AppView {
-        let mut workers: Vec<WorkerView> = self.workers().map(|w| self.worker_view(w, now)).collect();
+        let mut workers: Vec<WorkerView> =
+            self.workers().map(|w| self.worker_view(w, now)).collect();
         if self.goal() == Wanted::Up {
-            workers
-                .extend(self.seats.iter().enumerate().filter_map(|(instance, seat)| self.empty_seat(instance as u16, seat, now)));
+            workers.extend(
+                self.seats
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(instance, seat)| self.empty_seat(instance as u16, seat, now)),
+            );
         }
         workers.sort_by_key(|w| (w.instance, w.generation));
         AppView {
@@ -42,28 +57,36 @@ impl App {
             instances: self.instances,
             listen: self.spec().listen.iter().map(ToString::to_string).collect(),
             workers,
-            operation: self
-                .operation
-                .as_ref()
-                .map(|o| OperationView { kind: o.kind, since_ms: now.since(o.since).as_millis() as u64 }),
+            operation: self.operation.as_ref().map(|o| OperationView {
+                kind: o.kind,
+                since_ms: now.since(o.since).as_millis() as u64,
+            }),
             reason: self.reason.as_ref().map(|reason| reason.text.clone()),
             relayed: 0,
         }
     }
 
     fn phase(&self, now: Time) -> AppPhase {
-        let serving = self.workers().filter(|w| stage(w, now) == Stage::Serving).count();
+        let serving = self
+            .workers()
+            .filter(|w| stage(w, now) == Stage::Serving)
+            .count();
         let kind = self.operation.as_ref().map(|o| o.kind);
         match (self.goal(), kind) {
             (Wanted::Down | Wanted::Deleted, _) if self.gone() => AppPhase::Stopped,
             (Wanted::Down | Wanted::Deleted, _) => AppPhase::Stopping,
-            (Wanted::Up, Some(OperationKind::Reload | OperationKind::Restart)) => AppPhase::Reloading,
+            (Wanted::Up, Some(OperationKind::Reload | OperationKind::Restart)) => {
+                AppPhase::Reloading
+            }
             (Wanted::Up, _) if serving >= usize::from(self.instances) => AppPhase::Ready,
             (Wanted::Up, _) if serving > 0 => AppPhase::Degraded,
             (Wanted::Up, _) => {
                 let given_up = |seat: &Seat| matches!(seat.hold, Hold::Errored);
                 let ended = |seat: &Seat| matches!(seat.hold, Hold::Errored | Hold::Exited);
-                if self.workers().next().is_some() || self.seats.is_empty() || !self.seats.iter().all(ended) {
+                if self.workers().next().is_some()
+                    || self.seats.is_empty()
+                    || !self.seats.iter().all(ended)
+                {
                     AppPhase::Starting
                 } else if self.seats.iter().any(given_up) {
                     AppPhase::Errored
@@ -83,12 +106,18 @@ impl App {
             revision: worker.revision.number,
             pid: worker.pid,
             phase: worker.phase(),
-            uptime_ms: worker.pid.map(|_| now.since(worker.started).as_millis() as u64),
+            uptime_ms: worker
+                .pid
+                .map(|_| now.since(worker.started).as_millis() as u64),
             restarts: seat.map_or(0, |s| s.restarts),
             memory: worker.memory,
             cpu: None,
             next_start_ms: None,
-            reason: worker.condemned.clone().or_else(|| worker.reason.clone()).or_else(|| seat.and_then(|s| s.reason.clone())),
+            reason: worker
+                .condemned
+                .clone()
+                .or_else(|| worker.reason.clone())
+                .or_else(|| seat.and_then(|s| s.reason.clone())),
         }
     }
 
@@ -99,7 +128,10 @@ impl App {
         }
         let (phase, next_start_ms) = match seat.hold {
             Hold::Open => return None,
-            Hold::Backoff { until } => (WorkerPhase::Backoff, Some(until.since(now).as_millis() as u64)),
+            Hold::Backoff { until } => (
+                WorkerPhase::Backoff,
+                Some(until.since(now).as_millis() as u64),
+            ),
             Hold::Errored => (WorkerPhase::Errored, None),
             Hold::Exited => (WorkerPhase::Exited, None),
         };

@@ -99,11 +99,21 @@ pub enum Next {
 
 impl Clock {
     pub fn never() -> Self {
-        Self { next: Next::Never, successes: 0, failures: 0, doubtful: false }
+        Self {
+            next: Next::Never,
+            successes: 0,
+            failures: 0,
+            doubtful: false,
+        }
     }
 
     pub fn at(time: Time) -> Self {
-        Self { next: Next::At(time), successes: 0, failures: 0, doubtful: false }
+        Self {
+            next: Next::At(time),
+            successes: 0,
+            failures: 0,
+            doubtful: false,
+        }
     }
 
     /// Whoever had a probe under way is no more: it is due now.
@@ -154,8 +164,11 @@ impl Clock {
         if std::mem::take(&mut self.doubtful) && !ok {
             return None;
         }
-        let (streak, other) =
-            if ok { (&mut self.successes, &mut self.failures) } else { (&mut self.failures, &mut self.successes) };
+        let (streak, other) = if ok {
+            (&mut self.successes, &mut self.failures)
+        } else {
+            (&mut self.failures, &mut self.successes)
+        };
         *other = 0;
         *streak = streak.saturating_add(1);
         Some(*streak)
@@ -207,14 +220,18 @@ impl Worker {
         coming
             && self.port.hidden
             && !self.port.bound.contains(&target.port())
-            && listens.any(|ours| ours.port() == target.port() && hiding::reaches(target.ip(), ours.ip()))
+            && listens
+                .any(|ours| ours.port() == target.port() && hiding::reaches(target.ip(), ours.ip()))
     }
 
     /// Neither being taken away nor gone.
     pub fn active(&self) -> bool {
         match self.state {
             State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } => true,
-            State::Draining { .. } | State::Stopping { .. } | State::Killing { .. } | State::Sweeping { .. } => false,
+            State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Killing { .. }
+            | State::Sweeping { .. } => false,
         }
     }
 
@@ -247,14 +264,21 @@ impl Worker {
             | State::Killing { .. } => {}
         }
         let news = self.pid.replace(pid).is_none();
-        let State::Spawning { deadline } = self.state else { return news };
+        let State::Spawning { deadline } = self.state else {
+            return news;
+        };
         let spec = self.spec();
         let readiness = match &spec.readiness.check {
-            Check::Http { .. } | Check::Tcp | Check::Exec { .. } => Clock::at(now + spec.readiness.initial_delay),
+            Check::Http { .. } | Check::Tcp | Check::Exec { .. } => {
+                Clock::at(now + spec.readiness.initial_delay)
+            }
             Check::Alive => Clock::at(now + spec.restart.min_uptime),
             Check::Notify => Clock::never(),
         };
-        self.state = State::Starting { deadline, readiness };
+        self.state = State::Starting {
+            deadline,
+            readiness,
+        };
         news
     }
 
@@ -266,29 +290,46 @@ impl Worker {
             Check::Tcp | Check::Exec { .. } | Check::Alive | Check::Notify => Clock::never(),
         };
         let liveness = match &spec.liveness {
-            Some(probe) => Clock::at((self.started + probe.initial_delay).max(now + probe.interval)),
+            Some(probe) => {
+                Clock::at((self.started + probe.initial_delay).max(now + probe.interval))
+            }
             None => Clock::never(),
         };
-        self.state = State::Ready { since: now, unready: false, readiness, liveness };
+        self.state = State::Ready {
+            since: now,
+            unready: false,
+            readiness,
+            liveness,
+        };
     }
 
     pub fn readiness_result(&mut self, ok: bool, now: Time) -> Verdict {
         let probe = &self.revision.spec.readiness;
         match &mut self.state {
             State::Starting { readiness, .. } => {
-                let pause = if ok { probe.interval } else { pause_while_starting(now.since(self.started), probe.interval) };
-                let Some(streak) = readiness.count(ok, now + pause) else { return Verdict::Stale };
+                let pause = if ok {
+                    probe.interval
+                } else {
+                    pause_while_starting(now.since(self.started), probe.interval)
+                };
+                let Some(streak) = readiness.count(ok, now + pause) else {
+                    return Verdict::Stale;
+                };
                 if ok && streak >= probe.success_threshold {
                     self.become_ready(now);
                     return Verdict::BecameReady;
                 }
                 Verdict::Nothing
             }
-            State::Ready { unready, readiness, .. } => {
+            State::Ready {
+                unready, readiness, ..
+            } => {
                 let quick = probe.interval;
                 let slow = probe.interval.max(READY_INTERVAL);
                 let next = now + if ok && !*unready { slow } else { quick };
-                let Some(streak) = readiness.count(ok, next) else { return Verdict::Stale };
+                let Some(streak) = readiness.count(ok, next) else {
+                    return Verdict::Stale;
+                };
                 let lost = !ok && !*unready && streak >= probe.failure_threshold;
                 let regained = ok && *unready && streak >= probe.success_threshold;
                 if lost || regained {
@@ -306,9 +347,26 @@ impl Worker {
     }
 
     pub fn liveness_result(&mut self, ok: bool, now: Time) -> Verdict {
-        let Some(Probe { interval, failure_threshold, .. }) = self.revision.spec.liveness else { return Verdict::Stale };
-        let State::Ready { unready, readiness, liveness, .. } = &mut self.state else { return Verdict::Stale };
-        let Some(streak) = liveness.count(ok, now + interval) else { return Verdict::Stale };
+        let Some(Probe {
+            interval,
+            failure_threshold,
+            ..
+        }) = self.revision.spec.liveness
+        else {
+            return Verdict::Stale;
+        };
+        let State::Ready {
+            unready,
+            readiness,
+            liveness,
+            ..
+        } = &mut self.state
+        else {
+            return Verdict::Stale;
+        };
+        let Some(streak) = liveness.count(ok, now + interval) else {
+            return Verdict::Stale;
+        };
         if ok || streak < failure_threshold {
             return Verdict::Nothing;
         }
@@ -323,9 +381,11 @@ impl Worker {
     pub fn not_probed(&mut self, purpose: Purpose, now: Time) -> bool {
         let spec = &self.revision.spec;
         let (clock, probe) = match (&mut self.state, purpose, &spec.liveness) {
-            (State::Starting { readiness, .. } | State::Ready { readiness, .. }, Purpose::Readiness, _) => {
-                (readiness, &spec.readiness)
-            }
+            (
+                State::Starting { readiness, .. } | State::Ready { readiness, .. },
+                Purpose::Readiness,
+                _,
+            ) => (readiness, &spec.readiness),
             (State::Ready { liveness, .. }, Purpose::Liveness, Some(probe)) => (liveness, probe),
             (
                 State::Spawning { .. }
@@ -359,18 +419,28 @@ impl Worker {
         let min_ready = self.spec().reload.min_ready;
         match &mut self.state {
             State::Spawning { deadline } => *deadline = *deadline + gap,
-            State::Starting { deadline, readiness } => {
+            State::Starting {
+                deadline,
+                readiness,
+            } => {
                 *deadline = *deadline + gap;
                 readiness.doubt();
             }
-            State::Ready { since, readiness, liveness, .. } => {
+            State::Ready {
+                since,
+                readiness,
+                liveness,
+                ..
+            } => {
                 if *since + min_ready > seen {
                     *since = *since + gap;
                 }
                 return readiness.doubt() | liveness.doubt();
             }
             State::Draining { until } => *until = *until + gap,
-            State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => *kill_at = *kill_at + gap,
+            State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => {
+                *kill_at = *kill_at + gap
+            }
             State::Killing { .. } => return false,
         }
         true
@@ -380,12 +450,24 @@ impl Worker {
     pub fn wakes(&self, now: Time) -> Option<Time> {
         match &self.state {
             State::Spawning { deadline } => Some(*deadline),
-            State::Starting { deadline, readiness } => {
-                [Some(*deadline), readiness.wakes(), self.port.look].into_iter().flatten().min()
-            }
-            State::Ready { since, readiness, liveness, .. } => {
+            State::Starting {
+                deadline,
+                readiness,
+            } => [Some(*deadline), readiness.wakes(), self.port.look]
+                .into_iter()
+                .flatten()
+                .min(),
+            State::Ready {
+                since,
+                readiness,
+                liveness,
+                ..
+            } => {
                 let available = Some(*since + self.spec().reload.min_ready).filter(|at| *at > now);
-                [readiness.wakes(), liveness.wakes(), available].into_iter().flatten().min()
+                [readiness.wakes(), liveness.wakes(), available]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
             State::Draining { until } => Some(*until),
             State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => Some(*kill_at),

@@ -29,10 +29,15 @@ const VERSION_3: u32 = 0x2008_0522;
 /// # Errors
 /// As `capget(2)`.
 pub fn effective() -> io::Result<u64> {
-    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
     let mut data = [Data::default(); 2];
     // SAFETY: this version has a header and two blocks of data, both valid for writes.
-    raw::check_long(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    raw::check_long(unsafe {
+        libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr())
+    })?;
     let [low, high] = data;
     Ok(u64::from(low.effective) | u64::from(high.effective) << 32)
 }
@@ -51,14 +56,25 @@ pub fn may_trace_all() -> bool {
 /// # Errors
 /// As `capset(2)`.
 pub(super) fn put_in_force(bits: u64) -> io::Result<()> {
-    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
     let mut data = [Data::default(); 2];
     // SAFETY: as in `effective`; the second call reads only.
     unsafe {
-        raw::check_long(libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()))?;
+        raw::check_long(libc::syscall(
+            libc::SYS_capget,
+            &raw mut header,
+            data.as_mut_ptr(),
+        ))?;
         let [low, high] = &mut data;
         (low.effective, high.effective) = (bits as u32, (bits >> 32) as u32);
-        raw::check_long(libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()))?;
+        raw::check_long(libc::syscall(
+            libc::SYS_capset,
+            &raw const header,
+            data.as_ptr(),
+        ))?;
     }
     Ok(())
 }
@@ -86,13 +102,24 @@ pub(super) fn bound(keep: u64) -> Result<(), c_int> {
 /// Async-signal-safe.
 pub(super) fn keep_over_user_change() -> Result<(), c_int> {
     // SAFETY: integers.
-    if unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) } < 0 { Err(errno()) } else { Ok(()) }
+    if unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) } < 0 {
+        Err(errno())
+    } else {
+        Ok(())
+    }
 }
 
 /// Has exactly `keep`, over an exec too (the ambient set). Async-signal-safe.
 pub(super) fn set(keep: u64) -> Result<(), c_int> {
-    let half = |bits: u64| Data { effective: bits as u32, permitted: bits as u32, inheritable: bits as u32 };
-    let header = Header { version: VERSION_3, pid: 0 };
+    let half = |bits: u64| Data {
+        effective: bits as u32,
+        permitted: bits as u32,
+        inheritable: bits as u32,
+    };
+    let header = Header {
+        version: VERSION_3,
+        pid: 0,
+    };
     let data = [half(keep), half(keep >> 32)];
     // SAFETY: as in `effective`; only read.
     if unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) } < 0 {
@@ -100,7 +127,16 @@ pub(super) fn set(keep: u64) -> Result<(), c_int> {
     }
     for number in (0..64).filter(|number| keep & (1 << number) != 0) {
         // SAFETY: integers.
-        if unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as c_ulong, number as c_ulong, 0, 0) } < 0 {
+        if unsafe {
+            libc::prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE as c_ulong,
+                number as c_ulong,
+                0,
+                0,
+            )
+        } < 0
+        {
             return Err(errno());
         }
     }
@@ -117,7 +153,13 @@ mod tests {
     #[test]
     fn as_proc_says() {
         let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
-        assert_eq!(super::effective().unwrap(), u64::from_str_radix(line.trim(), 16).unwrap());
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("CapEff:"))
+            .unwrap();
+        assert_eq!(
+            super::effective().unwrap(),
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        );
     }
 }

@@ -44,15 +44,27 @@ pub struct Controllers {
 impl Controllers {
     fn parse(text: &str) -> Controllers {
         let has = |name| text.split_whitespace().any(|word| word == name);
-        Controllers { memory: has("memory"), cpu: has("cpu"), tasks: has("pids") }
+        Controllers {
+            memory: has("memory"),
+            cpu: has("cpu"),
+            tasks: has("pids"),
+        }
     }
 
     fn without(self, other: Controllers) -> Controllers {
-        Controllers { memory: self.memory && !other.memory, cpu: self.cpu && !other.cpu, tasks: self.tasks && !other.tasks }
+        Controllers {
+            memory: self.memory && !other.memory,
+            cpu: self.cpu && !other.cpu,
+            tasks: self.tasks && !other.tasks,
+        }
     }
 
     fn or(self, other: Controllers) -> Controllers {
-        Controllers { memory: self.memory || other.memory, cpu: self.cpu || other.cpu, tasks: self.tasks || other.tasks }
+        Controllers {
+            memory: self.memory || other.memory,
+            cpu: self.cpu || other.cpu,
+            tasks: self.tasks || other.tasks,
+        }
     }
 
     fn and(self, other: Controllers) -> Controllers {
@@ -64,16 +76,22 @@ impl Controllers {
     }
 
     fn names(self) -> impl Iterator<Item = &'static str> {
-        [(self.memory, "memory"), (self.cpu, "cpu"), (self.tasks, "pids")]
-            .into_iter()
-            .filter_map(|(has, name)| has.then_some(name))
+        [
+            (self.memory, "memory"),
+            (self.cpu, "cpu"),
+            (self.tasks, "pids"),
+        ]
+        .into_iter()
+        .filter_map(|(has, name)| has.then_some(name))
     }
 }
 
 /// Those that cgroup v2 has on this machine, as far as we can see; others may be bound to v1.
 #[must_use]
 pub fn controllers_of_machine() -> Controllers {
-    delegated::mount().map(|(_, point)| read_controllers(&point, "cgroup.controllers")).unwrap_or_default()
+    delegated::mount()
+        .map(|(_, point)| read_controllers(&point, "cgroup.controllers"))
+        .unwrap_or_default()
 }
 
 fn read_controllers(folder: &Path, file: &str) -> Controllers {
@@ -93,7 +111,11 @@ pub struct Bounds {
 
 impl Bounds {
     fn needs(self) -> Controllers {
-        Controllers { memory: self.memory.is_some(), cpu: self.cpu.is_some(), tasks: self.tasks.is_some() }
+        Controllers {
+            memory: self.memory.is_some(),
+            cpu: self.cpu.is_some(),
+            tasks: self.tasks.is_some(),
+        }
     }
 }
 
@@ -126,7 +148,14 @@ impl Tree {
         // Only the root of all may have processes beside children with controllers.
         let aside = aside || !own.join("cgroup.type").exists();
         let controllers = read_controllers(&base, "cgroup.subtree_control");
-        Ok(Tree { own, base, aside, controllers, refused: Controllers::default(), lacks: None })
+        Ok(Tree {
+            own,
+            base,
+            aside,
+            controllers,
+            refused: Controllers::default(),
+            lacks: None,
+        })
     }
 
     /// The folder.
@@ -150,7 +179,8 @@ impl Tree {
         if !self.aside {
             let leaf = self.base.join(SUPERVISOR);
             make(&leaf).map_err(|why| format!("{} cannot be made: {why}", leaf.display()))?;
-            delegated::move_own(&self.own, &leaf).map_err(|why| format!("rsup cannot move into {}: {why}", leaf.display()))?;
+            delegated::move_own(&self.own, &leaf)
+                .map_err(|why| format!("rsup cannot move into {}: {why}", leaf.display()))?;
             self.aside = true;
         }
         enable(&self.own, wanted).and(enable(&self.base, wanted))
@@ -162,8 +192,17 @@ impl Tree {
         let missing = bounds.needs().without(self.controllers);
         let untried = read_controllers(&self.own, "cgroup.controllers").without(self.refused);
         let names: Vec<&str> = missing.without(untried).names().collect();
-        let why = self.lacks.as_deref().unwrap_or("it may be bound to cgroup v1, or not be delegated to rsup");
-        (!names.is_empty()).then(|| format!("{} has no controller `{}`: {why}", self.base.display(), names.join("`, `")))
+        let why = self
+            .lacks
+            .as_deref()
+            .unwrap_or("it may be bound to cgroup v1, or not be delegated to rsup");
+        (!names.is_empty()).then(|| {
+            format!(
+                "{} has no controller `{}`: {why}",
+                self.base.display(),
+                names.join("`, `")
+            )
+        })
     }
 
     /// A new cgroup for a worker. Bounds that cannot be enforced here are left out.
@@ -176,8 +215,11 @@ impl Tree {
         make(&app)?;
         // What is missing shows where the limit is written.
         let _ = enable(&app, bounds.needs().and(self.controllers));
-        let leaf = Leaf { path: free(&app, generation)? };
-        leaf.bound(bounds, self.controllers).inspect_err(|_| drop(leaf.remove()))?;
+        let leaf = Leaf {
+            path: free(&app, generation)?,
+        };
+        leaf.bound(bounds, self.controllers)
+            .inspect_err(|_| drop(leaf.remove()))?;
         Ok(leaf)
     }
 
@@ -189,7 +231,9 @@ impl Tree {
     pub fn bound_again(&mut self, leaf: &Leaf, bounds: &Bounds) -> io::Result<bool> {
         self.provide(bounds);
         let wanted = bounds.needs().and(self.controllers);
-        let Some(app) = leaf.path.parent().filter(|_| wanted.any()) else { return Ok(false) };
+        let Some(app) = leaf.path.parent().filter(|_| wanted.any()) else {
+            return Ok(false);
+        };
         let before = read_controllers(app, "cgroup.subtree_control");
         enable(app, wanted.without(before)).map_err(io::Error::other)?;
         leaf.bound(bounds, self.controllers)?;
@@ -201,14 +245,19 @@ impl Tree {
     pub fn leaf_of(&self, pid: u32) -> Option<Leaf> {
         let (root, point) = delegated::mount()?;
         let path = delegated::folder_of(&format!("/proc/{pid}/cgroup"), &root, &point)?;
-        let ours = path.strip_prefix(&self.base).is_ok_and(|inside| inside.components().count() == 2);
+        let ours = path
+            .strip_prefix(&self.base)
+            .is_ok_and(|inside| inside.components().count() == 2);
         ours.then_some(Leaf { path })
     }
 
     /// The one made for a worker, if it is still there.
     #[must_use]
     pub fn leaf(&self, app: &str, generation: u64) -> Option<Leaf> {
-        let path = self.base.join(format!("app.{app}")).join(generation.to_string());
+        let path = self
+            .base
+            .join(format!("app.{app}"))
+            .join(generation.to_string());
         path.is_dir().then_some(Leaf { path })
     }
 
@@ -229,7 +278,10 @@ impl Tree {
         if leaf.exists() {
             // A cgroup with processes and one with controllers for its children exclude each other.
             // Another rsup may have its own beside ours, and keeps it.
-            if make_room(&self.base).and_then(|()| disable_all(&self.own)).is_ok() {
+            if make_room(&self.base)
+                .and_then(|()| disable_all(&self.own))
+                .is_ok()
+            {
                 let _ = delegated::move_own(&leaf, &self.own);
             }
             let _ = fs::remove_dir(&leaf);
@@ -257,16 +309,30 @@ fn disable_all(folder: &Path) -> Result<(), String> {
     let enabled = match fs::read_to_string(&file) {
         Ok(enabled) => enabled,
         // Nobody was in it any more.
-        Err(why) if why.kind() == io::ErrorKind::NotFound || why.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+        Err(why)
+            if why.kind() == io::ErrorKind::NotFound
+                || why.raw_os_error() == Some(libc::ENODEV) =>
+        {
+            return Ok(());
+        }
         Err(why) => return Err(format!("{} cannot be read: {why}", file.display())),
     };
-    let words: Vec<String> = enabled.split_whitespace().map(|name| format!("-{name}")).collect();
+    let words: Vec<String> = enabled
+        .split_whitespace()
+        .map(|name| format!("-{name}"))
+        .collect();
     if words.is_empty() {
         return Ok(());
     }
     match write(&file, &words.join(" ")) {
-        Err(why) if why.kind() == io::ErrorKind::NotFound || why.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-        result => result.map_err(|why| format!("{} still has {}: {why}", folder.display(), enabled.trim())),
+        Err(why)
+            if why.kind() == io::ErrorKind::NotFound
+                || why.raw_os_error() == Some(libc::ENODEV) =>
+        {
+            Ok(())
+        }
+        result => result
+            .map_err(|why| format!("{} still has {}: {why}", folder.display(), enabled.trim())),
     }
 }
 
@@ -340,7 +406,10 @@ impl Leaf {
     #[must_use]
     pub fn members(&self) -> Vec<u32> {
         let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid != 0).collect()
+        text.lines()
+            .filter_map(|line| line.parse().ok())
+            .filter(|pid| *pid != 0)
+            .collect()
     }
 
     /// How often the kernel has killed a process in it for want of memory, by whatever limit.
@@ -358,7 +427,9 @@ impl Leaf {
 
     fn memory_event(&self, name: &str) -> u64 {
         let text = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok()).unwrap_or(0)
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.parse().ok())
+            .unwrap_or(0)
     }
 
     /// Takes it away.
@@ -380,7 +451,11 @@ fn cpu_max(cores: f64) -> String {
 /// somebody lives in it, it is left to them.
 fn free(app: &Path, generation: u64) -> io::Result<PathBuf> {
     for try_next in 0..100 {
-        let name = if try_next == 0 { generation.to_string() } else { format!("{generation}.{try_next}") };
+        let name = if try_next == 0 {
+            generation.to_string()
+        } else {
+            format!("{generation}.{try_next}")
+        };
         let path = app.join(name);
         match fs::create_dir(&path) {
             Ok(()) => return Ok(path),
@@ -410,8 +485,15 @@ fn enable(folder: &Path, wanted: Controllers) -> Result<(), String> {
         // Each by itself: one that is refused takes no other with it.
         if let Err(why) = write(&file, &format!("+{name}")) {
             let busy = why.raw_os_error() == Some(libc::EBUSY);
-            let why = if busy { delegated::who_is_in(folder) } else { why.to_string() };
-            result = Err(format!("`{name}` cannot be enabled in {}: {why}", folder.display()));
+            let why = if busy {
+                delegated::who_is_in(folder)
+            } else {
+                why.to_string()
+            };
+            result = Err(format!(
+                "`{name}` cannot be enabled in {}: {why}",
+                folder.display()
+            ));
         }
     }
     result
@@ -419,7 +501,10 @@ fn enable(folder: &Path, wanted: Controllers) -> Result<(), String> {
 
 /// By one write, as these files want it; a file that is missing is not made.
 fn write(file: &Path, text: &str) -> io::Result<()> {
-    File::options().write(true).open(file)?.write_all(text.as_bytes())
+    File::options()
+        .write(true)
+        .open(file)?
+        .write_all(text.as_bytes())
 }
 
 /// The folder's name for a supervisor whose runtime folder this is.
@@ -433,6 +518,8 @@ pub fn name_for(runtime: &Path) -> String {
         .as_os_str()
         .as_bytes()
         .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+        });
     format!("rsup-{hash:016x}")
 }

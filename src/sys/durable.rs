@@ -27,7 +27,9 @@ use nix::unistd::ftruncate;
 use super::owner::refused;
 use super::raw::{self, check_long, retry};
 
-const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK.union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
+const SEALS: SealFlag = SealFlag::F_SEAL_SHRINK
+    .union(SealFlag::F_SEAL_GROW)
+    .union(SealFlag::F_SEAL_SEAL);
 
 /// An empty file without a name, close-on-exec: in memory, or in `folder` where a sandbox refuses
 /// `memfd_create(2)`.
@@ -72,8 +74,15 @@ impl Durable {
     /// # Errors
     /// When there are no descriptors left, or files can't be that large (`RLIMIT_FSIZE`).
     pub fn create(name: &CStr, folder: &Path, words: usize, bytes: usize) -> io::Result<OwnedFd> {
-        let mut file = open_nameless(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING, folder)?;
-        ftruncate(&file, i64::try_from(words * 8 + bytes).map_err(io::Error::other)?)?;
+        let mut file = open_nameless(
+            name,
+            MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+            folder,
+        )?;
+        ftruncate(
+            &file,
+            i64::try_from(words * 8 + bytes).map_err(io::Error::other)?,
+        )?;
         // An ordinary file has no seals.
         if let Err(error) = fcntl(&file, FcntlArg::F_ADD_SEALS(SEALS))
             && file.metadata().is_ok_and(|found| found.nlink() != 0)
@@ -91,21 +100,40 @@ impl Durable {
     pub fn map(fd: OwnedFd, words: usize, bytes: usize) -> io::Result<Durable> {
         let file = File::from(fd);
         let len = words * 8 + bytes;
-        let sealed = fcntl(&file, FcntlArg::F_GET_SEALS).is_ok_and(|seals| seals & SEALS.bits() == SEALS.bits());
+        let sealed = fcntl(&file, FcntlArg::F_GET_SEALS)
+            .is_ok_and(|seals| seals & SEALS.bits() == SEALS.bits());
         // One without a name: see `create`.
-        let ours = sealed || file.metadata().is_ok_and(|found| found.is_file() && found.nlink() == 0);
-        if !ours || file.metadata()?.len() != len as u64 || (&file).stream_position()? < words as u64 * 8 {
+        let ours = sealed
+            || file
+                .metadata()
+                .is_ok_and(|found| found.is_file() && found.nlink() == 0);
+        if !ours
+            || file.metadata()?.len() != len as u64
+            || (&file).stream_position()? < words as u64 * 8
+        {
             return Err(ErrorKind::InvalidInput.into());
         }
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let start = unsafe {
-            libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or(ErrorKind::Other)?;
-        Ok(Durable { file, start, words, bytes })
+        Ok(Durable {
+            file,
+            start,
+            words,
+            bytes,
+        })
     }
 
     /// The words.
@@ -134,7 +162,10 @@ impl Durable {
     /// None is known.
     pub fn position(&self) -> io::Result<usize> {
         let at = (&self.file).stream_position()?;
-        usize::try_from(at).ok().and_then(|at| at.checked_sub(self.words * 8)).ok_or(ErrorKind::InvalidData.into())
+        usize::try_from(at)
+            .ok()
+            .and_then(|at| at.checked_sub(self.words * 8))
+            .ok_or(ErrorKind::InvalidData.into())
     }
 
     /// Says where in the bytes the next ones from a pipe go to.
@@ -142,7 +173,8 @@ impl Durable {
     /// # Errors
     /// None is known.
     pub fn seek(&mut self, to: usize) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start((self.words * 8 + to) as u64))?;
+        self.file
+            .seek(SeekFrom::Start((self.words * 8 + to) as u64))?;
         Ok(())
     }
 
@@ -159,8 +191,16 @@ impl Durable {
         let moved = retry(|| {
             // SAFETY: no pointers but null; both descriptors are borrowed for the call. The file's
             // bytes are what `self` is borrowed for; its size is sealed.
-            check_long(unsafe { libc::splice(from, ptr::null_mut(), to, ptr::null_mut(), limit, libc::SPLICE_F_NONBLOCK) }
-                as libc::c_long)
+            check_long(unsafe {
+                libc::splice(
+                    from,
+                    ptr::null_mut(),
+                    to,
+                    ptr::null_mut(),
+                    limit,
+                    libc::SPLICE_F_NONBLOCK,
+                )
+            } as libc::c_long)
         });
         match moved {
             Err(error) if refused(&error) => {
@@ -207,16 +247,26 @@ mod tests {
     fn what_was_taken_and_stored_is_there_for_the_next() {
         let fd = Durable::create(c"test", Path::new("/tmp"), 512, 8192).expect("create");
         let other = fd.try_clone().expect("dup");
-        let anew = File::options().read(true).write(true).open(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("open");
+        let anew = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .expect("open");
         let mut memory = Durable::map(fd, 512, 8192).expect("map");
         let (read, mut write) = io::pipe().expect("pipe");
-        assert_eq!(memory.take(&read, 10).expect_err("empty").kind(), ErrorKind::WouldBlock);
+        assert_eq!(
+            memory.take(&read, 10).expect_err("empty").kind(),
+            ErrorKind::WouldBlock
+        );
         write.write_all(b"hello, world").expect("write");
         assert_eq!(memory.take(&read, 5).expect("take"), 5);
         memory.words()[3].store(7, Ordering::Relaxed);
         drop(memory);
         let mut memory = Durable::map(other, 512, 8192).expect("map");
-        assert_eq!((memory.position().expect("position"), &memory.bytes()[..5]), (5, &b"hello"[..]));
+        assert_eq!(
+            (memory.position().expect("position"), &memory.bytes()[..5]),
+            (5, &b"hello"[..])
+        );
         assert_eq!(memory.words()[3].load(Ordering::Relaxed), 7);
         drop(write);
         assert_eq!(memory.take(&read, 100).expect("take"), 7);
@@ -224,10 +274,22 @@ mod tests {
         assert_eq!(&memory.bytes()[..13], b"hello, world\0");
         memory.bytes_mut()[0] = b'j';
         memory.seek(1).expect("seek");
-        assert_eq!((memory.position().expect("position"), memory.bytes()[0]), (1, b'j'));
+        assert_eq!(
+            (memory.position().expect("position"), memory.bytes()[0]),
+            (1, b'j')
+        );
         memory.discard(0..4096);
         assert_eq!(memory.bytes()[0], 0);
-        assert!(memory.take(File::open("/dev/null").expect("open"), 1).is_err());
-        assert_eq!(Durable::map(anew.into(), 512, 8192).expect_err("opened anew").kind(), ErrorKind::InvalidInput);
+        assert!(
+            memory
+                .take(File::open("/dev/null").expect("open"), 1)
+                .is_err()
+        );
+        assert_eq!(
+            Durable::map(anew.into(), 512, 8192)
+                .expect_err("opened anew")
+                .kind(),
+            ErrorKind::InvalidInput
+        );
     }
 }

@@ -16,7 +16,10 @@ struct Control([u64; 4]);
 /// # Safety
 /// `socket` and `fd` must be open.
 pub(super) unsafe fn send(socket: c_int, payload: &[u8], fd: Option<c_int>) -> bool {
-    let iov = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    let iov = libc::iovec {
+        iov_base: payload.as_ptr().cast_mut().cast(),
+        iov_len: payload.len(),
+    };
     let mut control = Control::default();
     // SAFETY: all pointers are to locals that outlive the call; the kernel only reads them. The
     // CMSG_* macros stay within `control`, of which `msg_controllen` is a part.
@@ -41,11 +44,25 @@ pub(super) unsafe fn send(socket: c_int, payload: &[u8], fd: Option<c_int>) -> b
 ///
 /// # Errors
 /// As `sendmsg(2)`: `WouldBlock` if the socket is non-blocking and full.
-pub fn send_message(socket: impl AsFd, payload: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub fn send_message(
+    socket: impl AsFd,
+    payload: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     raw::retry(|| {
         // SAFETY: both are borrowed for the call.
-        let sent = unsafe { send(socket.as_fd().as_raw_fd(), payload, fd.map(|fd| fd.as_raw_fd())) };
-        if sent { Ok(()) } else { Err(io::Error::last_os_error()) }
+        let sent = unsafe {
+            send(
+                socket.as_fd().as_raw_fd(),
+                payload,
+                fd.map(|fd| fd.as_raw_fd()),
+            )
+        };
+        if sent {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     })
 }
 
@@ -55,7 +72,10 @@ pub fn send_message(socket: impl AsFd, payload: &[u8], fd: Option<BorrowedFd<'_>
 /// # Errors
 /// As `recvmsg(2)`.
 pub fn receive(socket: impl AsFd, payload: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut iov = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
+    let mut iov = libc::iovec {
+        iov_base: payload.as_mut_ptr().cast(),
+        iov_len: payload.len(),
+    };
     let mut control = Control::default();
     // SAFETY: all pointers are to locals and to `payload`, with their lengths; the kernel writes
     // no more than those. A descriptor in the message is a new one, for us alone.
@@ -71,7 +91,9 @@ pub fn receive(socket: impl AsFd, payload: &mut [u8]) -> io::Result<(usize, Opti
             usize::try_from(got).map_err(|_| io::Error::last_os_error())
         })?;
         let head = libc::CMSG_FIRSTHDR(&raw const message);
-        let fd = (!head.is_null() && (*head).cmsg_level == libc::SOL_SOCKET && (*head).cmsg_type == libc::SCM_RIGHTS)
+        let fd = (!head.is_null()
+            && (*head).cmsg_level == libc::SOL_SOCKET
+            && (*head).cmsg_type == libc::SCM_RIGHTS)
             .then(|| raw::own(libc::CMSG_DATA(head).cast::<c_int>().read_unaligned()));
         Ok((got, fd))
     }

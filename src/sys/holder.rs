@@ -27,7 +27,11 @@ impl fmt::Display for Holder {
         if !self.command.is_empty() && self.command != self.name {
             // Enough to recognise it by.
             let shown: String = self.command.chars().take(120).collect();
-            let cut = if shown.len() < self.command.len() { "…" } else { "" };
+            let cut = if shown.len() < self.command.len() {
+                "…"
+            } else {
+                ""
+            };
             write!(f, ": {shown}{cut}")?;
         }
         f.write_str(")")
@@ -41,7 +45,11 @@ impl fmt::Display for Holder {
 /// When neither the kernel's list of sockets nor `/proc` can be read.
 pub fn of_tcp(addr: SocketAddr) -> io::Result<Vec<Holder>> {
     let found = sockdiag::listeners(addr.port())?;
-    let mut inodes: Vec<u64> = found.iter().filter(|other| overlap(addr, other)).map(|other| other.inode).collect();
+    let mut inodes: Vec<u64> = found
+        .iter()
+        .filter(|other| overlap(addr, other))
+        .map(|other| other.inode)
+        .collect();
     if inodes.is_empty() {
         // Bound to it by a rule not known here: any listener of the port is the better answer.
         inodes = found.iter().map(|other| other.inode).collect();
@@ -91,7 +99,11 @@ pub(super) fn inode_of(fd: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 fn socket_inode(link: &Path) -> Option<u64> {
-    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    link.to_str()?
+        .strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
 }
 
 /// The processes that have one of these sockets open, by id.
@@ -101,7 +113,11 @@ pub(super) fn of_inodes(inodes: &[u64]) -> io::Result<Vec<Holder>> {
         return Ok(holders);
     }
     for process in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
             continue;
         };
         // Gone meanwhile, or closed to us.
@@ -117,7 +133,9 @@ pub(super) fn of_inodes(inodes: &[u64]) -> io::Result<Vec<Holder>> {
 fn has_one_of(pid: u32, inodes: &[u64]) -> io::Result<bool> {
     for fd in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
         match fs::read_link(fd.path()) {
-            Ok(link) if socket_inode(&link).is_some_and(|inode| inodes.contains(&inode)) => return Ok(true),
+            Ok(link) if socket_inode(&link).is_some_and(|inode| inodes.contains(&inode)) => {
+                return Ok(true);
+            }
             Err(error) if owner::refused(&error) => return Err(error),
             Ok(_) | Err(_) => {}
         }
@@ -128,7 +146,14 @@ fn has_one_of(pid: u32, inodes: &[u64]) -> io::Result<bool> {
 fn describe(pid: u32) -> Holder {
     let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let arguments = read("cmdline");
-    let command: Vec<_> =
-        arguments.split(|&byte| byte == 0).filter(|argument| !argument.is_empty()).map(String::from_utf8_lossy).collect();
-    Holder { pid, name: String::from_utf8_lossy(&read("comm")).trim_end().to_owned(), command: command.join(" ") }
+    let command: Vec<_> = arguments
+        .split(|&byte| byte == 0)
+        .filter(|argument| !argument.is_empty())
+        .map(String::from_utf8_lossy)
+        .collect();
+    Holder {
+        pid,
+        name: String::from_utf8_lossy(&read("comm")).trim_end().to_owned(),
+        command: command.join(" "),
+    }
 }

@@ -29,7 +29,11 @@ pub fn take(number: i32) -> io::Result<OwnedFd> {
 pub fn take_named(variable: &str) -> Option<io::Result<OwnedFd>> {
     let text = std::env::var(variable).ok()?;
     forget(&[variable]);
-    Some(text.parse().map_err(|_| io::ErrorKind::InvalidInput.into()).and_then(take))
+    Some(
+        text.parse()
+            .map_err(|_| io::ErrorKind::InvalidInput.into())
+            .and_then(take),
+    )
 }
 
 /// Removes variables that were meant for this process alone, if no other thread could read them.

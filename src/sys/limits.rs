@@ -36,15 +36,25 @@ pub fn processes(cgroup: Option<&Path>) -> String {
 /// counts those below as well, or in `memory.oom_control` of v1 (since Linux 4.13), which does not.
 #[must_use]
 pub fn killed_for_memory() -> u64 {
-    cgroups("memory").iter().filter_map(|cgroup| cgroup.killed()).sum()
+    cgroups("memory")
+        .iter()
+        .filter_map(|cgroup| cgroup.killed())
+        .sum()
 }
 
 /// The lowest memory limit around this process, in bytes.
 #[must_use]
 pub fn memory() -> Option<u64> {
-    let limit = |folder: PathBuf| number(&folder, "memory.max").or_else(|| number(&folder, "memory.limit_in_bytes"));
+    let limit = |folder: PathBuf| {
+        number(&folder, "memory.max").or_else(|| number(&folder, "memory.limit_in_bytes"))
+    };
     // v1 has a number near the largest one for none.
-    cgroups("memory").into_iter().flat_map(|cgroup| cgroup.up()).filter_map(limit).filter(|bytes| *bytes < 1 << 60).min()
+    cgroups("memory")
+        .into_iter()
+        .flat_map(|cgroup| cgroup.up())
+        .filter_map(limit)
+        .filter(|bytes| *bytes < 1 << 60)
+        .min()
 }
 
 /// Our place in one hierarchy.
@@ -56,21 +66,35 @@ struct Cgroup {
 impl Cgroup {
     /// Its folder, and those above.
     fn up(&self) -> Vec<PathBuf> {
-        self.folder.ancestors().take_while(|folder| folder.starts_with(&self.mount)).map(Path::to_owned).collect()
+        self.folder
+            .ancestors()
+            .take_while(|folder| folder.starts_with(&self.mount))
+            .map(Path::to_owned)
+            .collect()
     }
 
     fn killed(&self) -> Option<u64> {
         // The nearest that has a count: without a cgroup of their own, workers are in ours.
-        let of_v2 = self.up().into_iter().find_map(|folder| fs::read_to_string(folder.join("memory.events")).ok());
+        let of_v2 = self
+            .up()
+            .into_iter()
+            .find_map(|folder| fs::read_to_string(folder.join("memory.events")).ok());
         let of_v1 = || fs::read_to_string(self.folder.join("memory.oom_control")).ok();
-        of_v2.or_else(of_v1)?.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        of_v2
+            .or_else(of_v1)?
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
     }
 }
 
 /// Where this process is in the hierarchies of this controller: that of v1 which has it, and that of v2.
 fn cgroups(controller: &str) -> Vec<Cgroup> {
     let read = |file| fs::read_to_string(file).unwrap_or_default();
-    find(controller, &read("/proc/self/cgroup"), &read("/proc/self/mountinfo"))
+    find(
+        controller,
+        &read("/proc/self/cgroup"),
+        &read("/proc/self/mountinfo"),
+    )
 }
 
 fn find(controller: &str, own: &str, mounts: &str) -> Vec<Cgroup> {
@@ -78,7 +102,9 @@ fn find(controller: &str, own: &str, mounts: &str) -> Vec<Cgroup> {
     // ID:CONTROLLERS:PATH (cgroups(7)); v2 has none.
     for line in own.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
         let is_v2 = controllers.is_empty();
         if !is_v2 && !controllers.split(',').any(|name| name == controller) {
             continue;
@@ -92,7 +118,10 @@ fn find(controller: &str, own: &str, mounts: &str) -> Vec<Cgroup> {
             let of_type = after.next()? == if is_v2 { "cgroup2" } else { "cgroup" };
             let has = is_v2 || after.nth(1)?.split(',').any(|name| name == controller);
             let below = Path::new(path).strip_prefix(root).ok()?;
-            (of_type && has).then(|| Cgroup { folder: Path::new(point).join(below), mount: point.into() })
+            (of_type && has).then(|| Cgroup {
+                folder: Path::new(point).join(below),
+                mount: point.into(),
+            })
         });
         found.extend(place);
     }
@@ -101,7 +130,11 @@ fn find(controller: &str, own: &str, mounts: &str) -> Vec<Cgroup> {
 
 /// `max` is none.
 fn number(folder: &Path, file: &str) -> Option<u64> {
-    fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
+    fs::read_to_string(folder.join(file))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -109,21 +142,36 @@ mod tests {
     use super::*;
 
     fn folders(own: &str, mounts: &str) -> Vec<String> {
-        find("memory", own, mounts).iter().map(|cgroup| cgroup.folder.display().to_string()).collect()
+        find("memory", own, mounts)
+            .iter()
+            .map(|cgroup| cgroup.folder.display().to_string())
+            .collect()
     }
 
     #[test]
     fn our_place_is_found_in_both_versions() {
         let v1 = "40 30 0:33 / /sys/fs/cgroup/memory rw,nosuid - cgroup cgroup rw,memory\n\
                   41 30 0:34 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n";
-        assert_eq!(folders("5:cpu,cpuacct:/x\n4:memory:/a/b\n0::/\n", v1), ["/sys/fs/cgroup/memory/a/b"]);
+        assert_eq!(
+            folders("5:cpu,cpuacct:/x\n4:memory:/a/b\n0::/\n", v1),
+            ["/sys/fs/cgroup/memory/a/b"]
+        );
         // In a container, the mount begins at its own cgroup.
         let inside = "40 30 0:33 /docker/1 /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
-        assert_eq!(folders("4:memory:/docker/1\n", inside), ["/sys/fs/cgroup/memory/"]);
+        assert_eq!(
+            folders("4:memory:/docker/1\n", inside),
+            ["/sys/fs/cgroup/memory/"]
+        );
         assert_eq!(folders("4:memory:/docker/2\n", inside), [] as [&str; 0]);
         let v2 = "29 22 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-        assert_eq!(folders("0::/system.slice/x.service\n", v2), ["/sys/fs/cgroup/system.slice/x.service"]);
+        assert_eq!(
+            folders("0::/system.slice/x.service\n", v2),
+            ["/sys/fs/cgroup/system.slice/x.service"]
+        );
         let up = find("memory", "0::/a/b\n", v2).remove(0).up();
-        assert_eq!(up, ["/sys/fs/cgroup/a/b", "/sys/fs/cgroup/a", "/sys/fs/cgroup"].map(PathBuf::from));
+        assert_eq!(
+            up,
+            ["/sys/fs/cgroup/a/b", "/sys/fs/cgroup/a", "/sys/fs/cgroup"].map(PathBuf::from)
+        );
     }
 }

@@ -98,12 +98,26 @@ impl Group {
         };
         let limit = steer::max_slots_of(addr, family);
         if size == 0 || size > limit {
-            return Err(ListenError::TooMany { addr, slots: size, limit });
+            return Err(ListenError::TooMany {
+                addr,
+                slots: size,
+                limit,
+            });
         }
         let first = open_socket(addr, family, Sharing::AfterListen)?;
-        let actual =
-            first.local_addr().map_err(|error| ListenError::new(addr, "getsockname", error))?.as_socket().unwrap_or(addr);
-        let mut group = Group { addr: actual, family, sockets: vec![first], indexes: vec![0], others: 0, given: false };
+        let actual = first
+            .local_addr()
+            .map_err(|error| ListenError::new(addr, "getsockname", error))?
+            .as_socket()
+            .unwrap_or(addr);
+        let mut group = Group {
+            addr: actual,
+            family,
+            sockets: vec![first],
+            indexes: vec![0],
+            others: 0,
+            given: false,
+        };
         group.grow(size)?;
         Ok(group)
     }
@@ -141,7 +155,11 @@ impl Group {
     pub fn grow(&mut self, size: usize) -> Result<(), ListenError> {
         let limit = steer::max_slots_of(self.addr, self.family);
         if size > limit {
-            return Err(ListenError::TooMany { addr: self.addr, slots: size, limit });
+            return Err(ListenError::TooMany {
+                addr: self.addr,
+                slots: size,
+                limit,
+            });
         }
         let before = self.sockets.len();
         while self.sockets.len() < size {
@@ -170,7 +188,10 @@ impl Group {
             if let (Some(socket), Some(index)) = (self.sockets.pop(), self.indexes.pop()) {
                 retire(&socket);
                 let last = self.sockets.len();
-                self.indexes.iter_mut().filter(|i| **i == last).for_each(|i| *i = index);
+                self.indexes
+                    .iter_mut()
+                    .filter(|i| **i == last)
+                    .for_each(|i| *i = index);
             }
         }
     }
@@ -213,7 +234,10 @@ impl Group {
             let end = self.sockets.len() - left.len();
             for (gone, slot) in left.iter().enumerate() {
                 let (hole, last) = (self.indexes[*slot], self.sockets.len() - gone - 1);
-                self.indexes.iter_mut().filter(|i| **i == last).for_each(|i| *i = hole);
+                self.indexes
+                    .iter_mut()
+                    .filter(|i| **i == last)
+                    .for_each(|i| *i = hole);
                 self.indexes[*slot] = usize::MAX;
             }
             for (at, slot) in left.iter().enumerate() {
@@ -237,11 +261,18 @@ impl Group {
     /// it found. Who else connects in that moment gets somewhat smaller segments, nothing worse;
     /// workers see a connection that says nothing, as with probes.
     fn identify(&self) -> io::Result<Vec<usize>> {
-        let unknown = || io::Error::new(io::ErrorKind::InvalidData, "probes did not tell the sockets of a group apart");
+        let unknown = || {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "probes did not tell the sockets of a group apart",
+            )
+        };
         if self.sockets.len() > MOST_TOLD_APART {
             return Err(unknown());
         }
-        let offer = |socket: &Socket, size: usize| raw::setsockopt_int(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, size as i32);
+        let offer = |socket: &Socket, size: usize| {
+            raw::setsockopt_int(socket, libc::IPPROTO_TCP, libc::TCP_MAXSEG, size as i32)
+        };
         for (slot, socket) in self.sockets.iter().enumerate() {
             offer(socket, LEAST_SEGMENT + slot * SEGMENT_STEP)?;
         }
@@ -251,9 +282,13 @@ impl Group {
             probe.connect_timeout(&target.into(), PROBE)?;
             let info: libc::tcp_info = raw::getsockopt(&probe, libc::IPPROTO_TCP, libc::TCP_INFO)?;
             // Without the 12 bytes of timestamps, where those are in use.
-            Ok((info.tcpi_snd_mss as usize + SEGMENT_STEP - 1).saturating_sub(LEAST_SEGMENT) / SEGMENT_STEP)
+            Ok(
+                (info.tcpi_snd_mss as usize + SEGMENT_STEP - 1).saturating_sub(LEAST_SEGMENT)
+                    / SEGMENT_STEP,
+            )
         };
-        let found: io::Result<Vec<usize>> = (0..self.sockets.len() + self.others).map(slot_at).collect();
+        let found: io::Result<Vec<usize>> =
+            (0..self.sockets.len() + self.others).map(slot_at).collect();
         for socket in &self.sockets {
             offer(socket, 0)?;
         }
@@ -265,7 +300,11 @@ impl Group {
                 None => return Err(unknown()),
             }
         }
-        if indexes.contains(&usize::MAX) { Err(unknown()) } else { Ok(indexes) }
+        if indexes.contains(&usize::MAX) {
+            Err(unknown())
+        } else {
+            Ok(indexes)
+        }
     }
 
     /// The socket of a slot.
@@ -309,7 +348,8 @@ impl Group {
         for (weight, index) in table.weights.iter().zip(&self.indexes) {
             by_index.weights[*index] = *weight;
         }
-        let program = steer::program(&by_index, self.family).map_err(|error| invalid(error.to_string()))?;
+        let program =
+            steer::program(&by_index, self.family).map_err(|error| invalid(error.to_string()))?;
         queue::attach_program(self.get(0)?, &program)
     }
 
@@ -371,7 +411,10 @@ impl Group {
             return Ok(Vec::new());
         }
         if self.given {
-            return Err(ListenError::Given { addr: self.addr, want });
+            return Err(ListenError::Given {
+                addr: self.addr,
+                want,
+            });
         }
         let addr = match (self.family, want) {
             (Family::V4, Family::V6Mapped) | (Family::V6Mapped, Family::V4) => self.addr,
@@ -379,7 +422,10 @@ impl Group {
                 (Ipv4Addr::UNSPECIFIED, self.addr.port()).into()
             }
             _ => {
-                return Err(ListenError::Family { addr: self.addr, want });
+                return Err(ListenError::Family {
+                    addr: self.addr,
+                    want,
+                });
             }
         };
         let mut fresh: Vec<Socket> = Vec::with_capacity(self.sockets.len());
@@ -402,7 +448,11 @@ impl Group {
 
     fn get(&self, index: usize) -> io::Result<&Socket> {
         self.sockets.get(index).ok_or_else(|| {
-            let text = format!("slot {index} of {}: there are {}", self.addr, self.sockets.len());
+            let text = format!(
+                "slot {index} of {}: there are {}",
+                self.addr,
+                self.sockets.len()
+            );
             io::Error::new(io::ErrorKind::InvalidInput, text)
         })
     }
@@ -479,18 +529,27 @@ fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Soc
         let only = family == Family::V6 { only: true };
         socket.set_only_v6(only).map_err(fail("IPV6_V6ONLY"))?;
     }
-    socket.set_reuse_address(true).map_err(fail("SO_REUSEADDR"))?;
+    socket
+        .set_reuse_address(true)
+        .map_err(fail("SO_REUSEADDR"))?;
     socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
     if sharing == Sharing::AfterListen {
         // A socket that listens without SO_REUSEPORT would have no group, and as the only one no
         // program could be attached to it (reuseport_attach_prog: EINVAL). Attached before, it
         // brings the group to life; and all that comes before the first real program waits in
         // slot 0.
-        let hold = [libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 }];
+        let hold = [libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        }];
         queue::attach_program(&socket, &hold).map_err(fail("steering"))?;
         socket.set_reuse_port(false).map_err(fail("SO_REUSEPORT"))?;
     }
-    socket.bind(&SockAddr::from(bind_to)).map_err(fail("bind"))?;
+    socket
+        .bind(&SockAddr::from(bind_to))
+        .map_err(fail("bind"))?;
     socket.listen(BACKLOG).map_err(fail("listen"))?;
     if sharing == Sharing::AfterListen {
         socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
@@ -519,7 +578,12 @@ fn identity(socket: &Socket) -> io::Result<(SocketAddr, Family)> {
         SocketAddr::V4(_) => (addr, Family::V4),
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
             Some(ip) => ((ip, addr.port()).into(), Family::V6Mapped),
-            None => (addr, Family::V6 { only: socket.only_v6()? }),
+            None => (
+                addr,
+                Family::V6 {
+                    only: socket.only_v6()?,
+                },
+            ),
         },
     })
 }

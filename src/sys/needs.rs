@@ -29,18 +29,39 @@ pub const ALLOW: &str = "allow it in the seccomp profile (Docker's own profile d
 /// In words, the first one that cannot be had.
 pub fn check_all() -> Result<(), String> {
     let (pair, other) = tried("socketpair(2)", "talk to its parts", pair())?;
-    tried("getsockopt(2)", "see who speaks to it", process::peer_credentials(&pair).map(|_| ()))?;
+    tried(
+        "getsockopt(2)",
+        "see who speaks to it",
+        process::peer_credentials(&pair).map(|_| ()),
+    )?;
     drop(other);
-    let pidfd = tried("pidfd_open(2)", "hold on to processes", process::pidfd_open(std::process::id()))?;
-    tried("waitid(2) by pidfd", "learn how a process ended", may_wait(&pidfd))?;
-    let event = tried("eventfd2(2)", "wake its threads", EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(io::Error::from))?;
+    let pidfd = tried(
+        "pidfd_open(2)",
+        "hold on to processes",
+        process::pidfd_open(std::process::id()),
+    )?;
+    tried(
+        "waitid(2) by pidfd",
+        "learn how a process ended",
+        may_wait(&pidfd),
+    )?;
+    let event = tried(
+        "eventfd2(2)",
+        "wake its threads",
+        EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(io::Error::from),
+    )?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(io::Error::from);
     let epoll = tried("epoll_create1(2)", "wait for anything", epoll)?;
-    let added = epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(io::Error::from);
+    let added = epoll
+        .add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 0))
+        .map_err(io::Error::from);
     tried("epoll_ctl(2)", "wait for anything", added)?;
-    let waited = epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO).map_err(io::Error::from);
+    let waited = epoll
+        .wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)
+        .map_err(io::Error::from);
     tried("epoll_wait(2)", "wait for anything", waited)?;
-    let signals = SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_CLOEXEC).map_err(io::Error::from);
+    let signals =
+        SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_CLOEXEC).map_err(io::Error::from);
     tried("signalfd4(2)", "hear signals", signals)?;
     thread()
 }
@@ -53,7 +74,12 @@ fn tried<T>(call: &str, purpose: &str, result: io::Result<T>) -> Result<T, Strin
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+    Ok(socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?)
 }
 
 /// This process is not its own child: that is what an allowed call says.
@@ -107,7 +133,8 @@ pub fn ipv6() -> V6 {
         return V6::Absent;
     }
     // SAFETY: integers.
-    match check(unsafe { libc::socket(libc::AF_INET6, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) }) {
+    match check(unsafe { libc::socket(libc::AF_INET6, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })
+    {
         Ok(fd) => {
             // SAFETY: just made by the kernel for us.
             drop(unsafe { raw::own(fd) });
@@ -130,9 +157,23 @@ mod tests {
 
     #[test]
     fn the_call_and_the_way_out_are_named() {
-        let why = tried::<()>("x(2)", "do y", Err(io::Error::from_raw_os_error(libc::ENOSYS))).unwrap_err();
-        assert!(why.lines().next().is_some_and(|line| line.contains("refuses x(2)")) && why.contains("seccomp"), "{why}");
-        let why = words("cannot start a thread", &io::Error::from_raw_os_error(libc::EAGAIN));
+        let why = tried::<()>(
+            "x(2)",
+            "do y",
+            Err(io::Error::from_raw_os_error(libc::ENOSYS)),
+        )
+        .unwrap_err();
+        assert!(
+            why.lines()
+                .next()
+                .is_some_and(|line| line.contains("refuses x(2)"))
+                && why.contains("seccomp"),
+            "{why}"
+        );
+        let why = words(
+            "cannot start a thread",
+            &io::Error::from_raw_os_error(libc::EAGAIN),
+        );
         assert!(why.contains("limit of processes"), "{why}");
     }
 }

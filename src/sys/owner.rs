@@ -22,7 +22,10 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// Whether a system call was refused, in the ways of the kernel and of sandboxes.
 pub(super) fn refused(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EACCES | libc::ENOSYS)
+    )
 }
 
 /// Does `what`, and if it is refused and this process is root, once more with the user and group of thread
@@ -31,14 +34,23 @@ pub(super) fn refused(error: &io::Error) -> bool {
 ///
 /// # Errors
 /// Those of `what`.
-pub(super) fn with_access<T>(thread: u32, mut what: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn with_access<T>(
+    thread: u32,
+    mut what: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
     let error = match what() {
         Err(error) if refused(&error) => error,
         result => return result,
     };
     // SAFETY: no arguments, no failure.
     let root = unsafe { libc::geteuid() } == 0;
-    let Some((uid, gid)) = root.then(|| owner(thread)).flatten().filter(|owner| *owner != (0, 0)) else { return Err(error) };
+    let Some((uid, gid)) = root
+        .then(|| owner(thread))
+        .flatten()
+        .filter(|owner| *owner != (0, 0))
+    else {
+        return Err(error);
+    };
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     match Lent::to(uid, gid) {
         Some(_lent) => what(),
@@ -68,14 +80,20 @@ impl Lent {
     fn to(uid: u32, gid: u32) -> Option<Lent> {
         // SAFETY: integers.
         let dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) };
-        let lent = Lent { dumpable, capabilities: capability::effective().ok() };
+        let lent = Lent {
+            dumpable,
+            capabilities: capability::effective().ok(),
+        };
         // The raw calls change this thread alone (as those of libc do), and tell of no failure: -1 is no
         // user, and changes nothing, but the answer is the one in force.
         // SAFETY: integers.
         let (group, user) = unsafe {
             libc::syscall(libc::SYS_setfsgid, gid);
             libc::syscall(libc::SYS_setfsuid, uid);
-            (libc::syscall(libc::SYS_setfsgid, -1), libc::syscall(libc::SYS_setfsuid, -1))
+            (
+                libc::syscall(libc::SYS_setfsgid, -1),
+                libc::syscall(libc::SYS_setfsuid, -1),
+            )
         };
         if (group, user) != (c_long::from(gid), c_long::from(uid)) {
             return None;
@@ -119,7 +137,12 @@ mod tests {
     fn this_thread_is_as_before() {
         let status = || {
             let text = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-            let of = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+            let of = |name: &str| {
+                text.lines()
+                    .find(|line| line.starts_with(name))
+                    .unwrap()
+                    .to_owned()
+            };
             (of("Uid:"), of("Gid:"), of("CapEff:"))
         };
         if !nix::unistd::geteuid().is_root() {
@@ -133,7 +156,10 @@ mod tests {
         let lent = Lent::to(65534, 65533).unwrap();
         let during = status();
         drop(lent);
-        assert!(during.0.ends_with("\t0\t0\t0\t65534") && during.1.ends_with("\t0\t0\t0\t65533"), "{during:?}");
+        assert!(
+            during.0.ends_with("\t0\t0\t0\t65534") && during.1.ends_with("\t0\t0\t0\t65533"),
+            "{during:?}"
+        );
         assert_eq!(status(), before);
         assert_eq!(dumpable(), 1);
     }

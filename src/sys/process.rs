@@ -46,7 +46,13 @@ pub fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     let fd = pidfd.as_fd();
     // SAFETY: integers and a null pointer, which stands for the information kill(2) would give.
     let sent = check_long(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     });
     match sent {
         Err(error) if refused(&error) => {
@@ -65,12 +71,15 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
     let gone = || io::Error::from_raw_os_error(libc::ESRCH);
     let number = || {
         let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
+        let pid = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
         pid.filter(|pid| *pid > 0).ok_or_else(gone)
     };
     let pid = number()?;
     let started = procfs::start_time(pid.unsigned_abs()).map_err(|_| gone())?;
-    let same = number()? == pid && procfs::start_time(pid.unsigned_abs()).is_ok_and(|again| again == started);
+    let same = number()? == pid
+        && procfs::start_time(pid.unsigned_abs()).is_ok_and(|again| again == started);
     if same { Ok(pid) } else { Err(gone()) }
 }
 
@@ -134,7 +143,10 @@ fn waitid(kind: libc::idtype_t, id: libc::id_t, flags: c_int) -> io::Result<Opti
     let exit = match info.si_code {
         _ if pid == 0 => return Ok(None),
         libc::CLD_EXITED => Exit::Code(status),
-        code => Exit::Signal { signal: status, core_dumped: code == libc::CLD_DUMPED },
+        code => Exit::Signal {
+            signal: status,
+            core_dumped: code == libc::CLD_DUMPED,
+        },
     };
     Ok(Some((pid as u32, exit)))
 }
@@ -145,7 +157,8 @@ fn waitid(kind: libc::idtype_t, id: libc::id_t, flags: c_int) -> io::Result<Opti
 pub fn own_umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok())
+        .unwrap_or(0o022)
 }
 
 /// Makes this process the parent of its descendants' orphans: they can then be found and waited
@@ -216,7 +229,9 @@ pub fn raise_nofile() -> io::Result<Limit> {
     if soft < hard {
         nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard)?;
     }
-    let told = std::env::var(NOFILE).ok().and_then(|text| text.parse().ok());
+    let told = std::env::var(NOFILE)
+        .ok()
+        .and_then(|text| text.parse().ok());
     let soft = told.unwrap_or(soft).min(hard);
     Ok(*FOUND.get_or_init(|| Limit { soft, hard }))
 }
@@ -232,16 +247,33 @@ pub fn nofile_found() -> Option<String> {
 ///
 /// Only executable mappings of files: nothing was ever written there, so nothing is lost.
 pub fn forget_program_pages() {
-    for line in std::fs::read_to_string("/proc/self/maps").unwrap_or_default().lines() {
+    for line in std::fs::read_to_string("/proc/self/maps")
+        .unwrap_or_default()
+        .lines()
+    {
         // start-end permissions offset device inode path (proc_pid_maps(5))
         let mut fields = line.split_ascii_whitespace();
-        let (Some(range), Some("r-xp"), Some(path)) = (fields.next(), fields.next(), fields.nth(3)) else { continue };
+        let (Some(range), Some("r-xp"), Some(path)) = (fields.next(), fields.next(), fields.nth(3))
+        else {
+            continue;
+        };
         let hex = |text| usize::from_str_radix(text, 16).ok();
-        let Some((start, end)) = range.split_once('-').and_then(|(start, end)| hex(start).zip(hex(end))) else { continue };
+        let Some((start, end)) = range
+            .split_once('-')
+            .and_then(|(start, end)| hex(start).zip(hex(end)))
+        else {
+            continue;
+        };
         if path.starts_with('/') && start < end {
             // SAFETY: the range is a private mapping of a file without permission to write, so its pages
             // are those of the file; after MADV_DONTNEED the next access reads them again (madvise(2)).
-            unsafe { libc::madvise(std::ptr::without_provenance_mut(start), end - start, libc::MADV_DONTNEED) };
+            unsafe {
+                libc::madvise(
+                    std::ptr::without_provenance_mut(start),
+                    end - start,
+                    libc::MADV_DONTNEED,
+                )
+            };
         }
     }
 }
@@ -250,7 +282,10 @@ pub fn forget_program_pages() {
 /// so it may be kept across a restart of rsup, not across a boot ([`boot_id`]).
 #[must_use]
 pub fn now() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: `time` is valid for writes. The call cannot fail for this clock.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -261,7 +296,9 @@ pub fn now() -> Duration {
 /// # Errors
 /// When `/proc` is not mounted.
 pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// Who is at the other end of a unix socket, as of connect(2) (`SO_PEERCRED`, unix(7)).
@@ -281,7 +318,11 @@ pub struct Peer {
 /// When `socket` is none.
 pub fn peer_credentials(socket: impl AsFd) -> io::Result<Peer> {
     let cred: libc::ucred = raw::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
-    Ok(Peer { pid: cred.pid as u32, uid: cred.uid, gid: cred.gid })
+    Ok(Peer {
+        pid: cred.pid as u32,
+        uid: cred.uid,
+        gid: cred.gid,
+    })
 }
 
 /// All signals blocked on this thread until dropped: around a fork, so that the child never runs

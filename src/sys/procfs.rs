@@ -14,12 +14,16 @@ use super::owner;
 mod children;
 mod meter;
 pub(super) use children::zombie_children;
-pub use children::{PipeId, children, children_of, is_alive, parent_of, resident, session_of, writes_to};
+pub use children::{
+    PipeId, children, children_of, is_alive, parent_of, resident, session_of, writes_to,
+};
 pub use meter::Meter;
 
 /// When a process was started, in clock ticks since boot (`/proc/PID/stat`, field 22). With the
 /// process id, this names a process for good, within one boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct StartTime(pub u64);
 
@@ -50,7 +54,13 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let (user, system) = (number(9)?, number(0)?); // 14, 15
     let children_ticks = number(0)?.saturating_add(number(0)?); // 16, 17
     let started = StartTime(number(4)?); // 22
-    Some(Stat { state, parent, ticks: user.saturating_add(system), children_ticks, started })
+    Some(Stat {
+        state,
+        parent,
+        ticks: user.saturating_add(system),
+        children_ticks,
+        started,
+    })
 }
 
 fn stat(pid: u32) -> io::Result<Stat> {
@@ -78,11 +88,17 @@ fn all() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 fn all_stats() -> HashMap<u32, Stat> {
-    all().into_iter().filter_map(|pid| Some((pid, stat(pid).ok()?))).collect()
+    all()
+        .into_iter()
+        .filter_map(|pid| Some((pid, stat(pid).ok()?)))
+        .collect()
 }
 
 /// All descendants of `pid`, by one scan of `/proc`, parents before their children; zombies and
@@ -133,7 +149,8 @@ impl Children {
 fn time_of(ticks: u64) -> Duration {
     // SAFETY: no pointers.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as u64;
-    Duration::from_secs(ticks / per_second) + Duration::from_secs(ticks % per_second) / per_second as u32
+    Duration::from_secs(ticks / per_second)
+        + Duration::from_secs(ticks % per_second) / per_second as u32
 }
 
 /// The value that variable `name` had when `pid` was executed; `None` when it had none. This is

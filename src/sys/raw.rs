@@ -8,12 +8,20 @@ use std::time::Duration;
 
 /// Turns the C convention (-1 and `errno`) into a `Result`.
 pub(super) fn check(result: c_int) -> io::Result<c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// The same for raw system calls, which return a `long`.
 pub(super) fn check_long(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// Repeats a call that a signal interrupted.
@@ -57,16 +65,35 @@ pub(super) fn getsockopt<T: Plain>(fd: impl AsFd, level: c_int, name: c_int) -> 
     let mut value = MaybeUninit::<T>::zeroed();
     let mut len = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is valid for writes of `len` bytes, and `len` lives as long as the call.
-    check(unsafe { libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len) })?;
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            value.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
     // SAFETY: zeroed at first, overwritten in part or whole since; `Plain` allows any bytes.
     Ok(unsafe { value.assume_init() })
 }
 
 /// `setsockopt(2)` with an integer.
-pub(super) fn setsockopt_int(fd: impl AsFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+pub(super) fn setsockopt_int(
+    fd: impl AsFd,
+    level: c_int,
+    name: c_int,
+    value: c_int,
+) -> io::Result<()> {
     // SAFETY: the pointer is to a c_int that lives as long as the call, and the length is its own.
     check(unsafe {
-        libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), size_of::<c_int>() as libc::socklen_t)
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
     })?;
     Ok(())
 }
@@ -88,7 +115,11 @@ pub(super) fn dup_from(fd: impl AsFd, least: c_int) -> io::Result<OwnedFd> {
 /// Waits up to `timeout` (rounded up to a millisecond) for `events`; returns what was seen,
 /// 0 when nothing was.
 pub(super) fn poll(fd: impl AsFd, events: i16, timeout: Duration) -> io::Result<i16> {
-    let mut entry = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
+    let mut entry = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events,
+        revents: 0,
+    };
     let millis = timeout.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as c_int;
     // SAFETY: one entry, alive for the call.
     retry(|| check(unsafe { libc::poll(&raw mut entry, 1, millis) }))?;

@@ -23,7 +23,9 @@ pub fn listening_sockets(pidfd: impl AsFd, pid: u32) -> io::Result<Vec<OwnedFd>>
         match getfd(&pidfd, number) {
             Ok(fd) => {
                 // `SO_ACCEPTCONN`, socket(7).
-                if raw::getsockopt::<c_int>(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens != 0) {
+                if raw::getsockopt::<c_int>(&fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)
+                    .is_ok_and(|listens| listens != 0)
+                {
                     found.push(fd);
                 }
             }
@@ -45,7 +47,13 @@ fn sockets(pid: u32) -> io::Result<Vec<c_int>> {
                 Err(error) if owner::refused(&error) => return Err(error),
                 Err(_) => false,
             };
-            numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<c_int>().ok()).filter(|_| is_socket));
+            numbers.extend(
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse::<c_int>().ok())
+                    .filter(|_| is_socket),
+            );
         }
         Ok(numbers)
     })
@@ -53,7 +61,9 @@ fn sockets(pid: u32) -> io::Result<Vec<c_int>> {
 
 pub(super) fn getfd(pidfd: impl AsFd, number: c_int) -> io::Result<OwnedFd> {
     // SAFETY: three integers.
-    let fd = raw::check_long(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_fd().as_raw_fd(), number, 0) })?;
+    let fd = raw::check_long(unsafe {
+        libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_fd().as_raw_fd(), number, 0)
+    })?;
     // SAFETY: the kernel has just made it for us, close-on-exec.
     Ok(unsafe { raw::own(fd as c_int) })
 }
@@ -61,7 +71,11 @@ pub(super) fn getfd(pidfd: impl AsFd, number: c_int) -> io::Result<OwnedFd> {
 /// The path that a listening unix socket is bound to.
 #[must_use]
 pub fn unix_path(fd: impl AsFd) -> Option<PathBuf> {
-    socket2::SockRef::from(&fd).local_addr().ok()?.as_pathname().map(Path::to_path_buf)
+    socket2::SockRef::from(&fd)
+        .local_addr()
+        .ok()?
+        .as_pathname()
+        .map(Path::to_path_buf)
 }
 
 /// The reading end of the pipe that is a process's standard output (1) or error (2).
@@ -75,6 +89,10 @@ pub fn output_pipe(pid: u32, number: u32) -> io::Result<OwnedFd> {
         if !fs::metadata(&path)?.file_type().is_fifo() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Ok(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path)?.into())
+        Ok(File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)?
+            .into())
     })
 }

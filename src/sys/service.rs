@@ -8,8 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::inherit;
 
 /// Meant for this process alone, whose children would take them for their own.
-const VARIABLES: [&str; 7] =
-    ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+const VARIABLES: [&str; 7] = [
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PIDFDID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
 
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
 const FIRST: i32 = 3;
@@ -35,8 +42,10 @@ pub fn take() -> Inherited {
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Inherited::default();
     }
-    let variables: BTreeMap<_, _> =
-        VARIABLES.iter().filter_map(|name| std::env::var(name).ok().map(|value| (*name, value))).collect();
+    let variables: BTreeMap<_, _> = VARIABLES
+        .iter()
+        .filter_map(|name| std::env::var(name).ok().map(|value| (*name, value)))
+        .collect();
     if !variables.is_empty() {
         inherit::forget(&VARIABLES);
     }
@@ -51,13 +60,26 @@ pub fn take() -> Inherited {
 
 /// The names of the descriptors that are meant for `pid`.
 fn claim(variables: &BTreeMap<&'static str, String>, pid: u32) -> Vec<String> {
-    let number = |name: &str| variables.get(name).and_then(|text| text.parse::<u32>().ok());
+    let number = |name: &str| {
+        variables
+            .get(name)
+            .and_then(|text| text.parse::<u32>().ok())
+    };
     if number("LISTEN_PID") != Some(pid) {
         return Vec::new();
     }
-    let count = number("LISTEN_FDS").and_then(|n| i32::try_from(n).ok()).unwrap_or(0).min(MOST);
-    let mut names = variables.get("LISTEN_FDNAMES").map(|names| names.split(':')).into_iter().flatten();
-    (0..count).map(|_| names.next().unwrap_or_default().to_owned()).collect()
+    let count = number("LISTEN_FDS")
+        .and_then(|n| i32::try_from(n).ok())
+        .unwrap_or(0)
+        .min(MOST);
+    let mut names = variables
+        .get("LISTEN_FDNAMES")
+        .map(|names| names.split(':'))
+        .into_iter()
+        .flatten();
+    (0..count)
+        .map(|_| names.next().unwrap_or_default().to_owned())
+        .collect()
 }
 
 #[cfg(test)]
@@ -65,21 +87,52 @@ mod tests {
     use super::*;
 
     fn claimed(variables: &[(&'static str, &str)]) -> Vec<String> {
-        claim(&variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(), 7)
+        claim(
+            &variables
+                .iter()
+                .map(|(name, value)| (*name, (*value).to_owned()))
+                .collect(),
+            7,
+        )
     }
 
     #[test]
     fn descriptors_are_taken_only_by_the_process_that_they_are_meant_for() {
-        assert_eq!(claimed(&[("LISTEN_PID", "7"), ("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "a:b")]), ["a", "b"]);
-        assert_eq!(claimed(&[("LISTEN_PID", "8"), ("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "a:b")]), [""; 0]);
+        assert_eq!(
+            claimed(&[
+                ("LISTEN_PID", "7"),
+                ("LISTEN_FDS", "2"),
+                ("LISTEN_FDNAMES", "a:b")
+            ]),
+            ["a", "b"]
+        );
+        assert_eq!(
+            claimed(&[
+                ("LISTEN_PID", "8"),
+                ("LISTEN_FDS", "2"),
+                ("LISTEN_FDNAMES", "a:b")
+            ]),
+            [""; 0]
+        );
         assert_eq!(claimed(&[("LISTEN_FDS", "2")]), [""; 0]);
     }
 
     #[test]
     fn names_may_be_missing_and_numbers_may_be_nonsense() {
-        assert_eq!(claimed(&[("LISTEN_PID", "7"), ("LISTEN_FDS", "3"), ("LISTEN_FDNAMES", "a")]), ["a", "", ""]);
+        assert_eq!(
+            claimed(&[
+                ("LISTEN_PID", "7"),
+                ("LISTEN_FDS", "3"),
+                ("LISTEN_FDNAMES", "a")
+            ]),
+            ["a", "", ""]
+        );
         for wrong in ["", "-1", "x", "99999999999"] {
-            assert_eq!(claimed(&[("LISTEN_PID", "7"), ("LISTEN_FDS", wrong)]), [""; 0], "{wrong}");
+            assert_eq!(
+                claimed(&[("LISTEN_PID", "7"), ("LISTEN_FDS", wrong)]),
+                [""; 0],
+                "{wrong}"
+            );
         }
     }
 }

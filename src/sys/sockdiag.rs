@@ -40,7 +40,10 @@ pub struct ListeningSocket {
 /// When the kernel refuses: `/proc/net` is no substitute, because it shows every connection of the machine as
 /// text, which takes too long where there are many.
 pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
-    Ok(find(Side::Local, port, 1 << TCP_SYN_RECV)?.into_iter().map(|socket| (socket.local, socket.remote)).collect())
+    Ok(find(Side::Local, port, 1 << TCP_SYN_RECV)?
+        .into_iter()
+        .map(|socket| (socket.local, socket.remote))
+        .collect())
 }
 
 /// Connections between processes of this machine at local port `port` that wait in an accept queue, and
@@ -50,8 +53,12 @@ pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
 /// As [`half_open`].
 pub fn abandoned(port: u16) -> io::Result<u32> {
     // One that was accepted has an inode; the end of the connection counts as an octet.
-    let is_one = |socket: &&Entry| socket.inode == 0 && socket.unread <= 1 && on_this_machine(socket);
-    let count = find(Side::Local, port, 1 << TCP_CLOSE_WAIT)?.iter().filter(is_one).count();
+    let is_one =
+        |socket: &&Entry| socket.inode == 0 && socket.unread <= 1 && on_this_machine(socket);
+    let count = find(Side::Local, port, 1 << TCP_CLOSE_WAIT)?
+        .iter()
+        .filter(is_one)
+        .count();
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
@@ -62,7 +69,9 @@ pub fn abandoned(port: u16) -> io::Result<u32> {
 /// As [`half_open`].
 pub fn closed_by_clients(port: u16) -> io::Result<bool> {
     let states = 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 | 1 << TCP_TIME_WAIT;
-    Ok(find(Side::Remote, port, states)?.iter().any(on_this_machine))
+    Ok(find(Side::Remote, port, states)?
+        .iter()
+        .any(on_this_machine))
 }
 
 /// Both ends are, and none of them is a probe of rsup's.
@@ -85,9 +94,12 @@ pub fn listeners(port: u16) -> io::Result<Vec<ListeningSocket>> {
     };
     let found = match find(Side::Local, port, 1 << TCP_LISTEN) {
         Ok(found) => found,
-        Err(error) => {
-            from_proc(port).map_err(|why| io::Error::new(error.kind(), format!("sock_diag: {error}; /proc/net/tcp: {why}")))?
-        }
+        Err(error) => from_proc(port).map_err(|why| {
+            io::Error::new(
+                error.kind(),
+                format!("sock_diag: {error}; /proc/net/tcp: {why}"),
+            )
+        })?,
     };
     Ok(found.into_iter().map(of).collect())
 }
@@ -108,7 +120,9 @@ fn from_proc(port: u16) -> io::Result<Vec<Entry>> {
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
         let file = match File::open(path) {
             // A kernel without IPv6.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.ends_with('6') => {
+                continue;
+            }
             result => result?,
         };
         for line in BufReader::new(file).lines().skip(1) {
@@ -133,7 +147,18 @@ fn line_of_proc(line: &str) -> Option<(u32, Entry)> {
     let state = u32::from_str_radix(fields.next()?, 16).ok()?;
     let unread = u32::from_str_radix(fields.next()?.split_once(':')?.1, 16).ok()?;
     let (uid, inode) = (fields.nth(2)?.parse().ok()?, fields.nth(1)?.parse().ok()?);
-    Some((state, Entry { local, remote, uid, inode, unread, is_v6, v6only: false }))
+    Some((
+        state,
+        Entry {
+            local,
+            remote,
+            uid,
+            inode,
+            unread,
+            is_v6,
+            v6only: false,
+        },
+    ))
 }
 
 /// Words of 32 bits in the machine's byte order, and the port, all in hexadecimal digits. IPv4-mapped
@@ -141,7 +166,13 @@ fn line_of_proc(line: &str) -> Option<(u32, Entry)> {
 fn address_of_proc(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    let word = |at: usize| Some(u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    let word = |at: usize| {
+        Some(
+            u32::from_str_radix(ip.get(at..at + 8)?, 16)
+                .ok()?
+                .to_ne_bytes(),
+        )
+    };
     Some(match ip.len() {
         8 => (Ipv4Addr::from(word(0)?), port).into(),
         32 => {
@@ -197,12 +228,25 @@ impl Side {
     }
 }
 
-fn dump(family: i32, side: Side, port: u16, states: u32, mut each: impl FnMut(Entry)) -> io::Result<()> {
-    let socket = Socket::new(Domain::from(libc::AF_NETLINK), Type::DGRAM, Some(Protocol::from(libc::NETLINK_SOCK_DIAG)))?;
+fn dump(
+    family: i32,
+    side: Side,
+    port: u16,
+    states: u32,
+    mut each: impl FnMut(Entry),
+) -> io::Result<()> {
+    let socket = Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::DGRAM,
+        Some(Protocol::from(libc::NETLINK_SOCK_DIAG)),
+    )?;
     let request = request(family as u8, side, port, states);
     let sent = socket.send(&request)?;
     if sent != request.len() {
-        return Err(io::Error::new(io::ErrorKind::WriteZero, "short netlink request"));
+        return Err(io::Error::new(
+            io::ErrorKind::WriteZero,
+            "short netlink request",
+        ));
     }
     // The kernel fills messages of at most 32 KiB (net/netlink/af_netlink.c).
     let mut buffer = vec![0u8; 32 * 1024];
@@ -259,7 +303,11 @@ fn message(data: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let len = u32_at(data, 0)? as usize;
     let kind = u16_at(data, 4)?;
     let body = data.get(HEADER..len)?;
-    Some((kind, body, data.get(len.next_multiple_of(4)..).unwrap_or_default()))
+    Some((
+        kind,
+        body,
+        data.get(len.next_multiple_of(4)..).unwrap_or_default(),
+    ))
 }
 
 fn entry(body: &[u8]) -> Option<Entry> {
@@ -282,7 +330,9 @@ fn entry(body: &[u8]) -> Option<Entry> {
         if kind == ATTR_V6ONLY {
             entry.v6only = attributes.get(4).is_some_and(|&only| only != 0);
         }
-        attributes = attributes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        attributes = attributes
+            .get(len.next_multiple_of(4)..)
+            .unwrap_or_default();
     }
     Some(entry)
 }
@@ -297,7 +347,9 @@ fn address(family: i32, body: &[u8], port_at: usize, ip_at: usize) -> Option<Soc
     Some(match Ipv6Addr::from(ip).to_canonical() {
         IpAddr::V4(ip) => (ip, port).into(),
         // idiag_if is the interface a link-local address belongs to.
-        IpAddr::V6(ip) if ip.is_unicast_link_local() => SocketAddrV6::new(ip, port, 0, u32_at(body, 40)?).into(),
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+            SocketAddrV6::new(ip, port, 0, u32_at(body, 40)?).into()
+        }
         IpAddr::V6(ip) => (ip, port).into(),
     })
 }
@@ -317,16 +369,35 @@ mod tests {
 
     #[test]
     fn lines_of_the_kernel() {
-        let line =
-            "   3: 0100007F:0BB9 0200007F:C350 03 00000000:00000012 01:00000064 00000000  1000        0 0 3 0000000000000000";
+        let line = "   3: 0100007F:0BB9 0200007F:C350 03 00000000:00000012 01:00000064 00000000  1000        0 0 3 0000000000000000";
         let (state, entry) = line_of_proc(line).unwrap();
         assert_eq!(state, TCP_SYN_RECV);
-        assert_eq!((entry.local, entry.remote), ("127.0.0.1:3001".parse().unwrap(), "127.0.0.2:50000".parse().unwrap()));
+        assert_eq!(
+            (entry.local, entry.remote),
+            (
+                "127.0.0.1:3001".parse().unwrap(),
+                "127.0.0.2:50000".parse().unwrap()
+            )
+        );
         assert_eq!((entry.uid, entry.inode, entry.unread), (1000, 0, 0x12));
         let six = |text| address_of_proc(text).map(|addr| addr.to_string());
-        assert_eq!(six("0000000000000000FFFF00000100007F:0050").unwrap(), "127.0.0.1:80");
-        assert_eq!(six("B80D0120000000000000000001000000:01BB").unwrap(), "[2001:db8::1]:443");
-        for odd in ["", ":", "0100007F", "0100007F:", "0100007:0050", "é100007F0:0050", "00000000000000000000000000000000:zz"] {
+        assert_eq!(
+            six("0000000000000000FFFF00000100007F:0050").unwrap(),
+            "127.0.0.1:80"
+        );
+        assert_eq!(
+            six("B80D0120000000000000000001000000:01BB").unwrap(),
+            "[2001:db8::1]:443"
+        );
+        for odd in [
+            "",
+            ":",
+            "0100007F",
+            "0100007F:",
+            "0100007:0050",
+            "é100007F0:0050",
+            "00000000000000000000000000000000:zz",
+        ] {
             assert_eq!(six(odd), None, "{odd}");
         }
         assert!(line_of_proc("  sl  local_address rem_address   st").is_none());
@@ -336,14 +407,22 @@ mod tests {
     #[test]
     fn the_text_says_what_netlink_says() {
         for addr in ["127.0.0.1:0", "[::1]:0", "[::]:0", "[::ffff:127.0.0.1]:0"] {
-            let Ok(listener) = TcpListener::bind(addr) else { continue };
+            let Ok(listener) = TcpListener::bind(addr) else {
+                continue;
+            };
             let port = listener.local_addr().unwrap().port();
             let _connection = TcpStream::connect(listener.local_addr().unwrap());
             let netlink = listeners(port).unwrap();
             assert_eq!(netlink.len(), 1, "{addr}");
             let text = from_proc(port).unwrap();
-            let [one] = text.as_slice() else { panic!("{addr}: {}", text.len()) };
-            assert_eq!((one.local, one.inode, one.uid), (netlink[0].local, netlink[0].inode, netlink[0].uid), "{addr}");
+            let [one] = text.as_slice() else {
+                panic!("{addr}: {}", text.len())
+            };
+            assert_eq!(
+                (one.local, one.inode, one.uid),
+                (netlink[0].local, netlink[0].inode, netlink[0].uid),
+                "{addr}"
+            );
             assert_eq!(one.is_v6, addr.starts_with('['));
             assert_eq!(netlink[0].mapped, addr.contains("ffff"));
         }

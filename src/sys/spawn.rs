@@ -120,7 +120,10 @@ impl Credentials {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let mut parts: Vec<&Path> = path.ancestors().collect();
         parts.reverse();
-        parts.into_iter().find(|part| std::fs::metadata(part).is_ok_and(|found| !self.may_execute(&found))).map(Path::to_owned)
+        parts
+            .into_iter()
+            .find(|part| std::fs::metadata(part).is_ok_and(|found| !self.may_execute(&found)))
+            .map(Path::to_owned)
     }
 
     fn may_execute(&self, found: &std::fs::Metadata) -> bool {
@@ -215,7 +218,13 @@ impl ExecReport {
                     let Some((step, errno)) = child::parse(message) else {
                         continue;
                     };
-                    let error = SpawnError::in_child(step, errno, &self.program, &self.cwd, self.user.as_ref());
+                    let error = SpawnError::in_child(
+                        step,
+                        errno,
+                        &self.program,
+                        &self.cwd,
+                        self.user.as_ref(),
+                    );
                     return Ok(Some(Err(error)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -249,17 +258,32 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
         .map_err(|error| SpawnError::system(Step::Files, &raw::context("/dev/null", &error)))?;
     let mut sources = vec![lift(null.as_fd())?, lift(plan.stdout.as_fd())?];
     sources.push(lift(plan.stderr.as_fd())?);
-    for fd in plan.listen.iter().chain(plan.extra.iter().map(|(fd, _)| fd)) {
+    for fd in plan
+        .listen
+        .iter()
+        .chain(plan.extra.iter().map(|(fd, _)| fd))
+    {
         sources.push(lift(fd.as_fd())?);
     }
-    let (ours, theirs) = socket2::Socket::pair(socket2::Domain::UNIX, socket2::Type::from(libc::SOCK_SEQPACKET), None)
-        .map_err(system(Step::Files))?;
+    let (ours, theirs) = socket2::Socket::pair(
+        socket2::Domain::UNIX,
+        socket2::Type::from(libc::SOCK_SEQPACKET),
+        None,
+    )
+    .map_err(system(Step::Files))?;
     ours.set_nonblocking(true).map_err(system(Step::Files))?;
     let theirs = lift(theirs.as_fd())?;
 
-    let filter = if plan.takeover { takeover::filter(plan.trap_connect) } else { None };
+    let filter = if plan.takeover {
+        takeover::filter(plan.trap_connect)
+    } else {
+        None
+    };
     if plan.takeover && filter.is_none() {
-        return Err(SpawnError::system(Step::Filter, &io::ErrorKind::Unsupported.into()));
+        return Err(SpawnError::system(
+            Step::Filter,
+            &io::ErrorKind::Unsupported.into(),
+        ));
     }
     let env = environment(&plan)?;
     let mut prepared = Prepared::new(
@@ -282,7 +306,11 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
         capabilities: plan.capabilities,
         credentials: plan.credentials.as_ref(),
     };
-    let cgroup = plan.cgroup.as_ref().map(|fd| lift(fd.as_fd())).transpose()?;
+    let cgroup = plan
+        .cgroup
+        .as_ref()
+        .map(|fd| lift(fd.as_fd()))
+        .transpose()?;
     let cgroup = cgroup.as_ref().map(AsRawFd::as_raw_fd);
     prepared.held = plan.held;
     prepared.allow_tracer = plan.allow_tracer;
@@ -301,18 +329,32 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     let pid = forked.map_err(|error| match (error.raw_os_error(), &plan.cgroup) {
         (Some(libc::EAGAIN), Some(folder)) => {
             let folder = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).ok();
-            SpawnError::ProcessLimit { limit: limits::processes(folder.as_deref()) }
+            SpawnError::ProcessLimit {
+                limit: limits::processes(folder.as_deref()),
+            }
         }
         _ => SpawnError::system(Step::Fork, &error),
     })? as u32;
     drop(theirs);
     // Nobody waits for the child but who gets its pidfd, so the number is its own until then.
-    let identified = process::pidfd_open(pid).and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));
+    let identified = process::pidfd_open(pid)
+        .and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));
     match identified {
         Ok((pidfd, started)) => {
             let user = plan.credentials;
-            let exec = ExecReport { socket: ours.into(), notify: None, program, cwd: plan.cwd, user };
-            Ok(Child { pid, pidfd, started, exec })
+            let exec = ExecReport {
+                socket: ours.into(),
+                notify: None,
+                program,
+                cwd: plan.cwd,
+                user,
+            };
+            Ok(Child {
+                pid,
+                pidfd,
+                started,
+                exec,
+            })
         }
         Err(error) => {
             // SAFETY: our child, not yet waited for.
@@ -330,7 +372,10 @@ fn environment(plan: &Plan) -> Result<Vec<CString>, SpawnError> {
     let mut env = plan.env.clone();
     let mut set = |name: &str, value: usize| -> Result<(), SpawnError> {
         env.retain(|entry| value_of(entry.to_bytes(), name.as_bytes()).is_none());
-        env.push(c_string(OsStr::new(&format!("{name}={value}")), "variable")?);
+        env.push(c_string(
+            OsStr::new(&format!("{name}={value}")),
+            "variable",
+        )?);
         Ok(())
     };
     let listen = plan.listen.len();

@@ -60,7 +60,11 @@ impl fmt::Display for TooManySlots {
         if self.slots == 0 {
             return f.write_str("a group needs at least one slot");
         }
-        write!(f, "{} slots on one address are more than the {} that can be steered", self.slots, self.limit)?;
+        write!(
+            f,
+            "{} slots on one address are more than the {} that can be steered",
+            self.slots, self.limit
+        )?;
         if self.limit < HARD_LIMIT && self.limit > MAX_PROBED_V6 {
             f.write_str(" (sysctl net.core.optmem_max sets the limit)")?;
         } else if self.limit == MAX_PROBED_V6 {
@@ -97,7 +101,11 @@ pub fn max_slots() -> usize {
 /// As [`max_slots`], for groups that can be probed only by IPv6 as well: see [`probe_target`].
 #[must_use]
 pub fn max_slots_of(addr: SocketAddr, family: Family) -> usize {
-    if probe_target(addr, family).is_ipv6() { max_slots().min(MAX_PROBED_V6) } else { max_slots() }
+    if probe_target(addr, family).is_ipv6() {
+        max_slots().min(MAX_PROBED_V6)
+    } else {
+        max_slots()
+    }
 }
 
 fn max_slots_within(optmem: usize) -> usize {
@@ -146,7 +154,9 @@ pub fn probe_target(group_addr: SocketAddr, family: Family) -> SocketAddr {
         }
         _ => match family {
             Family::V6 { only: true } => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            Family::V4 | Family::V6Mapped | Family::V6 { only: false } => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Family::V4 | Family::V6Mapped | Family::V6 { only: false } => {
+                IpAddr::V4(Ipv4Addr::LOCALHOST)
+            }
         },
     };
     SocketAddr::new(ip, port)
@@ -163,7 +173,11 @@ pub fn probe_socket(target: SocketAddr, index: usize) -> io::Result<Socket> {
         let text = format!("slot {index} is beyond what a probe of {target} can name");
         io::Error::new(io::ErrorKind::InvalidInput, text)
     };
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(target),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_nonblocking(true)?;
     // The port is then chosen at connect(2), per destination, so that probes in TIME_WAIT do not
     // use up the source address's ports (ip(7)).
@@ -189,7 +203,10 @@ pub fn probe_socket(target: SocketAddr, index: usize) -> io::Result<Socket> {
 pub fn program(table: &Table, family: Family) -> Result<Vec<sock_filter>, TooManySlots> {
     let slots = table.weights.len();
     if slots == 0 || slots > HARD_LIMIT {
-        return Err(TooManySlots { slots, limit: HARD_LIMIT });
+        return Err(TooManySlots {
+            slots,
+            limit: HARD_LIMIT,
+        });
     }
     let mut traffic_v4 = Vec::new();
     let mut traffic_v6 = Vec::new();
@@ -209,7 +226,8 @@ pub fn program(table: &Table, family: Family) -> Result<Vec<sock_filter>, TooMan
             }
         }
     }
-    let path = |probe: Vec<sock_filter>, key: Vec<sock_filter>| [probe, key, ladder.clone()].concat();
+    let path =
+        |probe: Vec<sock_filter>, key: Vec<sock_filter>| [probe, key, ladder.clone()].concat();
     let v4 = || path(probe_v4(slots), traffic_v4.clone());
     let v6 = || path(probe_v6(slots), traffic_v6.clone());
     Ok(match family {
@@ -223,7 +241,10 @@ pub fn program(table: &Table, family: Family) -> Result<Vec<sock_filter>, TooMan
             let mut v6 = [probe_v6(slots), traffic_v6].concat();
             v6.push(stmt(libc::BPF_JMP | libc::BPF_JA, v4.len() as u32));
             let mut all = vec![
-                stmt(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, libc::SKF_NET_OFF as u32),
+                stmt(
+                    libc::BPF_LD | libc::BPF_B | libc::BPF_ABS,
+                    libc::SKF_NET_OFF as u32,
+                ),
                 stmt(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, 4),
                 jump(libc::BPF_JEQ, 4, 0, 1),
                 stmt(libc::BPF_JMP | libc::BPF_JA, v6.len() as u32),
@@ -242,11 +263,21 @@ const IPV4_SOURCE: i32 = 12;
 const IPV6_SOURCE: i32 = 8;
 
 fn stmt(code: u32, k: u32) -> sock_filter {
-    sock_filter { code: code as u16, jt: 0, jf: 0, k }
+    sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    }
 }
 
 fn jump(op: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code: (libc::BPF_JMP | op | libc::BPF_K) as u16, jt, jf, k }
+    sock_filter {
+        code: (libc::BPF_JMP | op | libc::BPF_K) as u16,
+        jt,
+        jf,
+        k,
+    }
 }
 
 fn ld_word(offset: i32) -> sock_filter {
@@ -343,10 +374,17 @@ fn ladder(table: &Table) -> Vec<sock_filter> {
     let total: u64 = table.weights.iter().map(|&w| u64::from(w)).sum();
     let excess = (total >> 30).max(1).next_power_of_two().trailing_zeros();
     let scaled = |weight: u32| {
-        if weight == 0 { 0 } else { (weight >> excess).max(1) }
+        if weight == 0 {
+            0
+        } else {
+            (weight >> excess).max(1)
+        }
     };
-    let taking: Vec<(u32, u32)> =
-        (0u32..).zip(&table.weights).filter(|&(_, &weight)| weight > 0).map(|(index, &weight)| (index, scaled(weight))).collect();
+    let taking: Vec<(u32, u32)> = (0u32..)
+        .zip(&table.weights)
+        .filter(|&(_, &weight)| weight > 0)
+        .map(|(index, &weight)| (index, scaled(weight)))
+        .collect();
     let Some((&(last, _), others)) = taking.split_last() else {
         return vec![ret(table.hold.min(slots - 1) as u32)];
     };

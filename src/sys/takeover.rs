@@ -41,14 +41,32 @@ const LENGTHS: [u32; 3] = [16, 28, 128];
 #[must_use]
 pub fn filter(connects: bool) -> Option<Vec<sock_filter>> {
     let arch = AUDIT_ARCH?;
-    let load = |offset| sock_filter { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: offset };
-    let equal = |k, jt, jf| sock_filter { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt, jf, k };
-    let ret = |k| sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k };
+    let load = |offset| sock_filter {
+        code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16,
+        jt: 0,
+        jf: 0,
+        k: offset,
+    };
+    let equal = |k, jt, jf| sock_filter {
+        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
+        jt,
+        jf,
+        k,
+    };
+    let ret = |k| sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
     // struct seccomp_data: nr at 0, arch at 4, args from 16, eight bytes each; both architectures
     // are little-endian, so the low half of args[2] comes first. x32 system calls have the x86_64
     // architecture and a bit set in the number.
     let calls = match connects {
-        true => vec![equal(libc::SYS_bind as u32, 1, 0), equal(libc::SYS_connect as u32, 0, 4)],
+        true => vec![
+            equal(libc::SYS_bind as u32, 1, 0),
+            equal(libc::SYS_connect as u32, 0, 4),
+        ],
         false => vec![equal(libc::SYS_bind as u32, 0, 4)],
     };
     let to_the_end = 5 + calls.len() as u8;
@@ -60,7 +78,14 @@ pub fn filter(connects: bool) -> Option<Vec<sock_filter>> {
         ret(libc::SECCOMP_RET_ALLOW),
         ret(libc::SECCOMP_RET_USER_NOTIF),
     ];
-    Some([vec![load(4), equal(arch, 0, to_the_end), load(0)], calls, tail.to_vec()].concat())
+    Some(
+        [
+            vec![load(4), equal(arch, 0, to_the_end), load(0)],
+            calls,
+            tail.to_vec(),
+        ]
+        .concat(),
+    )
 }
 
 /// Installs the filter on the calling thread and returns the notification descriptor
@@ -69,10 +94,20 @@ pub fn filter(connects: bool) -> Option<Vec<sock_filter>> {
 /// Async-signal-safe: system calls alone, no allocation. Needs `CAP_SYS_ADMIN` or
 /// `PR_SET_NO_NEW_PRIVS` (`EACCES` otherwise).
 pub(super) fn install(filter: &[sock_filter]) -> c_int {
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_ptr().cast_mut(),
+    };
     let set = |flags: c_ulong| {
         // SAFETY: the program and its instructions live through the call; the kernel copies them.
-        let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                flags,
+                &raw const program,
+            )
+        };
         if result < 0 {
             // SAFETY: the address of this thread's errno is always valid.
             -unsafe { *libc::__errno_location() }
@@ -215,13 +250,27 @@ pub enum Answer {
 pub fn left_unanswered(listener: impl AsFd, processes: &[u32]) -> bool {
     // Looked for first: a call that begins meanwhile is seen to wait.
     let stands = processes.iter().any(|process| stands_in_bind(*process));
-    stands && raw::poll(listener, libc::POLLIN, Duration::ZERO).is_ok_and(|seen| seen & libc::POLLIN == 0)
+    stands
+        && raw::poll(listener, libc::POLLIN, Duration::ZERO)
+            .is_ok_and(|seen| seen & libc::POLLIN == 0)
 }
 
 fn stands_in_bind(process: u32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let number = |file| std::fs::read_to_string(file).ok()?.split(' ').next()?.parse::<libc::c_long>().ok();
-    threads.into_iter().any(|thread| number(thread.path().join("syscall")) == Some(libc::SYS_bind))
+    let threads = std::fs::read_dir(format!("/proc/{process}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let number = |file| {
+        std::fs::read_to_string(file)
+            .ok()?
+            .split(' ')
+            .next()?
+            .parse::<libc::c_long>()
+            .ok()
+    };
+    threads
+        .into_iter()
+        .any(|thread| number(thread.path().join("syscall")) == Some(libc::SYS_bind))
 }
 
 impl From<OwnedFd> for Listener {
@@ -271,7 +320,13 @@ impl Listener {
         let mut call: seccomp_notif = unsafe { std::mem::zeroed() };
         // SAFETY: `call` is what this ioctl fills in. It does not wait: the semaphore behind it
         // counts every call that has not been received, vanished ones included.
-        match raw::check(unsafe { libc::ioctl(self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut call) }) {
+        match raw::check(unsafe {
+            libc::ioctl(
+                self.as_raw_fd(),
+                libc::SECCOMP_IOCTL_NOTIF_RECV as _,
+                &raw mut call,
+            )
+        }) {
             Err(error) if gone(&error) || error.kind() == io::ErrorKind::Interrupted => {
                 return Ok(None);
             }
@@ -307,7 +362,11 @@ impl Listener {
             flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
             srcfd: socket.as_raw_fd() as u32,
             newfd: bind.fd as u32,
-            newfd_flags: if bind.socket.cloexec { libc::O_CLOEXEC as u32 } else { 0 },
+            newfd_flags: if bind.socket.cloexec {
+                libc::O_CLOEXEC as u32
+            } else {
+                0
+            },
         };
         let done = raw::retry(|| {
             let (fd, request) = (self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _);
@@ -345,12 +404,23 @@ impl Listener {
 
     fn waits(&self, id: u64) -> bool {
         // SAFETY: the ioctl reads the u64 that lives through the call.
-        let result = unsafe { libc::ioctl(self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _, &raw const id) };
+        let result = unsafe {
+            libc::ioctl(
+                self.as_raw_fd(),
+                libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _,
+                &raw const id,
+            )
+        };
         result == 0
     }
 
     fn respond(&self, id: u64, error: i32, flags: u32) -> io::Result<Answer> {
-        let mut response = seccomp_notif_resp { id, val: 0, error, flags };
+        let mut response = seccomp_notif_resp {
+            id,
+            val: 0,
+            error,
+            flags,
+        };
         let sent = raw::retry(|| {
             let (fd, request) = (self.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _);
             // SAFETY: `response` is what this ioctl reads.
@@ -367,7 +437,10 @@ impl Listener {
 /// `ENOENT`: no such call any more. `ESRCH`: its process has begun to exit. `EINPROGRESS`: it has
 /// been restarted by a signal and waits to be received anew.
 fn gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINPROGRESS))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::ESRCH | libc::EINPROGRESS)
+    )
 }
 
 /// Reads what the call is about. `None` for other families than the internet's.
@@ -384,8 +457,21 @@ fn look(call: &seccomp_notif) -> io::Result<Option<Call>> {
     let fd = fd as u32 as i32;
     let process = look::thread_group(call.pid).unwrap_or(call.pid);
     if connects {
-        return Ok(Some(Call::Connect(Connect { id: call.id, pid: call.pid, process, fd, addr })));
+        return Ok(Some(Call::Connect(Connect {
+            id: call.id,
+            pid: call.pid,
+            process,
+            fd,
+            addr,
+        })));
     }
     let socket = look::socket(call.pid, process, fd)?;
-    Ok(Some(Call::Bind(Bind { id: call.id, pid: call.pid, process, fd, addr, socket })))
+    Ok(Some(Call::Bind(Bind {
+        id: call.id,
+        pid: call.pid,
+        process,
+        fd,
+        addr,
+        socket,
+    })))
 }

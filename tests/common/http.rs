@@ -44,11 +44,24 @@ pub fn get(address: impl ToSocketAddrs, path: &str) -> Result<Answer, String> {
 /// GET over this connection, which ends with the answer.
 pub fn get_over(mut stream: impl Read + Write, path: &str) -> Result<Answer, String> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(|why| format!("write: {why}"))?;
+    stream
+        .write_all(request.as_bytes())
+        .map_err(|why| format!("write: {why}"))?;
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).map_err(|why| format!("read: {why}"))?;
+    stream
+        .read_to_end(&mut bytes)
+        .map_err(|why| format!("read: {why}"))?;
     let text = String::from_utf8_lossy(&bytes);
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("no whole answer: {text:?}"))?;
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| format!("no status: {head:?}"))?;
-    Ok(Answer { status, body: body.to_owned() })
+    let (head, body) = text
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| format!("no whole answer: {text:?}"))?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .ok_or_else(|| format!("no status: {head:?}"))?;
+    Ok(Answer {
+        status,
+        body: body.to_owned(),
+    })
 }

@@ -15,7 +15,10 @@ pub struct Load {
 }
 
 fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().expect("a runtime")
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 impl Load {
@@ -40,7 +43,11 @@ impl Load {
         };
         let (end, ended) = oneshot::channel();
         let thread = std::thread::spawn(move || runtime.block_on(async { drop(ended.await) }));
-        let load = Self { handle: Some(handle), end: Some(end), thread: Some(thread) };
+        let load = Self {
+            handle: Some(handle),
+            end: Some(end),
+            thread: Some(thread),
+        };
         load.more(50);
         load
     }
@@ -55,7 +62,11 @@ impl Load {
         let goal = self.snapshot().requests + requests;
         wait_for("more requests", || {
             let now = self.snapshot();
-            if now.requests >= goal { Ok(()) } else { Err(format!("{now:?}")) }
+            if now.requests >= goal {
+                Ok(())
+            } else {
+                Err(format!("{now:?}"))
+            }
         });
     }
 

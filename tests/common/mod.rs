@@ -30,8 +30,16 @@ pub const RSUP: &str = env!("CARGO_BIN_EXE_rsup");
 /// test forks just then as well, until that child's execve(2), and cannot be executed meanwhile (ETXTBSY).
 pub fn install(from: impl AsRef<Path>, to: impl AsRef<Path>) {
     let (from, to) = (from.as_ref(), to.as_ref());
-    let status = Command::new("install").args(["-m", "755", "--"]).args([from, to]).status();
-    assert!(status.expect("install(1) runs").success(), "{} cannot be put at {}", from.display(), to.display());
+    let status = Command::new("install")
+        .args(["-m", "755", "--"])
+        .args([from, to])
+        .status();
+    assert!(
+        status.expect("install(1) runs").success(),
+        "{} cannot be put at {}",
+        from.display(),
+        to.display()
+    );
 }
 
 /// Every wait ends here: much longer than anything takes, on a busy machine too.
@@ -67,7 +75,11 @@ impl Run {
 
     #[track_caller]
     pub fn code(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "unexpected exit code\nstdout: {}\nstderr: {}", self.out, self.err);
+        assert_eq!(
+            self.code, code,
+            "unexpected exit code\nstdout: {}\nstderr: {}",
+            self.out, self.err
+        );
         self
     }
 
@@ -87,15 +99,24 @@ impl Run {
 
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|why| panic!("{why}\nstdout: {}\nstderr: {}", self.out, self.err))
+        serde_json::from_str(&self.out)
+            .unwrap_or_else(|why| panic!("{why}\nstdout: {}\nstderr: {}", self.out, self.err))
     }
 }
 
 impl Home {
     pub fn new() -> Self {
         // The control socket's path is limited to 107 bytes.
-        let folder = tempfile::Builder::new().prefix("rs").tempdir_in("/tmp").expect("a folder in /tmp");
-        Self { folder, ports: RefCell::default(), uid: None, restricted: Vec::new() }
+        let folder = tempfile::Builder::new()
+            .prefix("rs")
+            .tempdir_in("/tmp")
+            .expect("a folder in /tmp");
+        Self {
+            folder,
+            ports: RefCell::default(),
+            uid: None,
+            restricted: Vec::new(),
+        }
     }
 
     /// The same for an ordinary user, with a program that this one may execute. Only root can be
@@ -165,11 +186,17 @@ impl Home {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
-            if name.to_str().is_some_and(|n| n.starts_with("RSUP_") || n.starts_with("LISTEN_") || n == "NOTIFY_SOCKET") {
+            if name.to_str().is_some_and(|n| {
+                n.starts_with("RSUP_") || n.starts_with("LISTEN_") || n == "NOTIFY_SOCKET"
+            }) {
                 command.env_remove(&name);
             }
         }
-        command.env("RSUP_HOME", self.rsup_home()).env(MARK, self.folder()).current_dir(self.folder()).stdin(Stdio::null());
+        command
+            .env("RSUP_HOME", self.rsup_home())
+            .env(MARK, self.folder())
+            .current_dir(self.folder())
+            .stdin(Stdio::null());
         command
     }
 
@@ -179,7 +206,10 @@ impl Home {
             None => {
                 let mut command = self.command(apps::python().expect("python3"));
                 let script = apps::sources().join("restricted.py");
-                command.arg(script).args(&self.restricted).args(["--", RSUP]);
+                command
+                    .arg(script)
+                    .args(&self.restricted)
+                    .args(["--", RSUP]);
                 command
             }
             Some(uid) => {
@@ -220,7 +250,10 @@ impl Home {
     /// The app's entry in `list --json`; null if there is none.
     pub fn view(&self, app: &str) -> Value {
         let list = self.list();
-        list.as_array().and_then(|apps| apps.iter().find(|a| a["name"] == app)).cloned().unwrap_or(Value::Null)
+        list.as_array()
+            .and_then(|apps| apps.iter().find(|a| a["name"] == app))
+            .cloned()
+            .unwrap_or(Value::Null)
     }
 
     pub fn describe(&self, app: &str) -> Value {
@@ -238,7 +271,12 @@ impl Home {
 
     /// Waits until the app's entry in `list --json` is as wanted.
     #[track_caller]
-    pub fn wait_view(&self, app: &str, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+    pub fn wait_view(
+        &self,
+        app: &str,
+        what: &str,
+        mut wanted: impl FnMut(&Value) -> bool,
+    ) -> Value {
         wait_for(what, || {
             let view = self.view(app);
             if wanted(&view) { Ok(view) } else { Err(view) }
@@ -247,7 +285,13 @@ impl Home {
 
     /// The app's lines on stdout and stderr so far.
     pub fn logs(&self, app: &str) -> String {
-        let read = |kind| fs::read_to_string(self.rsup_home().join(format!("state/logs/{app}-{kind}.log"))).unwrap_or_default();
+        let read = |kind| {
+            fs::read_to_string(
+                self.rsup_home()
+                    .join(format!("state/logs/{app}-{kind}.log")),
+            )
+            .unwrap_or_default()
+        };
         read("out") + &read("err")
     }
 
@@ -255,7 +299,11 @@ impl Home {
     pub fn wait_log(&self, app: &str, words: &str) -> String {
         wait_for(&format!("`{words}` in the log of {app}"), || {
             let text = self.logs(app);
-            if text.contains(words) { Ok(text) } else { Err(text) }
+            if text.contains(words) {
+                Ok(text)
+            } else {
+                Err(text)
+            }
         })
     }
 
@@ -269,27 +317,45 @@ impl Home {
         let folder = self.folder();
         let marked = |pid: u32| {
             let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let mut entries = environ.split(|b| *b == 0).filter_map(|e| std::str::from_utf8(e).ok());
+            let mut entries = environ
+                .split(|b| *b == 0)
+                .filter_map(|e| std::str::from_utf8(e).ok());
             entries.any(|e| {
-                e.split_once('=')
-                    .is_some_and(|(name, value)| (name == MARK || name == "RSUP_HOME") && Path::new(value).starts_with(folder))
+                e.split_once('=').is_some_and(|(name, value)| {
+                    (name == MARK || name == "RSUP_HOME") && Path::new(value).starts_with(folder)
+                })
             })
         };
-        let stays_here = |pid: u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
-        let ours = all_pids().into_iter().filter(|pid| *pid != me && (marked(*pid) || stays_here(*pid)));
+        let stays_here = |pid: u32| {
+            fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder))
+        };
+        let ours = all_pids()
+            .into_iter()
+            .filter(|pid| *pid != me && (marked(*pid) || stays_here(*pid)));
         ours.map(|pid| (pid, command_line(pid))).collect()
     }
 
     fn tell(&self) {
         let folder = self.rsup_home().join("state");
         let mut files = vec![folder.join("daemon.log")];
-        files.extend(fs::read_dir(folder.join("logs")).into_iter().flatten().flatten().map(|e| e.path()));
+        files.extend(
+            fs::read_dir(folder.join("logs"))
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|e| e.path()),
+        );
         for file in files {
             let text = fs::read(&file).unwrap_or_default();
             let text = String::from_utf8_lossy(&text);
             let lines: Vec<&str> = text.lines().collect();
             let from = lines.len().saturating_sub(100);
-            eprintln!("---- {} (last {} lines)\n{}", file.display(), lines.len() - from, lines[from..].join("\n"));
+            eprintln!(
+                "---- {} (last {} lines)\n{}",
+                file.display(),
+                lines.len() - from,
+                lines[from..].join("\n")
+            );
         }
     }
 }
@@ -338,7 +404,10 @@ pub struct Background(mpsc::Receiver<Result<Run, String>>);
 impl Background {
     #[track_caller]
     pub fn wait(self) -> Run {
-        self.0.recv_timeout(2 * PATIENCE).expect("the command ends").expect("the command runs")
+        self.0
+            .recv_timeout(2 * PATIENCE)
+            .expect("the command ends")
+            .expect("the command runs")
     }
 
     /// What became of it, if it has ended.
@@ -351,7 +420,11 @@ impl Background {
 pub fn try_run(mut command: Command) -> Result<Run, String> {
     let words = format!("{command:?}");
     let began = Instant::now();
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(|why| format!("{words}: {why}"))?;
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|why| format!("{words}: {why}"))?;
     let pid = child.id();
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
@@ -360,7 +433,12 @@ pub fn try_run(mut command: Command) -> Result<Run, String> {
             let output = output.map_err(|why| format!("{words}: {why}"))?;
             let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
             let code = output.status.code().unwrap_or(-1);
-            Ok(Run { code, out: text(output.stdout), err: text(output.stderr), took: began.elapsed() })
+            Ok(Run {
+                code,
+                out: text(output.stdout),
+                err: text(output.stderr),
+                took: began.elapsed(),
+            })
         }
         Err(_) => {
             let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
@@ -371,13 +449,23 @@ pub fn try_run(mut command: Command) -> Result<Run, String> {
 
 /// The pids in an entry of `list --json`.
 pub fn pids(view: &Value) -> BTreeSet<u32> {
-    let workers = view["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    workers.iter().filter_map(|w| w["pid"].as_u64()).map(|p| p as u32).collect()
+    let workers = view["workers"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    workers
+        .iter()
+        .filter_map(|w| w["pid"].as_u64())
+        .map(|p| p as u32)
+        .collect()
 }
 
 /// All wanted workers of an entry of `list --json` are ready, and there are no others.
 pub fn is_ready(view: &Value) -> bool {
-    let workers = view["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let workers = view["workers"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     view["phase"] == "ready"
         && Some(workers.len() as u64) == view["instances"].as_u64()
         && workers.iter().all(|w| w["phase"] == "ready")
@@ -409,12 +497,16 @@ pub fn signal(pid: u32, signal: Signal) {
 /// The process exists and is no zombie.
 pub fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
 
 pub fn all_pids() -> Vec<u32> {
     let entries = fs::read_dir("/proc").expect("/proc");
-    entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+    entries
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 pub fn command_line(pid: u32) -> String {

@@ -20,10 +20,19 @@ pub fn reserve_port() -> (u16, Flock<fs::File>) {
     let start = (std::process::id() as u16).wrapping_mul(251);
     for _ in 0..COUNT {
         let port = FIRST + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        let file = fs::File::options().create(true).truncate(false).write(true).open(folder.join(port.to_string()));
-        let Ok(lock) = Flock::lock(file.expect("the lock of a port"), FlockArg::LockExclusiveNonblock) else { continue };
-        let free =
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() && TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok();
+        let file = fs::File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(folder.join(port.to_string()));
+        let Ok(lock) = Flock::lock(
+            file.expect("the lock of a port"),
+            FlockArg::LockExclusiveNonblock,
+        ) else {
+            continue;
+        };
+        let free = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+            && TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).is_ok();
         if free {
             return (port, lock);
         }

@@ -7,7 +7,11 @@ use crate::support::{Container, app, said, up, wait_said, web};
 
 /// An app that runs a shell script once.
 fn job(home: &Home, name: &str, script: &str, keys: &str) {
-    app(home, name, &format!("command = [\"sh\", \"-c\", \"{script}\"]\n{keys}"));
+    app(
+        home,
+        name,
+        &format!("command = [\"sh\", \"-c\", \"{script}\"]\n{keys}"),
+    );
 }
 
 #[track_caller]
@@ -16,16 +20,28 @@ fn ends_with(code: i32, jobs: &[(&str, &str)]) {
     for (number, (script, keys)) in jobs.iter().enumerate() {
         job(&home, &format!("job{number}"), script, keys);
     }
-    let Some(container) = Container::start(&home, &[]) else { return };
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     container.ends_with(&home, code);
-    assert!(said(&home).contains("every app has ended by itself"), "{}", said(&home));
+    assert!(
+        said(&home).contains("every app has ended by itself"),
+        "{}",
+        said(&home)
+    );
 }
 
 const NEVER: &str = "restart.policy = \"never\"";
 
 #[test]
 fn work_that_is_done_is_a_success() {
-    ends_with(0, &[("exit 0", NEVER), ("exit 0", "restart.policy = \"on-failure\"")]);
+    ends_with(
+        0,
+        &[
+            ("exit 0", NEVER),
+            ("exit 0", "restart.policy = \"on-failure\""),
+        ],
+    );
 }
 
 #[test]
@@ -40,12 +56,24 @@ fn an_app_that_a_signal_killed_counts_as_in_a_shell() {
 
 #[test]
 fn an_app_that_is_given_up_ends_with_its_code() {
-    ends_with(4, &[("exit 4", "restart = { max_restarts = 2, backoff = \"1ms\" }")]);
+    ends_with(
+        4,
+        &[(
+            "exit 4",
+            "restart = { max_restarts = 2, backoff = \"1ms\" }",
+        )],
+    );
 }
 
 #[test]
 fn an_app_that_is_given_up_is_no_success_even_if_it_ended_with_0() {
-    ends_with(1, &[("exit 0", "restart = { max_restarts = 2, backoff = \"1ms\" }")]);
+    ends_with(
+        1,
+        &[(
+            "exit 0",
+            "restart = { max_restarts = 2, backoff = \"1ms\" }",
+        )],
+    );
 }
 
 #[test]
@@ -56,8 +84,14 @@ fn several_that_failed_in_different_ways_are_a_failure() {
 #[test]
 fn a_program_that_is_not_there_is_a_failure() {
     let home = Home::new();
-    app(&home, "ghost", "command = \"/no/such/program\"\nrestart = { max_restarts = 1, backoff = \"1ms\" }");
-    let Some(container) = Container::start(&home, &[]) else { return };
+    app(
+        &home,
+        "ghost",
+        "command = \"/no/such/program\"\nrestart = { max_restarts = 1, backoff = \"1ms\" }",
+    );
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     container.ends_with(&home, 1);
     assert!(said(&home).contains("/no/such/program"), "{}", said(&home));
 }
@@ -67,9 +101,13 @@ fn one_app_that_lives_keeps_it_up() {
     let home = Home::new();
     web(&home, "web", "");
     job(&home, "job", "exit 3", NEVER);
-    let Some(mut container) = Container::start(&home, &[]) else { return };
+    let Some(mut container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "web");
-    home.wait_view("job", "the job is over", |v| v["workers"][0]["phase"] == "exited");
+    home.wait_view("job", "the job is over", |v| {
+        v["workers"][0]["phase"] == "exited"
+    });
     assert!(!container.has_ended());
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 0);
@@ -79,7 +117,9 @@ fn one_app_that_lives_keeps_it_up() {
 fn an_app_that_was_stopped_by_a_command_keeps_it_up() {
     let home = Home::new();
     web(&home, "web", "");
-    let Some(mut container) = Container::start(&home, &[]) else { return };
+    let Some(mut container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "web");
     home.ok(&["stop", "web"]);
     home.ok(&["start", "web"]);
@@ -95,16 +135,24 @@ fn any_app_can_be_the_one_that_matters() {
     let home = Home::new();
     web(&home, "web", "");
     job(&home, "job", "sleep 1; exit 5", NEVER);
-    let Some(container) = Container::start(&home, &["--exit-when", "any"]) else { return };
+    let Some(container) = Container::start(&home, &["--exit-when", "any"]) else {
+        return;
+    };
     container.ends_with(&home, 5);
-    assert!(home.logs("web").contains(": done"), "the other one is stopped gracefully: {}", said(&home));
+    assert!(
+        home.logs("web").contains(": done"),
+        "the other one is stopped gracefully: {}",
+        said(&home)
+    );
 }
 
 #[test]
 fn it_can_be_told_to_stay_whatever_happens() {
     let home = Home::new();
     job(&home, "job", "exit 5", NEVER);
-    let Some(mut container) = Container::start(&home, &["--exit-when", "never"]) else { return };
+    let Some(mut container) = Container::start(&home, &["--exit-when", "never"]) else {
+        return;
+    };
     wait_said(&home, "exited with code 5");
     for _ in 0..5 {
         home.ok(&["list"]);

@@ -18,15 +18,23 @@ impl Exposition {
     }
 
     fn try_parse(text: &str) -> Result<Self, String> {
-        let mut this = Self { types: BTreeMap::new(), samples: BTreeMap::new() };
+        let mut this = Self {
+            types: BTreeMap::new(),
+            samples: BTreeMap::new(),
+        };
         let mut helped = BTreeSet::new();
         let mut family = String::new();
-        let body = text.strip_suffix("# EOF\n").ok_or("it does not end with # EOF")?;
+        let body = text
+            .strip_suffix("# EOF\n")
+            .ok_or("it does not end with # EOF")?;
         for line in body.lines() {
             if let Some(rest) = line.strip_prefix("# ") {
                 let mut words = rest.splitn(3, ' ');
-                let (kind, name, value) =
-                    (words.next().unwrap_or_default(), words.next().unwrap_or_default(), words.next().unwrap_or_default());
+                let (kind, name, value) = (
+                    words.next().unwrap_or_default(),
+                    words.next().unwrap_or_default(),
+                    words.next().unwrap_or_default(),
+                );
                 if !is_name(name) || value.is_empty() {
                     return Err(format!("a comment that says nothing: {line}"));
                 }
@@ -40,8 +48,17 @@ impl Exposition {
                 }
                 continue;
             }
-            let (name, labels, value) = sample(line).ok_or_else(|| format!("not a sample: {line}"))?;
-            let suffix = if this.types.get(&family).is_some_and(|kind| kind == "counter") { "_total" } else { "" };
+            let (name, labels, value) =
+                sample(line).ok_or_else(|| format!("not a sample: {line}"))?;
+            let suffix = if this
+                .types
+                .get(&family)
+                .is_some_and(|kind| kind == "counter")
+            {
+                "_total"
+            } else {
+                ""
+            };
             if name != format!("{family}{suffix}") {
                 return Err(format!("{name} stands below {family}"));
             }
@@ -57,7 +74,10 @@ impl Exposition {
 
     /// The value of a sample.
     pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let labels = labels
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
         self.samples.get(&(name.to_owned(), labels)).copied()
     }
 
@@ -70,7 +90,9 @@ impl Exposition {
 fn is_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with(|c: char| c.is_ascii_digit())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
 }
 
 fn sample(line: &str) -> Option<(String, Labels, f64)> {

@@ -17,7 +17,11 @@ const USER: &str = "12345";
 
 /// The words of an instruction in the last stage that is a JSON list.
 fn instruction(dockerfile: &str, name: &str) -> Vec<String> {
-    let line = dockerfile.lines().rev().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name}"));
+    let line = dockerfile
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap_or_else(|| panic!("no {name}"));
     serde_json::from_str(line.trim()).unwrap()
 }
 
@@ -53,18 +57,40 @@ fn the_command_of_the_example_runs_as_in_a_container() {
     let (port, admin) = (home.port(), home.port());
     home.write("server.js", &read("server.js"));
     home.config(
-        &read("supervisor.toml").replace("3001", &port.to_string()).replace("127.0.0.1:9700", &format!("127.0.0.1:{admin}")),
+        &read("supervisor.toml")
+            .replace("3001", &port.to_string())
+            .replace("127.0.0.1:9700", &format!("127.0.0.1:{admin}")),
     );
     fs::create_dir(home.path("image")).unwrap();
     let dockerfile = read("Dockerfile");
-    assert!(dockerfile.contains("\nENV RSUP_HOME=/var/lib/rsup\n") && dockerfile.contains("\nWORKDIR /app\n"));
-    let command = [instruction(&dockerfile, "ENTRYPOINT"), instruction(&dockerfile, "CMD")].concat();
-    let words: Vec<&str> = ["sh", "-c", SETUP, "sh", home.folder().to_str().unwrap(), RSUP, node, USER]
-        .into_iter()
-        .chain(command.iter().map(String::as_str))
-        .collect();
+    assert!(
+        dockerfile.contains("\nENV RSUP_HOME=/var/lib/rsup\n")
+            && dockerfile.contains("\nWORKDIR /app\n")
+    );
+    let command = [
+        instruction(&dockerfile, "ENTRYPOINT"),
+        instruction(&dockerfile, "CMD"),
+    ]
+    .concat();
+    let words: Vec<&str> = [
+        "sh",
+        "-c",
+        SETUP,
+        "sh",
+        home.folder().to_str().unwrap(),
+        RSUP,
+        node,
+        USER,
+    ]
+    .into_iter()
+    .chain(command.iter().map(String::as_str))
+    .collect();
     let file = |name: &str| Stdio::from(fs::File::create(home.path(name)).unwrap());
-    let Some(container) = Container::run(&home, &["--mount"], &words, file("stdout"), file("stderr")) else { return };
+    let Some(container) =
+        Container::run(&home, &["--mount"], &words, file("stdout"), file("stderr"))
+    else {
+        return;
+    };
     wait_status(local(admin), "/readiness", 200);
     assert_eq!(page(local(port), "/").json()["uid"].to_string(), USER);
     container.signal(Signal::SIGHUP);
@@ -74,6 +100,14 @@ fn the_command_of_the_example_runs_as_in_a_container() {
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 0);
     let text = fs::read_to_string(home.path("stdout")).unwrap();
-    assert!(text.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{text}");
-    assert!(text.contains(&format!("listening on {port}")), "{}", said(&home));
+    assert!(
+        text.lines()
+            .all(|line| serde_json::from_str::<Value>(line).is_ok()),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("listening on {port}")),
+        "{}",
+        said(&home)
+    );
 }

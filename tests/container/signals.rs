@@ -13,11 +13,18 @@ use crate::support::{Container, app, edit, said, up, wait_said, web};
 fn ends_gracefully_with(which: Signal) {
     let home = Home::new();
     web(&home, "web", "instances = 2\nkill_timeout = \"60s\"");
-    let Some(container) = Container::start(&home, &[]) else { return };
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "web");
     container.signal(which);
     container.ends_with(&home, 0);
-    assert_eq!(home.logs("web").matches(": done").count(), 2, "{}", said(&home));
+    assert_eq!(
+        home.logs("web").matches(": done").count(),
+        2,
+        "{}",
+        said(&home)
+    );
     assert!(home.processes().is_empty());
 }
 
@@ -39,7 +46,11 @@ fn sigquit_ends_it_gracefully() {
 /// Of a container that a second signal has ended.
 fn hurried() -> Option<Home> {
     let home = Home::new();
-    web(&home, "web", "kill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }");
+    web(
+        &home,
+        "web",
+        "kill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }",
+    );
     let container = Container::start(&home, &[])?;
     up(&home, "web");
     container.signal(Signal::SIGTERM);
@@ -59,7 +70,9 @@ fn a_second_signal_hurries_and_the_exit_code_says_so() {
 fn signals_without_a_meaning_do_no_harm() {
     let home = Home::new();
     web(&home, "web", "");
-    let Some(container) = Container::start(&home, &[]) else { return };
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "web");
     let before = home.pids("web");
     for which in [
@@ -91,7 +104,9 @@ fn signals_without_a_meaning_do_no_harm() {
 fn sigusr1_opens_the_log_files_anew() {
     let home = Home::new();
     let port = web(&home, "web", "");
-    let Some(container) = Container::start(&home, &[]) else { return };
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "web");
     let log = home.rsup_home().join("state/logs/web-out.log");
     fs::rename(&log, home.path("moved")).unwrap();
@@ -107,9 +122,15 @@ fn sigusr1_opens_the_log_files_anew() {
 #[test]
 fn sighup_reads_the_configuration_again() {
     let home = Home::new();
-    let port = web(&home, "web", "instances = 2\nenv = { APP_VERSION = \"v1\" }");
+    let port = web(
+        &home,
+        "web",
+        "instances = 2\nenv = { APP_VERSION = \"v1\" }",
+    );
     web(&home, "idle", "");
-    let Some(container) = Container::start(&home, &[]) else { return };
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "web");
     up(&home, "idle");
     home.ok(&["stop", "idle"]);
@@ -126,10 +147,16 @@ fn sighup_reads_the_configuration_again() {
     container.signal(Signal::SIGHUP);
     wait_said(&home, "web is reloaded");
     wait_said(&home, "late is new in its file and not started");
-    let view = home.wait_view("web", "the new revision alone", |v| v["revision"] == 2 && crate::common::is_ready(v));
+    let view = home.wait_view("web", "the new revision alone", |v| {
+        v["revision"] == 2 && crate::common::is_ready(v)
+    });
     assert!(crate::common::pids(&view).is_disjoint(&first));
     assert_eq!(get(local(port), "/").unwrap().json()["version"], "v2");
-    assert_eq!(home.view("idle")["phase"], "stopped", "who was stopped by a command stays so");
+    assert_eq!(
+        home.view("idle")["phase"],
+        "stopped",
+        "who was stopped by a command stays so"
+    );
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 0);
 }
@@ -137,7 +164,9 @@ fn sighup_reads_the_configuration_again() {
 /// Takeover, probes and reloads work inside a pid namespace, for apps that know nothing of it.
 #[test]
 fn apps_in_other_languages_live_in_it() {
-    let (Some(python), Some(node)) = (python(), node()) else { return };
+    let (Some(python), Some(node)) = (python(), node()) else {
+        return;
+    };
     let home = Home::new();
     let (one, two) = (home.port(), home.port());
     let server = sources().join("server.py");
@@ -145,10 +174,22 @@ fn apps_in_other_languages_live_in_it() {
     app(
         &home,
         "py",
-        &format!("{}\nlisten = \"127.0.0.1:{one}\"\ninstances = 2", toml_command(&[python, server.to_str().unwrap()])),
+        &format!(
+            "{}\nlisten = \"127.0.0.1:{one}\"\ninstances = 2",
+            toml_command(&[python, server.to_str().unwrap()])
+        ),
     );
-    app(&home, "js", &format!("{}\nlisten = \"127.0.0.1:{two}\"\ninstances = 2", toml_command(&[node, "-e", script])));
-    let Some(container) = Container::start(&home, &[]) else { return };
+    app(
+        &home,
+        "js",
+        &format!(
+            "{}\nlisten = \"127.0.0.1:{two}\"\ninstances = 2",
+            toml_command(&[node, "-e", script])
+        ),
+    );
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "py");
     up(&home, "js");
     home.ok(&["reload", "all"]);
@@ -167,24 +208,45 @@ fn sighup_stops_what_has_lost_its_terminal_and_reloads_what_has_none() {
     // `script` gives it a terminal.
     let with = format!("{RSUP} start --foreground");
     let mut command = home.command("script");
-    command.args(["--quiet", "--flush", "--return", "--command", &with, "stdout"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args([
+            "--quiet",
+            "--flush",
+            "--return",
+            "--command",
+            &with,
+            "stdout",
+        ])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut script = command.spawn().unwrap();
     up(&home, "web");
     let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().unwrap() as u32;
     signal(daemon, Signal::SIGHUP);
-    let status = wait_for("the end", || script.try_wait().unwrap().ok_or("still there"));
-    assert!(status.success() && said(&home).contains("told to stop"), "{status} {}", said(&home));
+    let status = wait_for("the end", || {
+        script.try_wait().unwrap().ok_or("still there")
+    });
+    assert!(
+        status.success() && said(&home).contains("told to stop"),
+        "{status} {}",
+        said(&home)
+    );
 
     let mut command = home.command("setsid");
     let file = |name: &str| Stdio::from(fs::File::create(home.path(name)).unwrap());
-    command.args(["--wait", RSUP, "start", "--foreground"]).stdout(file("stdout")).stderr(file("stderr"));
+    command
+        .args(["--wait", RSUP, "start", "--foreground"])
+        .stdout(file("stdout"))
+        .stderr(file("stderr"));
     let mut without = command.spawn().unwrap();
     up(&home, "web");
     let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().unwrap() as u32;
     signal(daemon, Signal::SIGHUP);
     wait_said(&home, "web is reloaded");
     signal(daemon, Signal::SIGTERM);
-    let status = wait_for("the end", || without.try_wait().unwrap().ok_or("still there"));
+    let status = wait_for("the end", || {
+        without.try_wait().unwrap().ok_or("still there")
+    });
     assert!(status.success(), "{status} {}", said(&home));
 }
 
@@ -193,11 +255,17 @@ fn sighup_stops_what_has_lost_its_terminal_and_reloads_what_has_none() {
 #[test]
 fn a_container_that_was_killed_comes_up_again_as_its_file_says_now() {
     let home = Home::new();
-    let port = web(&home, "web", "instances = 2\nenv = { APP_VERSION = \"v0\" }");
+    let port = web(
+        &home,
+        "web",
+        "instances = 2\nenv = { APP_VERSION = \"v0\" }",
+    );
     for run in 0..3 {
         let version = format!("v{run}");
         edit(&home, &format!("v{}", run.max(1) - 1), &version);
-        let Some(container) = Container::start(&home, &[]) else { return };
+        let Some(container) = Container::start(&home, &[]) else {
+            return;
+        };
         // Nobody asks from outside before: whoever finds a dead daemon's state alone brings it to life.
         wait_said(&home, "rsup is up");
         wait_for("the new version alone", || match get(local(port), "/") {
@@ -211,7 +279,13 @@ fn a_container_that_was_killed_comes_up_again_as_its_file_says_now() {
         }
         container.signal(Signal::SIGKILL);
         container.end(); // the code is what `unshare` makes of it
-        wait_for("everything is gone with it", || if home.processes().is_empty() { Ok(()) } else { Err("not yet") });
+        wait_for("everything is gone with it", || {
+            if home.processes().is_empty() {
+                Ok(())
+            } else {
+                Err("not yet")
+            }
+        });
     }
 }
 
@@ -221,7 +295,10 @@ fn an_upgrade_leaves_everything_as_it_was() {
     let home = Home::new();
     let port = web(&home, "web", "instances = 2");
     let address = crate::support::admin(&home);
-    let Some(container) = Container::start(&home, &["--log-format", "json", "--no-log-files"]) else { return };
+    let Some(container) = Container::start(&home, &["--log-format", "json", "--no-log-files"])
+    else {
+        return;
+    };
     up(&home, "web");
     let before = home.pids("web");
     home.ok(&["upgrade", RSUP]);
@@ -231,19 +308,34 @@ fn an_upgrade_leaves_everything_as_it_was() {
     // The sample app says who it is in front of each line.
     wait_for("its lines are on stdout as before", || {
         let text = fs::read_to_string(home.path("stdout")).unwrap();
-        let count = text.lines().filter(|line| line.contains(r#""app":"web","instance":"#)).count();
-        if count >= 1000 { Ok(()) } else { Err(format!("{count} lines")) }
+        let count = text
+            .lines()
+            .filter(|line| line.contains(r#""app":"web","instance":"#))
+            .count();
+        if count >= 1000 {
+            Ok(())
+        } else {
+            Err(format!("{count} lines"))
+        }
     });
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 0);
     let text = fs::read_to_string(home.path("stdout")).unwrap();
-    assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
+    assert!(
+        text.lines()
+            .all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()),
+        "{text}"
+    );
 }
 
 /// As `docker stop -t 2` with requests that take longer, and then `docker start`: everything in the namespace is
 /// killed in the midst of the stop, and the folders stay.
 fn cut_short(home: &Home, begin: impl FnOnce(&Container)) -> Option<()> {
-    web(home, "web", "instances = 2\nkill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }");
+    web(
+        home,
+        "web",
+        "instances = 2\nkill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }",
+    );
     app(home, "other", "command = [\"sleep\", \"1000\"]");
     let container = Container::start(home, &[])?;
     up(home, "web");
@@ -254,21 +346,28 @@ fn cut_short(home: &Home, begin: impl FnOnce(&Container)) -> Option<()> {
     home.wait_log("web", "SIGTERM: ignored");
     container.signal(Signal::SIGKILL);
     container.end();
-    assert!(home.rsup_home().join("run/state.json").exists(), "it was cut short");
+    assert!(
+        home.rsup_home().join("run/state.json").exists(),
+        "it was cut short"
+    );
     let before = fs::read_to_string(home.path("supervisor.toml")).unwrap();
     home.config(&before.replace("IGNORE_SIGTERM", "ENDS_AT_SIGTERM"));
     Some(())
 }
 
 fn starts_what_is_configured(home: &Home) {
-    let Some(container) = Container::start(home, &[]) else { return };
+    let Some(container) = Container::start(home, &[]) else {
+        return;
+    };
     up(home, "web");
     up(home, "other");
     assert_eq!(home.pids("web").len(), 2);
     container.signal(Signal::SIGTERM);
     container.ends_with(home, 0);
     // And a stop that was finished is followed by the same.
-    let Some(container) = Container::start(home, &[]) else { return };
+    let Some(container) = Container::start(home, &[]) else {
+        return;
+    };
     up(home, "web");
     up(home, "other");
     container.signal(Signal::SIGTERM);
@@ -278,7 +377,9 @@ fn starts_what_is_configured(home: &Home) {
 #[test]
 fn after_a_stop_that_was_cut_short_the_next_start_starts_everything() {
     let home = Home::new();
-    let Some(()) = cut_short(&home, |container| container.signal(Signal::SIGTERM)) else { return };
+    let Some(()) = cut_short(&home, |container| container.signal(Signal::SIGTERM)) else {
+        return;
+    };
     starts_what_is_configured(&home);
 }
 
@@ -296,12 +397,16 @@ fn so_it_does_after_rsup_kill_was() {
 #[test]
 fn so_it_does_after_a_second_signal() {
     let Some(home) = hurried() else { return };
-    let Some(container) = Container::start(&home, &[]) else { return };
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "web");
     container.signal(Signal::SIGTERM);
-    wait_for("it is told", || match home.logs("web").matches("SIGTERM: ignored").count() {
-        2 => Ok(()),
-        count => Err(count),
+    wait_for("it is told", || {
+        match home.logs("web").matches("SIGTERM: ignored").count() {
+            2 => Ok(()),
+            count => Err(count),
+        }
     });
     container.signal(Signal::SIGTERM);
     container.ends_with(&home, 128 + Signal::SIGTERM as i32);
@@ -311,11 +416,15 @@ fn so_it_does_after_a_second_signal() {
 #[test]
 fn what_is_not_given_any_more_is_gone_after_a_stop_that_was_cut_short() {
     let home = Home::new();
-    let Some(()) = cut_short(&home, |container| container.signal(Signal::SIGTERM)) else { return };
+    let Some(()) = cut_short(&home, |container| container.signal(Signal::SIGTERM)) else {
+        return;
+    };
     let text = fs::read_to_string(home.path("supervisor.toml")).unwrap();
     let at = text.find("[app.other]").unwrap();
     home.config(&text[..at]);
-    let Some(container) = Container::start(&home, &[]) else { return };
+    let Some(container) = Container::start(&home, &[]) else {
+        return;
+    };
     up(&home, "web");
     wait_for("the other is forgotten", || {
         let view = home.view("other");

@@ -21,15 +21,33 @@ fn namespace() -> Option<&'static [&'static str]> {
         let args: &[&str] = if nix::unistd::geteuid().is_root() {
             &["--pid", "--fork", "--kill-child", "--mount-proc"]
         } else {
-            &["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]
+            &[
+                "--user",
+                "--map-root-user",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+            ]
         };
-        let output = Command::new("unshare").args(args).arg("true").output().map_err(|why| format!("unshare: {why}"))?;
-        if output.status.success() { Ok(args) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+        let output = Command::new("unshare")
+            .args(args)
+            .arg("true")
+            .output()
+            .map_err(|why| format!("unshare: {why}"))?;
+        if output.status.success() {
+            Ok(args)
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
     });
     match found {
         Ok(args) => Some(args),
         Err(why) => {
-            assert!(!nix::unistd::geteuid().is_root(), "root can make a pid namespace with `unshare`, but: {why}");
+            assert!(
+                !nix::unistd::geteuid().is_root(),
+                "root can make a pid namespace with `unshare`, but: {why}"
+            );
             missing("a pid namespace (try as root)", why);
             None
         }
@@ -55,17 +73,34 @@ impl Container {
     }
 
     /// Runs any command as the first process.
-    pub fn run(home: &Home, namespaces: &[&str], words: &[&str], stdout: Stdio, stderr: Stdio) -> Option<Self> {
+    pub fn run(
+        home: &Home,
+        namespaces: &[&str],
+        words: &[&str],
+        stdout: Stdio,
+        stderr: Stdio,
+    ) -> Option<Self> {
         let mut command = home.command("unshare");
-        command.args(namespace()?).args(namespaces).arg("--").args(words).stdout(stdout).stderr(stderr);
+        command
+            .args(namespace()?)
+            .args(namespaces)
+            .arg("--")
+            .args(words)
+            .stdout(stdout)
+            .stderr(stderr);
         let mut unshare = command.spawn().unwrap();
         let id = unshare.id();
         let pid = wait_for("the first process", || {
             if unshare.try_wait().map_err(|why| why.to_string())?.is_some() {
                 return Ok(None); // it is over already
             }
-            let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).map_err(|why| why.to_string())?;
-            children.trim().parse().map(Some).map_err(|_| format!("children: {children:?}"))
+            let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))
+                .map_err(|why| why.to_string())?;
+            children
+                .trim()
+                .parse()
+                .map(Some)
+                .map_err(|_| format!("children: {children:?}"))
         });
         Some(Self { unshare, pid })
     }
@@ -83,7 +118,10 @@ impl Container {
     #[track_caller]
     pub fn end(mut self) -> ExitStatus {
         wait_for("the end of the first process", || {
-            self.unshare.try_wait().map_err(|e| e.to_string())?.ok_or_else(|| "still there".to_owned())
+            self.unshare
+                .try_wait()
+                .map_err(|e| e.to_string())?
+                .ok_or_else(|| "still there".to_owned())
         })
     }
 
@@ -112,14 +150,20 @@ impl Drop for Container {
 
 /// What rsup said on stdout and stderr.
 pub fn said(home: &Home) -> String {
-    ["stdout", "stderr"].map(|name| fs::read_to_string(home.path(name)).unwrap_or_default()).concat()
+    ["stdout", "stderr"]
+        .map(|name| fs::read_to_string(home.path(name)).unwrap_or_default())
+        .concat()
 }
 
 #[track_caller]
 pub fn wait_said(home: &Home, words: &str) {
     wait_for(&format!("rsup says `{words}`"), || {
         let text = said(home);
-        if text.contains(words) { Ok(()) } else { Err(text) }
+        if text.contains(words) {
+            Ok(())
+        } else {
+            Err(text)
+        }
     });
 }
 
@@ -138,7 +182,14 @@ pub fn app(home: &Home, name: &str, keys: &str) {
 /// Adds the sample app; the port that it listens on.
 pub fn web(home: &Home, name: &str, keys: &str) -> u16 {
     let port = home.port();
-    app(home, name, &format!("{}\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\n{keys}", sample()));
+    app(
+        home,
+        name,
+        &format!(
+            "{}\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\n{keys}",
+            sample()
+        ),
+    );
     port
 }
 
@@ -164,8 +215,10 @@ pub fn page(address: SocketAddr, path: &str) -> Answer {
 
 #[track_caller]
 pub fn wait_status(address: SocketAddr, path: &str, status: u16) -> Answer {
-    wait_for(&format!("{status} of {path}"), || match get(address, path) {
-        Ok(answer) if answer.status == status => Ok(answer),
-        other => Err(format!("{other:?}")),
+    wait_for(&format!("{status} of {path}"), || {
+        match get(address, path) {
+            Ok(answer) if answer.status == status => Ok(answer),
+            other => Err(format!("{other:?}")),
+        }
     })
 }

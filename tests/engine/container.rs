@@ -54,9 +54,20 @@ impl Container {
 
     #[track_caller]
     fn run_in(engine: &Arc<Engine>, own_network: bool, options: &[&str]) -> Self {
-        let container = Self { engine: engine.clone(), name: format!("test-{}", number()), own_network };
+        let container = Self {
+            engine: engine.clone(),
+            name: format!("test-{}", number()),
+            own_network,
+        };
         let network = if own_network { "none" } else { "host" };
-        let words = ["run", "--detach", "--name", &container.name, "--network", network];
+        let words = [
+            "run",
+            "--detach",
+            "--name",
+            &container.name,
+            "--network",
+            network,
+        ];
         engine.ok(&[&words[..], options, &[image::NAME]].concat());
         container
     }
@@ -70,19 +81,31 @@ impl Container {
     /// `docker exec`.
     #[track_caller]
     pub fn exec(&self, words: &[&str]) -> Run {
-        self.engine.docker(&[&["exec", &self.name], words].concat()).unwrap_or_else(|why| panic!("{why}"))
+        self.engine
+            .docker(&[&["exec", &self.name], words].concat())
+            .unwrap_or_else(|why| panic!("{why}"))
     }
 
     #[track_caller]
     pub fn rsup(&self, words: &[&str]) -> Run {
         let run = self.exec(&[&["rsup"], words].concat());
-        assert_eq!(run.code, 0, "rsup {words:?}\nstdout: {}\nstderr: {}\n{}", run.out, run.err, self.log());
+        assert_eq!(
+            run.code,
+            0,
+            "rsup {words:?}\nstdout: {}\nstderr: {}\n{}",
+            run.out,
+            run.err,
+            self.log()
+        );
         run
     }
 
     /// What was written to stdout and stderr, since the first start.
     pub fn log(&self) -> String {
-        self.engine.docker(&["logs", &self.name]).map(|run| run.out + &run.err).unwrap_or_else(|why| why)
+        self.engine
+            .docker(&["logs", &self.name])
+            .map(|run| run.out + &run.err)
+            .unwrap_or_else(|why| why)
     }
 
     /// Waits until the words were logged so many times.
@@ -90,7 +113,11 @@ impl Container {
     pub fn wait_logged(&self, words: &str, times: usize) {
         wait_for(&format!("`{words}` in the log, {times} times"), || {
             let log = self.log();
-            if log.matches(words).count() >= times { Ok(()) } else { Err(log) }
+            if log.matches(words).count() >= times {
+                Ok(())
+            } else {
+                Err(log)
+            }
         });
     }
 
@@ -104,18 +131,36 @@ impl Container {
     #[track_caller]
     pub fn view(&self, app: &str) -> Value {
         let list = self.rsup(&["list", "--json"]).json();
-        list.as_array().and_then(|apps| apps.iter().find(|a| a["name"] == app)).cloned().unwrap_or(Value::Null)
+        list.as_array()
+            .and_then(|apps| apps.iter().find(|a| a["name"] == app))
+            .cloned()
+            .unwrap_or(Value::Null)
     }
 
     #[track_caller]
-    pub fn wait_view(&self, app: &str, what: &str, mut wanted: impl FnMut(&Value) -> bool) -> Value {
+    pub fn wait_view(
+        &self,
+        app: &str,
+        what: &str,
+        mut wanted: impl FnMut(&Value) -> bool,
+    ) -> Value {
         wait_for(what, || {
             let run = self.exec(&["rsup", "list", "--json"]);
             if run.code != 0 {
-                return Err(format!("{}{}\n{}\n{}", run.out, run.err, self.state(), self.log()));
+                return Err(format!(
+                    "{}{}\n{}\n{}",
+                    run.out,
+                    run.err,
+                    self.state(),
+                    self.log()
+                ));
             }
             let list = run.json();
-            let view = list.as_array().and_then(|apps| apps.iter().find(|a| a["name"] == app)).cloned().unwrap_or(Value::Null);
+            let view = list
+                .as_array()
+                .and_then(|apps| apps.iter().find(|a| a["name"] == app))
+                .cloned()
+                .unwrap_or(Value::Null);
             if wanted(&view) {
                 return Ok(view);
             }
@@ -137,20 +182,28 @@ impl Container {
         if !self.own_network {
             return act();
         }
-        let path = self.engine.proc().join(self.state()["Pid"].to_string()).join("ns/net");
-        let network = fs::File::open(&path).unwrap_or_else(|why| panic!("{}: {why}\n{}", path.display(), self.log()));
+        let path = self
+            .engine
+            .proc()
+            .join(self.state()["Pid"].to_string())
+            .join("ns/net");
+        let network = fs::File::open(&path)
+            .unwrap_or_else(|why| panic!("{}: {why}\n{}", path.display(), self.log()));
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(network, CloneFlags::CLONE_NEWNET).expect("enter the container's network");
                 act()
             });
-            thread.join().unwrap_or_else(|why| std::panic::resume_unwind(why))
+            thread
+                .join()
+                .unwrap_or_else(|why| std::panic::resume_unwind(why))
         })
     }
 
     #[track_caller]
     pub fn get_at(&self, port: u16, path: &str) -> Answer {
-        self.inside(|| get(local(port), path)).unwrap_or_else(|why| panic!("{path}: {why}\n{}", self.log()))
+        self.inside(|| get(local(port), path))
+            .unwrap_or_else(|why| panic!("{path}: {why}\n{}", self.log()))
     }
 
     #[track_caller]
@@ -166,12 +219,24 @@ impl Container {
     /// Connections on the port that are open and of which everything sent was read: those that wait for an answer.
     #[track_caller]
     pub fn under_way(&self, port: u16) -> usize {
-        let path = self.engine.proc().join(self.state()["Pid"].to_string()).join("net/tcp");
-        let table = fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+        let path = self
+            .engine
+            .proc()
+            .join(self.state()["Pid"].to_string())
+            .join("net/tcp");
+        let table =
+            fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
         // proc_pid_net(5): local address, remote address, state (01 is ESTABLISHED), tx_queue:rx_queue.
-        let lines = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let lines = table
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
         let wanted = format!(":{port:04X}");
-        lines.filter(|line| line[1].ends_with(&wanted) && line[3] == "01" && line[4].ends_with(":00000000")).count()
+        lines
+            .filter(|line| {
+                line[1].ends_with(&wanted) && line[3] == "01" && line[4].ends_with(":00000000")
+            })
+            .count()
     }
 
     /// `docker stop`, with so many seconds; then the exit code, and how long it took.
@@ -206,10 +271,14 @@ impl Container {
 impl Drop for Container {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let state = self.engine.docker(&["inspect", "--format", "{{json .State}}", &self.name]);
+            let state = self
+                .engine
+                .docker(&["inspect", "--format", "{{json .State}}", &self.name]);
             eprintln!("---- {}: {state:?}\n{}", self.name, self.log());
         }
-        let _ = self.engine.docker(&["rm", "--force", "--volumes", &self.name]);
+        let _ = self
+            .engine
+            .docker(&["rm", "--force", "--volumes", &self.name]);
     }
 }
 

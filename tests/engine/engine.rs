@@ -78,7 +78,9 @@ pub fn engine() -> Option<Arc<Engine>> {
         Ok(engine) => {
             let engine = Arc::new(engine);
             *shared = Some(Arc::downgrade(&engine));
-            KEPT.lock().unwrap_or_else(PoisonError::into_inner).replace(engine.clone());
+            KEPT.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .replace(engine.clone());
             Some(engine)
         }
         Err(why) => {
@@ -94,14 +96,20 @@ static KEPT: Mutex<Option<Arc<Engine>>> = Mutex::new(None);
 
 /// Ends the engine, once no other test needs it; `Err` says what it left behind.
 pub fn end() -> Result<(), String> {
-    let Some(kept) = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+    let Some(kept) = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        return Ok(());
+    };
     let deadline = Instant::now() + 3 * PATIENCE;
     let mut engine = Some(kept);
     loop {
-        let Some(mine) = engine.take() else { return Ok(()) };
+        let Some(mine) = engine.take() else {
+            return Ok(());
+        };
         match Arc::try_unwrap(mine) {
             Ok(engine) => return engine.end(),
-            Err(_) if Instant::now() >= deadline => return Err("a test still uses the engine".to_owned()),
+            Err(_) if Instant::now() >= deadline => {
+                return Err("a test still uses the engine".to_owned());
+            }
             Err(shared) => engine = Some(shared),
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -121,7 +129,11 @@ impl Engine {
             ("docker-init", "tini"),
             ("setpriv", "util-linux"),
         ] {
-            let there = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let there = Command::new(program)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
             there.map_err(|why| format!("{program}: {why}; apt-get install {package}"))?;
         }
         sweep();
@@ -131,10 +143,23 @@ impl Engine {
         fs::create_dir(&folder).map_err(|why| format!("{}: {why}", folder.display()))?;
         fs::write(folder.join("dockerd.json"), "{}").map_err(|why| why.to_string())?;
         let mut guardian = Command::new("sh");
-        guardian.args(["-c", GUARDIAN]).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0);
-        guardian.env("INNER", INNER).env("FOLDER", &folder).env("NAME", &name).env("AT_MOST", AT_MOST.as_secs().to_string());
+        guardian
+            .args(["-c", GUARDIAN])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .process_group(0);
+        guardian
+            .env("INNER", INNER)
+            .env("FOLDER", &folder)
+            .env("NAME", &name)
+            .env("AT_MOST", AT_MOST.as_secs().to_string());
         let guardian = guardian.spawn().map_err(|why| why.to_string())?;
-        let mut engine = Self { folder, name, guardian: Mutex::new(guardian), first: 0 };
+        let mut engine = Self {
+            folder,
+            name,
+            guardian: Mutex::new(guardian),
+            first: 0,
+        };
         engine.wait_ready()?;
         Ok(engine)
     }
@@ -143,9 +168,18 @@ impl Engine {
         let deadline = Instant::now() + PATIENCE;
         loop {
             std::thread::sleep(Duration::from_millis(20));
-            let ended = self.guardian.lock().expect("alone").try_wait().map_err(|why| why.to_string())?;
+            let ended = self
+                .guardian
+                .lock()
+                .expect("alone")
+                .try_wait()
+                .map_err(|why| why.to_string())?;
             if let Some(status) = ended {
-                let why = if status.code() == Some(CANNOT) { "namespaces cannot be made" } else { "the guardian ended" };
+                let why = if status.code() == Some(CANNOT) {
+                    "namespaces cannot be made"
+                } else {
+                    "the guardian ended"
+                };
                 return Err(format!("{why}: {status}\n{}", self.log()));
             }
             if self.first == 0 {
@@ -164,7 +198,8 @@ impl Engine {
     fn find_first(&self) -> Option<u32> {
         let unshare = fs::read_to_string(self.folder.join("unshare")).ok()?;
         let unshare = unshare.trim();
-        let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
+        let children =
+            fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).ok()?;
         children.split_whitespace().next()?.parse().ok()
     }
 
@@ -184,9 +219,14 @@ impl Engine {
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.args(words).stdin(Stdio::null());
-        command.env("DOCKER_HOST", format!("unix://{}/socket", self.folder.display()));
+        command.env(
+            "DOCKER_HOST",
+            format!("unix://{}/socket", self.folder.display()),
+        );
         // Nothing of the account's own: contexts, plugins.
-        command.env("DOCKER_CONFIG", self.folder.join("client")).env_remove("DOCKER_CONTEXT");
+        command
+            .env("DOCKER_CONFIG", self.folder.join("client"))
+            .env_remove("DOCKER_CONTEXT");
         // The builder that takes its base images from the engine, and needs no plugin.
         command.env("DOCKER_BUILDKIT", "0");
         command
@@ -200,18 +240,37 @@ impl Engine {
     #[track_caller]
     pub fn ok(&self, words: &[&str]) -> String {
         let run = self.docker(words).unwrap_or_else(|why| panic!("{why}"));
-        assert_eq!(run.code, 0, "docker {words:?}\nstdout: {}\nstderr: {}", run.out, run.err);
+        assert_eq!(
+            run.code, 0,
+            "docker {words:?}\nstdout: {}\nstderr: {}",
+            run.out, run.err
+        );
         run.out
     }
 
     /// What the engine and its containers have to do with this machine: processes, mounts, control groups, files.
     fn left(&self) -> Vec<String> {
-        let mut left: Vec<String> = groups(&self.name).iter().map(|path| path.display().to_string()).collect();
-        left.extend(self.folder.exists().then(|| self.folder.display().to_string()));
+        let mut left: Vec<String> = groups(&self.name)
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        left.extend(
+            self.folder
+                .exists()
+                .then(|| self.folder.display().to_string()),
+        );
         for pid in crate::common::all_pids() {
-            let belongs = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).is_ok_and(|t| t.contains(&self.name));
-            if pid != std::process::id() && (belongs("cmdline") || belongs("cgroup") || belongs("mounts")) {
-                left.push(format!("process {pid}: {}", crate::common::command_line(pid)));
+            let belongs = |file: &str| {
+                fs::read_to_string(format!("/proc/{pid}/{file}"))
+                    .is_ok_and(|t| t.contains(&self.name))
+            };
+            if pid != std::process::id()
+                && (belongs("cmdline") || belongs("cgroup") || belongs("mounts"))
+            {
+                left.push(format!(
+                    "process {pid}: {}",
+                    crate::common::command_line(pid)
+                ));
             }
         }
         left
@@ -221,11 +280,18 @@ impl Engine {
     fn end(mut self) -> Result<(), String> {
         self.finish();
         let left = self.left();
-        if left.is_empty() { Ok(()) } else { Err(format!("left behind: {left:#?}")) }
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("left behind: {left:#?}"))
+        }
     }
 
     fn finish(&mut self) {
-        let guardian = self.guardian.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let guardian = self
+            .guardian
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         drop(guardian.stdin.take());
         let _ = guardian.wait();
     }
@@ -240,8 +306,16 @@ impl Drop for Engine {
 /// The control groups of this name, in every hierarchy.
 fn groups(name: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
-    hierarchies.chain([root.to_owned()]).map(|path| path.join(name)).filter(|path| path.exists()).collect()
+    let hierarchies = fs::read_dir(root)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    hierarchies
+        .chain([root.to_owned()])
+        .map(|path| path.join(name))
+        .filter(|path| path.exists())
+        .collect()
 }
 
 /// The deepest first.
@@ -256,11 +330,17 @@ fn remove_group(group: &Path) {
 
 /// What tests have left whose guardian was killed as well: folders, and control groups without processes.
 fn sweep() {
-    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    let hierarchies = fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     for place in hierarchies.chain([PathBuf::from("/sys/fs/cgroup"), PathBuf::from("/tmp")]) {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let owner: Option<u32> = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
+            let owner: Option<u32> = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
             if owner.is_some_and(|pid| !is_alive(pid)) {
                 if place == Path::new("/tmp") {
                     let _ = fs::remove_dir_all(entry.path());

@@ -31,15 +31,25 @@ const GROUP: &str = "root:x:0:\nwww-data:x:33:\nnode:x:1000:\n";
 
 pub fn build(engine: &Engine) -> Result<(), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dockerfile = fs::read_to_string(root.join(DOCKERFILE)).map_err(|why| format!("{DOCKERFILE}: {why}"))?;
-    let bases: Vec<&str> = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next()).collect();
-    let [compiler, node] = bases[..] else { return Err(format!("{DOCKERFILE} has other stages than expected: {bases:?}")) };
+    let dockerfile =
+        fs::read_to_string(root.join(DOCKERFILE)).map_err(|why| format!("{DOCKERFILE}: {why}"))?;
+    let bases: Vec<&str> = dockerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("FROM ")?.split(' ').next())
+        .collect();
+    let [compiler, node] = bases[..] else {
+        return Err(format!(
+            "{DOCKERFILE} has other stages than expected: {bases:?}"
+        ));
+    };
 
     let folder = engine.folder().join("compiler");
     tree(&folder, &["sh", "mkdir", "cp"])?;
     let rsup = folder.join("prebuilt/rsup");
     let program = std::env::var("RSUP_TEST_STATIC").unwrap_or_else(|_| RSUP.to_owned());
-    fs::create_dir(folder.join("prebuilt")).and_then(|()| fs::copy(program, &rsup)).map_err(text)?;
+    fs::create_dir(folder.join("prebuilt"))
+        .and_then(|()| fs::copy(program, &rsup))
+        .map_err(text)?;
     // The debug information is most of it. Where there is no `strip`, it stays.
     let _ = Command::new("strip").arg(&rsup).status();
     write(&folder.join("usr/bin/cargo"), CARGO, 0o755)?;
@@ -50,7 +60,15 @@ pub fn build(engine: &Engine) -> Result<(), String> {
     tree(&folder, &["sh", "mkdir", "chown", program])?;
     write(&folder.join("etc/passwd"), PASSWD, 0o644)?;
     write(&folder.join("etc/group"), GROUP, 0o644)?;
-    for name in ["var/lib", "var/www", "home/node", "root", "proc", "sys", "dev"] {
+    for name in [
+        "var/lib",
+        "var/www",
+        "home/node",
+        "root",
+        "proc",
+        "sys",
+        "dev",
+    ] {
         fs::create_dir_all(folder.join(name)).map_err(text)?;
     }
     write(&folder.join("tmp/.keep"), "", 0o644)?;
@@ -61,7 +79,14 @@ pub fn build(engine: &Engine) -> Result<(), String> {
     let path = root.join(DOCKERFILE);
     let paths = [path.to_str().ok_or("UTF-8")?, root.to_str().ok_or("UTF-8")?];
     let built = engine.docker(&[&words[..], &paths].concat())?;
-    if built.code == 0 { Ok(()) } else { Err(format!("docker build: {}\n{}{}", built.code, built.out, built.err)) }
+    if built.code == 0 {
+        Ok(())
+    } else {
+        Err(format!(
+            "docker build: {}\n{}{}",
+            built.code, built.out, built.err
+        ))
+    }
 }
 
 fn text(why: impl ToString) -> String {
@@ -75,7 +100,8 @@ fn tree(folder: &Path, programs: &[&str]) -> Result<(), String> {
     for program in programs {
         let path = find(program)?;
         let name = Path::new(program).file_name().ok_or("a name")?;
-        fs::copy(&path, folder.join("usr/bin").join(name)).map_err(|why| format!("{}: {why}", path.display()))?;
+        fs::copy(&path, folder.join("usr/bin").join(name))
+            .map_err(|why| format!("{}: {why}", path.display()))?;
         for library in libraries(&path)? {
             let to = folder.join(library.strip_prefix("/").map_err(text)?);
             if !to.exists() {
@@ -89,15 +115,25 @@ fn tree(folder: &Path, programs: &[&str]) -> Result<(), String> {
 
 fn find(program: &str) -> Result<PathBuf, String> {
     let folders = ["", "/usr/bin", "/bin"].map(|folder| Path::new(folder).join(program));
-    folders.into_iter().find(|path| path.is_absolute() && path.exists()).ok_or_else(|| format!("there is no {program}"))
+    folders
+        .into_iter()
+        .find(|path| path.is_absolute() && path.exists())
+        .ok_or_else(|| format!("there is no {program}"))
 }
 
 /// The paths in what ldd(1) says: after `=>`, or alone for the loader.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>, String> {
-    let output = Command::new("ldd").arg(program).output().map_err(|why| format!("ldd: {why}"))?;
+    let output = Command::new("ldd")
+        .arg(program)
+        .output()
+        .map_err(|why| format!("ldd: {why}"))?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     // One that is linked statically has none, which ldd calls a failure.
-    Ok(said.split_whitespace().filter(|word| word.starts_with('/') && !word.ends_with(':')).map(PathBuf::from).collect())
+    Ok(said
+        .split_whitespace()
+        .filter(|word| word.starts_with('/') && !word.ends_with(':'))
+        .map(PathBuf::from)
+        .collect())
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), String> {

@@ -47,7 +47,10 @@ pub fn reloads(container: &Container, port: u16) {
             container.rsup(&["reload", "api"]);
         }
         let after = container.wait_ready("api");
-        assert!(crate::common::pids(&after).is_disjoint(&before), "{before:?} {after}");
+        assert!(
+            crate::common::pids(&after).is_disjoint(&before),
+            "{before:?} {after}"
+        );
         load.more(100);
     }
     load.lossless();
@@ -68,7 +71,11 @@ fn a_killed_worker_is_replaced(container: &Container, port: u16) {
     });
     load.more(100);
     let report = load.stop();
-    assert!(report.failed <= 20, "{:?}", crate::common::load::kinds(&report));
+    assert!(
+        report.failed <= 20,
+        "{:?}",
+        crate::common::load::kinds(&report)
+    );
     let load = container.load(port, "/");
     load.more(100);
     assert_lossless(&load.stop());
@@ -79,5 +86,9 @@ fn a_killed_worker_is_replaced(container: &Container, port: u16) {
 pub fn stops_well(container: &Container) {
     let (code, took) = container.stop(ENOUGH);
     assert_eq!(code, 0, "{}", container.log());
-    assert!(took < Duration::from_secs(u64::from(ENOUGH)) / 2, "{took:?}\n{}", container.log());
+    assert!(
+        took < Duration::from_secs(u64::from(ENOUGH)) / 2,
+        "{took:?}\n{}",
+        container.log()
+    );
 }

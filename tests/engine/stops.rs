@@ -16,16 +16,25 @@ fn slow_app(engine: &Arc<Engine>, options: &[&str]) -> Container {
         "supervisor.toml",
         "[app.api]\ncommand = [\"rsup\", \"sample-app\"]\ninstances = 2\nlisten = \"0.0.0.0:3001\"\nreadiness = \"/readiness\"\nkill_timeout = \"20s\"\n",
     );
-    let mount = format!("{}/supervisor.toml:/app/supervisor.toml:ro", folder.display());
+    let mount = format!(
+        "{}/supervisor.toml:/app/supervisor.toml:ro",
+        folder.display()
+    );
     let container = Container::run(engine, &[&["--volume", mount.as_str()], options].concat());
     container.wait_ready("api");
     container
 }
 
 /// Asks for an answer that takes so long; true once it has come.
-fn slow_request(container: &Container, milliseconds: u32) -> std::thread::JoinHandle<Result<u16, String>> {
-    container
-        .inside(|| std::thread::spawn(move || get(local(PORT), &format!("/slow?ms={milliseconds}")).map(|answer| answer.status)))
+fn slow_request(
+    container: &Container,
+    milliseconds: u32,
+) -> std::thread::JoinHandle<Result<u16, String>> {
+    container.inside(|| {
+        std::thread::spawn(move || {
+            get(local(PORT), &format!("/slow?ms={milliseconds}")).map(|answer| answer.status)
+        })
+    })
 }
 
 #[test]
@@ -33,10 +42,15 @@ fn slow_requests_finish_in_time() {
     let Some(engine) = engine() else { return };
     let container = slow_app(&engine, &[]);
     let requests: Vec<_> = (0..8).map(|_| slow_request(&container, 4000)).collect();
-    wait_until("the app has read them all", || container.under_way(PORT) == requests.len());
+    wait_until("the app has read them all", || {
+        container.under_way(PORT) == requests.len()
+    });
     let began = Instant::now();
     stops_well(&container);
-    assert!(began.elapsed() > Duration::from_secs(1), "it waited for them");
+    assert!(
+        began.elapsed() > Duration::from_secs(1),
+        "it waited for them"
+    );
     for request in requests {
         assert_eq!(request.join().unwrap(), Ok(200));
     }
@@ -49,7 +63,9 @@ fn a_stop_that_is_cut_short_is_no_stop_by_command() {
     let Some(engine) = engine() else { return };
     let container = slow_app(&engine, &[]);
     let requests: Vec<_> = (0..8).map(|_| slow_request(&container, 15_000)).collect();
-    wait_until("the app has read them all", || container.under_way(PORT) == requests.len());
+    wait_until("the app has read them all", || {
+        container.under_way(PORT) == requests.len()
+    });
     let (code, took) = container.stop(2);
     assert_eq!(code, 137, "the engine killed it: {}", container.log());
     assert!(took < Duration::from_secs(8), "{took:?}");

@@ -23,7 +23,11 @@ impl Bystander {
         home.ok(&["start"]);
         let mut plan = plan(port, "/");
         plan.rate = Some(100.0);
-        Self { load: Load::with(plan), pids: home.pids("calm"), daemon: home.daemon() }
+        Self {
+            load: Load::with(plan),
+            pids: home.pids("calm"),
+            daemon: home.daemon(),
+        }
     }
 
     pub fn daemon(&self) -> u32 {
@@ -51,7 +55,14 @@ impl Bystander {
         let view = home.view("calm");
         assert_eq!(crate::common::pids(&view), self.pids, "{view:#}");
         assert_eq!(view["phase"], "ready", "{view:#}");
-        assert!(view["workers"].as_array().unwrap().iter().all(|w| w["restarts"] == 0), "{view:#}");
+        assert!(
+            view["workers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|w| w["restarts"] == 0),
+            "{view:#}"
+        );
         assert_eq!(home.daemon(), self.daemon, "the daemon is another one");
         let log = home.daemon_log();
         assert!(!log.contains("panicked"), "{log}");
@@ -66,13 +77,21 @@ pub fn open_files(pid: u32) -> usize {
 /// Processor time that the process has used, in clock ticks (100 a second).
 pub fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
 /// KiB that the process has in memory and in no file.
 pub fn resident(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = text.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix("RssAnon:"))
+        .unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }

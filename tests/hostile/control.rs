@@ -67,7 +67,10 @@ fn garbage_by_the_thousand() {
         }
         // Whatever it says to that, it says it in one frame, or ends the connection.
         let answer = converse(&home, &bytes);
-        assert!(answer.is_empty() || serde_json::from_str::<serde_json::Value>(&answer).is_ok(), "{bytes:?}: {answer}");
+        assert!(
+            answer.is_empty() || serde_json::from_str::<serde_json::Value>(&answer).is_ok(),
+            "{bytes:?}: {answer}"
+        );
     }
     calm.untouched(&home);
 }
@@ -82,21 +85,38 @@ fn specs_that_no_check_has_seen() {
         let mut spec = spec.clone();
         spec["name"] = "other".into();
         spec["listen"] = serde_json::json!([]);
-        *spec.pointer_mut(place).unwrap_or_else(|| panic!("no {place}")) = value;
+        *spec
+            .pointer_mut(place)
+            .unwrap_or_else(|| panic!("no {place}")) = value;
         let call = serde_json::json!({"version": 1, "request": {"start": {"apps": [spec], "base_env": {}}}, "wait": true});
         let answer = converse(&home, &frame(&call.to_string()));
-        assert!(answer.contains("bad_request") && answer.contains(words), "{place}: {answer}");
+        assert!(
+            answer.contains("bad_request") && answer.contains(words),
+            "{place}: {answer}"
+        );
     };
     refused("/instances", 65535.into(), "65535 instances");
     refused("/instances", 0.into(), "0 instances");
     refused("/command", serde_json::json!([]), "no command");
     refused("/command", serde_json::json!([""]), "no command");
-    refused("/name", "../../../etc/cron.d/x".into(), "cannot be in a name");
+    refused(
+        "/name",
+        "../../../etc/cron.d/x".into(),
+        "cannot be in a name",
+    );
     refused("/stop/signal", 1000.into(), "signal 1000");
     refused("/reload/max_surge", 0.into(), "max_surge of 0");
     refused("/listen_timeout/secs", u64::MAX.into(), "more than a year");
-    refused("/restart/backoff_max/secs", u64::MAX.into(), "more than a year");
-    refused("/liveness/failure_threshold", 0.into(), "a check that cannot be made");
+    refused(
+        "/restart/backoff_max/secs",
+        u64::MAX.into(),
+        "more than a year",
+    );
+    refused(
+        "/liveness/failure_threshold",
+        0.into(),
+        "a check that cannot be made",
+    );
     assert_eq!(home.list().as_array().unwrap().len(), 1);
     calm.untouched(&home);
 }
@@ -123,7 +143,10 @@ fn huge_and_slow_frames() {
         if byte % 8 == 0 {
             let began = Instant::now();
             home.ok(&["ping"]);
-            assert!(began.elapsed() < Duration::from_secs(5), "a slow client is waited for");
+            assert!(
+                began.elapsed() < Duration::from_secs(5),
+                "a slow client is waited for"
+            );
         }
     }
     assert!(answer(slow).contains("calm"));
@@ -146,10 +169,18 @@ fn hundreds_of_clients_that_say_nothing() {
         assert!(run.took < Duration::from_secs(5), "{run:?}");
     }
     let most = before + 60;
-    wait_until("the descriptors of those that wait longest are free again", || open_files(calm.daemon()) <= most);
-    assert!(answer(silent.remove(0)).contains("say nothing"), "those that are sent away are told why");
+    wait_until(
+        "the descriptors of those that wait longest are free again",
+        || open_files(calm.daemon()) <= most,
+    );
+    assert!(
+        answer(silent.remove(0)).contains("say nothing"),
+        "those that are sent away are told why"
+    );
     drop(silent);
-    wait_until("all descriptors are free again", || open_files(calm.daemon()) <= before);
+    wait_until("all descriptors are free again", || {
+        open_files(calm.daemon()) <= before
+    });
     calm.untouched(&home);
 }
 
@@ -158,8 +189,16 @@ fn clients_that_never_read() {
     let home = Home::new();
     let calm = Bystander::start(&home);
     // An answer that no socket's buffer holds.
-    let variables: Vec<String> = (0..5).map(|n| format!("V{n} = \"{}\"", "x".repeat(100_000))).collect();
-    home.app("big", &format!("command = [\"sleep\", \"1000\"]\n[app.big.env]\n{}", variables.join("\n")));
+    let variables: Vec<String> = (0..5)
+        .map(|n| format!("V{n} = \"{}\"", "x".repeat(100_000)))
+        .collect();
+    home.app(
+        "big",
+        &format!(
+            "command = [\"sleep\", \"1000\"]\n[app.big.env]\n{}",
+            variables.join("\n")
+        ),
+    );
     home.ok(&["start"]);
     let (files, memory) = (open_files(calm.daemon()), resident(calm.daemon()));
     let ask = frame(r#"{"version":1,"request":{"env":{"target":{"app":"big"}}},"wait":true}"#);
@@ -177,9 +216,15 @@ fn clients_that_never_read() {
     let mut body = vec![0; u32::from_be_bytes(head) as usize];
     last.read_exact(&mut body).unwrap();
     let body = String::from_utf8_lossy(&body);
-    assert!(body.contains("256 clients wait for answers already"), "{}", &body[..body.len().min(200)]);
+    assert!(
+        body.contains("256 clients wait for answers already"),
+        "{}",
+        &body[..body.len().min(200)]
+    );
     // They are given up, though they never leave.
-    wait_until("their descriptors are free again", || open_files(calm.daemon()) <= files + 2);
+    wait_until("their descriptors are free again", || {
+        open_files(calm.daemon()) <= files + 2
+    });
     home.list();
     let after = resident(calm.daemon());
     assert!(after < memory + 220_000, "{memory} KiB, then {after} KiB");

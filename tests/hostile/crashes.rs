@@ -5,7 +5,10 @@ use crate::common::{Home, wait_for};
 use crate::support::Life;
 
 fn restarts(home: &Home) -> u64 {
-    home.workers("storm").iter().filter_map(|w| w["restarts"].as_u64()).sum()
+    home.workers("storm")
+        .iter()
+        .filter_map(|w| w["restarts"].as_u64())
+        .sum()
 }
 
 #[track_caller]

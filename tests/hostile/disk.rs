@@ -15,9 +15,16 @@ impl Mounted {
     /// `None` without the right to mount.
     fn new(place: &Path, args: &[&str]) -> Option<Self> {
         fs::create_dir_all(place).unwrap();
-        let run = Command::new("mount").args(args).arg(place).output().unwrap();
+        let run = Command::new("mount")
+            .args(args)
+            .arg(place)
+            .output()
+            .unwrap();
         if !run.status.success() {
-            assert!(std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "cannot mount: {run:?}");
+            assert!(
+                std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"),
+                "cannot mount: {run:?}"
+            );
             eprintln!("SKIPPED: cannot mount: {run:?}");
             return None;
         }
@@ -25,7 +32,11 @@ impl Mounted {
     }
 
     fn again(&self, options: &str) {
-        let run = Command::new("mount").args(["-o", options]).arg(&self.0).output().unwrap();
+        let run = Command::new("mount")
+            .args(["-o", options])
+            .arg(&self.0)
+            .output()
+            .unwrap();
         assert!(run.status.success(), "{run:?}");
     }
 }
@@ -45,7 +56,10 @@ fn jot(home: &Home, keys: &str) {
 
 fn say(home: &Home, words: &str) {
     use std::io::Write;
-    let mut file = fs::File::options().append(true).open(home.path("say")).unwrap();
+    let mut file = fs::File::options()
+        .append(true)
+        .open(home.path("say"))
+        .unwrap();
     writeln!(file, "{words}").unwrap();
 }
 
@@ -55,17 +69,31 @@ fn until_it_is_said(home: &Home, reason: &str) {
     wait_for("describe tells it", || {
         say(home, "one more");
         let notes = home.describe("jot")["notes"].to_string();
-        if notes.contains("cannot be written") && notes.contains(reason) { Ok(()) } else { Err(notes) }
+        if notes.contains("cannot be written") && notes.contains(reason) {
+            Ok(())
+        } else {
+            Err(notes)
+        }
     });
     let listed = home.view("jot");
-    assert!(listed["reason"].as_str().unwrap_or_default().contains(reason), "{listed:#}");
+    assert!(
+        listed["reason"]
+            .as_str()
+            .unwrap_or_default()
+            .contains(reason),
+        "{listed:#}"
+    );
 }
 
 #[track_caller]
 fn until_it_is_over(home: &Home) {
     wait_for("the note is gone", || {
         let notes = home.describe("jot")["notes"].to_string();
-        if notes.contains("cannot be written") { Err(notes) } else { Ok(()) }
+        if notes.contains("cannot be written") {
+            Err(notes)
+        } else {
+            Ok(())
+        }
     });
     say(home, "as before");
     home.wait_log("jot", "as before");
@@ -75,7 +103,10 @@ fn until_it_is_over(home: &Home) {
 fn a_full_disk_under_logs_and_state() {
     let home = Home::new();
     let state = home.rsup_home().join("state");
-    let Some(_disk) = Mounted::new(&state, &["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"]) else { return };
+    let Some(_disk) = Mounted::new(&state, &["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"])
+    else {
+        return;
+    };
     let calm = Bystander::start(&home);
     jot(&home, "");
     home.ok(&["start"]);
@@ -94,12 +125,22 @@ fn a_full_disk_under_logs_and_state() {
     until_it_is_over(&home);
     until_the_state_is(&home, "a reboot would forget changes", false);
     let saved = fs::read_to_string(state.join("state.json")).unwrap();
-    assert!(saved.contains("\"last_revision\":3"), "what could not be saved is saved now: {saved}");
+    assert!(
+        saved.contains("\"last_revision\":3"),
+        "what could not be saved is saved now: {saved}"
+    );
     let text = home.logs("jot");
-    assert!(text.contains("lines were lost here: No space left"), "{text}");
+    assert!(
+        text.contains("lines were lost here: No space left"),
+        "{text}"
+    );
     wait_for("the daemon says so too", || {
         let log = home.daemon_log();
-        if log.contains("can be written again") { Ok(()) } else { Err(log) }
+        if log.contains("can be written again") {
+            Ok(())
+        } else {
+            Err(log)
+        }
     });
     calm.untouched(&home);
 }
@@ -109,7 +150,11 @@ fn a_full_disk_under_logs_and_state() {
 fn until_the_state_is(home: &Home, consequence: &str, in_trouble: bool) {
     wait_for("it is said of the state", || {
         let notes = home.describe("jot")["notes"].to_string();
-        if notes.contains(consequence) == in_trouble { Ok(()) } else { Err(notes) }
+        if notes.contains(consequence) == in_trouble {
+            Ok(())
+        } else {
+            Err(notes)
+        }
     });
 }
 
@@ -122,15 +167,28 @@ fn a_full_disk_under_the_live_state() {
     // Under the disk, when that is gone, as rsup itself makes it.
     fs::create_dir_all(&folder).unwrap();
     fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-    let Some(_disk) = Mounted::new(&folder, &["-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs"]) else { return };
+    let Some(_disk) = Mounted::new(
+        &folder,
+        &["-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs"],
+    ) else {
+        return;
+    };
     let calm = Bystander::start(&home);
     jot(&home, "");
     home.ok(&["start"]);
     fill(&folder.join("ballast"));
     home.ok(&["reload", "jot"]);
     home.ok(&["scale", "jot", "2"]);
-    until_the_state_is(&home, "rsup could not go on if its keeper were killed too", true);
-    assert!(home.daemon_log().contains("No space left"), "{}", home.daemon_log());
+    until_the_state_is(
+        &home,
+        "rsup could not go on if its keeper were killed too",
+        true,
+    );
+    assert!(
+        home.daemon_log().contains("No space left"),
+        "{}",
+        home.daemon_log()
+    );
     // The keeper has the state that the disk does not take: no worker is forgotten.
     for _ in 0..2 {
         let (before, daemon) = (home.pids("jot"), home.daemon());
@@ -163,7 +221,12 @@ fn messages_that_nobody_takes() {
     home.app("job", "command = [\"sleep\", \"1000\"]");
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let mut command = home.rsup();
-    let mut daemon = command.args(["start", "--foreground"]).stdout(Stdio::null()).stderr(full).spawn().unwrap();
+    let mut daemon = command
+        .args(["start", "--foreground"])
+        .stdout(Stdio::null())
+        .stderr(full)
+        .spawn()
+        .unwrap();
     wait_until("the daemon answers", || home.run(&["ping"]).code == 0);
     home.wait_view("job", "it runs", |v| v["phase"] == "ready");
     home.ok(&["reload", "job"]);
@@ -186,7 +249,9 @@ fn all_goes_on(home: &Home) {
     home.ok(&["scale", "job", "1"]);
     let before = home.pid("job");
     crate::common::signal(before, nix::sys::signal::Signal::SIGKILL);
-    home.wait_view("job", "it is replaced", |v| crate::common::is_ready(v) && !crate::common::pids(v).contains(&before));
+    home.wait_view("job", "it is replaced", |v| {
+        crate::common::is_ready(v) && !crate::common::pids(v).contains(&before)
+    });
 }
 
 /// Until the log had no room for a message of the daemon, and that is told.
@@ -195,9 +260,14 @@ fn until_messages_are_lost(home: &Home, why: &str) {
     wait_for("it is told that messages are lost", || {
         home.ok(&["reload", "job"]);
         let said = troubles(home);
-        if said.contains("rsup's own messages are being lost") && said.contains(why) { Ok(()) } else { Err(said) }
+        if said.contains("rsup's own messages are being lost") && said.contains(why) {
+            Ok(())
+        } else {
+            Err(said)
+        }
     });
-    home.ok(&["list"]).says(&["warning: rsup's own messages are being lost", why]);
+    home.ok(&["list"])
+        .says(&["warning: rsup's own messages are being lost", why]);
 }
 
 /// The log of the daemon and of its keeper, the state and everything else on one disk that is full to the last byte.
@@ -205,8 +275,16 @@ fn until_messages_are_lost(home: &Home, why: &str) {
 fn a_full_disk_under_everything() {
     let home = Home::new();
     let folder = home.rsup_home();
-    let Some(_disk) = Mounted::new(&folder, &["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"]) else { return };
-    home.app("job", "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }");
+    let Some(_disk) = Mounted::new(
+        &folder,
+        &["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"],
+    ) else {
+        return;
+    };
+    home.app(
+        "job",
+        "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }",
+    );
     home.ok(&["start"]);
     let daemon = home.daemon();
     fill(&folder.join("ballast"));
@@ -220,11 +298,21 @@ fn a_full_disk_under_everything() {
     });
     let revision = home.revision("job");
     let log = home.daemon_log();
-    let told: Vec<&str> = log.lines().filter(|line| line.contains("were lost here: No space left on device")).collect();
-    assert!(!told.is_empty() && told.iter().all(|line| line.starts_with("20")), "whole lines: {log}");
+    let told: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("were lost here: No space left on device"))
+        .collect();
+    assert!(
+        !told.is_empty() && told.iter().all(|line| line.starts_with("20")),
+        "whole lines: {log}"
+    );
     wait_for("the state is saved", || {
         let saved = fs::read_to_string(folder.join("state/state.json")).unwrap_or_default();
-        if saved.contains(&format!("\"last_revision\":{revision}")) { Ok(()) } else { Err(saved) }
+        if saved.contains(&format!("\"last_revision\":{revision}")) {
+            Ok(())
+        } else {
+            Err(saved)
+        }
     });
     assert_eq!(home.daemon(), daemon, "it lived all the time");
     home.ok(&["kill"]);
@@ -235,9 +323,17 @@ fn a_full_disk_under_everything() {
 fn a_start_on_a_full_disk() {
     let home = Home::new();
     let folder = home.rsup_home();
-    let Some(_disk) = Mounted::new(&folder, &["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs"]) else { return };
+    let Some(_disk) = Mounted::new(
+        &folder,
+        &["-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs"],
+    ) else {
+        return;
+    };
     fill(&folder.join("ballast"));
-    home.app("job", "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }");
+    home.app(
+        "job",
+        "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }",
+    );
     home.ok(&["start"]);
     until_messages_are_lost(&home, "No space left");
     all_goes_on(&home);
@@ -257,25 +353,48 @@ fn a_limit_of_the_size_of_files() {
     home.app("job", "command = [\"sh\", \"-c\", \"ulimit -f; exec sleep 1000\"]\nrestart = { min_uptime = \"50ms\" }");
     home.ok(&["start"]);
     // As a log of many days; and the limit, with which nothing of the kind could begin.
-    fs::File::options().write(true).open(home.rsup_home().join("state/daemon.log")).unwrap().set_len(8 << 20).unwrap();
+    fs::File::options()
+        .write(true)
+        .open(home.rsup_home().join("state/daemon.log"))
+        .unwrap()
+        .set_len(8 << 20)
+        .unwrap();
     let daemon = home.daemon();
-    let limit = Command::new("prlimit").args(["--fsize=4194304:", "--pid", &daemon.to_string()]).status().unwrap();
+    let limit = Command::new("prlimit")
+        .args(["--fsize=4194304:", "--pid", &daemon.to_string()])
+        .status()
+        .unwrap();
     assert!(limit.success());
     until_messages_are_lost(&home, "File too large");
     all_goes_on(&home);
     assert_eq!(home.daemon(), daemon, "it lives");
     let dispositions = fs::read_to_string(format!("/proc/{}/status", home.pid("job"))).unwrap();
-    let ignored = dispositions.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = dispositions
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .unwrap();
     let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
-    assert_eq!(ignored & (1 << (nix::libc::SIGXFSZ - 1)), 0, "an app finds the signal as it always is");
+    assert_eq!(
+        ignored & (1 << (nix::libc::SIGXFSZ - 1)),
+        0,
+        "an app finds the signal as it always is"
+    );
 }
 
 /// `rsup daemon --service` with this as stderr; it ends well.
 fn service(home: &Home, stderr: Stdio) -> std::process::Child {
     let mut command = home.rsup();
-    let child = command.args(["daemon", "--service"]).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+    let child = command
+        .args(["daemon", "--service"])
+        .stdout(Stdio::null())
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
     wait_until("the daemon answers", || home.run(&["ping"]).code == 0);
-    home.app("job", "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }");
+    home.app(
+        "job",
+        "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }",
+    );
     home.ok(&["start"]);
     child
 }
@@ -283,7 +402,12 @@ fn service(home: &Home, stderr: Stdio) -> std::process::Child {
 #[track_caller]
 fn ends_well(home: &Home, mut daemon: std::process::Child) {
     home.ok(&["kill"]);
-    let status = wait_for("its end", || daemon.try_wait().map_err(|e| e.to_string())?.ok_or_else(|| "it lives".to_owned()));
+    let status = wait_for("its end", || {
+        daemon
+            .try_wait()
+            .map_err(|e| e.to_string())?
+            .ok_or_else(|| "it lives".to_owned())
+    });
     assert!(status.success(), "{status}");
 }
 
@@ -325,13 +449,25 @@ fn a_reader_of_stderr_that_reads_nothing() {
 fn a_keeper_whose_words_nobody_takes() {
     for stuck in [true, false] {
         let home = Home::new();
-        let (reader, writer) = if stuck { full_pipe() } else { std::io::pipe().unwrap() };
+        let (reader, writer) = if stuck {
+            full_pipe()
+        } else {
+            std::io::pipe().unwrap()
+        };
         let reader = Some(reader).filter(|_| stuck);
         let mut command = home.rsup();
-        let keeper = command.arg("keeper").stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+        let keeper = command
+            .arg("keeper")
+            .stdout(Stdio::null())
+            .stderr(writer)
+            .spawn()
+            .unwrap();
         drop(command);
         wait_until("the daemon answers", || home.run(&["ping"]).code == 0);
-        home.app("job", "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }");
+        home.app(
+            "job",
+            "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }",
+        );
         home.ok(&["start"]);
         for _ in 0..3 {
             let (daemon, worker) = (home.daemon(), home.pid("job"));
@@ -351,12 +487,18 @@ fn a_keeper_whose_words_nobody_takes() {
 #[test]
 fn in_the_foreground_neither_stdout_nor_stderr_is_waited_for() {
     let home = Home::new();
-    home.app("job", "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }");
+    home.app(
+        "job",
+        "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }",
+    );
     let ((reader, writer), (dead, broken)) = (full_pipe(), std::io::pipe().unwrap());
     drop(dead);
     // What stdout does not take is told on stderr, which takes nothing.
     let mut command = home.rsup();
-    command.args(["start", "--foreground"]).stdout(broken).stderr(writer);
+    command
+        .args(["start", "--foreground"])
+        .stdout(broken)
+        .stderr(writer);
     let daemon = command.spawn().unwrap();
     wait_until("the daemon answers", || home.run(&["ping"]).code == 0);
     home.wait_view("job", "it runs", |v| v["phase"] == "ready");
@@ -364,7 +506,11 @@ fn in_the_foreground_neither_stdout_nor_stderr_is_waited_for() {
     wait_for("it is told", || {
         home.ok(&["reload", "job"]);
         let said = troubles(&home);
-        if said.contains("lines for stdout are being lost") && said.contains("Broken pipe") { Ok(()) } else { Err(said) }
+        if said.contains("lines for stdout are being lost") && said.contains("Broken pipe") {
+            Ok(())
+        } else {
+            Err(said)
+        }
     });
     ends_well(&home, daemon);
     drop(reader);
@@ -376,11 +522,24 @@ fn an_error_that_nobody_reads_ends_the_foreground_all_the_same() {
     let home = Home::new();
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = holder.local_addr().unwrap().port();
-    home.app("job", &format!("command = [\"sleep\", \"1000\"]\nlisten = \"127.0.0.1:{port}\""));
+    home.app(
+        "job",
+        &format!("command = [\"sleep\", \"1000\"]\nlisten = \"127.0.0.1:{port}\""),
+    );
     let ((out, stdout), (err, stderr)) = (full_pipe(), full_pipe());
     let mut command = home.rsup();
-    let mut daemon = command.args(["start", "--foreground"]).stdout(stdout).stderr(stderr).spawn().unwrap();
-    let status = wait_for("its end", || daemon.try_wait().map_err(|e| e.to_string())?.ok_or_else(|| "it lives".to_owned()));
+    let mut daemon = command
+        .args(["start", "--foreground"])
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let status = wait_for("its end", || {
+        daemon
+            .try_wait()
+            .map_err(|e| e.to_string())?
+            .ok_or_else(|| "it lives".to_owned())
+    });
     assert_eq!(status.code(), Some(1));
     drop((out, err));
 }
@@ -388,9 +547,15 @@ fn an_error_that_nobody_reads_ends_the_foreground_all_the_same() {
 #[test]
 fn stderr_that_is_closed() {
     let home = Home::new();
-    home.app("job", "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }");
+    home.app(
+        "job",
+        "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }",
+    );
     let mut command = home.command("sh");
-    command.args(["-c", &format!("exec {} daemon --service 2>&-", crate::common::RSUP)]);
+    command.args([
+        "-c",
+        &format!("exec {} daemon --service 2>&-", crate::common::RSUP),
+    ]);
     let daemon = command.stdout(Stdio::null()).spawn().unwrap();
     wait_until("the daemon answers", || home.run(&["ping"]).code == 0);
     home.ok(&["start"]);
@@ -403,15 +568,28 @@ fn stderr_that_is_closed() {
 fn the_last_words_of_a_daemon_whose_log_is_full() {
     let home = Home::new();
     let state = home.rsup_home().join("state");
-    let Some(_disk) = Mounted::new(&state, &["-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs"]) else { return };
+    let Some(_disk) = Mounted::new(
+        &state,
+        &["-t", "tmpfs", "-o", "size=256k,mode=0700", "tmpfs"],
+    ) else {
+        return;
+    };
     fill(&state.join("ballast"));
     // Nobody can listen there.
     fs::create_dir_all(home.rsup_home().join("run/control.sock")).unwrap();
-    fs::set_permissions(home.rsup_home().join("run"), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    fs::set_permissions(
+        home.rsup_home().join("run"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o700),
+    )
+    .unwrap();
     home.app("job", "command = [\"sleep\", \"1000\"]");
     let said = home.run(&["start"]).code(1);
     assert!(said.err.contains("cannot listen on"), "{}", said.err);
-    assert_eq!(fs::metadata(state.join("daemon.log")).unwrap().len(), 0, "its log took nothing");
+    assert_eq!(
+        fs::metadata(state.join("daemon.log")).unwrap().len(),
+        0,
+        "its log took nothing"
+    );
     wait_until("no keeper is left", || home.processes().is_empty());
     fs::remove_dir(home.rsup_home().join("run/control.sock")).unwrap();
 }
@@ -422,7 +600,9 @@ fn a_read_only_state_folder() {
     let state = home.rsup_home().join("state");
     let calm = Bystander::start(&home);
     let source = state.to_str().unwrap().to_owned();
-    let Some(disk) = Mounted::new(&state, &["--bind", &source]) else { return };
+    let Some(disk) = Mounted::new(&state, &["--bind", &source]) else {
+        return;
+    };
     disk.again("remount,bind,ro");
     jot(&home, "");
     home.ok(&["start"]);
@@ -432,7 +612,10 @@ fn a_read_only_state_folder() {
     disk.again("remount,bind,rw");
     until_it_is_over(&home);
     let log = home.daemon_log();
-    assert!(log.contains("cannot be written: Read-only file system"), "{log}");
+    assert!(
+        log.contains("cannot be written: Read-only file system"),
+        "{log}"
+    );
     calm.load_was_lossless();
 }
 
@@ -449,7 +632,11 @@ fn a_log_folder_that_is_gone() {
     let until = |words: &str| {
         wait_for(words, || {
             say(&home, words);
-            if read().contains(words) { Ok(()) } else { Err(read()) }
+            if read().contains(words) {
+                Ok(())
+            } else {
+                Err(read())
+            }
         });
     };
     until("the first");

@@ -13,21 +13,39 @@ fn uid() -> u32 {
 fn rsup(home: &Home, args: &[&str]) -> Run {
     let mut command: Command = home.command("setpriv");
     let uid = uid().to_string();
-    command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups"]).arg(home.path("rsup")).args(args);
+    command
+        .args(["--reuid", &uid, "--regid", &uid, "--clear-groups"])
+        .arg(home.path("rsup"))
+        .args(args);
     command.env("RSUP_HOME", home.path("u"));
     try_run(command).unwrap()
 }
 
 fn list(home: &Home, app: &str) -> serde_json::Value {
     let all = rsup(home, &["list", "--json"]).ok().json();
-    all.as_array().unwrap().iter().find(|a| a["name"] == app).cloned().unwrap_or_default()
+    all.as_array()
+        .unwrap()
+        .iter()
+        .find(|a| a["name"] == app)
+        .cloned()
+        .unwrap_or_default()
 }
 
 fn limit(daemon: u64, processes: &str) {
     let uid = uid().to_string();
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "prlimit"]);
-    let run = command.args([format!("--pid={daemon}"), format!("--nproc={processes}")]).output().unwrap();
+    command.args([
+        "--reuid",
+        &uid,
+        "--regid",
+        &uid,
+        "--clear-groups",
+        "prlimit",
+    ]);
+    let run = command
+        .args([format!("--pid={daemon}"), format!("--nproc={processes}")])
+        .output()
+        .unwrap();
     assert!(run.status.success(), "{run:?}");
 }
 
@@ -59,10 +77,18 @@ fn fork_says_eagain() {
     home.config(&(job("calm") + &job("job")));
     let _ended = Ended(&home);
     rsup(&home, &["start"]).ok();
-    let daemon = rsup(&home, &["ping", "--json"]).ok().json()["pid"].as_u64().unwrap();
+    let daemon = rsup(&home, &["ping", "--json"]).ok().json()["pid"]
+        .as_u64()
+        .unwrap();
     let calm = list(&home, "calm")["workers"][0]["pid"].clone();
     let limits = std::fs::read_to_string(format!("/proc/{daemon}/limits")).unwrap();
-    let as_before = limits.lines().find_map(|l| l.strip_prefix("Max processes")).unwrap().split_whitespace().next().unwrap();
+    let as_before = limits
+        .lines()
+        .find_map(|l| l.strip_prefix("Max processes"))
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap();
     limit(daemon, "1:");
     rsup(&home, &["signal", "KILL", "job"]).ok();
     let view = wait_for("it is tried again and again", || {
@@ -74,11 +100,17 @@ fn fork_says_eagain() {
     assert!(reason.contains("limit of processes is reached"), "{view:#}");
     assert_eq!(view["workers"][0]["phase"], "backoff", "{view:#}");
     // A reload that cannot fork changes nothing, and says why.
-    rsup(&home, &["reload", "calm"]).code(1).says(&["limit of processes is reached"]);
+    rsup(&home, &["reload", "calm"])
+        .code(1)
+        .says(&["limit of processes is reached"]);
     limit(daemon, &format!("{as_before}:"));
     wait_for("it recovers by itself", || {
         let view = list(&home, "job");
-        if view["phase"] == "ready" { Ok(()) } else { Err(view) }
+        if view["phase"] == "ready" {
+            Ok(())
+        } else {
+            Err(view)
+        }
     });
     assert_eq!(list(&home, "calm")["workers"][0]["pid"], calm);
     rsup(&home, &["reload", "calm"]).ok();

@@ -17,7 +17,9 @@ fn a_daemon_that_was_stopped_blames_nobody() {
     home.ok(&["start"]);
     let before = home.pids("slow");
     let reload = home.background(&["reload", "slow"]);
-    home.wait_view("slow", "a replacement starts", |v| crate::common::pids(v).len() == 3);
+    home.wait_view("slow", "a replacement starts", |v| {
+        crate::common::pids(v).len() == 3
+    });
     signal(calm.daemon(), Signal::SIGSTOP);
     // This is what it is about: time passes.
     std::thread::sleep(Duration::from_secs(4));
@@ -26,21 +28,38 @@ fn a_daemon_that_was_stopped_blames_nobody() {
     assert!(home.pids("slow").is_disjoint(&before));
     let events = home.events("slow");
     assert!(events.contains("stood still for"), "{events}");
-    assert!(!events.contains("killed") && !events.contains("listen_timeout"), "{events}");
+    assert!(
+        !events.contains("killed") && !events.contains("listen_timeout"),
+        "{events}"
+    );
     calm.untouched(&home);
 }
 
 /// The wall clock can be set to anything at any moment. All it is good for is to be shown.
 #[test]
 fn nothing_depends_on_the_wall_clock() {
-    let clocks = ["SystemTime", "UNIX_EPOCH", "Timestamp::now", "Zoned::now", "CLOCK_REALTIME"];
+    let clocks = [
+        "SystemTime",
+        "UNIX_EPOCH",
+        "Timestamp::now",
+        "Zoned::now",
+        "CLOCK_REALTIME",
+    ];
     // The times of log lines and of the daemon's messages; the time of the start, in metrics.
-    let shown = ["src/logs/format.rs", "src/daemon/messages.rs", "src/daemon/admin/metrics.rs"];
+    let shown = [
+        "src/logs/format.rs",
+        "src/daemon/messages.rs",
+        "src/daemon/admin/metrics.rs",
+    ];
     let mut folders = vec![std::path::PathBuf::from("src")];
     let mut found = Vec::new();
     let mut files = 0;
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&folder)).unwrap().flatten() {
+        for entry in
+            std::fs::read_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(&folder))
+                .unwrap()
+                .flatten()
+        {
             let path = folder.join(entry.file_name());
             if entry.path().is_dir() {
                 folders.push(path);
@@ -49,9 +68,17 @@ fn nothing_depends_on_the_wall_clock() {
             files += 1;
             let text = std::fs::read_to_string(entry.path()).unwrap();
             let name = path.display().to_string();
-            let uses = text.lines().filter(|line| clocks.iter().any(|clock| line.contains(clock)));
-            found.extend(uses.filter(|_| !shown.contains(&name.as_str())).map(|line| format!("{name}: {}", line.trim())));
+            let uses = text
+                .lines()
+                .filter(|line| clocks.iter().any(|clock| line.contains(clock)));
+            found.extend(
+                uses.filter(|_| !shown.contains(&name.as_str()))
+                    .map(|line| format!("{name}: {}", line.trim())),
+            );
         }
     }
-    assert!(files > 100 && found.is_empty(), "a clock that jumps: {found:#?}");
+    assert!(
+        files > 100 && found.is_empty(),
+        "a clock that jumps: {found:#?}"
+    );
 }

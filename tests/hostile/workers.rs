@@ -14,7 +14,10 @@ use crate::support::Life;
 fn odd(home: &Home, program: &str, keys: &str) -> bool {
     let Some(python) = python() else { return false };
     home.write("odd.py", program);
-    home.app("odd", &format!("{}\n{keys}", toml_command(&[python, "odd.py"])));
+    home.app(
+        "odd",
+        &format!("{}\n{keys}", toml_command(&[python, "odd.py"])),
+    );
     true
 }
 
@@ -41,13 +44,21 @@ fn one_that_closes_every_descriptor() {
     let port = home.port();
     // Its output, its inherited sockets, and whatever it may have of rsup's.
     let program = format!("{SERVER}\nos.closerange(0, 1024)\nserve()\n");
-    if !odd(&home, &program, &format!("listen = \"127.0.0.1:{port}\"\nreadiness = {{ path = \"/\" }}\nlisten_timeout = \"20s\""))
-    {
+    if !odd(
+        &home,
+        &program,
+        &format!(
+            "listen = \"127.0.0.1:{port}\"\nreadiness = {{ path = \"/\" }}\nlisten_timeout = \"20s\""
+        ),
+    ) {
         return;
     }
     home.ok(&["start"]);
     let first = home.pid("odd");
-    assert_eq!(crate::common::http::get(local(port), "/").unwrap().body, first.to_string());
+    assert_eq!(
+        crate::common::http::get(local(port), "/").unwrap().body,
+        first.to_string()
+    );
     home.ok(&["reload", "odd"]);
     assert_ne!(home.pid("odd"), first);
     home.ok(&["delete", "odd"]);
@@ -68,10 +79,16 @@ fn one_that_writes_as_fast_as_it_can_and_never_ends_its_line() {
     let size = |name: &str| std::fs::metadata(logs.join(name)).map_or(0, |m| m.len());
     wait_until("its log is rotated", || size("spew-out.log.1") > 0);
     // The daemon answers, and its other apps' lines get to their files.
-    home.app("say", "command = [\"sh\", \"-c\", \"echo here I am; exec sleep 1000\"]");
+    home.app(
+        "say",
+        "command = [\"sh\", \"-c\", \"echo here I am; exec sleep 1000\"]",
+    );
     home.ok(&["start"]);
     home.wait_log("say", "here I am");
-    assert!(size("spew-out.log") <= 2 << 20 && size("spew-out.log.1") <= 2 << 20, "its log is kept within bounds");
+    assert!(
+        size("spew-out.log") <= 2 << 20 && size("spew-out.log.1") <= 2 << 20,
+        "its log is kept within bounds"
+    );
     let spew = home.pid("spew");
     assert!(is_alive(spew));
     home.ok(&["delete", "spew"]);
@@ -98,13 +115,25 @@ time.sleep(1000)
     }
     home.ok(&["start"]);
     let all = wait_for("all of them are there", || {
-        let all: Vec<u32> =
-            home.processes().into_iter().filter(|(_, what)| what.contains("odd.py")).map(|(pid, _)| pid).collect();
-        if all.len() >= 128 { Ok(all) } else { Err(all.len()) }
+        let all: Vec<u32> = home
+            .processes()
+            .into_iter()
+            .filter(|(_, what)| what.contains("odd.py"))
+            .map(|(pid, _)| pid)
+            .collect();
+        if all.len() >= 128 {
+            Ok(all)
+        } else {
+            Err(all.len())
+        }
     });
     home.list();
     home.ok(&["delete", "odd"]);
-    let left: Vec<String> = all.iter().filter(|pid| is_alive(**pid)).map(|pid| command_line(*pid)).collect();
+    let left: Vec<String> = all
+        .iter()
+        .filter(|pid| is_alive(**pid))
+        .map(|pid| command_line(*pid))
+        .collect();
     assert!(left.is_empty(), "{} are left: {left:?}", left.len());
     calm.untouched(&home);
 }
@@ -125,10 +154,15 @@ fn one_whose_connections_never_end() {
     let first = home.pid("odd");
     // They have begun to ask, and go on beginning.
     let mut held: Vec<_> = (0..50).map(|_| connect(local(port)).unwrap()).collect();
-    held.iter_mut().for_each(|stream| stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").unwrap());
+    held.iter_mut()
+        .for_each(|stream| stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").unwrap());
     let run = home.ok(&["reload", "odd"]);
     assert!(!is_alive(first), "{run:?}");
-    assert!(home.events("odd").contains("killed"), "{}", home.events("odd"));
+    assert!(
+        home.events("odd").contains("killed"),
+        "{}",
+        home.events("odd")
+    );
     // Whoever held on is let go, by the end of the worker.
     for stream in &mut held {
         let mut bytes = Vec::new();
@@ -149,9 +183,17 @@ fn one_that_dies_while_it_is_asked_whether_it_is_ready() {
     if !odd(&home, &program, &keys) {
         return;
     }
-    home.run(&["start"]).code(1).says(&["odd", "exited with code 7", "before it was ready"]);
+    home.run(&["start"])
+        .code(1)
+        .says(&["odd", "exited with code 7", "before it was ready"]);
     let view = home.wait_view("odd", "it is given up", |v| v["phase"] == "errored");
-    assert!(view["workers"][0]["reason"].as_str().unwrap().contains("given up after 2 restarts"), "{view:#}");
+    assert!(
+        view["workers"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("given up after 2 restarts"),
+        "{view:#}"
+    );
     calm.untouched(&home);
 }
 
@@ -168,6 +210,9 @@ fn one_that_is_stopped_and_never_goes_on() {
         v["phase"] == "ready" && pids.len() == 1 && !pids.contains(&frozen)
     });
     let events = home.events("web");
-    assert!(events.contains("liveness failed: no answer within"), "{events}");
+    assert!(
+        events.contains("liveness failed: no answer within"),
+        "{events}"
+    );
     calm.untouched(&home);
 }

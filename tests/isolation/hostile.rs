@@ -14,20 +14,29 @@ const SLEEPER: &str = "command = [\"sleep\", \"1000\"]";
 fn said(home: &Home) -> Value {
     wait_for("what it tried", || {
         let log = home.logs("hostile");
-        let line = log.lines().find_map(|line| line.split_once("SAID ")).map(|(_, said)| said.to_owned());
-        line.and_then(|line| serde_json::from_str(&line).ok()).ok_or(log)
+        let line = log
+            .lines()
+            .find_map(|line| line.split_once("SAID "))
+            .map(|(_, said)| said.to_owned());
+        line.and_then(|line| serde_json::from_str(&line).ok())
+            .ok_or(log)
     })
 }
 
 fn done(attempt: &Value) -> bool {
-    attempt["done"].as_bool().unwrap_or_else(|| panic!("no attempt: {attempt}"))
+    attempt["done"]
+        .as_bool()
+        .unwrap_or_else(|| panic!("no attempt: {attempt}"))
 }
 
 /// None of these attempts came to anything.
 #[track_caller]
 fn all_failed(what: &str, attempts: &Value) {
     for (name, attempt) in attempts.as_object().expect("attempts") {
-        assert!(!done(attempt), "{what}: {name} should not be possible: {attempt}");
+        assert!(
+            !done(attempt),
+            "{what}: {name} should not be possible: {attempt}"
+        );
     }
 }
 
@@ -37,7 +46,9 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
         return;
     }
     let home = open_home();
-    let Some(command) = script(&home, "hostile.py") else { return };
+    let Some(command) = script(&home, "hostile.py") else {
+        return;
+    };
     let secret = "env = { API_KEY = \"hunter2\" }";
     home.config(&format!(
         "[app.other]\n{SLEEPER}\nuser = {ALICE}\ngroup = {ALICE}\n{secret}\n\
@@ -46,11 +57,22 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
     ));
     home.ok(&["start", "--only", "other,mine"]);
     home.ok(&["start", "--only", "waits", "--no-wait"]);
-    home.wait_view("waits", "its worker", |view| view["workers"][0]["pid"].is_u64());
-    let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
-    let mut neighbours: Vec<u32> = ["other", "mine", "waits"].iter().map(|app| the_pid(&home, app)).collect();
+    home.wait_view("waits", "its worker", |view| {
+        view["workers"][0]["pid"].is_u64()
+    });
+    let daemon = home.ok(&["ping", "--json"]).json()["pid"]
+        .as_u64()
+        .expect("a pid") as u32;
+    let mut neighbours: Vec<u32> = ["other", "mine", "waits"]
+        .iter()
+        .map(|app| the_pid(&home, app))
+        .collect();
     let keeper: u32 = status(daemon, "PPid").parse().expect("a number");
-    assert!(command_line(keeper).contains("keeper"), "the daemon has no keeper: {}", command_line(keeper));
+    assert!(
+        command_line(keeper).contains("keeper"),
+        "the daemon has no keeper: {}",
+        command_line(keeper)
+    );
     neighbours.push(keeper);
     let rsup = home.rsup_home();
     let files: Vec<String> = [
@@ -65,12 +87,23 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
     .iter()
     .map(|file| rsup.join(file).display().to_string())
     .collect();
-    let sockets: Vec<String> = (0..10).map(|n| rsup.join(format!("run.notify/{n}")).display().to_string()).collect();
-    assert!(sockets.iter().any(|path| fs::symlink_metadata(path).is_ok()), "the socket of `waits` is not where it is attacked");
+    let sockets: Vec<String> = (0..10)
+        .map(|n| rsup.join(format!("run.notify/{n}")).display().to_string())
+        .collect();
+    assert!(
+        sockets
+            .iter()
+            .any(|path| fs::symlink_metadata(path).is_ok()),
+        "the socket of `waits` is not where it is attacked"
+    );
     let env = format!(
         "[app.hostile.env]\nHOME_OF_RSUP = {:?}\nDAEMON = {daemon}\nNEIGHBOURS = {:?}\nSECRET_FILES = {:?}\nNOTIFY_OF_OTHERS = {:?}\n",
         rsup,
-        neighbours.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
+        neighbours
+            .iter()
+            .map(u32::to_string)
+            .collect::<Vec<_>>()
+            .join(","),
         files.join(":"),
         sockets.join(":"),
     );
@@ -79,7 +112,13 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
     let said = said(&home);
     assert_eq!(said["uid"], NOBODY, "{said:#}");
 
-    assert!(!done(&said["connect"]) && !done(&said["ask"]) && !done(&said["enter"]) && !done(&said["lock"]), "{said:#}");
+    assert!(
+        !done(&said["connect"])
+            && !done(&said["ask"])
+            && !done(&said["enter"])
+            && !done(&said["lock"]),
+        "{said:#}"
+    );
     for what in ["list", "read", "write", "ready", "daemon", "neighbours"] {
         if what == "neighbours" {
             for (pid, attempts) in said[what].as_object().expect("neighbours") {
@@ -90,7 +129,10 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
         }
     }
     assert!(!done(&said["root"]), "{said:#}");
-    assert!(done(&said["stdout"]), "its own output can be opened: {said:#}");
+    assert!(
+        done(&said["stdout"]),
+        "its own output can be opened: {said:#}"
+    );
 
     // 0, 1, 2 and, as it asks for it, the socket of its slot; no more.
     let fds = said["fds"].as_object().expect("descriptors");
@@ -102,11 +144,19 @@ fn a_hostile_worker_reaches_nothing_of_rsup_or_of_others() {
         fds["1"].as_str().is_some_and(|to| to.starts_with("pipe:"))
             && fds["2"].as_str().is_some_and(|to| to.starts_with("pipe:"))
     );
-    assert!(fds["3"].as_str().is_some_and(|to| to.starts_with("socket:")));
+    assert!(
+        fds["3"]
+            .as_str()
+            .is_some_and(|to| to.starts_with("socket:"))
+    );
 
     // Nobody has noticed.
     assert!(is_alive(daemon) && neighbours.iter().all(|pid| is_alive(*pid)));
-    assert_eq!(home.view("waits")["workers"][0]["phase"], "starting", "nobody said that it is ready");
+    assert_eq!(
+        home.view("waits")["workers"][0]["phase"],
+        "starting",
+        "nobody said that it is ready"
+    );
     let shown = home.ok(&["describe", "waits", "hostile"]).out;
     assert!(!shown.contains("hunter2"), "{shown}");
 }
@@ -117,19 +167,30 @@ fn an_open_folder_does_not_open_the_control_socket() {
         return;
     }
     let home = open_home();
-    let Some(command) = script(&home, "hostile.py") else { return };
-    home.config(&format!("[app.mine]\n{SLEEPER}\nenv = {{ API_KEY = \"hunter2\" }}\n"));
+    let Some(command) = script(&home, "hostile.py") else {
+        return;
+    };
+    home.config(&format!(
+        "[app.mine]\n{SLEEPER}\nenv = {{ API_KEY = \"hunter2\" }}\n"
+    ));
     home.ok(&["start"]);
     let daemon = home.ok(&["ping", "--json"]).json()["pid"].clone();
     let rsup = home.rsup_home();
     let env = format!(
         "[app.hostile.env]\nHOME_OF_RSUP = {rsup:?}\nDAEMON = {daemon}\nNEIGHBOURS = \"\"\nSECRET_FILES = \"/nowhere\"\nNOTIFY_OF_OTHERS = \"/nowhere\"\n"
     );
-    home.write("hostile.toml", &format!("[app.hostile]\n{command}\nuser = {NOBODY}\ngroup = {NOBODY}\n{env}"));
+    home.write(
+        "hostile.toml",
+        &format!("[app.hostile]\n{command}\nuser = {NOBODY}\ngroup = {NOBODY}\n{env}"),
+    );
     home.ok(&["start", "hostile.toml", "--no-wait"]);
     // Somebody opens what rsup keeps closed; a client of rsup would refuse to use it then.
     open(&rsup.join("run"), 0o711);
-    fs::set_permissions(rsup.join("run/control.sock"), fs::Permissions::from_mode(0o666)).expect("chmod");
+    fs::set_permissions(
+        rsup.join("run/control.sock"),
+        fs::Permissions::from_mode(0o666),
+    )
+    .expect("chmod");
     let first = said(&home);
     // It may have tried before the doors were open: a second worker surely comes after.
     let pid = first["pid"].as_u64().expect("a pid") as u32;
@@ -146,5 +207,8 @@ fn an_open_folder_does_not_open_the_control_socket() {
     open(&rsup.join("run"), 0o700);
     assert!(done(&ask), "the door was open: {ask}");
     let answer = ask["result"].as_str().expect("an answer");
-    assert!(answer.contains("belongs to another user") && !answer.contains("mine"), "{answer}");
+    assert!(
+        answer.contains("belongs to another user") && !answer.contains("mine"),
+        "{answer}"
+    );
 }

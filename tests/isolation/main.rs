@@ -30,7 +30,10 @@ fn root() -> bool {
     if nix::unistd::geteuid().is_root() {
         return true;
     }
-    assert!(std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"), "root is needed");
+    assert!(
+        std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"),
+        "root is needed"
+    );
     eprintln!("SKIPPED: only root can run workers as another user");
     false
 }
@@ -50,7 +53,11 @@ fn open(path: &Path, mode: u32) {
 
 fn mode(path: impl AsRef<Path>) -> u32 {
     let path = path.as_ref();
-    fs::metadata(path).unwrap_or_else(|why| panic!("{}: {why}", path.display())).permissions().mode() & 0o7777
+    fs::metadata(path)
+        .unwrap_or_else(|why| panic!("{}: {why}", path.display()))
+        .permissions()
+        .mode()
+        & 0o7777
 }
 
 /// A python script of `tests/apps`, copied to where every user can read it, as the command of an app.
@@ -80,5 +87,10 @@ fn the_pid(home: &Home, app: &str) -> u32 {
 }
 
 fn texts(value: &Value) -> Vec<String> {
-    value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
+    value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|text| text.as_str().map(str::to_owned))
+        .collect()
 }

@@ -24,8 +24,13 @@ fn app(home: &Home, keys: &str) -> bool {
 }
 
 fn socket(home: &Home) -> String {
-    let environ = fs::read_to_string(format!("/proc/{}/environ", the_pid(home, "a"))).expect("environ");
-    environ.split('\0').find_map(|entry| entry.strip_prefix("NOTIFY_SOCKET=")).expect("NOTIFY_SOCKET").to_owned()
+    let environ =
+        fs::read_to_string(format!("/proc/{}/environ", the_pid(home, "a"))).expect("environ");
+    environ
+        .split('\0')
+        .find_map(|entry| entry.strip_prefix("NOTIFY_SOCKET="))
+        .expect("NOTIFY_SOCKET")
+        .to_owned()
 }
 
 #[test]
@@ -41,13 +46,24 @@ fn a_worker_of_another_user_says_that_it_is_ready() {
     home.wait_view("a", "its worker", |view| view["workers"][0]["pid"].is_u64());
     let path = socket(&home);
     let found = fs::symlink_metadata(&path).expect("the socket");
-    assert_eq!((found.uid(), found.mode() & 0o777), (NOBODY, 0o600), "its user alone can send to it");
-    assert_eq!(mode(home.rsup_home().join("run.notify")), 0o711, "nobody lists it");
+    assert_eq!(
+        (found.uid(), found.mode() & 0o777),
+        (NOBODY, 0o600),
+        "its user alone can send to it"
+    );
+    assert_eq!(
+        mode(home.rsup_home().join("run.notify")),
+        0o711,
+        "nobody lists it"
+    );
     assert_eq!(mode(home.rsup_home().join("run")), 0o700);
     home.write("go", "");
     start.wait().ok();
     home.ok(&["kill"]);
-    assert!(!home.rsup_home().join("run.notify").exists(), "nothing is left behind");
+    assert!(
+        !home.rsup_home().join("run.notify").exists(),
+        "nothing is left behind"
+    );
 }
 
 #[test]
@@ -60,9 +76,10 @@ fn a_folder_that_the_user_cannot_pass_is_named() {
     if !app(&home, "user = \"nobody\"\ncwd = \"/\"") {
         return;
     }
-    home.run(&["start"])
-        .code(1)
-        .says(&["out of reach of user 65534", &format!("{} is closed to it", home.rsup_home().display())]);
+    home.run(&["start"]).code(1).says(&[
+        "out of reach of user 65534",
+        &format!("{} is closed to it", home.rsup_home().display()),
+    ]);
 }
 
 #[test]
@@ -75,8 +92,14 @@ fn what_another_process_of_the_same_user_says_does_not_count() {
     home.wait_view("a", "its worker", |view| view["workers"][0]["pid"].is_u64());
     let path = socket(&home);
     assert_eq!(mode(&path), 0o600);
-    UnixDatagram::unbound().expect("a socket").send_to(b"READY=1", &path).expect("sent");
-    wait_until("the refusal in the log", || home.daemon_log().contains("none of its own, said that it is ready"));
+    UnixDatagram::unbound()
+        .expect("a socket")
+        .send_to(b"READY=1", &path)
+        .expect("sent");
+    wait_until("the refusal in the log", || {
+        home.daemon_log()
+            .contains("none of its own, said that it is ready")
+    });
     assert_eq!(home.view("a")["workers"][0]["phase"], "starting");
     home.write("go", "");
     start.wait().ok();
@@ -92,16 +115,31 @@ fn a_worker_of_another_user_is_heard_by_the_next_daemon_too() {
         return;
     }
     home.ok(&["start", "--no-wait"]);
-    home.wait_view("a", "its worker", |view| view["workers"][0]["phase"] == "starting");
+    home.wait_view("a", "its worker", |view| {
+        view["workers"][0]["phase"] == "starting"
+    });
     let (pid, path) = (the_pid(&home, "a"), socket(&home));
-    let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+    let daemon = home.ok(&["ping", "--json"]).json()["pid"]
+        .as_u64()
+        .expect("a pid") as u32;
     crate::common::signal(daemon, nix::sys::signal::Signal::SIGKILL);
     wait_until("the daemon's end", || !crate::common::is_alive(daemon));
     home.ok(&["ping"]);
-    assert_eq!(fs::symlink_metadata(&path).expect("the socket").uid(), NOBODY);
-    UnixDatagram::unbound().expect("a socket").send_to(b"READY=1", &path).expect("sent");
-    wait_until("a stranger is not believed", || home.daemon_log().contains("none of its own, said that it is ready"));
+    assert_eq!(
+        fs::symlink_metadata(&path).expect("the socket").uid(),
+        NOBODY
+    );
+    UnixDatagram::unbound()
+        .expect("a socket")
+        .send_to(b"READY=1", &path)
+        .expect("sent");
+    wait_until("a stranger is not believed", || {
+        home.daemon_log()
+            .contains("none of its own, said that it is ready")
+    });
     home.write("go", "");
-    home.wait_view("a", "that it is ready", |view| view["workers"][0]["phase"] == "ready");
+    home.wait_view("a", "that it is ready", |view| {
+        view["workers"][0]["phase"] == "ready"
+    });
     assert_eq!(the_pid(&home, "a"), pid);
 }

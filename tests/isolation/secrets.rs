@@ -26,7 +26,11 @@ fn app(home: &Home) {
 fn all(folder: &Path) -> Vec<PathBuf> {
     let mut found = vec![folder.to_owned()];
     for entry in fs::read_dir(folder).expect("a folder").flatten() {
-        if entry.path().is_dir() { found.extend(all(&entry.path())) } else { found.push(entry.path()) }
+        if entry.path().is_dir() {
+            found.extend(all(&entry.path()))
+        } else {
+            found.push(entry.path())
+        }
     }
     found
 }
@@ -38,13 +42,24 @@ fn no_listing_log_or_open_file_holds_a_secret() {
     let with = |args: &[&str]| {
         let mut command = home.rsup();
         // Of the caller, for all its apps.
-        command.args(args).env("CALLERS_TOKEN", SECRET).env("RUST_LOG", "trace");
+        command
+            .args(args)
+            .env("CALLERS_TOKEN", SECRET)
+            .env("RUST_LOG", "trace");
         let run = crate::common::try_run(command).expect("it runs");
-        assert!(!run.out.contains(SECRET) && !run.err.contains(SECRET), "{args:?} shows it:\n{}\n{}", run.out, run.err);
+        assert!(
+            !run.out.contains(SECRET) && !run.err.contains(SECRET),
+            "{args:?} shows it:\n{}\n{}",
+            run.out,
+            run.err
+        );
         run
     };
     with(&["check"]).ok();
-    assert!(with(&["check", "--json"]).ok().out.contains("API_KEY"), "the names are there");
+    assert!(
+        with(&["check", "--json"]).ok().out.contains("API_KEY"),
+        "the names are there"
+    );
     with(&["start", "--only", "a"]).ok();
     with(&["start", "--json", "--only", "web"]).code(1);
     with(&["reload", "a", "--update-env"]);
@@ -62,7 +77,10 @@ fn no_listing_log_or_open_file_holds_a_secret() {
         with(args).ok();
     }
     let env = home.ok(&["env", "a", "--json"]).json()[0]["env"].clone();
-    assert!(env["API_KEY"].is_null() && env["CALLERS_TOKEN"].is_null() && env["RSUP_APP"] == "a", "{env:#}");
+    assert!(
+        env["API_KEY"].is_null() && env["CALLERS_TOKEN"].is_null() && env["RSUP_APP"] == "a",
+        "{env:#}"
+    );
     let shown = home.ok(&["env", "a", "--show-values"]).out;
     assert_eq!(shown.matches(SECRET).count(), 4, "{shown}");
     // The reload sends what describe does not show: the app still has it.
@@ -71,12 +89,20 @@ fn no_listing_log_or_open_file_holds_a_secret() {
     assert!(String::from_utf8_lossy(&environ).contains(&format!("API_KEY={SECRET}")));
 
     let rsup = home.rsup_home();
-    wait_until("a compressed log", || rsup.join("state/logs/a-out.log.2.gz").exists());
+    wait_until("a compressed log", || {
+        rsup.join("state/logs/a-out.log.2.gz").exists()
+    });
     for path in all(&rsup) {
         // A rotation may be under way.
-        let Ok(found) = fs::symlink_metadata(&path) else { continue };
+        let Ok(found) = fs::symlink_metadata(&path) else {
+            continue;
+        };
         let mode = found.permissions().mode() & 0o7777;
-        let shown = path.strip_prefix(&rsup).expect("below").display().to_string();
+        let shown = path
+            .strip_prefix(&rsup)
+            .expect("below")
+            .display()
+            .to_string();
         let most = match shown.as_str() {
             // What the caller made: as he made it.
             "" => continue,
@@ -89,8 +115,12 @@ fn no_listing_log_or_open_file_holds_a_secret() {
             let bytes = fs::read(&path).unwrap_or_default();
             // What is saved for the next daemon has to hold it, and is for nobody else.
             let may_hold =
-                mode & 0o077 == 0 && !shown.ends_with(".log") && shown.contains("/state.json") || shown.contains("/.state");
-            assert!(may_hold || !String::from_utf8_lossy(&bytes).contains(SECRET), "{shown} holds it");
+                mode & 0o077 == 0 && !shown.ends_with(".log") && shown.contains("/state.json")
+                    || shown.contains("/.state");
+            assert!(
+                may_hold || !String::from_utf8_lossy(&bytes).contains(SECRET),
+                "{shown} holds it"
+            );
         }
     }
     for log in ["a-out.log", "a-out.log.1", "a-out.log.2.gz"] {
@@ -103,7 +133,9 @@ fn no_listing_log_or_open_file_holds_a_secret() {
 /// Of a file that may be renamed at any moment.
 fn mode_of(path: &Path) -> u32 {
     crate::common::wait_for("the file", || {
-        fs::metadata(path).map(|found| found.permissions().mode() & 0o7777).map_err(|why| why.to_string())
+        fs::metadata(path)
+            .map(|found| found.permissions().mode() & 0o7777)
+            .map_err(|why| why.to_string())
     })
 }
 
@@ -114,7 +146,10 @@ fn a_value_that_cannot_be_passed_on_is_not_quoted() {
     home.config("[app.a]\ncommand = [\"true\"]\nenv_file = \".env\"\n");
     for args in [&["check"] as &[&str], &["check", "--json"], &["start"]] {
         let run = home.run(args).code(2);
-        assert!(!run.err.contains(SECRET) && !run.out.contains(SECRET), "{run:?}");
+        assert!(
+            !run.err.contains(SECRET) && !run.out.contains(SECRET),
+            "{run:?}"
+        );
     }
 }
 
@@ -125,7 +160,10 @@ fn folders_of_logs_elsewhere_are_not_open_to_all() {
     home.ok(&["start"]);
     wait_until("the log", || home.path("far/away/out.log").exists());
     assert_eq!(mode(home.path("far/away/out.log")), 0o640);
-    assert_eq!((mode(home.path("far")), mode(home.path("far/away"))), (0o750, 0o750));
+    assert_eq!(
+        (mode(home.path("far")), mode(home.path("far/away"))),
+        (0o750, 0o750)
+    );
 }
 
 #[test]
@@ -138,7 +176,12 @@ fn a_link_that_a_worker_made_is_not_written_through() {
     fs::create_dir(&folder).expect("a folder");
     let victim = home.write("victim", "untouched\n");
     std::os::unix::fs::symlink(&victim, folder.join("out.log")).expect("a link");
-    std::os::unix::fs::lchown(folder.join("out.log"), Some(crate::NOBODY), Some(crate::NOBODY)).expect("lchown");
+    std::os::unix::fs::lchown(
+        folder.join("out.log"),
+        Some(crate::NOBODY),
+        Some(crate::NOBODY),
+    )
+    .expect("lchown");
     std::os::unix::fs::symlink(home.path("mine.log"), folder.join("err.log")).expect("a link");
     std::os::unix::fs::chown(&folder, Some(crate::NOBODY), Some(crate::NOBODY)).expect("chown");
     home.config(
@@ -146,9 +189,14 @@ fn a_link_that_a_worker_made_is_not_written_through() {
          log = { out = \"of-nobody/out.log\", err = \"of-nobody/err.log\" }\n",
     );
     home.ok(&["start"]);
-    wait_until("the refusal in the log", || home.daemon_log().contains("a link of user 65534"));
+    wait_until("the refusal in the log", || {
+        home.daemon_log().contains("a link of user 65534")
+    });
     wait_until("the line by way of root's own link", || {
         fs::read_to_string(home.path("mine.log")).is_ok_and(|t| t.contains("fine"))
     });
-    assert_eq!(fs::read_to_string(victim).expect("the victim"), "untouched\n");
+    assert_eq!(
+        fs::read_to_string(victim).expect("the victim"),
+        "untouched\n"
+    );
 }

@@ -10,7 +10,10 @@ use crate::{ALICE, NOBODY, mode, open, open_home, root, script, status, the_pid}
 fn environ(pid: u32) -> BTreeMap<String, String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).expect("environ");
     let text = String::from_utf8(bytes).expect("UTF-8");
-    text.split('\0').filter_map(|entry| entry.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    text.split('\0')
+        .filter_map(|entry| entry.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
 }
 
 #[test]
@@ -39,12 +42,31 @@ fn a_worker_becomes_its_user_with_all_that_goes_with_it() {
         assert_eq!(status(a, set), "0000000000000000", "{set}");
     }
     let limits = fs::read_to_string(format!("/proc/{a}/limits")).expect("limits");
-    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("files");
-    assert_eq!(files.split_whitespace().collect::<Vec<_>>()[3..5], ["4321", "4321"]);
+    let files = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .expect("files");
+    assert_eq!(
+        files.split_whitespace().collect::<Vec<_>>()[3..5],
+        ["4321", "4321"]
+    );
     let stat = fs::read_to_string(format!("/proc/{a}/stat")).expect("stat");
-    assert_eq!(stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16)), Some("7"), "nice");
+    assert_eq!(
+        stat.rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().nth(16)),
+        Some("7"),
+        "nice"
+    );
     let env = environ(a);
-    assert_eq!((env["HOME"].as_str(), env["USER"].as_str(), env["LOGNAME"].as_str()), ("/nonexistent", "nobody", "nobody"));
+    assert_eq!(
+        (
+            env["HOME"].as_str(),
+            env["USER"].as_str(),
+            env["LOGNAME"].as_str()
+        ),
+        ("/nonexistent", "nobody", "nobody")
+    );
     assert_eq!(env["SHELL"], "/bin/own");
 
     let b = the_pid(&home, "b");
@@ -59,11 +81,16 @@ fn a_worker_becomes_its_user_with_all_that_goes_with_it() {
 
     let plain = the_pid(&home, "plain");
     assert_eq!(status(plain, "Uid"), four(0));
-    assert_eq!(status(plain, "CapEff"), status(std::process::id(), "CapEff"));
+    assert_eq!(
+        status(plain, "CapEff"),
+        status(std::process::id(), "CapEff")
+    );
 
     let shown = home.ok(&["describe", "a"]).out;
     assert!(
-        shown.contains("user nobody (65534)") && shown.contains("open files 4321") && shown.contains("capabilities none"),
+        shown.contains("user nobody (65534)")
+            && shown.contains("open files 4321")
+            && shown.contains("capabilities none"),
         "{shown}"
     );
 }
@@ -74,27 +101,49 @@ fn an_unmodified_server_of_another_user_is_taken_over_reloaded_and_probed_as_tha
         return;
     }
     let home = open_home();
-    let Some(command) = script(&home, "server.py") else { return };
+    let Some(command) = script(&home, "server.py") else {
+        return;
+    };
     let port = home.port();
     let seen = home.path("seen");
     fs::create_dir(&seen).expect("a folder");
     open(&seen, 0o777);
-    let probe =
-        format!("echo $(id -u) $(id -G) $(ulimit -n) $(umask) $(grep CapEff /proc/self/status) > {}/probe", seen.display());
+    let probe = format!(
+        "echo $(id -u) $(id -G) $(ulimit -n) $(umask) $(grep CapEff /proc/self/status) > {}/probe",
+        seen.display()
+    );
     home.config(&format!(
         "[app.web]\n{command}\ninstances = 2\nlisten = \"0.0.0.0:{port}\"\nuser = \"nobody\"\numask = \"022\"\n\
          readiness = {{ exec = [\"sh\", \"-c\", {probe:?}] }}\nlimits = {{ nofile = 777, capabilities = [] }}\n"
     ));
     home.ok(&["start"]);
-    let probe =
-        wait_for("the probe's words", || fs::read_to_string(seen.join("probe")).ok().filter(|t| t.ends_with('\n')).ok_or("none"));
-    assert_eq!(probe.trim(), "65534 65534 777 0022 CapEff: 0000000000000000");
-    wait_for("an answer", || http::get(http::local(port), "/").map_err(|why| why.to_string()));
+    let probe = wait_for("the probe's words", || {
+        fs::read_to_string(seen.join("probe"))
+            .ok()
+            .filter(|t| t.ends_with('\n'))
+            .ok_or("none")
+    });
+    assert_eq!(
+        probe.trim(),
+        "65534 65534 777 0022 CapEff: 0000000000000000"
+    );
+    wait_for("an answer", || {
+        http::get(http::local(port), "/").map_err(|why| why.to_string())
+    });
     let before = home.pids("web");
-    assert!(before.iter().all(|pid| status(*pid, "Uid").starts_with("65534 ")));
+    assert!(
+        before
+            .iter()
+            .all(|pid| status(*pid, "Uid").starts_with("65534 "))
+    );
     home.ok(&["reload", "web"]);
     let after = home.pids("web");
-    assert!(before.is_disjoint(&after) && after.iter().all(|pid| status(*pid, "Uid").starts_with("65534 ")));
+    assert!(
+        before.is_disjoint(&after)
+            && after
+                .iter()
+                .all(|pid| status(*pid, "Uid").starts_with("65534 "))
+    );
     http::get(http::local(port), "/").expect("an answer after the reload");
 }
 
@@ -105,7 +154,9 @@ fn the_output_of_another_user_can_be_opened_anew() {
     }
     let home = open_home();
     let script = "echo to-stdout > /dev/stdout; echo to-stderr > /dev/stderr; exec sleep 1000";
-    home.config(&format!("[app.a]\ncommand = [\"sh\", \"-c\", {script:?}]\nuser = \"nobody\"\n"));
+    home.config(&format!(
+        "[app.a]\ncommand = [\"sh\", \"-c\", {script:?}]\nuser = \"nobody\"\n"
+    ));
     home.ok(&["start"]);
     home.wait_log("a", "to-stdout");
     home.wait_log("a", "to-stderr");
@@ -120,15 +171,26 @@ fn what_is_closed_to_the_user_is_named() {
     let closed = home.path("closed");
     fs::create_dir_all(closed.join("app")).expect("a folder");
     open(&closed, 0o700);
-    home.config(&format!("[app.a]\ncommand = [\"sleep\", \"1\"]\nuser = \"nobody\"\ncwd = {:?}\n", closed.join("app")));
+    home.config(&format!(
+        "[app.a]\ncommand = [\"sleep\", \"1\"]\nuser = \"nobody\"\ncwd = {:?}\n",
+        closed.join("app")
+    ));
     let run = home.run(&["start"]).code(1);
-    run.says(&["user 65534 may not enter it", &format!("{} is closed to it", closed.display())]);
+    run.says(&[
+        "user 65534 may not enter it",
+        &format!("{} is closed to it", closed.display()),
+    ]);
     home.ok(&["delete", "a"]);
 
     let program = home.script("closed/app/run.sh", "#!/bin/sh\nsleep 1000\n");
-    home.config(&format!("[app.b]\ncommand = [{program:?}]\nuser = \"nobody\"\n"));
+    home.config(&format!(
+        "[app.b]\ncommand = [{program:?}]\nuser = \"nobody\"\n"
+    ));
     let run = home.run(&["start"]).code(1);
-    run.says(&["may not be executed by user 65534", &format!("{} is closed to it", closed.display())]);
+    run.says(&[
+        "may not be executed by user 65534",
+        &format!("{} is closed to it", closed.display()),
+    ]);
 }
 
 #[test]
@@ -145,11 +207,22 @@ fn rsup_of_an_ordinary_user_refuses_before_anything_starts() {
     std::os::unix::fs::chown(&own, Some(NOBODY), Some(NOBODY)).expect("chown");
     let run = |args: &[&str]| {
         let mut command = home.command(rsup.to_str().expect("UTF-8"));
-        command.args(args).env("RSUP_HOME", own.join("h")).uid(NOBODY).gid(NOBODY);
+        command
+            .args(args)
+            .env("RSUP_HOME", own.join("h"))
+            .uid(NOBODY)
+            .gid(NOBODY);
         // Root's capabilities go with the change of user.
         try_run(command).expect("it runs")
     };
-    let config = |keys: &str| open(&home.config(&format!("[app.a]\ncommand = [\"sleep\", \"1000\"]\n{keys}\n")), 0o644);
+    let config = |keys: &str| {
+        open(
+            &home.config(&format!(
+                "[app.a]\ncommand = [\"sleep\", \"1000\"]\n{keys}\n"
+            )),
+            0o644,
+        )
+    };
     for (keys, words) in [
         ("user = \"www-data\"", ["www-data", "sudo rsup start"]),
         ("limits.capabilities = []", ["CAP_SETPCAP", "no_new_privs"]),
@@ -158,16 +231,27 @@ fn rsup_of_an_ordinary_user_refuses_before_anything_starts() {
     ] {
         config(keys);
         run(&["start"]).code(1).says(&words);
-        assert_eq!(run(&["list", "--json"]).ok().json(), serde_json::json!([]), "{keys}: nothing is left");
+        assert_eq!(
+            run(&["list", "--json"]).ok().json(),
+            serde_json::json!([]),
+            "{keys}: nothing is left"
+        );
     }
     config("user = \"www-data\"");
-    run(&["check"]).ok().says(&["only a root rsup can run workers as `www-data`"]);
+    run(&["check"])
+        .ok()
+        .says(&["only a root rsup can run workers as `www-data`"]);
     // What it may do, it does; its own user is no other.
     config("user = \"nobody\"\numask = \"077\"\nlimits = { nice = 19, no_new_privs = true }");
     run(&["start"]).ok();
-    let pid = run(&["list", "--json"]).json()[0]["workers"][0]["pid"].as_u64().expect("a pid") as u32;
+    let pid = run(&["list", "--json"]).json()[0]["workers"][0]["pid"]
+        .as_u64()
+        .expect("a pid") as u32;
     assert!(is_alive(pid));
-    assert_eq!((status(pid, "Umask"), status(pid, "NoNewPrivs")), ("0077".to_owned(), "1".to_owned()));
+    assert_eq!(
+        (status(pid, "Umask"), status(pid, "NoNewPrivs")),
+        ("0077".to_owned(), "1".to_owned())
+    );
     assert_eq!(mode(own.join("h/run")), 0o700);
     run(&["kill"]).ok();
 }
@@ -178,11 +262,17 @@ fn a_user_on_the_command_line() {
         return;
     }
     let home = open_home();
-    home.ok(&["start", "-n", "a", "--user", "nobody", "--", "sleep", "1000"]);
+    home.ok(&[
+        "start", "-n", "a", "--user", "nobody", "--", "sleep", "1000",
+    ]);
     assert!(status(the_pid(&home, "a"), "Uid").starts_with("65534 "));
     home.ok(&["reload", "a"]);
     assert!(status(the_pid(&home, "a"), "Uid").starts_with("65534 "));
-    home.run(&["start", "-n", "b", "--user", "nobodi", "--", "sleep", "1000"]).code(2).says(&["no user `nobodi`", "nobody"]);
+    home.run(&[
+        "start", "-n", "b", "--user", "nobodi", "--", "sleep", "1000",
+    ])
+    .code(2)
+    .says(&["no user `nobodi`", "nobody"]);
 }
 
 #[test]
@@ -190,15 +280,29 @@ fn the_limit_of_open_files_is_that_of_whoever_started_rsup() {
     let home = open_home();
     let soft = |pid: u32| {
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
-        let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("files");
+        let files = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"))
+            .expect("files");
         files.split_whitespace().nth(3).map(str::to_owned)
     };
     let mut shell = home.command("sh");
-    shell.args(["-c", &format!("ulimit -Sn 777; exec {RSUP} start -n a -- sleep 1000")]);
+    shell.args([
+        "-c",
+        &format!("ulimit -Sn 777; exec {RSUP} start -n a -- sleep 1000"),
+    ]);
     try_run(shell).expect("it runs").ok();
-    let daemon = || home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+    let daemon = || {
+        home.ok(&["ping", "--json"]).json()["pid"]
+            .as_u64()
+            .expect("a pid") as u32
+    };
     assert_eq!(soft(the_pid(&home, "a")).as_deref(), Some("777"));
-    assert_ne!(soft(daemon()).as_deref(), Some("777"), "rsup itself has more");
+    assert_ne!(
+        soft(daemon()).as_deref(),
+        Some("777"),
+        "rsup itself has more"
+    );
     // Not that of the keeper, nor of the program before.
     let before = daemon();
     crate::common::signal(before, nix::sys::signal::Signal::SIGKILL);
@@ -222,11 +326,24 @@ fn how_an_adopted_app_has_its_sockets_is_said_as_before() {
         home.port()
     ));
     home.ok(&["start"]);
-    let facts = || (home.describe("a")["sockets"].clone(), home.ok(&["env", "a"]).out);
+    let facts = || {
+        (
+            home.describe("a")["sockets"].clone(),
+            home.ok(&["env", "a"]).out,
+        )
+    };
     let before = facts();
-    assert!(before.0.as_str().is_some_and(|way| way.starts_with("by takeover")), "{before:?}");
+    assert!(
+        before
+            .0
+            .as_str()
+            .is_some_and(|way| way.starts_with("by takeover")),
+        "{before:?}"
+    );
     let worker = the_pid(&home, "a");
-    let daemon = home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+    let daemon = home.ok(&["ping", "--json"]).json()["pid"]
+        .as_u64()
+        .expect("a pid") as u32;
     crate::common::signal(daemon, nix::sys::signal::Signal::SIGKILL);
     crate::common::wait_until("the daemon's end", || !is_alive(daemon));
     assert_eq!(facts(), before);

@@ -26,8 +26,13 @@ fn run_with(home: &Home, env: &[(&str, &str)], args: &[&str]) -> Run {
 
 fn environ(pid: u32) -> BTreeMap<String, String> {
     let block = fs::read(format!("/proc/{pid}/environ")).unwrap();
-    let entries = block.split(|b| *b == 0).filter(|e| !e.is_empty()).map(|e| String::from_utf8_lossy(e).into_owned());
-    entries.filter_map(|e| e.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned()))).collect()
+    let entries = block
+        .split(|b| *b == 0)
+        .filter(|e| !e.is_empty())
+        .map(|e| String::from_utf8_lossy(e).into_owned());
+    entries
+        .filter_map(|e| e.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned())))
+        .collect()
 }
 
 #[test]
@@ -48,7 +53,10 @@ fn without_a_daemon_every_verb_says_so() {
     ] {
         let run = home.run(args);
         assert_eq!(run.code, 1, "{args:?}: {run:?}");
-        assert!(run.err.contains("no daemon") && run.err.contains("rsup start"), "{args:?}: {run:?}");
+        assert!(
+            run.err.contains("no daemon") && run.err.contains("rsup start"),
+            "{args:?}: {run:?}"
+        );
         let mut json = args.to_vec();
         json.push("--json");
         let run = home.run(&json).code(1);
@@ -57,7 +65,9 @@ fn without_a_daemon_every_verb_says_so() {
     }
     home.ok(&["list"]).says(&["no daemon runs", "rsup start"]);
     assert_eq!(home.list(), json!([]));
-    home.run(&["start", "api"]).code(1).says(&["no file `api`", "no daemon"]);
+    home.run(&["start", "api"])
+        .code(1)
+        .says(&["no file `api`", "no daemon"]);
     // None of this started one.
     assert!(!home.rsup_home().join("run/control.sock").exists());
 }
@@ -98,11 +108,19 @@ fn unknown_names_are_told_with_a_hint() {
         &["logs", "web-ap"],
         &["signal", "HUP", "web-ap"],
     ] {
-        home.run(args).code(1).says(&["web-ap", "did you mean `web-app`"]);
+        home.run(args)
+            .code(1)
+            .says(&["web-ap", "did you mean `web-app`"]);
     }
-    home.run(&["scale", "web-ap", "2"]).code(1).says(&["web-ap"]);
-    home.run(&["describe", "web-app:7"]).code(1).says(&["no worker 7"]);
-    home.run(&["stop", "web-app:0"]).code(2).says(&["whole app"]);
+    home.run(&["scale", "web-ap", "2"])
+        .code(1)
+        .says(&["web-ap"]);
+    home.run(&["describe", "web-app:7"])
+        .code(1)
+        .says(&["no worker 7"]);
+    home.run(&["stop", "web-app:0"])
+        .code(2)
+        .says(&["whole app"]);
     // One unknown name among known ones: nothing is done.
     home.run(&["stop", "web-app", "other"]).code(1);
     assert!(is_ready(&home.view("web-app")));
@@ -124,14 +142,34 @@ fn json_of_every_verb() {
     let view = outcome(home.ok(&["start", "--json"]), "start");
     assert!(is_ready(&view), "{view:#}");
     let worker = &view["workers"][0];
-    for key in ["pid", "instance", "slot", "generation", "revision", "uptime_ms", "restarts", "memory"] {
+    for key in [
+        "pid",
+        "instance",
+        "slot",
+        "generation",
+        "revision",
+        "uptime_ms",
+        "restarts",
+        "memory",
+    ] {
         assert!(worker[key].is_u64(), "{key}: {worker:#}");
     }
     assert_eq!(home.list()[0]["workers"].as_array().unwrap().len(), 2);
     let description = home.describe("web");
     assert_eq!(description["spec"]["name"], "web");
-    assert!(description["events"].as_array().unwrap().iter().all(|e| e["age_ms"].is_u64() && e["text"].is_string()));
-    assert!(description["out_log"].as_str().unwrap().ends_with("web-out.log"));
+    assert!(
+        description["events"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|e| e["age_ms"].is_u64() && e["text"].is_string())
+    );
+    assert!(
+        description["out_log"]
+            .as_str()
+            .unwrap()
+            .ends_with("web-out.log")
+    );
     let env = home.ok(&["env", "web", "--json"]).json();
     assert_eq!(env[1]["env"]["RSUP_APP"], "web");
     let ping = home.ok(&["ping", "--json"]).json();
@@ -144,16 +182,37 @@ fn json_of_every_verb() {
     for line in home.ok(&["logs", "--json"]).out.lines() {
         assert_eq!(serde_json::from_str::<Value>(line).unwrap()["app"], "web");
     }
-    assert_eq!(outcome(home.ok(&["scale", "web", "1", "--json"]), "scale")["instances"], 1);
-    assert_eq!(outcome(home.ok(&["reload", "web", "--json"]), "reload")["revision"], 2);
-    assert_eq!(outcome(home.ok(&["restart", "web", "--json"]), "restart")["revision"], 3);
-    assert_eq!(outcome(home.ok(&["stop", "web", "--json"]), "stop")["phase"], "stopped");
-    assert!(is_ready(&outcome(home.ok(&["start", "web", "--json"]), "start")));
-    assert_eq!(outcome(home.ok(&["delete", "web", "--json"]), "delete"), Value::Null);
+    assert_eq!(
+        outcome(home.ok(&["scale", "web", "1", "--json"]), "scale")["instances"],
+        1
+    );
+    assert_eq!(
+        outcome(home.ok(&["reload", "web", "--json"]), "reload")["revision"],
+        2
+    );
+    assert_eq!(
+        outcome(home.ok(&["restart", "web", "--json"]), "restart")["revision"],
+        3
+    );
+    assert_eq!(
+        outcome(home.ok(&["stop", "web", "--json"]), "stop")["phase"],
+        "stopped"
+    );
+    assert!(is_ready(&outcome(
+        home.ok(&["start", "web", "--json"]),
+        "start"
+    )));
+    assert_eq!(
+        outcome(home.ok(&["delete", "web", "--json"]), "delete"),
+        Value::Null
+    );
     assert_eq!(home.list(), json!([]));
     let unknown = home.run(&["stop", "web", "--json"]).code(1);
     assert_eq!(unknown.json()["code"], "unknown_app");
-    assert_eq!(home.ok(&["kill", "--json"]).json(), json!({ "killed": true }));
+    assert_eq!(
+        home.ok(&["kill", "--json"]).json(),
+        json!({ "killed": true })
+    );
 }
 
 #[test]
@@ -168,7 +227,9 @@ fn verbs_again_and_on_stopped_apps() {
     home.ok(&["stop", "job"]);
     home.ok(&["stop", "job"]);
     assert_eq!(home.view("job")["phase"], "stopped");
-    home.run(&["signal", "HUP", "job"]).code(1).says(&["no running worker"]);
+    home.run(&["signal", "HUP", "job"])
+        .code(1)
+        .says(&["no running worker"]);
     home.ok(&["scale", "job", "2"]);
     home.ok(&["start", "job"]);
     assert_eq!(home.pids("job").len(), 2);
@@ -184,21 +245,30 @@ fn check_and_init() {
     let home = Home::new();
     home.ok(&["init"]);
     let before = fs::read_to_string(home.path("supervisor.toml")).unwrap();
-    home.run(&["init"]).code(2).says(&["exists already", "--force"]);
-    assert_eq!(fs::read_to_string(home.path("supervisor.toml")).unwrap(), before);
+    home.run(&["init"])
+        .code(2)
+        .says(&["exists already", "--force"]);
+    assert_eq!(
+        fs::read_to_string(home.path("supervisor.toml")).unwrap(),
+        before
+    );
     home.ok(&["check"]);
     let good = home.ok(&["check", "--json"]).json();
     assert!(good.is_object(), "{good:#}");
     home.ok(&["init", "--force"]);
 
     home.config("[app.web]\ncommand = \"sleep 1000\"\ninstanses = 2\nkill_timeout = \"soon\"\n");
-    home.run(&["check"]).code(2).says(&["instanses", "instances", "soon", "2 errors"]);
+    home.run(&["check"])
+        .code(2)
+        .says(&["instanses", "instances", "soon", "2 errors"]);
     let bad = home.run(&["check", "--json"]).code(2);
     assert_eq!(bad.json()["code"], "config");
     assert_eq!(bad.json()["findings"][0]["line"], 3, "{:#}", bad.json());
     assert_eq!(bad.err, "");
     home.run(&["start"]).code(2).says(&["instanses"]);
-    home.run(&["check", "missing.toml"]).code(2).says(&["missing.toml"]);
+    home.run(&["check", "missing.toml"])
+        .code(2)
+        .says(&["missing.toml"]);
     // Nothing was started for any of it.
     assert!(!home.rsup_home().join("run/control.sock").exists());
 }
@@ -232,7 +302,10 @@ process.on('SIGTERM', () => server.close(() => process.exit(0)));
     ]);
     assert_eq!(home.pids("api").len(), 2);
     let answer = get(local(port), "/").unwrap().json();
-    assert_eq!((&answer["color"], &answer["args"]), (&json!("red"), &json!(["--deep", "x y"])));
+    assert_eq!(
+        (&answer["color"], &answer["args"]),
+        (&json!("red"), &json!(["--deep", "x y"]))
+    );
     home.ok(&["reload", "api"]);
     assert_eq!(home.revision("api"), 2);
     home.ok(&["scale", "api", "3"]);
@@ -247,7 +320,9 @@ fn a_command_with_flags_of_its_own() {
     home.script("cmd", "#!/bin/sh\necho \"args: $*\"\nexec sleep 1000\n");
     home.ok(&["start", "-n", "x", "--", "./cmd", "--flag", "-n", "--json"]);
     home.wait_log("x", "args: --flag -n --json");
-    home.run(&["start", "-n", "x", "--", "sleep", "77"]).code(1).says(&["another app called x"]);
+    home.run(&["start", "-n", "x", "--", "sleep", "77"])
+        .code(1)
+        .says(&["another app called x"]);
 }
 
 #[test]
@@ -262,7 +337,9 @@ fn scale() {
         assert_eq!(now.len(), count, "{to}");
         assert!(first.is_subset(&now), "{to}: {first:?} {now:?}");
     }
-    home.run(&["scale", "web", "-2"]).code(1).says(&["cannot have 0 workers"]);
+    home.run(&["scale", "web", "-2"])
+        .code(1)
+        .says(&["cannot have 0 workers"]);
     home.run(&["scale", "web", "60000"]).code(1);
     assert_eq!(home.pids("web"), first);
 }
@@ -270,32 +347,53 @@ fn scale() {
 #[test]
 fn signals() {
     let home = Home::new();
-    home.write("app", "trap 'echo got-usr2' USR2\necho up-$RSUP_INSTANCE\nwhile :; do sleep 0.05; done\n");
-    home.app("job", "command = [\"sh\", \"app\"]\ninstances = 2\nrestart.min_uptime = \"100ms\"");
+    home.write(
+        "app",
+        "trap 'echo got-usr2' USR2\necho up-$RSUP_INSTANCE\nwhile :; do sleep 0.05; done\n",
+    );
+    home.app(
+        "job",
+        "command = [\"sh\", \"app\"]\ninstances = 2\nrestart.min_uptime = \"100ms\"",
+    );
     home.ok(&["start"]);
     home.wait_log("job", "up-0");
     home.wait_log("job", "up-1");
     home.ok(&["signal", "USR2", "job:1"]);
     home.wait_log("job", "got-usr2");
     home.ok(&["signal", "sigusr2", "job"]);
-    wait_until("both", || home.log("job-out").matches("got-usr2").count() == 3);
+    wait_until("both", || {
+        home.log("job-out").matches("got-usr2").count() == 3
+    });
 }
 
 #[test]
 fn env_is_what_the_worker_really_has() {
     let home = Home::new();
     home.write(".env", "FROM_FILE=1\n");
-    home.web("web", "socket_activation = true\nenv = { OWN = \"with ' and \\\" and $x\" }\nenv_file = \".env\"");
+    home.web(
+        "web",
+        "socket_activation = true\nenv = { OWN = \"with ' and \\\" and $x\" }\nenv_file = \".env\"",
+    );
     run_with(&home, &[("FOO", "one")], &["start"]).ok();
     let shown = home.ok(&["env", "web", "--json", "--show-values"]).json();
     let real = environ(home.pid("web"));
     let shown: BTreeMap<String, String> = serde_json::from_value(shown[0]["env"].clone()).unwrap();
     // What concerns descriptors is added at the very start.
     let rest = |env: &BTreeMap<String, String>| {
-        env.iter().filter(|(n, _)| !n.starts_with("LISTEN_")).map(|(n, v)| (n.clone(), v.clone())).collect::<BTreeMap<_, _>>()
+        env.iter()
+            .filter(|(n, _)| !n.starts_with("LISTEN_"))
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect::<BTreeMap<_, _>>()
     };
     assert_eq!(rest(&shown), rest(&real));
-    assert_eq!((real["FOO"].as_str(), real["FROM_FILE"].as_str(), real["OWN"].as_str()), ("one", "1", "with ' and \" and $x"));
+    assert_eq!(
+        (
+            real["FOO"].as_str(),
+            real["FROM_FILE"].as_str(),
+            real["OWN"].as_str()
+        ),
+        ("one", "1", "with ' and \" and $x")
+    );
     assert_eq!(real["LISTEN_PID"], home.pid("web").to_string());
     assert_eq!(real["LISTEN_FDS"], "1");
     // And a shell can read it.
@@ -310,7 +408,12 @@ fn the_environment_is_the_callers_not_the_daemons() {
     let home = Home::new();
     home.app("first", SLEEPER);
     home.app("second", SLEEPER);
-    run_with(&home, &[("FOO", "daemon"), ("ONLY_DAEMON", "1")], &["start", "--only", "first"]).ok();
+    run_with(
+        &home,
+        &[("FOO", "daemon"), ("ONLY_DAEMON", "1")],
+        &["start", "--only", "first"],
+    )
+    .ok();
     run_with(&home, &[("FOO", "caller")], &["start", "--only", "second"]).ok();
     let of = |app: &str| environ(home.pid(app));
     assert_eq!(of("first")["FOO"], "daemon");
@@ -320,23 +423,37 @@ fn the_environment_is_the_callers_not_the_daemons() {
     // A reload keeps it, unless told otherwise; a crash too.
     run_with(&home, &[("FOO", "later")], &["reload", "second"]).ok();
     assert_eq!(of("second")["FOO"], "caller");
-    run_with(&home, &[("FOO", "later")], &["reload", "second", "--update-env"]).ok();
+    run_with(
+        &home,
+        &[("FOO", "later")],
+        &["reload", "second", "--update-env"],
+    )
+    .ok();
     assert_eq!(of("second")["FOO"], "later");
     let old = home.pid("second");
     signal(old, Signal::SIGKILL);
-    home.wait_view("second", "a new worker", |v| is_ready(v) && !pids(v).contains(&old));
+    home.wait_view("second", "a new worker", |v| {
+        is_ready(v) && !pids(v).contains(&old)
+    });
     assert_eq!(of("second")["FOO"], "later");
 }
 
 #[test]
 fn many_starts_at_once_make_one_daemon() {
     let home = Home::new();
-    let starts: Vec<_> = (0..5).map(|i| home.background(&["start", "-n", &format!("app{i}"), "--", "sleep", "1000"])).collect();
+    let starts: Vec<_> = (0..5)
+        .map(|i| home.background(&["start", "-n", &format!("app{i}"), "--", "sleep", "1000"]))
+        .collect();
     for start in starts {
         start.wait().ok();
     }
     assert_eq!(home.list().as_array().unwrap().len(), 5);
-    let daemons = || home.processes().into_iter().filter(|(_, words)| words.trim_end().ends_with("rsup daemon")).count();
+    let daemons = || {
+        home.processes()
+            .into_iter()
+            .filter(|(_, words)| words.trim_end().ends_with("rsup daemon"))
+            .count()
+    };
     wait_until("one daemon is left", || daemons() == 1);
 }
 
@@ -350,8 +467,12 @@ fn no_wait_returns_at_once() {
     let old = home.pids("web");
     home.ok(&["reload", "web", "--no-wait"]);
     assert_eq!(home.view("web")["phase"], "reloading");
-    home.run(&["reload", "web"]).code(1).says(&["busy", "reload in progress"]);
-    home.wait_view("web", "it is reloaded", |v| is_ready(v) && pids(v).is_disjoint(&old));
+    home.run(&["reload", "web"])
+        .code(1)
+        .says(&["busy", "reload in progress"]);
+    home.wait_view("web", "it is reloaded", |v| {
+        is_ready(v) && pids(v).is_disjoint(&old)
+    });
     home.run(&["reload", "nothing", "--no-wait"]).code(1);
 }
 
@@ -359,12 +480,25 @@ fn no_wait_returns_at_once() {
 fn ctrl_c_ends_the_wait_and_nothing_else() {
     let home = Home::new();
     home.web("web", "env = { WARM_MS = \"2000\" }");
-    let mut child = home.rsup().arg("start").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_until("the start is under way", || home.run(&["list"]).code == 0 && home.view("web")["phase"] == "starting");
+    let mut child = home
+        .rsup()
+        .arg("start")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the start is under way", || {
+        home.run(&["list"]).code == 0 && home.view("web")["phase"] == "starting"
+    });
     signal(child.id(), Signal::SIGINT);
     let status = wait_for("its end", || child.try_wait().unwrap().ok_or("still there"));
     let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
     assert_eq!(status.code(), Some(130), "{said}");
     assert!(said.contains("still going on"), "{said}");
     home.wait_view("web", "it is ready", is_ready);
@@ -402,7 +536,9 @@ print(s.recv(65536)[4:].decode())
     let answer = try_run(stranger).unwrap().ok();
     assert!(answer.out.contains("belongs to another user"), "{answer:?}");
     // The owner does not trust such a folder either.
-    home.run(&["list"]).code(2).says(&["open to others", "chmod 700"]);
+    home.run(&["list"])
+        .code(2)
+        .says(&["open to others", "chmod 700"]);
     fs::set_permissions(&folder, PermissionsExt::from_mode(0o700)).unwrap();
     assert!(is_ready(&home.view("job")));
 }
@@ -410,7 +546,9 @@ print(s.recv(65536)[4:].decode())
 /// Sends these bytes, and reads the answer to the end.
 fn converse(home: &Home, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(home.rsup_home().join("run/control.sock")).unwrap();
-    stream.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
+    stream
+        .set_read_timeout(Some(crate::common::PATIENCE))
+        .unwrap();
     // It may answer before it has read everything.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -435,16 +573,33 @@ fn nonsense_on_the_socket_gets_an_answer_and_does_no_harm() {
         (b"\0\0\0\x64{\"version\":1", "ended after 12 of 100 bytes"),
         (b"\0\0", "could not be read"),
         (&frame("not json"), "not understood"),
-        (&frame("{\"version\":1,\"request\":\"explode\",\"wait\":true}"), "not understood"),
-        (&frame("{\"version\":99,\"request\":\"kill\",\"wait\":true}"), "version 99"),
-        (&frame(&format!("{{\"version\":1,\"request\":{}", "[".repeat(100_000))), "not understood"),
+        (
+            &frame("{\"version\":1,\"request\":\"explode\",\"wait\":true}"),
+            "not understood",
+        ),
+        (
+            &frame("{\"version\":99,\"request\":\"kill\",\"wait\":true}"),
+            "version 99",
+        ),
+        (
+            &frame(&format!(
+                "{{\"version\":1,\"request\":{}",
+                "[".repeat(100_000)
+            )),
+            "not understood",
+        ),
     ];
     for (bytes, words) in cases {
         let answer = converse(&home, bytes);
-        assert!(answer.contains(words) && answer.contains("bad_request"), "{words}: {answer}");
+        assert!(
+            answer.contains(words) && answer.contains("bad_request"),
+            "{words}: {answer}"
+        );
     }
     // Clients that say nothing are in nobody's way.
-    let silent: Vec<_> = (0..50).map(|_| UnixStream::connect(home.rsup_home().join("run/control.sock")).unwrap()).collect();
+    let silent: Vec<_> = (0..50)
+        .map(|_| UnixStream::connect(home.rsup_home().join("run/control.sock")).unwrap())
+        .collect();
     home.ok(&["ping"]);
     drop(silent);
     assert_eq!(home.pid("job"), pid);
@@ -464,7 +619,9 @@ fn restart_and_reload_of_a_file() {
     home.config(&text.replace("instances = 2", "instances = banana"));
     home.run(&["reload", "web"]).code(2).says(&["banana"]);
     home.config(&text.replace("[app.web]", "[app.other]"));
-    home.run(&["reload", "web"]).code(2).says(&["no longer in", "rsup delete web"]);
+    home.run(&["reload", "web"])
+        .code(2)
+        .says(&["no longer in", "rsup delete web"]);
     assert_eq!(get(local(port), "/").unwrap().json()["version"], "two");
 }
 
@@ -473,13 +630,25 @@ fn a_taken_port_fails_the_start_and_leaves_nothing() {
     let home = Home::new();
     let port = home.web("web", "");
     let holder = std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
-    let run = home.run(&["start"]).code(1).says(&[&port.to_string(), &std::process::id().to_string()]);
+    let run = home
+        .run(&["start"])
+        .code(1)
+        .says(&[&port.to_string(), &std::process::id().to_string()]);
     assert!(!run.err.contains("panicked"));
     assert_eq!(home.list(), json!([]));
     drop(holder);
     home.ok(&["start"]);
     // Another app of this daemon has it.
-    home.run(&["start", "-n", "late", "-l", &format!("0.0.0.0:{port}"), "--", RSUP, "sample-app"])
-        .code(1)
-        .says(&["app `web` has"]);
+    home.run(&[
+        "start",
+        "-n",
+        "late",
+        "-l",
+        &format!("0.0.0.0:{port}"),
+        "--",
+        RSUP,
+        "sample-app",
+    ])
+    .code(1)
+    .says(&["app `web` has"]);
 }

@@ -17,8 +17,13 @@ impl Foreground {
     fn start(home: &Home) -> Self {
         let mut command = home.rsup();
         let file = |name: &str| Stdio::from(fs::File::create(home.path(name)).unwrap());
-        command.args(["start", "--foreground"]).stdout(file("fg-out")).stderr(file("fg-err"));
-        Self { child: command.spawn().unwrap() }
+        command
+            .args(["start", "--foreground"])
+            .stdout(file("fg-out"))
+            .stderr(file("fg-err"));
+        Self {
+            child: command.spawn().unwrap(),
+        }
     }
 
     fn pid(&self) -> u32 {
@@ -28,7 +33,10 @@ impl Foreground {
     #[track_caller]
     fn end(mut self) -> ExitStatus {
         wait_for("the end of the daemon", || {
-            self.child.try_wait().map_err(|e| e.to_string())?.ok_or_else(|| "still there".to_owned())
+            self.child
+                .try_wait()
+                .map_err(|e| e.to_string())?
+                .ok_or_else(|| "still there".to_owned())
         })
     }
 }
@@ -43,7 +51,9 @@ impl Drop for Foreground {
 }
 
 fn messages(home: &Home) -> String {
-    ["fg-out", "fg-err"].map(|name| fs::read_to_string(home.path(name)).unwrap_or_default()).concat()
+    ["fg-out", "fg-err"]
+        .map(|name| fs::read_to_string(home.path(name)).unwrap_or_default())
+        .concat()
 }
 
 fn up(home: &Home, app: &str) {
@@ -79,7 +89,10 @@ fn sigterm_stops_everything_gracefully() {
 #[test]
 fn a_second_signal_hurries() {
     let home = Home::new();
-    home.web("web", "kill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }");
+    home.web(
+        "web",
+        "kill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }",
+    );
     let daemon = Foreground::start(&home);
     up(&home, "web");
     let pid = home.pid("web");
@@ -89,7 +102,12 @@ fn a_second_signal_hurries() {
     assert!(is_alive(pid));
     signal(daemon.pid(), Signal::SIGINT);
     let status = daemon.end();
-    assert_eq!(status.code(), Some(128 + Signal::SIGINT as i32), "{}", messages(&home));
+    assert_eq!(
+        status.code(),
+        Some(128 + Signal::SIGINT as i32),
+        "{}",
+        messages(&home)
+    );
     assert!(!is_alive(pid));
     assert!(begin.elapsed() < Duration::from_secs(50));
     assert!(messages(&home).contains("again"), "{}", messages(&home));
@@ -141,7 +159,10 @@ fn a_port_that_is_taken_is_told() {
     let daemon = Foreground::start(&home);
     assert_eq!(daemon.end().code(), Some(1));
     let said = messages(&home);
-    assert!(said.contains(&port.to_string()) && said.contains(&std::process::id().to_string()), "{said}");
+    assert!(
+        said.contains(&port.to_string()) && said.contains(&std::process::id().to_string()),
+        "{said}"
+    );
 }
 
 #[test]
@@ -149,7 +170,9 @@ fn a_second_daemon_is_refused() {
     let home = Home::new();
     home.web("web", "");
     home.ok(&["start"]);
-    home.run(&["start", "--foreground"]).code(1).says(&["runs already", "rsup kill"]);
+    home.run(&["start", "--foreground"])
+        .code(1)
+        .says(&["runs already", "rsup kill"]);
     assert!(home.view("web")["phase"] == "ready");
 }
 
@@ -157,17 +180,26 @@ fn a_second_daemon_is_refused() {
 fn zombies(daemon: u32) -> usize {
     let child = |pid: &u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields: Vec<&str> = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .map(|(_, rest)| rest.split_whitespace().collect())
+            .unwrap_or_default();
         fields.first() == Some(&"Z") && fields.get(1) == Some(&daemon.to_string().as_str())
     };
-    crate::common::all_pids().iter().filter(|pid| child(pid)).count()
+    crate::common::all_pids()
+        .iter()
+        .filter(|pid| child(pid))
+        .count()
 }
 
 #[test]
 fn orphans_that_end_are_taken_away() {
     let home = Home::new();
     home.write("app", "i=0\nwhile [ $i -lt 200 ]; do (sh -c 'exit 7' &); i=$((i+1)); done\necho spawned\nexec sleep 1000\n");
-    home.app("job", "command = [\"sh\", \"app\"]\nrestart.min_uptime = \"50ms\"");
+    home.app(
+        "job",
+        "command = [\"sh\", \"app\"]\nrestart.min_uptime = \"50ms\"",
+    );
     let daemon = Foreground::start(&home);
     home.wait_log("job", "spawned");
     up(&home, "job");

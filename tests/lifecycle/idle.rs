@@ -14,7 +14,9 @@ fn fds(home: &Home, daemon: u32) -> usize {
 }
 
 fn threads(daemon: u32) -> usize {
-    fs::read_dir(format!("/proc/{daemon}/task")).unwrap().count()
+    fs::read_dir(format!("/proc/{daemon}/task"))
+        .unwrap()
+        .count()
 }
 
 #[test]
@@ -35,17 +37,26 @@ fn nothing_is_left_of_reloads_and_crashes() {
     for _ in 0..10 {
         home.ok(&["reload", "web"]);
     }
-    wait_until(&format!("{fds_before} descriptors"), || fds(&home, daemon) == fds_before);
+    wait_until(&format!("{fds_before} descriptors"), || {
+        fds(&home, daemon) == fds_before
+    });
     for _ in 0..3 {
         home.ok(&["reload", "many"]);
     }
-    wait_until(&format!("{fds_before} descriptors after more reloads"), || fds(&home, daemon) == fds_before);
+    wait_until(
+        &format!("{fds_before} descriptors after more reloads"),
+        || fds(&home, daemon) == fds_before,
+    );
     for _ in 0..50 {
         let old = home.pid("crash");
         signal(old, Signal::SIGKILL);
-        home.wait_view("crash", "the next worker", |v| is_ready(v) && !crate::common::pids(v).contains(&old));
+        home.wait_view("crash", "the next worker", |v| {
+            is_ready(v) && !crate::common::pids(v).contains(&old)
+        });
     }
-    wait_until(&format!("{fds_before} descriptors after crashes"), || fds(&home, daemon) == fds_before);
+    wait_until(&format!("{fds_before} descriptors after crashes"), || {
+        fds(&home, daemon) == fds_before
+    });
     assert_eq!(threads(daemon), threads_before);
     assert_eq!(home.pids("many").len(), 20);
 }
@@ -59,9 +70,13 @@ fn no_notification_socket_is_left() {
     home.run(&["start"]).code(1).says(&["listen_timeout"]);
     home.wait_view("job", "it is given up", |v| v["phase"] == "errored");
     let sockets = || {
-        let names =
-            fs::read_dir(home.rsup_home().join("run")).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-        names.filter(|n| n.starts_with("notify")).collect::<Vec<_>>()
+        let names = fs::read_dir(home.rsup_home().join("run"))
+            .unwrap()
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned());
+        names
+            .filter(|n| n.starts_with("notify"))
+            .collect::<Vec<_>>()
     };
     assert_eq!(sockets(), Vec::<String>::new());
 }

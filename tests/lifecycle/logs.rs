@@ -15,12 +15,18 @@ use crate::support::Life;
 /// A shell script as an app that counts as ready at once.
 fn job(home: &Home, script: &str, keys: &str) {
     home.write("app", script);
-    home.app("job", &format!("command = [\"sh\", \"app\"]\nrestart.min_uptime = \"20ms\"\n{keys}"));
+    home.app(
+        "job",
+        &format!("command = [\"sh\", \"app\"]\nrestart.min_uptime = \"20ms\"\n{keys}"),
+    );
     home.ok(&["start"]);
 }
 
 fn is_time(text: &str) -> bool {
-    text.len() == 24 && text.ends_with('Z') && text.as_bytes()[10] == b'T' && text.as_bytes()[4] == b'-'
+    text.len() == 24
+        && text.ends_with('Z')
+        && text.as_bytes()[10] == b'T'
+        && text.as_bytes()[4] == b'-'
 }
 
 #[test]
@@ -39,11 +45,22 @@ fn each_stream_has_its_file_and_each_line_its_time() {
 #[test]
 fn json_lines() {
     let home = Home::new();
-    job(&home, "echo 'a \"quoted\" line'; exec sleep 1000\n", "log.format = \"json\"");
+    job(
+        &home,
+        "echo 'a \"quoted\" line'; exec sleep 1000\n",
+        "log.format = \"json\"",
+    );
     let text = home.wait_log("job", "quoted");
     let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     assert_eq!(line["line"], "a \"quoted\" line");
-    assert_eq!((line["app"].as_str(), line["instance"].as_u64(), line["stream"].as_str()), (Some("job"), Some(0), Some("out")));
+    assert_eq!(
+        (
+            line["app"].as_str(),
+            line["instance"].as_u64(),
+            line["stream"].as_str()
+        ),
+        (Some("job"), Some(0), Some("out"))
+    );
     assert!(is_time(line["time"].as_str().unwrap()), "{line}");
 }
 
@@ -66,7 +83,9 @@ fn paths_of_the_users_choice() {
 fn gunzip(path: &Path) -> String {
     let mut text = String::new();
     let file = fs::File::open(path).unwrap();
-    flate2::read::MultiGzDecoder::new(file).read_to_string(&mut text).unwrap();
+    flate2::read::MultiGzDecoder::new(file)
+        .read_to_string(&mut text)
+        .unwrap();
     text
 }
 
@@ -79,7 +98,11 @@ fn all_lines(folder: &Path, name: &str) -> (Vec<String>, usize) {
         if !file.starts_with(name) {
             continue;
         }
-        let text = if file.ends_with(".gz") { gunzip(&entry.path()) } else { fs::read_to_string(entry.path()).unwrap() };
+        let text = if file.ends_with(".gz") {
+            gunzip(&entry.path())
+        } else {
+            fs::read_to_string(entry.path()).unwrap()
+        };
         compressed += usize::from(file.ends_with(".gz"));
         lines.extend(text.lines().map(str::to_owned));
     }
@@ -103,10 +126,16 @@ fn rotation_in_a_burst_loses_nothing() {
     let folder = home.rsup_home().join("state/logs");
     let complete = || {
         let (lines, compressed) = all_lines(&folder, "job-out");
-        let mut numbers: Vec<usize> = lines.iter().filter_map(|l| l.split(' ').next()?.parse().ok()).collect();
+        let mut numbers: Vec<usize> = lines
+            .iter()
+            .filter_map(|l| l.split(' ').next()?.parse().ok())
+            .collect();
         numbers.sort_unstable();
         if compressed < 5 || numbers.len() != LINES {
-            return Err(format!("{} lines, {compressed} compressed files", numbers.len()));
+            return Err(format!(
+                "{} lines, {compressed} compressed files",
+                numbers.len()
+            ));
         }
         Ok(numbers)
     };
@@ -134,7 +163,11 @@ fn bytes_that_are_no_text_and_a_line_without_end() {
 #[test]
 fn the_last_words_of_a_crash_are_there() {
     let home = Home::new();
-    job(&home, "sleep 0.1\nseq 1 5000\necho last words >&2\nkill -9 $$\n", "restart.policy = \"never\"\nlog.timestamps = false");
+    job(
+        &home,
+        "sleep 0.1\nseq 1 5000\necho last words >&2\nkill -9 $$\n",
+        "restart.policy = \"never\"\nlog.timestamps = false",
+    );
     home.wait_view("job", "its end", |v| v["workers"][0]["phase"] == "exited");
     home.wait_log("job", "last words");
     wait_until("every line", || home.log("job-out").lines().count() == 5000);
@@ -143,21 +176,42 @@ fn the_last_words_of_a_crash_are_there() {
 #[test]
 fn logs_shows_the_last_lines() {
     let home = Home::new();
-    job(&home, "seq 1 40 | sed 's/^/number /'\necho complaint >&2\nexec sleep 1000\n", "");
+    job(
+        &home,
+        "seq 1 40 | sed 's/^/number /'\necho complaint >&2\nexec sleep 1000\n",
+        "",
+    );
     home.wait_log("job", "complaint");
     home.wait_log("job", "number 40");
     let lines = |args: &[&str]| {
-        home.ok(args).out.lines().map(|l| l.split_once(' ').map_or("", |(_, rest)| rest).to_owned()).collect::<Vec<_>>()
+        home.ok(args)
+            .out
+            .lines()
+            .map(|l| l.split_once(' ').map_or("", |(_, rest)| rest).to_owned())
+            .collect::<Vec<_>>()
     };
     let shown = lines(&["logs", "job"]);
     assert_eq!(shown.len(), 15, "{shown:?}");
-    assert!(shown.contains(&"number 40".into()) && shown.contains(&"complaint".into()), "{shown:?}");
-    assert_eq!(lines(&["logs", "job", "--lines", "3", "--out"]), ["number 38", "number 39", "number 40"]);
+    assert!(
+        shown.contains(&"number 40".into()) && shown.contains(&"complaint".into()),
+        "{shown:?}"
+    );
+    assert_eq!(
+        lines(&["logs", "job", "--lines", "3", "--out"]),
+        ["number 38", "number 39", "number 40"]
+    );
     assert_eq!(lines(&["logs", "job", "--err"]), ["complaint"]);
-    let json = home.ok(&["logs", "job", "--lines", "1", "--out", "--json"]).out;
+    let json = home
+        .ok(&["logs", "job", "--lines", "1", "--out", "--json"])
+        .out;
     let line: Value = serde_json::from_str(json.trim()).unwrap();
-    assert_eq!((line["app"].as_str(), line["stream"].as_str()), (Some("job"), Some("out")));
-    home.run(&["logs", "jib"]).code(1).says(&["jib", "did you mean `job`"]);
+    assert_eq!(
+        (line["app"].as_str(), line["stream"].as_str()),
+        (Some("job"), Some("out"))
+    );
+    home.run(&["logs", "jib"])
+        .code(1)
+        .says(&["jib", "did you mean `job`"]);
 }
 
 struct Follower {
@@ -167,18 +221,29 @@ struct Follower {
 
 impl Follower {
     fn start(home: &Home) -> Self {
-        let mut child = home.rsup().args(["logs", "job", "-f"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = home
+            .rsup()
+            .args(["logs", "job", "-f"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            out.lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
         Self { child, lines }
     }
 
     #[track_caller]
     fn sees(&self, words: &str) {
-        wait_for(&format!("`{words}` by the follower"), || match self.lines.try_iter().find(|line| line.contains(words)) {
-            Some(_) => Ok(()),
-            None => Err("not yet"),
+        wait_for(&format!("`{words}` by the follower"), || {
+            match self.lines.try_iter().find(|line| line.contains(words)) {
+                Some(_) => Ok(()),
+                None => Err("not yet"),
+            }
         });
     }
 }
@@ -211,7 +276,11 @@ fn a_follower_sees_each_new_line() {
 #[test]
 fn a_reader_that_stands_still_stops_nobody() {
     let home = Home::new();
-    job(&home, "echo before\nwhile [ ! -e go ]; do sleep 0.02; done\nseq 1 200000\necho over >&2\nexec sleep 1000\n", "");
+    job(
+        &home,
+        "echo before\nwhile [ ! -e go ]; do sleep 0.02; done\nseq 1 200000\necho over >&2\nexec sleep 1000\n",
+        "",
+    );
     let follower = Follower::start(&home);
     follower.sees("before");
     signal(follower.child.id(), Signal::SIGSTOP);
@@ -225,13 +294,19 @@ fn a_reader_that_stands_still_stops_nobody() {
 #[test]
 fn files_are_opened_again_on_demand() {
     let home = Home::new();
-    job(&home, "i=0\nwhile :; do i=$((i+1)); echo $i; sleep 0.02; done\n", "log.timestamps = false");
+    job(
+        &home,
+        "i=0\nwhile :; do i=$((i+1)); echo $i; sleep 0.02; done\n",
+        "log.timestamps = false",
+    );
     home.wait_log("job", "3\n");
     let log = home.rsup_home().join("state/logs/job-out.log");
     let moved = home.path("moved.log");
     fs::rename(&log, &moved).unwrap();
     signal(home.daemon(), Signal::SIGUSR1);
-    wait_until("a new file with lines", || home.log("job-out").lines().count() > 3);
+    wait_until("a new file with lines", || {
+        home.log("job-out").lines().count() > 3
+    });
     let text = fs::read_to_string(&moved).unwrap() + &home.log("job-out");
     let numbers: Vec<usize> = text.lines().filter_map(|l| l.parse().ok()).collect();
     assert!(numbers.iter().copied().eq(1..=numbers.len()), "{numbers:?}");
@@ -241,9 +316,20 @@ fn files_are_opened_again_on_demand() {
 fn names_stand_before_the_lines_of_several_apps() {
     let home = Home::new();
     job(&home, "echo from-job; exec sleep 1000\n", "");
-    home.ok(&["start", "-n", "second", "--", "sh", "-c", "echo from-second; exec sleep 1000"]);
+    home.ok(&[
+        "start",
+        "-n",
+        "second",
+        "--",
+        "sh",
+        "-c",
+        "echo from-second; exec sleep 1000",
+    ]);
     home.wait_log("job", "from-job");
     home.wait_log("second", "from-second");
     let out = home.ok(&["logs"]).out;
-    assert!(out.contains("job    | ") && out.contains("second | "), "{out}");
+    assert!(
+        out.contains("job    | ") && out.contains("second | "),
+        "{out}"
+    );
 }

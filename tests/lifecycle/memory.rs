@@ -20,20 +20,35 @@ fn a_leaking_worker_is_replaced_without_a_failed_request() {
         found.len() == 2 && found.contains(&old)
     });
     assert_eq!(get(local(port), "/").unwrap().pid(), old);
-    let view = home
-        .wait_view("web", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
+    let view = home.wait_view("web", "the replacement alone", |v| {
+        v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1
+    });
     load.more(200);
     load.lossless();
     assert!(!is_alive(old));
     let new = *pids(&view).first().unwrap();
     assert_eq!(get(local(port), "/").unwrap().pid(), new);
 
-    let reason = view["workers"][0]["reason"].as_str().unwrap_or_default().to_owned();
-    assert!(reason.contains("memory") && reason.contains("max_memory 80"), "{view:#}");
+    let reason = view["workers"][0]["reason"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    assert!(
+        reason.contains("memory") && reason.contains("max_memory 80"),
+        "{view:#}"
+    );
     assert_eq!(view["workers"][0]["restarts"], 1);
-    assert!(home.ok(&["list"]).out.contains("max_memory"), "{}", home.ok(&["list"]).out);
+    assert!(
+        home.ok(&["list"]).out.contains("max_memory"),
+        "{}",
+        home.ok(&["list"]).out
+    );
     assert!(home.ok(&["describe", "web"]).out.contains("max_memory 80"));
-    assert!(home.events("web").contains("is replaced: memory"), "{}", home.events("web"));
+    assert!(
+        home.events("web").contains("is replaced: memory"),
+        "{}",
+        home.events("web")
+    );
     assert!(home.daemon_log().contains("is replaced: memory"));
     // One replacement, not one after another.
     assert_eq!(home.events("web").matches("is replaced").count(), 1);
@@ -67,9 +82,13 @@ time.sleep(1000)
     home.ok(&["start"]);
     let old = home.pid("job");
     home.wait_log("job", "second");
-    let view = home
-        .wait_view("job", "the replacement alone", |v| v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1);
-    let reason = view["workers"][0]["reason"].as_str().unwrap_or_default().to_owned();
+    let view = home.wait_view("job", "the replacement alone", |v| {
+        v["phase"] == "ready" && !pids(v).contains(&old) && pids(v).len() == 1
+    });
+    let reason = view["workers"][0]["reason"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     assert!(reason.contains("max_memory 100"), "{view:#}");
 }
 

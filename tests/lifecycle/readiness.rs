@@ -26,17 +26,34 @@ fn http_with_host_headers_and_status() {
     let home = Home::new();
     home.write("app.py", PICKY);
     let port = home.port();
-    let readiness =
-        "readiness = { path = \"/up?x=1\", host = \"example.org\", headers = { X-Probe = \"rsup\" }, expect_status = 204 }";
-    home.app("web", &format!("{}\nlisten = {port}\n{readiness}", toml_command(&[python, "app.py"])));
+    let readiness = "readiness = { path = \"/up?x=1\", host = \"example.org\", headers = { X-Probe = \"rsup\" }, expect_status = 204 }";
+    home.app(
+        "web",
+        &format!(
+            "{}\nlisten = {port}\n{readiness}",
+            toml_command(&[python, "app.py"])
+        ),
+    );
     home.ok(&["start"]);
-    assert!(home.log("web-out").contains("/up?x=1 example.org rsup"), "{}", home.log("web-out"));
+    assert!(
+        home.log("web-out").contains("/up?x=1 example.org rsup"),
+        "{}",
+        home.log("web-out")
+    );
     home.ok(&["delete", "web"]);
 
     home.config("");
     let readiness = "readiness = { path = \"/up\", expect_status = [204, \"300-399\"] }\nlisten_timeout = \"1s\"";
-    home.app("web", &format!("{}\nlisten = {port}\n{readiness}", toml_command(&[python, "app.py"])));
-    home.run(&["start"]).code(1).says(&["listen_timeout 1 s", "answered 200"]);
+    home.app(
+        "web",
+        &format!(
+            "{}\nlisten = {port}\n{readiness}",
+            toml_command(&[python, "app.py"])
+        ),
+    );
+    home.run(&["start"])
+        .code(1)
+        .says(&["listen_timeout 1 s", "answered 200"]);
     home.ok(&["delete", "web"]);
 }
 
@@ -65,7 +82,11 @@ while True:
         ),
     );
     let start = home.background(&["start"]);
-    home.wait_view("web", "it is probed", |v| v["workers"][0]["reason"].as_str().is_some_and(|r| r.contains("does not accept")));
+    home.wait_view("web", "it is probed", |v| {
+        v["workers"][0]["reason"]
+            .as_str()
+            .is_some_and(|r| r.contains("does not accept"))
+    });
     assert!(start.ended().is_none());
     assert_eq!(home.workers("web")[0]["phase"], "starting");
     home.write("go", "");
@@ -81,7 +102,9 @@ fn exec() {
     home.app("job", &format!("command = [\"sh\", \"app\"]\nenv = {{ COLOR = \"red\" }}\n{readiness}\nlisten_timeout = \"60s\""));
     let start = home.background(&["start"]);
     home.wait_view("job", "it is probed", |v| {
-        v["workers"][0]["reason"].as_str().is_some_and(|r| r.contains("exited with code 1"))
+        v["workers"][0]["reason"]
+            .as_str()
+            .is_some_and(|r| r.contains("exited with code 1"))
     });
     assert!(start.ended().is_none());
     home.write("go", "");
@@ -93,13 +116,18 @@ fn exec_that_hangs_is_ended_by_its_timeout() {
     let home = Home::new();
     home.write("app", "exec sleep 1000\n");
     home.write("check", "echo $$ >> checks\nsleep 1000\n");
-    let readiness =
-        "readiness = { exec = [\"sh\", \"check\"], timeout = \"100ms\", interval = \"10ms\" }\nlisten_timeout = \"700ms\"";
+    let readiness = "readiness = { exec = [\"sh\", \"check\"], timeout = \"100ms\", interval = \"10ms\" }\nlisten_timeout = \"700ms\"";
     home.app("job", &format!("command = [\"sh\", \"app\"]\n{readiness}"));
-    home.run(&["start"]).code(1).says(&["took longer than 100 ms"]);
+    home.run(&["start"])
+        .code(1)
+        .says(&["took longer than 100 ms"]);
     home.ok(&["delete", "job"]);
     let checks = || std::fs::read_to_string(home.path("checks")).unwrap();
-    wait_until("no check is left", || checks().lines().all(|pid| !crate::common::is_alive(pid.parse().unwrap())));
+    wait_until("no check is left", || {
+        checks()
+            .lines()
+            .all(|pid| !crate::common::is_alive(pid.parse().unwrap()))
+    });
 }
 
 #[test]
@@ -118,7 +146,13 @@ s.send(b'STATUS=well\\nREADY=1\\n')
 time.sleep(1000)
 ",
     );
-    home.app("job", &format!("{}\nreadiness = {{ notify = true }}\nlisten_timeout = \"60s\"", toml_command(&[python, "app.py"])));
+    home.app(
+        "job",
+        &format!(
+            "{}\nreadiness = {{ notify = true }}\nlisten_timeout = \"60s\"",
+            toml_command(&[python, "app.py"])
+        ),
+    );
     let start = home.background(&["start"]);
     home.wait_log("job", "up");
     assert!(start.ended().is_none());
@@ -175,11 +209,16 @@ fn thresholds_and_delays() {
     let home = Home::new();
     home.write("app", "exec sleep 1000\n");
     home.write("check", "echo try >> tries\n");
-    let readiness =
-        "readiness = { exec = [\"sh\", \"check\"], success_threshold = 3, interval = \"100ms\", initial_delay = \"500ms\" }";
+    let readiness = "readiness = { exec = [\"sh\", \"check\"], success_threshold = 3, interval = \"100ms\", initial_delay = \"500ms\" }";
     home.app("job", &format!("command = [\"sh\", \"app\"]\n{readiness}"));
     let run = home.ok(&["start"]);
-    assert_eq!(std::fs::read_to_string(home.path("tries")).unwrap().lines().count(), 3);
+    assert_eq!(
+        std::fs::read_to_string(home.path("tries"))
+            .unwrap()
+            .lines()
+            .count(),
+        3
+    );
     assert!(run.took >= Duration::from_millis(700), "{run:?}");
 }
 
@@ -198,25 +237,47 @@ while True: kept.append(s.accept())
 ",
     );
     let readiness = "readiness = { path = \"/\", timeout = \"150ms\", interval = \"50ms\" }\nlisten_timeout = \"1s\"";
-    home.app("web", &format!("{}\nlisten = {}\n{readiness}", toml_command(&[python, "app.py"]), home.port()));
-    home.run(&["start"]).code(1).says(&["no answer within 150 ms"]);
+    home.app(
+        "web",
+        &format!(
+            "{}\nlisten = {}\n{readiness}",
+            toml_command(&[python, "app.py"]),
+            home.port()
+        ),
+    );
+    home.run(&["start"])
+        .code(1)
+        .says(&["no answer within 150 ms"]);
     home.ok(&["delete", "web"]);
 }
 
 #[test]
 fn a_first_start_that_is_never_ready_fails_and_goes_on_trying() {
     let home = Home::new();
-    let port = home.web("web", "listen_timeout = \"500ms\"\nenv = { NEVER_READY = \"1\" }");
+    let port = home.web(
+        "web",
+        "listen_timeout = \"500ms\"\nenv = { NEVER_READY = \"1\" }",
+    );
     home.run(&["start"]).code(1).says(&[
         "was not ready within listen_timeout 500 ms",
         "503",
         &format!("listening on 0.0.0.0:{port}"),
     ]);
     home.wait_view("web", "further tries", |v| {
-        v["workers"].as_array().unwrap().iter().any(|w| w["restarts"].as_u64().unwrap() >= 2)
+        v["workers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|w| w["restarts"].as_u64().unwrap() >= 2)
     });
     let view = home.view("web");
-    assert!(view["reason"].as_str().unwrap().contains("listen_timeout 500 ms"), "{view:#}");
+    assert!(
+        view["reason"]
+            .as_str()
+            .unwrap()
+            .contains("listen_timeout 500 ms"),
+        "{view:#}"
+    );
     home.ok(&["delete", "web"]);
     assert_eq!(home.list().as_array().unwrap().len(), 0);
     assert!(get(local(port), "/").is_err());
@@ -226,11 +287,20 @@ fn a_first_start_that_is_never_ready_fails_and_goes_on_trying() {
 fn a_crash_at_the_start_is_told_with_its_last_words() {
     let home = Home::new();
     home.web("web", "env = { CRASH_AT_START = \"1\" }");
-    home.run(&["start"]).code(1).says(&["exited with code 3", "cannot connect to the database"]);
+    home.run(&["start"])
+        .code(1)
+        .says(&["exited with code 3", "cannot connect to the database"]);
     home.ok(&["delete", "web"]);
     let json = home.run(&["start", "--json"]).code(1);
     let failure = &json.json()[0]["failure"];
     assert_eq!(failure["code"], "not_ready");
-    assert!(failure["log"].as_array().unwrap().iter().any(|l| l.as_str().unwrap().contains("database")), "{failure:#}");
+    assert!(
+        failure["log"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|l| l.as_str().unwrap().contains("database")),
+        "{failure:#}"
+    );
     home.ok(&["delete", "web"]);
 }

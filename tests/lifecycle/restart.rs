@@ -16,11 +16,21 @@ fn a_crash_is_followed_by_a_restart_and_others_are_left_alone() {
     home.ok(&["start"]);
     let (before, others) = (home.pids("web"), home.pids("other"));
     let _ = get(local(port), "/crash");
-    let view = home.wait_view("web", "a new worker", |v| v["phase"] == "ready" && crate::common::pids(v) != before);
+    let view = home.wait_view("web", "a new worker", |v| {
+        v["phase"] == "ready" && crate::common::pids(v) != before
+    });
     let after = crate::common::pids(&view);
-    assert_eq!(after.intersection(&before).count(), 1, "{before:?} {after:?}");
+    assert_eq!(
+        after.intersection(&before).count(),
+        1,
+        "{before:?} {after:?}"
+    );
     assert_eq!(home.pids("other"), others);
-    let restarts: Vec<_> = home.workers("web").iter().map(|w| w["restarts"].as_u64().unwrap()).collect();
+    let restarts: Vec<_> = home
+        .workers("web")
+        .iter()
+        .map(|w| w["restarts"].as_u64().unwrap())
+        .collect();
     assert_eq!(restarts.iter().sum::<u64>(), 1, "{restarts:?}");
     let events = home.events("web");
     assert!(events.contains("exited with code 3 after"), "{events}");
@@ -38,9 +48,13 @@ fn on_command(home: &Home, keys: &str) {
 fn ends_and_restarts(home: &Home, how: &str, words: &str) {
     let before = home.pids("job");
     home.write(&format!("end.{how}"), "");
-    let view =
-        home.wait_view("job", &format!("a restart after {how}"), |v| v["phase"] == "ready" && crate::common::pids(v) != before);
-    let reason = view["workers"][0]["reason"].as_str().unwrap_or_default().to_owned();
+    let view = home.wait_view("job", &format!("a restart after {how}"), |v| {
+        v["phase"] == "ready" && crate::common::pids(v) != before
+    });
+    let reason = view["workers"][0]["reason"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     assert!(reason.contains(words), "{reason}");
     let list = home.ok(&["list"]).out;
     let describe = home.ok(&["describe", "job"]).out;
@@ -61,10 +75,15 @@ fn exits_have_names() {
 #[track_caller]
 fn ends_for_good(home: &Home, how: &str, words: &str) {
     home.write(&format!("end.{how}"), "");
-    let view = home.wait_view("job", &format!("the end after {how}"), |v| v["workers"][0]["phase"] == "exited");
+    let view = home.wait_view("job", &format!("the end after {how}"), |v| {
+        v["workers"][0]["phase"] == "exited"
+    });
     assert_eq!(view["phase"], "stopped", "{view:#}");
     assert_eq!(view["workers"][0]["pid"], serde_json::Value::Null);
-    let reason = view["workers"][0]["reason"].as_str().unwrap_or_default().to_owned();
+    let reason = view["workers"][0]["reason"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     assert!(reason.contains(words), "{reason}");
 }
 
@@ -101,7 +120,9 @@ fn restarts_slow_down_and_end() {
     home.write("app", "date +%s%N >> starts\nexit 3\n");
     let restart = "restart = { max_restarts = 5, backoff = \"80ms\", min_uptime = \"1s\" }";
     home.app("job", &format!("command = [\"sh\", \"app\"]\n{restart}"));
-    home.run(&["start"]).code(1).says(&["code 3", "before it was ready"]);
+    home.run(&["start"])
+        .code(1)
+        .says(&["code 3", "before it was ready"]);
     let view = home.wait_view("job", "it is given up", |v| v["phase"] == "errored");
     let starts = || {
         std::fs::read_to_string(home.path("starts"))
@@ -119,12 +140,19 @@ fn restarts_slow_down_and_end() {
         assert!(*gap >= least, "{gaps:?}");
     }
     let reason = view["workers"][0]["reason"].as_str().unwrap();
-    assert!(reason.contains("code 3") && reason.contains("given up after 5 restarts"), "{view:#}");
+    assert!(
+        reason.contains("code 3") && reason.contains("given up after 5 restarts"),
+        "{view:#}"
+    );
     assert_eq!(view["workers"][0]["phase"], "errored");
     assert!(home.ok(&["list"]).out.contains("errored"));
     let describe = home.ok(&["describe", "job"]).out;
     assert!(describe.contains("given up after 5 restarts"), "{describe}");
-    assert!(home.daemon_log().contains("given up"), "{}", home.daemon_log());
+    assert!(
+        home.daemon_log().contains("given up"),
+        "{}",
+        home.daemon_log()
+    );
 
     // A start by name gives it another chance.
     home.write("app", "echo well\nexec sleep 1000\n");
@@ -138,12 +166,18 @@ fn workers_that_fall_together_do_not_rise_together() {
     let home = Home::new();
     home.write("app", "date +%s%N >> starts.$RSUP_INSTANCE\nexit 3\n");
     let restart = "restart = { max_restarts = 2, backoff = \"400ms\", min_uptime = \"1s\" }";
-    home.app("job", &format!("command = [\"sh\", \"app\"]\ninstances = 6\n{restart}"));
+    home.app(
+        "job",
+        &format!("command = [\"sh\", \"app\"]\ninstances = 6\n{restart}"),
+    );
     home.run(&["start"]).code(1);
     home.wait_view("job", "it is given up", |v| v["phase"] == "errored");
     let gap = |instance: usize| {
         let text = std::fs::read_to_string(home.path(&format!("starts.{instance}"))).unwrap();
-        let times: Vec<u64> = text.lines().map(|l| l.parse::<u64>().unwrap() / 1_000_000).collect();
+        let times: Vec<u64> = text
+            .lines()
+            .map(|l| l.parse::<u64>().unwrap() / 1_000_000)
+            .collect();
         assert_eq!(times.len(), 3, "{text}");
         times[2] - times[1]
     };
@@ -175,7 +209,11 @@ fn a_storm_of_crashes_disturbs_nobody_else() {
     let load = crate::common::load::Load::start(port, "/");
     home.run(&["start"]).code(1);
     home.wait_view("storm", "many crashes", |v| {
-        v["workers"].as_array().unwrap().iter().any(|w| w["restarts"].as_u64().unwrap() >= 50)
+        v["workers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|w| w["restarts"].as_u64().unwrap() >= 50)
     });
     load.lossless();
     assert_eq!(home.pids("web"), before);
@@ -187,10 +225,19 @@ fn a_storm_of_crashes_disturbs_nobody_else() {
 #[test]
 fn a_program_that_is_not_there() {
     let home = Home::new();
-    home.app("job", "command = [\"./missing\"]\nrestart = { max_restarts = 1, backoff = \"1ms\" }");
+    home.app(
+        "job",
+        "command = [\"./missing\"]\nrestart = { max_restarts = 1, backoff = \"1ms\" }",
+    );
     home.run(&["start"]).code(1).says(&["missing"]);
     let view = home.wait_view("job", "it is given up", |v| v["phase"] == "errored");
-    assert!(view["workers"][0]["reason"].as_str().unwrap().contains("missing"), "{view:#}");
+    assert!(
+        view["workers"][0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("missing"),
+        "{view:#}"
+    );
 }
 
 #[test]

@@ -20,15 +20,24 @@ fn a_stop_is_graceful() {
     // The log thread may be a moment behind.
     home.wait_log("web", ": done");
     let log = home.log("web-out");
-    assert!(log.contains("SIGTERM: no new connections") && log.trim_end().ends_with("done"), "{log}");
+    assert!(
+        log.contains("SIGTERM: no new connections") && log.trim_end().ends_with("done"),
+        "{log}"
+    );
     let events = home.events("web");
-    assert!(events.contains("exited with code 0") && !events.contains("kill"), "{events}");
+    assert!(
+        events.contains("exited with code 0") && !events.contains("kill"),
+        "{events}"
+    );
 }
 
 #[test]
 fn what_ignores_the_signal_is_killed_after_kill_timeout() {
     let home = Home::new();
-    home.web("web", "kill_timeout = \"300ms\"\nenv = { IGNORE_SIGTERM = \"1\" }");
+    home.web(
+        "web",
+        "kill_timeout = \"300ms\"\nenv = { IGNORE_SIGTERM = \"1\" }",
+    );
     home.ok(&["start"]);
     let pid = home.pid("web");
     let run = home.ok(&["stop", "web"]);
@@ -36,7 +45,11 @@ fn what_ignores_the_signal_is_killed_after_kill_timeout() {
     assert!(!is_alive(pid));
     assert!(home.log("web-out").contains("SIGTERM: ignored"));
     let events = home.events("web");
-    assert!(events.contains("had not ended within kill_timeout 300 ms") && events.contains("killed by SIGKILL"), "{events}");
+    assert!(
+        events.contains("had not ended within kill_timeout 300 ms")
+            && events.contains("killed by SIGKILL"),
+        "{events}"
+    );
     assert!(home.daemon_log().contains("kill_timeout 300 ms"));
 }
 
@@ -55,7 +68,10 @@ fn another_stop_signal() {
     home.wait_log("job", "up");
     home.ok(&["stop", "job"]);
     let log = home.log("job-out");
-    assert!(log.contains("got-int") && !log.contains("got-term"), "{log}");
+    assert!(
+        log.contains("got-int") && !log.contains("got-term"),
+        "{log}"
+    );
 }
 
 /// A family with every kind of relation that hides from its supervisor. Each member writes its pid.
@@ -79,14 +95,21 @@ const MEMBERS: usize = 7;
 fn start_family(home: &Home, then: &str) {
     home.write("family", &format!("{FAMILY}\n{then}\n"));
     let restart = "restart = { min_uptime = \"1ms\", backoff = \"1h\", backoff_max = \"1h\" }";
-    home.app("family", &format!("command = [\"sh\", \"family\"]\nkill_timeout = \"400ms\"\n{restart}"));
+    home.app(
+        "family",
+        &format!("command = [\"sh\", \"family\"]\nkill_timeout = \"400ms\"\n{restart}"),
+    );
     home.ok(&["start"]);
 }
 
 fn members(home: &Home) -> Vec<u32> {
     let mut pids = Vec::new();
     wait_until("the family is complete", || {
-        pids = fs::read_to_string(home.path("pids")).unwrap_or_default().lines().filter_map(|l| l.parse().ok()).collect();
+        pids = fs::read_to_string(home.path("pids"))
+            .unwrap_or_default()
+            .lines()
+            .filter_map(|l| l.parse().ok())
+            .collect();
         pids.len() == MEMBERS
     });
     pids
@@ -115,10 +138,15 @@ fn the_end_of_the_daemon_leaves_nobody_of_the_tree() {
 #[test]
 fn a_crash_leaves_nobody_of_the_tree() {
     let home = Home::new();
-    start_family(&home, "while [ ! -e crash ]; do sleep 0.02; done\nmv pids old; rm crash; kill -SEGV $$");
+    start_family(
+        &home,
+        "while [ ! -e crash ]; do sleep 0.02; done\nmv pids old; rm crash; kill -SEGV $$",
+    );
     let old = members(&home);
     home.write("crash", "");
-    wait_until("the tree of the crashed worker is gone", || old.iter().all(|pid| !is_alive(*pid)));
+    wait_until("the tree of the crashed worker is gone", || {
+        old.iter().all(|pid| !is_alive(*pid))
+    });
     let new = members(&home);
     assert!(new.iter().all(|pid| is_alive(*pid)));
     let events = home.events("family");
@@ -152,7 +180,9 @@ fn a_worker_that_ends_well_leaves_nobody_either() {
     // It may be over before it counts as ready.
     home.run(&["start"]);
     let pids = members(&home);
-    wait_until("its tree is gone", || pids.iter().all(|pid| !is_alive(*pid)));
+    wait_until("its tree is gone", || {
+        pids.iter().all(|pid| !is_alive(*pid))
+    });
 }
 
 #[test]
@@ -161,20 +191,32 @@ fn a_grandchild_has_time_to_end_well() {
     // The shell dies of the signal at once; its child needs a while.
     home.write("child", "trap 'sleep 0.7; echo child-done; exit 0' TERM\necho child-up\nwhile :; do sleep 0.05; done\n");
     home.write("app", "sh child\necho never\n");
-    home.app("job", "command = [\"sh\", \"app\"]\nkill_timeout = \"50s\"\nrestart.min_uptime = \"100ms\"");
+    home.app(
+        "job",
+        "command = [\"sh\", \"app\"]\nkill_timeout = \"50s\"\nrestart.min_uptime = \"100ms\"",
+    );
     home.ok(&["start"]);
     home.wait_log("job", "child-up");
     let run = home.ok(&["stop", "job"]);
     assert!(run.took < Duration::from_secs(40), "{run:?}");
     let log = home.log("job-out");
-    assert!(log.contains("child-done") && !log.contains("never"), "{log}");
+    assert!(
+        log.contains("child-done") && !log.contains("never"),
+        "{log}"
+    );
 }
 
 #[test]
 fn a_web_app_behind_a_shell_is_stopped_gracefully() {
     let home = Home::new();
     let command = toml_command(&["sh", "-c", &format!("{RSUP} sample-app; echo over")]);
-    home.app("web", &format!("{command}\nlisten = {}\nreadiness = \"/readiness\"\nkill_timeout = \"50s\"", home.port()));
+    home.app(
+        "web",
+        &format!(
+            "{command}\nlisten = {}\nreadiness = \"/readiness\"\nkill_timeout = \"50s\"",
+            home.port()
+        ),
+    );
     home.ok(&["start"]);
     let run = home.ok(&["stop", "web"]);
     assert!(run.took < Duration::from_secs(40), "{run:?}");
@@ -186,9 +228,18 @@ fn a_web_app_behind_a_shell_is_stopped_gracefully() {
 fn the_end_of_the_daemon_takes_those_that_have_shed_every_mark() {
     let home = Home::new();
     home.write("app", "(env -i setsid sh -c 'echo $$ > orphan; exec sleep 1000' > /dev/null 2>&1 &) &\nexec sleep 1000\n");
-    home.app("job", "command = [\"sh\", \"app\"]\nrestart.min_uptime = \"20ms\"");
+    home.app(
+        "job",
+        "command = [\"sh\", \"app\"]\nrestart.min_uptime = \"20ms\"",
+    );
     home.ok(&["start"]);
-    let orphan = || fs::read_to_string(home.path("orphan")).ok()?.trim().parse().ok();
+    let orphan = || {
+        fs::read_to_string(home.path("orphan"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    };
     wait_until("the orphan is there", || orphan().is_some_and(is_alive));
     let daemon = home.daemon();
     home.ok(&["kill"]);
@@ -210,9 +261,14 @@ fn a_frozen_worker_is_killed() {
 #[test]
 fn a_stop_ends_a_start_that_does_not_get_there() {
     let home = Home::new();
-    home.web("web", "listen_timeout = \"1h\"\nenv = { NEVER_READY = \"1\" }");
+    home.web(
+        "web",
+        "listen_timeout = \"1h\"\nenv = { NEVER_READY = \"1\" }",
+    );
     let start = home.background(&["start"]);
-    wait_until("it is starting", || home.run(&["list"]).code == 0 && home.view("web")["workers"][0]["phase"] == "starting");
+    wait_until("it is starting", || {
+        home.run(&["list"]).code == 0 && home.view("web")["workers"][0]["phase"] == "starting"
+    });
     let pid = home.pid("web");
     home.ok(&["stop", "web"]);
     start.wait().code(1).says(&["ended by a stop"]);
@@ -250,10 +306,20 @@ fn a_signal_to_the_daemon_in_the_background_stops_everything() {
 fn a_check_under_way_is_not_left_behind() {
     let home = Home::new();
     home.write("check", "echo $$ >> checks\nexec sleep 1000\n");
-    let readiness = "readiness = { exec = [\"sh\", \"check\"], timeout = \"30s\" }\nlisten_timeout = \"1h\"";
-    home.app("job", &format!("command = [\"sleep\", \"1000\"]\n{readiness}"));
+    let readiness =
+        "readiness = { exec = [\"sh\", \"check\"], timeout = \"30s\" }\nlisten_timeout = \"1h\"";
+    home.app(
+        "job",
+        &format!("command = [\"sleep\", \"1000\"]\n{readiness}"),
+    );
     home.ok(&["start", "--no-wait"]);
-    let check = || fs::read_to_string(home.path("checks")).ok()?.trim().parse().ok();
+    let check = || {
+        fs::read_to_string(home.path("checks"))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
+    };
     wait_until("a check is under way", || check().is_some_and(is_alive));
     home.ok(&["delete", "job"]);
     wait_until("it is gone", || !check().is_some_and(is_alive));

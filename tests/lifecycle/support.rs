@@ -1,5 +1,8 @@
 //! What the tests here ask of an app again and again.
-#![allow(dead_code, reason = "two test programs share it, and neither uses everything")]
+#![allow(
+    dead_code,
+    reason = "two test programs share it, and neither uses everything"
+)]
 
 use std::fs;
 
@@ -33,7 +36,13 @@ impl Life for Home {
 
     fn web(&self, name: &str, keys: &str) -> u16 {
         let port = self.port();
-        self.app(name, &format!("{}\nlisten = \"0.0.0.0:{port}\"\nreadiness = \"/readiness\"\n{keys}", sample()));
+        self.app(
+            name,
+            &format!(
+                "{}\nlisten = \"0.0.0.0:{port}\"\nreadiness = \"/readiness\"\n{keys}",
+                sample()
+            ),
+        );
         port
     }
 
@@ -45,17 +54,28 @@ impl Life for Home {
     }
 
     fn workers(&self, app: &str) -> Vec<Value> {
-        self.view(app)["workers"].as_array().cloned().unwrap_or_default()
+        self.view(app)["workers"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn events(&self, app: &str) -> String {
         let description = self.describe(app);
-        let events = description["events"].as_array().cloned().unwrap_or_default();
-        events.iter().filter_map(|e| e["text"].as_str()).map(|t| format!("{t}\n")).collect()
+        let events = description["events"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        events
+            .iter()
+            .filter_map(|e| e["text"].as_str())
+            .map(|t| format!("{t}\n"))
+            .collect()
     }
 
     fn log(&self, file: &str) -> String {
-        fs::read_to_string(self.rsup_home().join(format!("state/logs/{file}.log"))).unwrap_or_default()
+        fs::read_to_string(self.rsup_home().join(format!("state/logs/{file}.log")))
+            .unwrap_or_default()
     }
 
     fn daemon(&self) -> u32 {
@@ -66,6 +86,10 @@ impl Life for Home {
 /// None of them lives.
 #[track_caller]
 pub fn all_gone(pids: &[u32]) {
-    let left: Vec<_> = pids.iter().filter(|p| is_alive(**p)).map(|p| format!("{p} {}", command_line(*p))).collect();
+    let left: Vec<_> = pids
+        .iter()
+        .filter(|p| is_alive(**p))
+        .map(|p| format!("{p} {}", command_line(*p)))
+        .collect();
     assert!(left.is_empty(), "still there: {left:#?}");
 }

@@ -18,7 +18,9 @@ fn slow_site() -> (Home, u16) {
 }
 
 fn reloading(home: &Home) {
-    home.wait_view("web", "a reload under way", |view| view["operation"]["kind"] == "reload");
+    home.wait_view("web", "a reload under way", |view| {
+        view["operation"]["kind"] == "reload"
+    });
 }
 
 #[test]
@@ -26,10 +28,21 @@ fn a_second_reload_is_refused() {
     let (home, _) = slow_site();
     let first = home.background(&["reload", "web"]);
     reloading(&home);
-    let second = home.run(&["reload", "web"]).code(1).says(&["reload in progress since", "--wait"]);
-    assert!(second.took < Duration::from_secs(2), "at once: {:?}", second.took);
-    home.run(&["scale", "web", "3"]).code(1).says(&["reload in progress since"]);
-    home.run(&["restart", "web"]).code(1).says(&["reload in progress since"]);
+    let second = home
+        .run(&["reload", "web"])
+        .code(1)
+        .says(&["reload in progress since", "--wait"]);
+    assert!(
+        second.took < Duration::from_secs(2),
+        "at once: {:?}",
+        second.took
+    );
+    home.run(&["scale", "web", "3"])
+        .code(1)
+        .says(&["reload in progress since"]);
+    home.run(&["restart", "web"])
+        .code(1)
+        .says(&["reload in progress since"]);
     assert!(first.ended().is_none(), "the first goes on");
     first.wait().ok();
     let view = home.view("web");
@@ -41,7 +54,10 @@ fn a_second_reload_waits() {
     let (home, _) = slow_site();
     let first = home.background(&["reload", "web"]);
     reloading(&home);
-    let others = [home.background(&["reload", "web", "--wait"]), home.background(&["reload", "web", "--wait"])];
+    let others = [
+        home.background(&["reload", "web", "--wait"]),
+        home.background(&["reload", "web", "--wait"]),
+    ];
     first.wait().ok();
     assert!(home.revision("web") <= 3);
     for other in others {
@@ -56,7 +72,12 @@ fn a_second_reload_waits() {
 #[test]
 fn a_reload_goes_on_without_its_client() {
     let (home, _) = slow_site();
-    let mut client = home.rsup().args(["reload", "web"]).stderr(std::process::Stdio::null()).spawn().expect("it runs");
+    let mut client = home
+        .rsup()
+        .args(["reload", "web"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it runs");
     reloading(&home);
     client.kill().expect("it lives");
     client.wait().expect("it ends");
@@ -71,7 +92,11 @@ fn a_stop_ends_a_reload() {
     reloading(&home);
     let queued = home.background(&["reload", "web", "--wait"]);
     // It shows nowhere that it is queued; that it runs is near enough.
-    wait_until("the queued client", || home.processes().iter().any(|(_, command)| command.contains("--wait")));
+    wait_until("the queued client", || {
+        home.processes()
+            .iter()
+            .any(|(_, command)| command.contains("--wait"))
+    });
     home.ok(&["stop", "web"]);
     reload.wait().code(1).says(&["ended by a stop"]);
     queued.wait().code(1);

@@ -16,32 +16,51 @@ fn config(port: u16, instances: u16, lines: &str) -> String {
 
 fn environ(pid: u32) -> BTreeSet<String> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).expect("its environment");
-    String::from_utf8_lossy(&bytes).split('\0').map(str::to_owned).collect()
+    String::from_utf8_lossy(&bytes)
+        .split('\0')
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
 fn command_and_environment() {
     let home = Home::new();
     let port = home.port();
-    home.config(&config(port, 2, "env = { APP_VERSION = \"v1\", GONE = \"1\" }"));
+    home.config(&config(
+        port,
+        2,
+        "env = { APP_VERSION = \"v1\", GONE = \"1\" }",
+    ));
     home.ok(&["start"]);
     let load = Load::start(port, "/health");
     let copy = home.path("other-name");
     crate::common::install(crate::common::RSUP, &copy);
     let command = "command = \"./other-name sample-app\"";
-    let changed = config(port, 2, "env = { APP_VERSION = \"v2\", NEW = \"1\" }").replace(&apps::sample(), command);
+    let changed = config(port, 2, "env = { APP_VERSION = \"v2\", NEW = \"1\" }")
+        .replace(&apps::sample(), command);
     home.config(&changed);
     home.ok(&["reload", "web"]);
     for pid in home.pids("web") {
-        assert_eq!(fs::read_link(format!("/proc/{pid}/exe")).expect("its program"), copy);
+        assert_eq!(
+            fs::read_link(format!("/proc/{pid}/exe")).expect("its program"),
+            copy
+        );
         let environ = environ(pid);
         assert!(
-            environ.contains("APP_VERSION=v2") && environ.contains("NEW=1") && environ.contains("RSUP_REVISION=2"),
+            environ.contains("APP_VERSION=v2")
+                && environ.contains("NEW=1")
+                && environ.contains("RSUP_REVISION=2"),
             "{environ:?}"
         );
-        assert!(!environ.iter().any(|e| e.starts_with("GONE=")), "{environ:?}");
+        assert!(
+            !environ.iter().any(|e| e.starts_with("GONE=")),
+            "{environ:?}"
+        );
     }
-    assert_eq!(http::get(http::local(port), "/").expect("an answer").json()["version"], "v2");
+    assert_eq!(
+        http::get(http::local(port), "/").expect("an answer").json()["version"],
+        "v2"
+    );
     load.lossless();
 }
 
@@ -56,11 +75,17 @@ fn the_callers_environment() {
         command.args(args).env("FROM_SHELL", value);
         crate::common::try_run(command).expect("it runs").ok();
         let pid = home.pids("web").into_iter().next().expect("a worker");
-        environ(pid).into_iter().find(|e| e.starts_with("FROM_SHELL=")).expect("the variable")
+        environ(pid)
+            .into_iter()
+            .find(|e| e.starts_with("FROM_SHELL="))
+            .expect("the variable")
     };
     assert_eq!(with("one", &["start"]), "FROM_SHELL=one");
     assert_eq!(with("two", &["reload", "web"]), "FROM_SHELL=one");
-    assert_eq!(with("three", &["reload", "web", "--update-env"]), "FROM_SHELL=three");
+    assert_eq!(
+        with("three", &["reload", "web", "--update-env"]),
+        "FROM_SHELL=three"
+    );
     assert_eq!(with("four", &["reload", "web"]), "FROM_SHELL=three");
 }
 
@@ -76,7 +101,10 @@ fn more_and_fewer_workers() {
         home.config(&config(port, instances, ""));
         home.ok(&["reload", "web"]);
         let view = home.view("web");
-        assert!(is_ready(&view) && view["instances"] == instances, "{view:#}");
+        assert!(
+            is_ready(&view) && view["instances"] == instances,
+            "{view:#}"
+        );
         assert_eq!(pids(&view).len(), usize::from(instances));
         assert!(pids(&view).is_disjoint(&before));
         load.more(100);
@@ -102,7 +130,10 @@ fn the_link_to_the_current_release() {
         fs::rename(home.path("next"), home.path("current")).expect("put in place");
     };
     let folders = || -> BTreeSet<_> {
-        home.pids("web").iter().map(|pid| fs::read_link(format!("/proc/{pid}/cwd")).expect("its folder")).collect()
+        home.pids("web")
+            .iter()
+            .map(|pid| fs::read_link(format!("/proc/{pid}/cwd")).expect("its folder"))
+            .collect()
     };
     point("r1");
     home.config(&config(port, 2, "cwd = \"current\""));
@@ -113,7 +144,9 @@ fn the_link_to_the_current_release() {
     // A crash in mid-deploy upgrades nobody.
     let victim = home.pids("web").into_iter().next().expect("a worker");
     crate::common::signal(victim, nix::sys::signal::Signal::SIGTERM);
-    home.wait_view("web", "a successor", |view| is_ready(view) && !pids(view).contains(&victim));
+    home.wait_view("web", "a successor", |view| {
+        is_ready(view) && !pids(view).contains(&victim)
+    });
     assert_eq!(folders(), [home.path("r1")].into());
     home.ok(&["reload", "web"]);
     assert_eq!(folders(), [home.path("r2")].into());
@@ -128,8 +161,14 @@ fn addresses_come_and_go() {
     let script = apps::sources().join("sockets.py");
     let command = apps::toml_command(&[python, script.to_str().expect("UTF-8")]);
     let config = |ports: &[u16]| {
-        let listen: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
-        let binds: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let listen: Vec<String> = ports
+            .iter()
+            .map(|port| format!("\"127.0.0.1:{port}\""))
+            .collect();
+        let binds: Vec<String> = ports
+            .iter()
+            .map(|port| format!("127.0.0.1:{port}"))
+            .collect();
         home.config(&format!(
             "[app.web]\n{command}\ninstances = 2\nlisten = [{}]\nenv = {{ BIND = \"{}\" }}\n",
             listen.join(", "),
@@ -173,9 +212,15 @@ fn a_new_address_is_taken() {
             .replace("\"\nreadiness", "\"]\nreadiness"),
     );
     let me = format!("{}", std::process::id());
-    home.run(&["reload", "web"]).code(1).says(&[&taken.to_string(), &me]);
+    home.run(&["reload", "web"])
+        .code(1)
+        .says(&[&taken.to_string(), &me]);
     let view = home.view("web");
-    assert_eq!((pids(&view), view["revision"].as_u64()), (before, Some(1)), "{view:#}");
+    assert_eq!(
+        (pids(&view), view["revision"].as_u64()),
+        (before, Some(1)),
+        "{view:#}"
+    );
     assert!(is_ready(&view), "{view:#}");
     home.config(&config(port, 2, ""));
     home.ok(&["reload", "web"]);
@@ -200,7 +245,12 @@ fn batches_of_two() {
         }
         let view = home.view("web");
         most = most.max(pids(&view).len());
-        let ready = view["workers"].as_array().expect("workers").iter().filter(|w| w["phase"] == "ready").count();
+        let ready = view["workers"]
+            .as_array()
+            .expect("workers")
+            .iter()
+            .filter(|w| w["phase"] == "ready")
+            .count();
         least_ready = least_ready.min(ready);
     };
     run.ok();
@@ -219,20 +269,31 @@ fn mistakes_in_the_file() {
     let before = home.view("web");
     let unchanged = || {
         let after = home.view("web");
-        assert_eq!((pids(&after), &after["revision"]), (pids(&before), &before["revision"]));
+        assert_eq!(
+            (pids(&after), &after["revision"]),
+            (pids(&before), &before["revision"])
+        );
     };
     home.config(&config(port, 2, "readines = \"/\"\nmax_memory = \"much\""));
-    home.run(&["reload", "web"]).code(2).says(&["readines", "max_memory", "supervisor.toml"]);
+    home.run(&["reload", "web"])
+        .code(2)
+        .says(&["readines", "max_memory", "supervisor.toml"]);
     unchanged();
     home.config("[app.web\n");
-    home.run(&["reload", "web"]).code(2).says(&["supervisor.toml"]);
+    home.run(&["reload", "web"])
+        .code(2)
+        .says(&["supervisor.toml"]);
     unchanged();
     // The app is in the file no longer.
     home.config(&config(port, 2, "").replace("app.web", "app.other"));
-    home.run(&["reload", "web"]).code(2).says(&["web", "supervisor.toml"]);
+    home.run(&["reload", "web"])
+        .code(2)
+        .says(&["web", "supervisor.toml"]);
     unchanged();
     fs::remove_file(home.path("supervisor.toml")).expect("it is there");
-    home.run(&["reload", "web"]).code(2).says(&["supervisor.toml"]);
+    home.run(&["reload", "web"])
+        .code(2)
+        .says(&["supervisor.toml"]);
     unchanged();
     wait_until("an answer", || http::get(http::local(port), "/").is_ok());
 }

@@ -11,7 +11,10 @@ fn site(instances: u16) -> (Home, u16) {
     let home = Home::new();
     let port = home.port();
     let lines = "readiness = \"/readiness\"\nenv = { WARM_MS = \"100\" }\nrestart = { min_uptime = \"0s\", backoff = \"10ms\" }";
-    home.config(&format!("[app.web]\n{}\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\n{lines}\n", apps::sample()));
+    home.config(&format!(
+        "[app.web]\n{}\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\n{lines}\n",
+        apps::sample()
+    ));
     home.ok(&["start"]);
     (home, port)
 }
@@ -39,7 +42,10 @@ fn restart() {
             let before = home.pids("web");
             home.ok(&["restart", "web"]);
             let view = home.view("web");
-            assert!(is_ready(&view) && pids(&view).is_disjoint(&before), "{view:#}");
+            assert!(
+                is_ready(&view) && pids(&view).is_disjoint(&before),
+                "{view:#}"
+            );
         }
         load.more(100);
         load.lossless();
@@ -71,17 +77,37 @@ fn kill_minus_nine() {
         let victim = all[round as usize % all.len()];
         in_flight += load.snapshot().in_flight.max(1);
         signal(victim, Signal::SIGKILL);
-        home.wait_view("web", "its successor", |view| is_ready(view) && !pids(view).contains(&victim));
+        home.wait_view("web", "its successor", |view| {
+            is_ready(view) && !pids(view).contains(&victim)
+        });
         load.more(200);
     }
     let report = load.stop();
     let kinds = kinds(&report);
-    eprintln!("{} of {} requests failed at {KILLS} kills: {kinds:?}", report.failed, report.requests);
-    assert!(kinds.iter().all(|(kind, _)| kind == "read" || kind == "closed"), "{kinds:?}: {:#?}", report.failures);
+    eprintln!(
+        "{} of {} requests failed at {KILLS} kills: {kinds:?}",
+        report.failed, report.requests
+    );
+    assert!(
+        kinds
+            .iter()
+            .all(|(kind, _)| kind == "read" || kind == "closed"),
+        "{kinds:?}: {:#?}",
+        report.failures
+    );
     // A client has one request at a time, and the workers share them.
-    assert!(report.failed <= KILLS * 20, "{} failed, {in_flight} were in flight", report.failed);
+    assert!(
+        report.failed <= KILLS * 20,
+        "{} failed, {in_flight} were in flight",
+        report.failed
+    );
     assert_eq!(
-        home.view("web")["workers"].as_array().expect("workers").iter().filter_map(|w| w["restarts"].as_u64()).sum::<u64>(),
+        home.view("web")["workers"]
+            .as_array()
+            .expect("workers")
+            .iter()
+            .filter_map(|w| w["restarts"].as_u64())
+            .sum::<u64>(),
         KILLS
     );
 }
@@ -96,13 +122,24 @@ fn everybody_dies() {
         for pid in &before {
             signal(*pid, Signal::SIGKILL);
         }
-        home.wait_view("web", "successors", |view| is_ready(view) && pids(view).is_disjoint(&before));
+        home.wait_view("web", "successors", |view| {
+            is_ready(view) && pids(view).is_disjoint(&before)
+        });
         load.more(200);
     }
     let report = load.stop();
     let kinds = kinds(&report);
-    eprintln!("{} of {} requests failed: {kinds:?}", report.failed, report.requests);
-    assert!(kinds.iter().all(|(kind, _)| kind == "read" || kind == "closed"), "{kinds:?}: {:#?}", report.failures);
+    eprintln!(
+        "{} of {} requests failed: {kinds:?}",
+        report.failed, report.requests
+    );
+    assert!(
+        kinds
+            .iter()
+            .all(|(kind, _)| kind == "read" || kind == "closed"),
+        "{kinds:?}: {:#?}",
+        report.failures
+    );
     assert!(report.failed <= 3 * 20, "{} failed", report.failed);
 }
 
@@ -117,5 +154,11 @@ fn connections_wait_for_the_only_worker() {
     let load = Load::start(port, "/health");
     home.ok(&["restart", "web"]);
     let report = load.lossless();
-    assert!(report.before.max_us.is_some_and(|us| Duration::from_micros(us) > Duration::from_millis(50)), "some had to wait");
+    assert!(
+        report
+            .before
+            .max_us
+            .is_some_and(|us| Duration::from_micros(us) > Duration::from_millis(50)),
+        "some had to wait"
+    );
 }

@@ -8,7 +8,9 @@ use crate::{OLD, TODAY, node};
 /// Starts, kills, and asks; the workers before, and the app's load.
 fn alone(home: &Home, command: &str) -> (std::collections::BTreeSet<u32>, Load) {
     let port = home.port();
-    home.config(&format!("[app.web]\n{command}\nlisten = \"0.0.0.0:{port}\"\ninstances = 2\n"));
+    home.config(&format!(
+        "[app.web]\n{command}\nlisten = \"0.0.0.0:{port}\"\ninstances = 2\n"
+    ));
     home.ok(&["start"]);
     let before = home.pids("web");
     let load = Load::start(port, "/");
@@ -24,9 +26,13 @@ fn alone(home: &Home, command: &str) -> (std::collections::BTreeSet<u32>, Load) 
 fn workers_whose_sockets_are_refused_are_replaced_and_it_is_said_why() {
     let Some(command) = node() else { return };
     for profile in [TODAY, OLD, &["pidfd_getfd", "no-sock-diag"]] {
-        let Some(home) = Home::restricted(&[profile, &["no-ptrace"]].concat()) else { return };
+        let Some(home) = Home::restricted(&[profile, &["no-ptrace"]].concat()) else {
+            return;
+        };
         let (before, load) = alone(&home, &command);
-        home.wait_view("web", "replacements", |view| is_ready(view) && pids(view).is_disjoint(&before));
+        home.wait_view("web", "replacements", |view| {
+            is_ready(view) && pids(view).is_disjoint(&before)
+        });
         load.more(50);
         home.ok(&["reload", "web"]);
         load.lossless();
@@ -41,7 +47,9 @@ fn workers_whose_sockets_are_refused_are_replaced_and_it_is_said_why() {
 #[test]
 fn without_sock_diag_the_workers_are_adopted() {
     let Some(command) = node() else { return };
-    let Some(home) = Home::restricted(&["no-sock-diag"]) else { return };
+    let Some(home) = Home::restricted(&["no-sock-diag"]) else {
+        return;
+    };
     let (before, load) = alone(&home, &command);
     let view = home.wait_view("web", "ready", is_ready);
     assert_eq!(pids(&view), before);
@@ -55,9 +63,15 @@ fn without_sock_diag_the_workers_are_adopted() {
 #[test]
 fn without_sock_diag_a_port_in_use_has_a_name() {
     let Some(command) = node() else { return };
-    let Some(home) = Home::restricted(&["no-sock-diag"]) else { return };
+    let Some(home) = Home::restricted(&["no-sock-diag"]) else {
+        return;
+    };
     let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = holder.local_addr().expect("an address").port();
-    home.config(&format!("[app.web]\n{command}\nlisten = \"127.0.0.1:{port}\"\n"));
-    home.run(&["start"]).code(1).says(&[&format!("pid {}", std::process::id())]);
+    home.config(&format!(
+        "[app.web]\n{command}\nlisten = \"127.0.0.1:{port}\"\n"
+    ));
+    home.run(&["start"])
+        .code(1)
+        .says(&[&format!("pid {}", std::process::id())]);
 }

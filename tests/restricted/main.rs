@@ -56,7 +56,13 @@ fn node() -> Option<String> {
 
 /// Below a shell, as under `npm start`.
 fn node_under_a_shell() -> Option<String> {
-    Some(apps::toml_command(&["/bin/sh", "-c", "\"$0\" -e \"$1\"; true", apps::node()?, NODE]))
+    Some(apps::toml_command(&[
+        "/bin/sh",
+        "-c",
+        "\"$0\" -e \"$1\"; true",
+        apps::node()?,
+        NODE,
+    ]))
 }
 
 /// Two reloads under load, with no request lost; nothing is said to be missing.
@@ -64,7 +70,9 @@ fn node_under_a_shell() -> Option<String> {
 fn serves(home: &Home, command: &str, listen: &str, keys: &str) {
     let port = home.port();
     let listen = listen.replace('P', &port.to_string());
-    home.config(&format!("[app.web]\n{command}\nlisten = \"{listen}\"\ninstances = 2\n{keys}"));
+    home.config(&format!(
+        "[app.web]\n{command}\nlisten = \"{listen}\"\ninstances = 2\n{keys}"
+    ));
     home.ok(&["start"]);
     let load = Load::start(port, "/");
     load.more(50);

@@ -7,7 +7,9 @@ use crate::{OLD, TODAY, node, node_under_a_shell, serves};
 fn with_both(command: Option<String>, listen: &str) {
     let Some(command) = command else { return };
     for profile in [TODAY, OLD] {
-        let Some(home) = Home::restricted(&[profile, &["no-ptrace"]].concat()) else { return };
+        let Some(home) = Home::restricted(&[profile, &["no-ptrace"]].concat()) else {
+            return;
+        };
         serves(&home, &command, listen, "");
     }
 }
@@ -25,14 +27,20 @@ fn node_under_a_shell_is_taken_over() {
 /// System calls without libc, on MPTCP sockets with some versions.
 #[test]
 fn go_is_taken_over() {
-    with_both(apps::go_server().map(|program| apps::toml_command(&[program.to_str().expect("UTF-8")])), "[::]:P");
+    with_both(
+        apps::go_server().map(|program| apps::toml_command(&[program.to_str().expect("UTF-8")])),
+        "[::]:P",
+    );
 }
 
 #[test]
 fn asyncio_is_taken_over() {
     let server = |name: &str| {
         let script = apps::sources().join(name);
-        Some(apps::toml_command(&[apps::python()?, script.to_str().expect("UTF-8")]))
+        Some(apps::toml_command(&[
+            apps::python()?,
+            script.to_str().expect("UTF-8"),
+        ]))
     };
     with_both(server("server.py"), "0.0.0.0:P");
 }
@@ -41,7 +49,9 @@ fn asyncio_is_taken_over() {
 #[test]
 fn asyncio_on_both_families_is_taken_over() {
     let Some(python) = apps::python() else { return };
-    let text = std::fs::read_to_string(apps::sources().join("server.py")).expect("the server").replace("\"0.0.0.0\"", "None");
+    let text = std::fs::read_to_string(apps::sources().join("server.py"))
+        .expect("the server")
+        .replace("\"0.0.0.0\"", "None");
     with_both(Some(apps::toml_command(&[python, "-c", &text])), "[::]:P");
 }
 
@@ -62,10 +72,19 @@ async def main():
     await (await asyncio.start_server(answer, '127.0.0.1', int(os.environ['PORT']))).serve_forever()
 asyncio.run(main())
 ";
-    let Some(home) = Home::restricted(&[OLD, &["no-ptrace"]].concat()) else { return };
+    let Some(home) = Home::restricted(&[OLD, &["no-ptrace"]].concat()) else {
+        return;
+    };
     let port = home.port();
     let command = apps::toml_command(&[python, "-c", text]);
-    home.config(&format!("[app.web]\n{command}\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/\"\n"));
+    home.config(&format!(
+        "[app.web]\n{command}\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/\"\n"
+    ));
     home.ok(&["start"]);
-    assert_eq!(crate::common::http::get(crate::common::http::local(port), "/").expect("an answer").status, 200);
+    assert_eq!(
+        crate::common::http::get(crate::common::http::local(port), "/")
+            .expect("an answer")
+            .status,
+        200
+    );
 }

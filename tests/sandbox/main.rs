@@ -30,8 +30,15 @@ impl Sandbox {
         let port = home.port();
         let script = apps::sources().join("tiny.py");
         let command = apps::toml_command(&[python, "-S", "-E", script.to_str().expect("UTF-8")]);
-        home.config(&format!("[app.web]\n{command}\n{}\n", keys.replace("PORT", &port.to_string())));
-        Some(Self { home, refused, port })
+        home.config(&format!(
+            "[app.web]\n{command}\n{}\n",
+            keys.replace("PORT", &port.to_string())
+        ));
+        Some(Self {
+            home,
+            refused,
+            port,
+        })
     }
 
     fn command(&self, args: &[&str]) -> Command {

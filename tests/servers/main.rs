@@ -31,9 +31,19 @@ fn lives(home: &Home, port: u16) {
     assert!(home.pids("web").is_disjoint(&before));
     load.more(200);
     load.lossless();
-    assert_eq!(home.view("web")["workers"].as_array().expect("workers").len(), 2);
+    assert_eq!(
+        home.view("web")["workers"]
+            .as_array()
+            .expect("workers")
+            .len(),
+        2
+    );
     for worker in home.view("web")["workers"].as_array().expect("workers") {
-        assert_eq!((&worker["phase"], &worker["restarts"]), (&"ready".into(), &0.into()), "{worker:#}");
+        assert_eq!(
+            (&worker["phase"], &worker["restarts"]),
+            (&"ready".into(), &0.into()),
+            "{worker:#}"
+        );
     }
 }
 

@@ -16,19 +16,35 @@ fn is_found_out(home: &Home) {
     let shown = home.ok(&["describe", "web"]).out;
     assert!(shown.contains(FOUND), "{shown}");
     let log = home.daemon_log();
-    assert_eq!(log.matches("from now on rsup hides the port").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("from now on rsup hides the port").count(),
+        1,
+        "{log}"
+    );
     // Each of the two workers of the first start, at the most.
-    let again = log.matches("it is started again, with the port hidden").count();
+    let again = log
+        .matches("it is started again, with the port hidden")
+        .count();
     assert!((1..=2).contains(&again), "{again} times: {log}");
 }
 
 fn serve(home: &Home, port: u16, lines: &str) -> bool {
-    let (Some(node), Some(folder)) = (apps::node(), apps::serve()) else { return false };
+    let (Some(node), Some(folder)) = (apps::node(), apps::serve()) else {
+        return false;
+    };
     home.write("public/index.html", "hello\n");
     let script = folder.join("node_modules/serve/build/main.js");
     let address = format!("tcp://127.0.0.1:{port}");
-    let command = apps::toml_command(&[node, script.to_str().expect("UTF-8"), "--listen", &address, "public"]);
-    home.config(&format!("[app.web]\n{command}\ninstances = 2\nlisten = \"127.0.0.1:{port}\"\n{lines}\n"));
+    let command = apps::toml_command(&[
+        node,
+        script.to_str().expect("UTF-8"),
+        "--listen",
+        &address,
+        "public",
+    ]);
+    home.config(&format!(
+        "[app.web]\n{command}\ninstances = 2\nlisten = \"127.0.0.1:{port}\"\n{lines}\n"
+    ));
     true
 }
 
@@ -46,7 +62,12 @@ fn serve_finds_its_port_free() {
     home.kill_keeper_and_daemon();
     home.ok(&["start", "web"]);
     let log = home.daemon_log();
-    assert!(log.matches("it is started again, with the port hidden").count() <= 2, "{log}");
+    assert!(
+        log.matches("it is started again, with the port hidden")
+            .count()
+            <= 2,
+        "{log}"
+    );
 }
 
 #[test]
@@ -58,7 +79,10 @@ fn the_first_answer_says_so() {
     }
     home.ok(&["start"]).says(&[FOUND]);
     let again = home.ok(&["restart", "web"]);
-    assert!(!again.err.contains(FOUND) && !again.out.contains(FOUND), "{again:?}");
+    assert!(
+        !again.err.contains(FOUND) && !again.out.contains(FOUND),
+        "{again:?}"
+    );
 }
 
 #[test]
@@ -71,7 +95,10 @@ fn a_key_says_it_beforehand_and_another_forbids_it() {
     home.ok(&["start"]);
     crate::serves(port);
     let shown = home.ok(&["describe", "web"]).out;
-    assert!(shown.contains("hide_port = true: rsup hides the port"), "{shown}");
+    assert!(
+        shown.contains("hide_port = true: rsup hides the port"),
+        "{shown}"
+    );
     assert!(!home.daemon_log().contains("started again"));
     home.ok(&["delete", "web"]);
     serve(&home, port, "hide_port = false\nlisten_timeout = \"2s\"");
@@ -84,7 +111,10 @@ fn a_reload_to_such_a_server_does_not_fail() {
     let home = Home::new();
     let port = home.port();
     let listen = format!("listen = \"127.0.0.1:{port}\"\nlisten_timeout = \"3s\"");
-    home.config(&format!("[app.web]\n{}\ninstances = 2\n{listen}\n", apps::sample()));
+    home.config(&format!(
+        "[app.web]\n{}\ninstances = 2\n{listen}\n",
+        apps::sample()
+    ));
     home.ok(&["start"]);
     if !serve(&home, port, "listen_timeout = \"3s\"") {
         return;
@@ -94,13 +124,24 @@ fn a_reload_to_such_a_server_does_not_fail() {
     load.more(200);
     home.ok(&["reload", "web"]);
     load.lossless();
-    assert_eq!(http::get(http::local(port), "/").expect("an answer").body, "hello\n");
-    assert!(home.view("web")["workers"].as_array().expect("workers").iter().all(|w| w["restarts"] == 0));
+    assert_eq!(
+        http::get(http::local(port), "/").expect("an answer").body,
+        "hello\n"
+    );
+    assert!(
+        home.view("web")["workers"]
+            .as_array()
+            .expect("workers")
+            .iter()
+            .all(|w| w["restarts"] == 0)
+    );
 }
 
 #[test]
 fn robyn_finds_its_port_free() {
-    let (Some(python), Some(packages)) = (apps::python(), apps::python_servers()) else { return };
+    let (Some(python), Some(packages)) = (apps::python(), apps::python_servers()) else {
+        return;
+    };
     let home = Home::new();
     let port = home.port();
     home.write(
@@ -109,7 +150,8 @@ fn robyn_finds_its_port_free() {
          @app.get('/')\nasync def root(request):\n    return str(os.getpid())\n\
          app.start(host='127.0.0.1', port=int(os.environ['PORT']))\n",
     );
-    let command = apps::toml_command(&[python, "app.py", "--disable-openapi", "--log-level", "WARN"]);
+    let command =
+        apps::toml_command(&[python, "app.py", "--disable-openapi", "--log-level", "WARN"]);
     // It does not end at SIGTERM.
     home.config(&format!(
         "[app.web]\n{command}\ninstances = 2\nlisten = \"127.0.0.1:{port}\"\nstop.signal = \"SIGINT\"\n\
@@ -152,7 +194,9 @@ fn only_its_own_port_is_hidden_and_only_until_it_is_bound() {
     home.write("app.py", NEIGHBOUR);
     let command = apps::toml_command(&[python, "app.py"]);
     let env = format!("env = {{ OTHER = \"{other}\" }}");
-    home.config(&format!("[app.web]\n{command}\nlisten = \"0.0.0.0:{port}\"\nhide_port = true\n{env}\n"));
+    home.config(&format!(
+        "[app.web]\n{command}\nlisten = \"0.0.0.0:{port}\"\nhide_port = true\n{env}\n"
+    ));
     let facts = || http::get(http::local(port), "/").expect("an answer").json();
     let is_right = |facts: &Value| {
         for host in ["127.0.0.1", "127.0.0.9", "0.0.0.0", "::ffff:127.0.0.1"] {
@@ -174,7 +218,9 @@ fn only_its_own_port_is_hidden_and_only_until_it_is_bound() {
     let before = home.pids("web");
     home.kill_keeper_and_daemon();
     home.list();
-    home.wait_view("web", "a worker that is heard", |view| is_ready(view) && crate::common::pids(view).is_disjoint(&before));
+    home.wait_view("web", "a worker that is heard", |view| {
+        is_ready(view) && crate::common::pids(view).is_disjoint(&before)
+    });
     is_right(&facts());
     drop(neighbour);
 }

@@ -12,7 +12,9 @@ const ASGI: &str = "async def app(scope, receive, send):\n    \
          await send({'type': 'http.response.body', 'body': b'ok\\n'})\n";
 
 fn run(file: &str, text: &str, words: &[&str]) {
-    let (Some(python), Some(packages)) = (apps::python(), apps::python_servers()) else { return };
+    let (Some(python), Some(packages)) = (apps::python(), apps::python_servers()) else {
+        return;
+    };
     let home = Home::new();
     let port = home.port();
     home.write(file, text);
@@ -36,10 +38,27 @@ fn run(file: &str, text: &str, words: &[&str]) {
 
 #[test]
 fn gunicorn() {
-    run("app.py", WSGI, &["gunicorn", "--bind", "ADDRESS", "--workers", "2", "app:app"]);
+    run(
+        "app.py",
+        WSGI,
+        &["gunicorn", "--bind", "ADDRESS", "--workers", "2", "app:app"],
+    );
 }
 
 #[test]
 fn uvicorn() {
-    run("app.py", ASGI, &["uvicorn", "--lifespan", "off", "--log-level", "warning", "--port", "PORT", "app:app"]);
+    run(
+        "app.py",
+        ASGI,
+        &[
+            "uvicorn",
+            "--lifespan",
+            "off",
+            "--log-level",
+            "warning",
+            "--port",
+            "PORT",
+            "app:app",
+        ],
+    );
 }

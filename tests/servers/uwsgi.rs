@@ -17,12 +17,22 @@ fn by_http() {
         let port = home.port();
         home.write("app.py", APP);
         let address = format!("127.0.0.1:{port}");
-        let mut words = vec![uwsgi, "--http-socket", &address, "--wsgi-file", "app.py", "--die-on-term", "--need-app"];
+        let mut words = vec![
+            uwsgi,
+            "--http-socket",
+            &address,
+            "--wsgi-file",
+            "app.py",
+            "--die-on-term",
+            "--need-app",
+        ];
         if lines == "processes" {
             words.extend(["--master", "--processes", "2"]);
         }
         let command = apps::toml_command(&words);
-        home.config(&format!("[app.web]\n{command}\ninstances = 2\nlisten = \"{address}\"\nkill_timeout = \"20s\"\n"));
+        home.config(&format!(
+            "[app.web]\n{command}\ninstances = 2\nlisten = \"{address}\"\nkill_timeout = \"20s\"\n"
+        ));
         lives(&home, port);
         assert!(http::get(http::local(port), "/").expect("an answer").pid() > 1);
         let shown = home.ok(&["describe", "web"]).out;

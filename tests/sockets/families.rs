@@ -29,7 +29,12 @@ fn case(listen: &str, bind: &str, reached: &[(&str, &str)]) {
     let home = Home::new();
     let port = home.port();
     let with_port = |text: &str| text.replace('P', &port.to_string());
-    if !python_app(&home, &format!("listen = {}", with_port(listen)), &with_port(bind), "instances = 2") {
+    if !python_app(
+        &home,
+        &format!("listen = {}", with_port(listen)),
+        &with_port(bind),
+        "instances = 2",
+    ) {
         return;
     }
     home.ok(&["start"]);
@@ -37,12 +42,21 @@ fn case(listen: &str, bind: &str, reached: &[(&str, &str)]) {
         for host in [V4, V6] {
             match (reached.iter().find(|(h, _)| *h == host), ask(host, port)) {
                 (Some((_, family)), Ok(answer)) => {
-                    assert_eq!(answer["listener"]["family"], *family, "{listen} {bind} {host}: {answer:#}");
-                    assert_eq!(answer["accepted"], *family, "{listen} {bind} {host}: {answer:#}");
+                    assert_eq!(
+                        answer["listener"]["family"], *family,
+                        "{listen} {bind} {host}: {answer:#}"
+                    );
+                    assert_eq!(
+                        answer["accepted"], *family,
+                        "{listen} {bind} {host}: {answer:#}"
+                    );
                 }
                 (Some(_), Err(why)) => panic!("{listen} {bind} {host}: {why}"),
                 (None, Ok(answer)) => panic!("{listen} {bind} {host}: {answer:#}"),
-                (None, Err(why)) => assert!(why.starts_with("connect: "), "{listen} {bind} {host}: {why}"),
+                (None, Err(why)) => assert!(
+                    why.starts_with("connect: "),
+                    "{listen} {bind} {host}: {why}"
+                ),
             }
         }
         home.ok(&["reload", "web"]);
@@ -100,9 +114,21 @@ fn loopback_v6() {
 #[test]
 fn two_addresses() {
     if has_v6() {
-        case("[\"127.0.0.1:P\", \"[::1]:P\"]", "127.0.0.1:P [::1]:P", &[(V4, INET), (V6, INET6)]);
-        case("[\"0.0.0.0:P\", \"[::]:P\"]", "0.0.0.0:P v6only [::]:P", &[(V4, INET), (V6, INET6)]);
-        case("[\"[::]:P\", \"0.0.0.0:P\"]", "v6only [::]:P 0.0.0.0:P", &[(V4, INET), (V6, INET6)]);
+        case(
+            "[\"127.0.0.1:P\", \"[::1]:P\"]",
+            "127.0.0.1:P [::1]:P",
+            &[(V4, INET), (V6, INET6)],
+        );
+        case(
+            "[\"0.0.0.0:P\", \"[::]:P\"]",
+            "0.0.0.0:P v6only [::]:P",
+            &[(V4, INET), (V6, INET6)],
+        );
+        case(
+            "[\"[::]:P\", \"0.0.0.0:P\"]",
+            "v6only [::]:P 0.0.0.0:P",
+            &[(V4, INET), (V6, INET6)],
+        );
     }
 }
 
@@ -111,14 +137,24 @@ fn two_ports() {
     let home = Home::new();
     let (first, second) = (home.port(), home.port());
     let listen = format!("listen = [\"127.0.0.1:{first}\", \"0.0.0.0:{second}\"]");
-    if !python_app(&home, &listen, &format!("0.0.0.0:{second} 127.0.0.1:{first}"), "instances = 2") {
+    if !python_app(
+        &home,
+        &listen,
+        &format!("0.0.0.0:{second} 127.0.0.1:{first}"),
+        "instances = 2",
+    ) {
         return;
     }
     home.ok(&["start"]);
     let loads = [first, second].map(|port| Load::start(port, "/"));
     for port in [first, second] {
         let answer = ask(V4, port).expect("an answer");
-        assert!(answer["listener"]["name"].as_str().is_some_and(|name| name.contains(&port.to_string())), "{answer:#}");
+        assert!(
+            answer["listener"]["name"]
+                .as_str()
+                .is_some_and(|name| name.contains(&port.to_string())),
+            "{answer:#}"
+        );
     }
     home.ok(&["reload", "web"]);
     for load in loads {
@@ -133,14 +169,23 @@ fn node_without_an_address() {
     let script = "require('http').createServer((q, s) => s.end(JSON.stringify({ pid: process.pid }))).listen(process.env.PORT)";
     let command = apps::toml_command(&[node, "-e", script]);
     let hosts: &[&str] = if has_v6() { &[V4, V6] } else { &[V4] };
-    for (listen, hosts) in [("\"127.0.0.1:P\"", &[V4][..]), ("\"0.0.0.0:P\"", &[V4]), ("P", hosts)] {
+    for (listen, hosts) in [
+        ("\"127.0.0.1:P\"", &[V4][..]),
+        ("\"0.0.0.0:P\"", &[V4]),
+        ("P", hosts),
+    ] {
         let home = Home::new();
         let port = home.port();
-        home.config(&format!("[app.web]\n{command}\ninstances = 2\nlisten = {}\n", listen.replace('P', &port.to_string())));
+        home.config(&format!(
+            "[app.web]\n{command}\ninstances = 2\nlisten = {}\n",
+            listen.replace('P', &port.to_string())
+        ));
         home.ok(&["start"]);
         home.ok(&["reload", "web"]);
         for host in hosts {
-            let pid = ask(host, port).expect("an answer")["pid"].as_u64().expect("a pid") as u32;
+            let pid = ask(host, port).expect("an answer")["pid"]
+                .as_u64()
+                .expect("a pid") as u32;
             assert!(home.pids("web").contains(&pid));
         }
     }
@@ -149,7 +194,9 @@ fn node_without_an_address() {
 /// npm is the worker, node its child.
 #[test]
 fn npm_start() {
-    let Some(folder) = apps::express() else { return };
+    let Some(folder) = apps::express() else {
+        return;
+    };
     let home = Home::new();
     let port = home.port();
     let cwd = toml::Value::from(folder.to_str().expect("UTF-8"));
@@ -160,7 +207,10 @@ fn npm_start() {
     let load = Load::start(port, "/health");
     home.ok(&["reload", "web"]);
     let answer = http::get(http::local(port), "/health").expect("an answer");
-    assert!(!home.pids("web").contains(&answer.pid()), "npm's child answers");
+    assert!(
+        !home.pids("web").contains(&answer.pid()),
+        "npm's child answers"
+    );
     load.lossless();
 }
 

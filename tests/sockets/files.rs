@@ -14,13 +14,25 @@ use crate::common::{Home, apps, http, signal, wait_until};
 /// Mode, owner, group.
 fn file(path: &Path) -> (u32, u32, u32) {
     let found = path.symlink_metadata().expect("a socket file");
-    (found.permissions().mode() & 0o7777, found.uid(), found.gid())
+    (
+        found.permissions().mode() & 0o7777,
+        found.uid(),
+        found.gid(),
+    )
 }
 
 fn number(kind: char, name: &str) -> u32 {
-    let output = Command::new("getent").args([if kind == 'u' { "passwd" } else { "group" }, name]).output().expect("getent");
+    let output = Command::new("getent")
+        .args([if kind == 'u' { "passwd" } else { "group" }, name])
+        .output()
+        .expect("getent");
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    text.split(':').nth(2).unwrap_or_else(|| panic!("no {name}")).trim().parse().expect("a number")
+    text.split(':')
+        .nth(2)
+        .unwrap_or_else(|| panic!("no {name}"))
+        .trim()
+        .parse()
+        .expect("a number")
 }
 
 fn root() -> bool {
@@ -41,12 +53,16 @@ fn open_folder(home: &Home) {
 
 /// Writes a configuration that runs tests/apps/sockets.py with this unix socket, and says whether it can.
 fn config_at(home: &Home, path: &str, keys: &str) -> bool {
-    let Some(python) = apps::python_for_all() else { return false };
+    let Some(python) = apps::python_for_all() else {
+        return false;
+    };
     let script = home.path("sockets.py");
     fs::copy(apps::sources().join("sockets.py"), &script).expect("copied");
     let command = apps::toml_command(&[python, script.to_str().expect("UTF-8")]);
     let more = "instances = 2\nrestart = { min_uptime = \"300ms\" }\nenv = { BIND = \"fd:3\" }";
-    home.config(&format!("[app.web]\n{command}\nlisten = \"unix:{path}\"\n{more}\n{keys}\n"));
+    home.config(&format!(
+        "[app.web]\n{command}\nlisten = \"unix:{path}\"\n{more}\n{keys}\n"
+    ));
     true
 }
 
@@ -66,24 +82,47 @@ fn owner_group_and_mode() {
     home.ok(&["start"]);
     assert_eq!(file(&path), (0o750, 0, 0));
     let daemon = (number('u', "daemon"), number('g', "daemon"));
-    let (www, inode) = (number('g', "www-data"), path.metadata().expect("a file").ino());
+    let (www, inode) = (
+        number('g', "www-data"),
+        path.metadata().expect("a file").ino(),
+    );
     let client = UnixStream::connect(&path).expect("a connection");
     for (keys, expected) in [
-        ("umask = \"007\"\nuser = \"daemon\"", (0o770, daemon.0, daemon.1)),
-        ("umask = \"0\"\nuser = \"daemon\"\ngroup = \"www-data\"", (0o777, daemon.0, www)),
-        ("user = \"daemon\"\nsocket = { group = \"www-data\", mode = \"0660\" }", (0o660, daemon.0, www)),
-        ("user = \"daemon\"\nsocket = { owner = 0, group = 4711, mode = 0o606 }", (0o606, 0, 4711)),
+        (
+            "umask = \"007\"\nuser = \"daemon\"",
+            (0o770, daemon.0, daemon.1),
+        ),
+        (
+            "umask = \"0\"\nuser = \"daemon\"\ngroup = \"www-data\"",
+            (0o777, daemon.0, www),
+        ),
+        (
+            "user = \"daemon\"\nsocket = { group = \"www-data\", mode = \"0660\" }",
+            (0o660, daemon.0, www),
+        ),
+        (
+            "user = \"daemon\"\nsocket = { owner = 0, group = 4711, mode = 0o606 }",
+            (0o606, 0, 4711),
+        ),
     ] {
         assert!(config(&home, keys));
         home.ok(&["reload", "web"]);
         assert_eq!(file(&path), expected, "{keys}");
-        assert_eq!(path.metadata().expect("a file").ino(), inode, "it is the same socket");
+        assert_eq!(
+            path.metadata().expect("a file").ino(),
+            inode,
+            "it is the same socket"
+        );
         home.ok(&["restart", "web"]);
         assert_eq!(file(&path), expected, "{keys}");
     }
     drop(client);
     // A new daemon knows it as well, and a stale file is replaced by one of the same kind.
-    let pid = || home.ok(&["ping", "--json"]).json()["pid"].as_u64().expect("a pid") as u32;
+    let pid = || {
+        home.ok(&["ping", "--json"]).json()["pid"]
+            .as_u64()
+            .expect("a pid") as u32
+    };
     let before = pid();
     signal(before, Signal::SIGKILL);
     wait_until("another daemon", || pid() != before);
@@ -112,7 +151,10 @@ fn a_folder_chooses_the_group() {
         return;
     }
     home.ok(&["start"]);
-    assert_eq!(file(&folder.join("api.sock")), (0o775, number('u', "daemon"), 4711));
+    assert_eq!(
+        file(&folder.join("api.sock")),
+        (0o775, number('u', "daemon"), 4711)
+    );
 }
 
 /// nginx's master and its worker, which runs as www-data.
@@ -134,9 +176,17 @@ impl Nginx {
         let config = prefix.join("nginx.conf");
         fs::write(&config, text).expect("written");
         let mut command = home.command("nginx");
-        command.arg("-p").arg(&prefix).arg("-c").arg(&config).arg("-e").arg(prefix.join("error.log"));
+        command
+            .arg("-p")
+            .arg(&prefix)
+            .arg("-c")
+            .arg(&config)
+            .arg("-e")
+            .arg(prefix.join("error.log"));
         let nginx = Self(command.stdin(Stdio::null()).spawn().expect("nginx runs"));
-        wait_until("nginx listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        wait_until("nginx listens", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
         nginx
     }
 }
@@ -149,8 +199,13 @@ impl Drop for Nginx {
 }
 
 fn nginx_is_there() -> bool {
-    let found = Command::new("nginx").arg("-v").stderr(Stdio::null()).status();
-    found.inspect_err(|why| apps::missing("nginx", &why.to_string())).is_ok()
+    let found = Command::new("nginx")
+        .arg("-v")
+        .stderr(Stdio::null())
+        .status();
+    found
+        .inspect_err(|why| apps::missing("nginx", &why.to_string()))
+        .is_ok()
 }
 
 #[test]

@@ -13,11 +13,16 @@ fn refused(hold: impl FnOnce(u16) -> Option<TcpListener>, listen: &str) {
     let port = home.port();
     let Some(holder) = hold(port) else { return };
     let listen = listen.replace('P', &port.to_string());
-    home.config(&format!("[app.web]\n{}\nlisten = {listen}\n", apps::sample()));
+    home.config(&format!(
+        "[app.web]\n{}\nlisten = {listen}\n",
+        apps::sample()
+    ));
     let me = std::process::id().to_string();
     // The name is that of the thread group's leader: this test's program, cut to 15 characters.
     let name = std::fs::read_to_string("/proc/self/comm").expect("a name");
-    home.run(&["start"]).code(1).says(&[&port.to_string(), &me, name.trim()]);
+    home.run(&["start"])
+        .code(1)
+        .says(&[&port.to_string(), &me, name.trim()]);
     assert_eq!(home.list(), serde_json::json!([]), "nothing is left of it");
     drop(holder);
     home.ok(&["start"]);
@@ -38,7 +43,10 @@ fn by_a_plain_listener() {
 
 #[test]
 fn by_a_dual_stack_listener() {
-    refused(|port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).ok(), "\"127.0.0.1:P\"");
+    refused(
+        |port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).ok(),
+        "\"127.0.0.1:P\"",
+    );
 }
 
 /// It would let others in, and share its connections with them.
@@ -61,10 +69,21 @@ fn by_a_listener_with_reuseport() {
 fn by_another_app_of_ours() {
     let home = Home::new();
     let port = home.port();
-    home.config(&format!("[app.one]\n{}\nlisten = \"127.0.0.1:{port}\"\n", apps::sample()));
+    home.config(&format!(
+        "[app.one]\n{}\nlisten = \"127.0.0.1:{port}\"\n",
+        apps::sample()
+    ));
     home.ok(&["start"]);
-    home.write("two.toml", &format!("[app.two]\n{}\nlisten = \"127.0.0.1:{port}\"\n", apps::sample()));
-    home.run(&["start", "two.toml"]).code(1).says(&[&port.to_string(), "one"]);
+    home.write(
+        "two.toml",
+        &format!(
+            "[app.two]\n{}\nlisten = \"127.0.0.1:{port}\"\n",
+            apps::sample()
+        ),
+    );
+    home.run(&["start", "two.toml"])
+        .code(1)
+        .says(&[&port.to_string(), "one"]);
     assert_eq!(home.list().as_array().map(Vec::len), Some(1));
     http::get(http::local(port), "/").expect("an answer");
 }

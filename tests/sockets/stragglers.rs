@@ -12,20 +12,27 @@ fn site(instances: u16, lines: &str) -> (Home, u16) {
     let home = Home::new();
     let port = home.port();
     let rest = format!("readiness = \"/readiness\"\n{lines}");
-    home.config(&format!("[app.web]\n{}\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\n{rest}\n", apps::sample()));
+    home.config(&format!(
+        "[app.web]\n{}\ninstances = {instances}\nlisten = \"127.0.0.1:{port}\"\n{rest}\n",
+        apps::sample()
+    ));
     home.ok(&["start"]);
     (home, port)
 }
 
 fn relayed(home: &Home) -> u64 {
-    home.describe("web")["app"]["relayed"].as_u64().expect("a number")
+    home.describe("web")["app"]["relayed"]
+        .as_u64()
+        .expect("a number")
 }
 
 /// Connections whose requests are sent, and wait.
 fn requests(port: u16, count: usize) -> Vec<TcpStream> {
     let open = |_| {
         let mut stream = http::connect(http::local(port)).expect("a connection");
-        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("it takes the request");
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .expect("it takes the request");
         stream
     };
     (0..count).map(open).collect()
@@ -35,7 +42,10 @@ fn answers(requests: Vec<TcpStream>) -> Vec<u32> {
     let answer = |stream: TcpStream| {
         let mut text = String::new();
         std::io::Read::read_to_string(&mut { stream }, &mut text).expect("an answer");
-        let body = text.split("\r\n\r\n").nth(1).unwrap_or_else(|| panic!("no whole answer: {text:?}"));
+        let body = text
+            .split("\r\n\r\n")
+            .nth(1)
+            .unwrap_or_else(|| panic!("no whole answer: {text:?}"));
         let answer: serde_json::Value = serde_json::from_str(body).expect("JSON");
         answer["pid"].as_u64().expect("a pid") as u32
     };
@@ -52,7 +62,9 @@ fn nobody_is_ready() {
         signal(*pid, Signal::SIGKILL);
     }
     home.wait_view("web", "that nobody is ready", |view| {
-        view["workers"].as_array().is_some_and(|w| w.iter().all(|w| w["phase"] != "ready"))
+        view["workers"]
+            .as_array()
+            .is_some_and(|w| w.iter().all(|w| w["phase"] != "ready"))
     });
     let pids = answers(requests(port, 20));
     assert!(pids.iter().all(|pid| !dead.contains(pid)), "{pids:?}");

@@ -36,7 +36,9 @@ fn the_next_command_adopts_the_workers() {
 /// It has no socket of ours yet, and nobody could give it one any more.
 #[test]
 fn a_worker_that_had_not_bound_is_started_anew() {
-    let Some(python) = crate::common::apps::python() else { return };
+    let Some(python) = crate::common::apps::python() else {
+        return;
+    };
     let home = Home::new();
     let port = home.port();
     home.write(
@@ -47,8 +49,15 @@ fn a_worker_that_had_not_bound_is_started_anew() {
     );
     home.app("web", &format!("command = [\"{python}\", \"late.py\"]\nlisten = \"127.0.0.1:{port}\"\nlisten_timeout = \"60s\""));
     let mut start = home.rsup();
-    let mut start = start.arg("start").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    home.wait_view("web", "a process", |view| view["workers"][0]["pid"].is_u64());
+    let mut start = start
+        .arg("start")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    home.wait_view("web", "a process", |view| {
+        view["workers"][0]["pid"].is_u64()
+    });
     let before = home.pid("web");
     home.kill_keeper_and_daemon();
     home.list();
@@ -64,7 +73,10 @@ fn a_worker_that_had_not_bound_is_started_anew() {
 fn what_is_printed_meanwhile_is_not_lost() {
     let home = Home::new();
     let script = "i=0; while [ ! -e stop ]; do i=$((i+1)); echo line $i; sleep 0.01; done; echo last $i; exec sleep 1000";
-    home.app("printer", &format!("command = ['sh', '-c', '{script}']\nlog.timestamps = false"));
+    home.app(
+        "printer",
+        &format!("command = ['sh', '-c', '{script}']\nlog.timestamps = false"),
+    );
     home.ok(&["start"]);
     let pid = home.pid("printer");
     home.wait_log("printer", "line 3\n");
@@ -73,11 +85,20 @@ fn what_is_printed_meanwhile_is_not_lost() {
     // It wrote to a pipe that no process of rsup had open.
     wait_for("its last line", || {
         let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if words.starts_with(b"sleep\x001000") { Ok(()) } else { Err("not yet") }
+        if words.starts_with(b"sleep\x001000") {
+            Ok(())
+        } else {
+            Err("not yet")
+        }
     });
     assert_eq!(home.pid("printer"), pid);
     let text = home.wait_log("printer", "last ");
-    let last: usize = text.lines().find_map(|line| line.strip_prefix("last ")).unwrap().parse().unwrap();
+    let last: usize = text
+        .lines()
+        .find_map(|line| line.strip_prefix("last "))
+        .unwrap()
+        .parse()
+        .unwrap();
     let expected: String = (1..=last).map(|n| format!("line {n}\n")).collect();
     assert_eq!(home.log("printer-out"), format!("{expected}last {last}\n"));
 }
@@ -103,7 +124,10 @@ fn after_a_foreground_rsup_only_a_start_adopts() {
     let home = Home::new();
     let port = home.web("web", "instances = 2");
     let mut command = home.rsup();
-    command.args(["start", "--foreground", "supervisor.toml"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["start", "--foreground", "supervisor.toml"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut foreground = command.spawn().unwrap();
     wait_until("the daemon", || home.run(&["ping"]).code == 0);
     home.wait_view("web", "ready", is_ready);
@@ -145,23 +169,36 @@ const PYTHON: &str = "/usr/bin/python3";
 
 #[test]
 fn workers_out_of_reach_are_replaced_without_a_gap() {
-    let Some(home) = Home::of_user(65534) else { return };
+    let Some(home) = Home::of_user(65534) else {
+        return;
+    };
     if !std::path::Path::new(PYTHON).exists() {
         return crate::common::apps::missing("python3", PYTHON);
     }
     let port = home.port();
     home.write("server.py", SECRETIVE);
-    home.app("web", &format!("command = [\"{PYTHON}\", \"server.py\"]\ninstances = 2\nlisten = \"127.0.0.1:{port}\""));
+    home.app(
+        "web",
+        &format!(
+            "command = [\"{PYTHON}\", \"server.py\"]\ninstances = 2\nlisten = \"127.0.0.1:{port}\""
+        ),
+    );
     home.ok(&["start"]);
     let before = home.pids("web");
     let load = Load::start(port, "/");
     home.kill_keeper_and_daemon();
     load.more(300);
     home.list();
-    let gone = |view: &serde_json::Value| is_ready(view) && crate::common::pids(view).is_disjoint(&before);
+    let gone =
+        |view: &serde_json::Value| is_ready(view) && crate::common::pids(view).is_disjoint(&before);
     let view = home.wait_view("web", "replacements", gone);
     assert_eq!(view["revision"], 1, "{view:#}");
-    assert!(home.events("web").contains("may not take the worker's sockets back"), "{}", home.events("web"));
+    assert!(
+        home.events("web")
+            .contains("may not take the worker's sockets back"),
+        "{}",
+        home.events("web")
+    );
     load.more(100);
     home.ok(&["reload", "web"]);
     load.more(100);

@@ -12,14 +12,19 @@ use crate::support::Life;
 
 /// `stubborn` does not end when it is told to, `calm` does, `idle` is stopped by its operator.
 fn three(home: &Home) {
-    home.web("stubborn", "instances = 2\nkill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }");
+    home.web(
+        "stubborn",
+        "instances = 2\nkill_timeout = \"1h\"\nenv = { IGNORE_SIGTERM = \"1\" }",
+    );
     home.app("calm", "command = [\"sleep\", \"1000\"]");
     home.app("idle", "command = [\"sleep\", \"1000\"]");
 }
 
 fn told(home: &Home) {
     home.wait_log("stubborn", "SIGTERM: ignored");
-    wait_until("the other has ended", || home.view("calm")["phase"] == "stopped");
+    wait_until("the other has ended", || {
+        home.view("calm")["phase"] == "stopped"
+    });
 }
 
 /// As a power cut does it, but within one boot.
@@ -31,7 +36,10 @@ fn kill_all(home: &Home) {
         }
         left.is_empty()
     });
-    assert!(home.rsup_home().join("run/state.json").exists(), "it was cut short");
+    assert!(
+        home.rsup_home().join("run/state.json").exists(),
+        "it was cut short"
+    );
 }
 
 fn obedient(home: &Home) {
@@ -68,7 +76,9 @@ fn after_a_signal_apps_are_what_they_were() {
 /// Ends what would take an hour.
 fn kill_again(home: &Home) {
     let kill = home.background(&["kill"]);
-    wait_until("all is being stopped", || home.view("calm")["phase"] == "stopped");
+    wait_until("all is being stopped", || {
+        home.view("calm")["phase"] == "stopped"
+    });
     end(home);
     kill.wait().ok();
 }
@@ -83,7 +93,9 @@ fn with_the_workers_left_alone_too() {
     home.kill_keeper_and_daemon();
     home.ok(&["start", "calm"]);
     // Those that were told end, sooner or later; as far as there is room, the next ones do not wait for it.
-    let view = home.wait_view("stubborn", "served again", |v| v["workers"].to_string().contains("\"ready\""));
+    let view = home.wait_view("stubborn", "served again", |v| {
+        v["workers"].to_string().contains("\"ready\"")
+    });
     assert!(crate::common::pids(&view).is_superset(&before), "{view:#}");
     before.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
     home.wait_view("stubborn", "ready", is_ready);
@@ -100,7 +112,11 @@ fn a_question_ends_the_stop_and_a_start_comes_after() {
     kill_all(&home);
     let began = Instant::now();
     home.ok(&["list"]).says(&["no daemon runs"]);
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
     wait_until("nobody is there", || home.processes().is_empty());
     home.run(&["ping"]).code(1).says(&["no daemon runs"]);
     home.ok(&["start"]);
@@ -113,7 +129,13 @@ fn a_question_ends_the_stop_and_a_start_comes_after() {
 fn after_rsup_kill_they_stay_stopped_but_for_what_is_started() {
     let home = Home::new();
     up(&home);
-    let mut killing = home.rsup().arg("kill").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut killing = home
+        .rsup()
+        .arg("kill")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     told(&home);
     // First, or it would start a daemon that goes on with the stop.
     killing.kill().unwrap();
@@ -149,7 +171,10 @@ fn a_keeper_starts_none_but_one_that_goes_on_stopping() {
 
 fn service(home: &Home) -> Child {
     let mut command = home.rsup();
-    command.args(["daemon", "--service"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .args(["daemon", "--service"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let child = command.spawn().unwrap();
     wait_until("the service answers", || home.run(&["ping"]).code == 0);
     child

@@ -20,7 +20,9 @@ fn the_daemon_makes_another_which_does_the_same() {
         signal(keeper, Signal::SIGKILL);
         wait_until("its end", || !is_alive(keeper));
         wait_until("another keeper", || {
-            home.processes().iter().any(|(pid, what)| *pid != keeper && what.trim_end().ends_with(" keeper"))
+            home.processes()
+                .iter()
+                .any(|(pid, what)| *pid != keeper && what.trim_end().ends_with(" keeper"))
         });
         assert_eq!(home.daemon(), daemon);
         // It knows everything, as the death of the daemon shows.
@@ -69,7 +71,10 @@ fn an_upgrade_past_a_keeper_that_stands_still() {
     assert_eq!((home.daemon(), home.pids("web")), (daemon, before.clone()));
     signal(keeper, Signal::SIGCONT);
     wait_until("the keeper makes room for another", || {
-        let keepers = home.processes().into_iter().filter(|(_, what)| what.trim_end().ends_with(" keeper"));
+        let keepers = home
+            .processes()
+            .into_iter()
+            .filter(|(_, what)| what.trim_end().ends_with(" keeper"));
         let keepers: Vec<u32> = keepers.map(|(pid, _)| pid).collect();
         keepers.len() == 1 && keepers[0] != keeper
     });
@@ -96,7 +101,11 @@ fn a_keeper_that_did_not_hear_of_the_end_brings_nothing_back() {
     wait_until("the end of the daemon", || !is_alive(daemon));
     signal(keeper, Signal::SIGCONT);
     wait_until("the end of all", || home.processes().is_empty());
-    assert!(!home.daemon_log().contains("come back as they were"), "{}", home.daemon_log());
+    assert!(
+        !home.daemon_log().contains("come back as they were"),
+        "{}",
+        home.daemon_log()
+    );
 }
 
 #[test]
@@ -106,7 +115,11 @@ fn sigterm_to_the_keeper_stops_everything_gracefully() {
     home.ok(&["start"]);
     signal(home.keeper(), Signal::SIGTERM);
     wait_until("the end of all", || home.processes().is_empty());
-    assert!(home.daemon_log().contains("told to stop"), "{}", home.daemon_log());
+    assert!(
+        home.daemon_log().contains("told to stop"),
+        "{}",
+        home.daemon_log()
+    );
 }
 
 #[test]
@@ -148,11 +161,26 @@ mod spoken {
     impl Talk {
         fn begin() -> Self {
             let home = Home::new();
-            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+            let (ours, theirs) = socketpair(
+                AddressFamily::Unix,
+                SockType::SeqPacket,
+                None,
+                SockFlag::SOCK_CLOEXEC,
+            )
+            .unwrap();
             let number = inherit::leave_open(&theirs).unwrap();
             let mut command = home.rsup();
-            let keeper = command.arg0("rsup").arg("keeper").env(SOCKET, number.to_string()).stderr(Stdio::null()).spawn();
-            Self { socket: ours, keeper: keeper.unwrap(), home }
+            let keeper = command
+                .arg0("rsup")
+                .arg("keeper")
+                .env(SOCKET, number.to_string())
+                .stderr(Stdio::null())
+                .spawn();
+            Self {
+                socket: ours,
+                keeper: keeper.unwrap(),
+                home,
+            }
         }
 
         fn raw(&self, packet: &[u8], fd: Option<&OwnedFd>) {
@@ -201,7 +229,17 @@ mod spoken {
         talk.say(&ToKeeper::Keep("one".into()), Some(&some_file()));
         let long = vec![b'K'; 100_000];
         let nameless = ToKeeper::Keep(String::new()).encode();
-        let garbage: [&[u8]; 9] = [b"?", b"H", b"X", b"X123", b"Gx", b"\0\0\0\0", &long, &nameless, "Kn\u{e4}me".as_bytes()];
+        let garbage: [&[u8]; 9] = [
+            b"?",
+            b"H",
+            b"X",
+            b"X123",
+            b"Gx",
+            b"\0\0\0\0",
+            &long,
+            &nameless,
+            "Kn\u{e4}me".as_bytes(),
+        ];
         for packet in garbage {
             talk.raw(packet, None);
             // Whatever comes with it is closed.
@@ -212,10 +250,15 @@ mod spoken {
         talk.say(&ToKeeper::Keep("two".into()), Some(&some_file()));
         assert_eq!(talk.names(), ["one", "two"]);
         talk.say(&ToKeeper::HowEnded(1), None);
-        assert_eq!(talk.hear().0, FromKeeper::Ended(1, rsup::exit::Exit::Unknown));
+        assert_eq!(
+            talk.hear().0,
+            FromKeeper::Ended(1, rsup::exit::Exit::Unknown)
+        );
         talk.say(&ToKeeper::Drop("one".into()), None);
         assert_eq!(talk.names(), ["two"]);
-        let open = std::fs::read_dir(format!("/proc/{}/fd", talk.keeper.id())).unwrap().count();
+        let open = std::fs::read_dir(format!("/proc/{}/fd", talk.keeper.id()))
+            .unwrap()
+            .count();
         assert!(open < 12, "{open} descriptors are open");
         talk.end();
     }

@@ -18,7 +18,8 @@ fn power_cut(home: &Home) {
     wait_until("nobody is left", || {
         let left = home.processes();
         for (pid, _) in &left {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid as i32), Signal::SIGKILL);
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid as i32), Signal::SIGKILL);
         }
         left.is_empty()
     });
@@ -42,14 +43,22 @@ fn apps_come_back_as_they_were() {
     home.ok(&["reload", "web"]);
     // Written, and for nobody else to read: it has the environment of every app.
     wait_until("the state is saved", || {
-        fs::read_to_string(saved(&home)).is_ok_and(|t| t.contains("\"last_revision\":2") && !t.contains("\"kind\":\"reload\""))
+        fs::read_to_string(saved(&home))
+            .is_ok_and(|t| t.contains("\"last_revision\":2") && !t.contains("\"kind\":\"reload\""))
     });
-    assert_eq!(fs::metadata(saved(&home)).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(saved(&home)).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
     power_cut(&home);
     home.app("new", "command = [\"sleep\", \"1000\"]");
     home.ok(&["start", "supervisor.toml", "--only", "new"]);
     let view = home.wait_view("web", "ready", is_ready);
-    assert_eq!((view["revision"].as_u64(), view["instances"].as_u64()), (Some(2), Some(2)), "{view:#}");
+    assert_eq!(
+        (view["revision"].as_u64(), view["instances"].as_u64()),
+        (Some(2), Some(2)),
+        "{view:#}"
+    );
     assert_eq!(home.view("stopped")["phase"], "stopped");
     assert!(home.view("deleted").is_null());
     assert!(is_ready(&home.view("new")));
@@ -88,11 +97,18 @@ fn a_state_that_cannot_be_read_is_put_aside_and_said() {
     home.app("web", "command = [\"sleep\", \"1000\"]");
     home.ok(&["start"]);
     home.ok(&["kill"]);
-    for (text, words) in [("{ not json", "cannot be understood"), ("{\"version\": 99, \"rsup\": \"9.1.0\"}", "rsup 9.1.0")] {
+    for (text, words) in [
+        ("{ not json", "cannot be understood"),
+        ("{\"version\": 99, \"rsup\": \"9.1.0\"}", "rsup 9.1.0"),
+    ] {
         fs::write(saved(&home), text).unwrap();
         home.ok(&["start"]);
         assert!(home.daemon_log().contains(words), "{}", home.daemon_log());
-        assert!(home.daemon_log().contains("put aside"), "{}", home.daemon_log());
+        assert!(
+            home.daemon_log().contains("put aside"),
+            "{}",
+            home.daemon_log()
+        );
         home.ok(&["kill"]);
     }
     let aside = fs::read_to_string(home.rsup_home().join("state/state.json.unread0")).unwrap();
@@ -108,9 +124,11 @@ impl Network {
         let child = command.args(["--net", "sleep", "1000"]).spawn().unwrap();
         let network = Self(child);
         let ours = fs::read_link("/proc/self/ns/net").unwrap();
-        wait_for("the network", || match fs::read_link(format!("/proc/{}/ns/net", network.0.id())) {
-            Ok(theirs) if theirs != ours => Ok(()),
-            other => Err(format!("{other:?}")),
+        wait_for("the network", || {
+            match fs::read_link(format!("/proc/{}/ns/net", network.0.id())) {
+                Ok(theirs) if theirs != ours => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         });
         network.run(home, &["ip", "link", "set", "lo", "up"]);
         network
@@ -118,12 +136,16 @@ impl Network {
 
     fn command(&self, home: &Home, words: &[&str]) -> std::process::Command {
         let mut command = home.command("nsenter");
-        command.args([&format!("--net=/proc/{}/ns/net", self.0.id()), "--"]).args(words);
+        command
+            .args([&format!("--net=/proc/{}/ns/net", self.0.id()), "--"])
+            .args(words);
         command
     }
 
     fn run(&self, home: &Home, words: &[&str]) {
-        crate::common::try_run(self.command(home, words)).unwrap().ok();
+        crate::common::try_run(self.command(home, words))
+            .unwrap()
+            .ok();
     }
 
     fn service(&self, home: &Home) -> std::process::Child {
@@ -165,13 +187,25 @@ fn an_address_that_comes_later() {
     ip("del");
     let mut second = network.service(&home);
     let reason = |view: &serde_json::Value| view["reason"].as_str().unwrap_or_default().to_owned();
-    home.wait_view("web", "it is told why there is no worker", |v| reason(v).contains("10.99.0.1:4321"));
+    home.wait_view("web", "it is told why there is no worker", |v| {
+        reason(v).contains("10.99.0.1:4321")
+    });
     let admin = || home.ok(&["ping", "--json"]).json()["admin"]["problem"].clone();
-    assert!(admin().to_string().contains("goes on trying"), "{}", admin());
+    assert!(
+        admin().to_string().contains("goes on trying"),
+        "{}",
+        admin()
+    );
     ip("add");
     let view = home.wait_view("web", "ready", is_ready);
     assert_eq!(reason(&view), "", "{view:#}");
-    wait_for("the admin listener", || if admin().is_null() { Ok(()) } else { Err(admin()) });
+    wait_for("the admin listener", || {
+        if admin().is_null() {
+            Ok(())
+        } else {
+            Err(admin())
+        }
+    });
     home.ok(&["kill"]);
     second.wait().unwrap();
 }

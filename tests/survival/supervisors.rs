@@ -21,9 +21,17 @@ pub trait Supervisors {
 impl Supervisors for Home {
     fn keeper(&self) -> u32 {
         let daemon = self.daemon();
-        let keepers = self.processes().into_iter().filter(|(_, what)| what.trim_end().ends_with(" keeper"));
+        let keepers = self
+            .processes()
+            .into_iter()
+            .filter(|(_, what)| what.trim_end().ends_with(" keeper"));
         let keepers: Vec<u32> = keepers.map(|(pid, _)| pid).collect();
-        assert_eq!(keepers.len(), 1, "one keeper for daemon {daemon}: {:?}", self.processes());
+        assert_eq!(
+            keepers.len(),
+            1,
+            "one keeper for daemon {daemon}: {:?}",
+            self.processes()
+        );
         keepers[0]
     }
 
@@ -48,6 +56,8 @@ impl Supervisors for Home {
     }
 
     fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.daemon())).expect("its descriptors").count()
+        fs::read_dir(format!("/proc/{}/fd", self.daemon()))
+            .expect("its descriptors")
+            .count()
     }
 }

@@ -32,7 +32,8 @@ fn the_same_process_becomes_the_new_program_and_nobody_notices() {
     let new = home.path("rsup-new");
     install(RSUP, &new);
     for _ in 0..3 {
-        home.ok(&["upgrade", new.to_str().unwrap()]).says(&["no worker was touched"]);
+        home.ok(&["upgrade", new.to_str().unwrap()])
+            .says(&["no worker was touched"]);
         assert_eq!((home.daemon(), home.keeper()), (daemon, keeper));
         assert_eq!(exe(daemon), new);
         let view = home.wait_view("web", "ready", is_ready);
@@ -41,18 +42,26 @@ fn the_same_process_becomes_the_new_program_and_nobody_notices() {
     }
     // A reload that is under way goes on, and its client with it.
     let reload = home.background(&["reload", "web"]);
-    home.wait_view("web", "the reload", |view| view["operation"]["kind"] == "reload");
+    home.wait_view("web", "the reload", |view| {
+        view["operation"]["kind"] == "reload"
+    });
     home.ok(&["upgrade"]);
     reload.wait().ok();
     assert!(home.pids("web").is_disjoint(&before));
     // The keeper starts the new program from now on.
     home.kill_daemon();
     assert_ne!(home.daemon(), daemon);
-    assert_eq!(exe(home.daemon()), PathBuf::from(RSUP), "the last upgrade was to the rsup of the command");
+    assert_eq!(
+        exe(home.daemon()),
+        PathBuf::from(RSUP),
+        "the last upgrade was to the rsup of the command"
+    );
     load.more(100);
     load.lossless();
     let text = home.log("printer-out");
-    let expected: String = (1..=text.lines().count()).map(|n| format!("line {n}\n")).collect();
+    let expected: String = (1..=text.lines().count())
+        .map(|n| format!("line {n}\n"))
+        .collect();
     assert_eq!(text, expected, "no line is lost or doubled");
 }
 
@@ -63,13 +72,27 @@ fn what_cannot_run_changes_nothing() {
     home.ok(&["start"]);
     let (daemon, before) = (home.daemon(), home.pids("web"));
     let text = home.write("text", "no program");
-    home.run(&["upgrade", text.to_str().unwrap()]).code(1).says(&["cannot run", "not executable"]);
-    home.run(&["upgrade", "/no/such/rsup"]).code(1).says(&["cannot run", "/no/such/rsup"]);
-    home.run(&["upgrade", "/bin/true"]).code(1).says(&["cannot run", "no rsup"]);
-    let future = wrapped(&home, "future", "[ \"$2\" = --try-state ] && { echo 'the state is too old for me' >&2; exit 1; }");
-    home.run(&["upgrade", future.to_str().unwrap()]).code(1).says(&["cannot run", "the state is too old for me"]);
+    home.run(&["upgrade", text.to_str().unwrap()])
+        .code(1)
+        .says(&["cannot run", "not executable"]);
+    home.run(&["upgrade", "/no/such/rsup"])
+        .code(1)
+        .says(&["cannot run", "/no/such/rsup"]);
+    home.run(&["upgrade", "/bin/true"])
+        .code(1)
+        .says(&["cannot run", "no rsup"]);
+    let future = wrapped(
+        &home,
+        "future",
+        "[ \"$2\" = --try-state ] && { echo 'the state is too old for me' >&2; exit 1; }",
+    );
+    home.run(&["upgrade", future.to_str().unwrap()])
+        .code(1)
+        .says(&["cannot run", "the state is too old for me"]);
     let slow = wrapped(&home, "garbage", "printf '\\177ELF' ; exit 0");
-    home.run(&["upgrade", slow.to_str().unwrap()]).code(1).says(&["cannot run"]);
+    home.run(&["upgrade", slow.to_str().unwrap()])
+        .code(1)
+        .says(&["cannot run"]);
     assert_eq!((home.daemon(), home.pids("web")), (daemon, before));
     assert_eq!(exe(daemon), PathBuf::from(RSUP));
 }
@@ -82,9 +105,16 @@ fn a_program_that_cannot_begin_gives_back() {
     home.ok(&["start"]);
     let (daemon, before) = (home.daemon(), home.pids("web"));
     let load = Load::start(port, "/");
-    let lost = wrapped(&home, "lost", "[ \"$2\" = --try-state ] || export RSUP_FAIL_AT_START=1");
+    let lost = wrapped(
+        &home,
+        "lost",
+        "[ \"$2\" = --try-state ] || export RSUP_FAIL_AT_START=1",
+    );
     let run = home.run(&["upgrade", lost.to_str().unwrap()]).code(1);
-    assert!(run.err.contains("could not begin") && run.err.contains("went on"), "{run:?}");
+    assert!(
+        run.err.contains("could not begin") && run.err.contains("went on"),
+        "{run:?}"
+    );
     assert_eq!((home.daemon(), home.pids("web")), (daemon, before));
     assert_eq!(exe(daemon), PathBuf::from(RSUP));
     home.ok(&["reload", "web"]);
@@ -99,7 +129,11 @@ fn a_program_that_dies_is_replaced_by_the_old_one() {
     home.ok(&["start"]);
     let before = home.pids("web");
     let load = Load::start(port, "/");
-    let crashing = wrapped(&home, "crashing", "[ \"$2\" = --try-state ] || kill -SEGV $$");
+    let crashing = wrapped(
+        &home,
+        "crashing",
+        "[ \"$2\" = --try-state ] || kill -SEGV $$",
+    );
     let run = home.run(&["upgrade", crashing.to_str().unwrap()]).code(1);
     assert!(run.err.contains("died before it was up"), "{run:?}");
     assert_eq!(home.pids("web"), before);

@@ -75,7 +75,11 @@ impl Machine {
             ("nsenter", "util-linux"),
             ("setpriv", "util-linux"),
         ] {
-            let there = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let there = Command::new(program)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
             if there.is_err() {
                 assert!(
                     std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"),
@@ -86,7 +90,10 @@ impl Machine {
         }
         sweep();
         let name = format!("{PREFIX}{}", std::process::id());
-        let folder = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in("/tmp").unwrap();
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("{name}-"))
+            .tempdir_in("/tmp")
+            .unwrap();
         let mut groups = Vec::new();
         for root in hierarchies() {
             let group = root.join(&name);
@@ -98,15 +105,33 @@ impl Machine {
         }
         let log = fs::File::create(folder.path().with_extension("log")).unwrap();
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "sh", "-c", OUTER]).stdin(Stdio::null());
+        command
+            .args(["--pdeathsig", "KILL", "sh", "-c", OUTER])
+            .stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
-        let groups_text: Vec<String> = groups.iter().map(|group| group.display().to_string()).collect();
-        command.env("GROUPS_OF_TEST", groups_text.join(" ")).env("INNER", INNER);
-        command.env("FOLDER", folder.path()).env("NAME", &name).env("PROGRAM", RSUP);
+        let groups_text: Vec<String> = groups
+            .iter()
+            .map(|group| group.display().to_string())
+            .collect();
+        command
+            .env("GROUPS_OF_TEST", groups_text.join(" "))
+            .env("INNER", INNER);
+        command
+            .env("FOLDER", folder.path())
+            .env("NAME", &name)
+            .env("PROGRAM", RSUP);
         command.env("TESTS", std::env::current_exe().unwrap());
         let first = command.spawn().unwrap();
-        let mut machine = Self { folder, groups, first };
-        if machine.wait_boot() { Some(machine) } else { impossible(&machine.log()) }
+        let mut machine = Self {
+            folder,
+            groups,
+            first,
+        };
+        if machine.wait_boot() {
+            Some(machine)
+        } else {
+            impossible(&machine.log())
+        }
     }
 
     /// False if this machine cannot do it.
@@ -114,13 +139,25 @@ impl Machine {
         let deadline = Instant::now() + common::PATIENCE;
         loop {
             if let Some(status) = self.first.try_wait().unwrap() {
-                assert_eq!(status.code(), Some(CANNOT), "the machine ended: {status}\n{}", self.log());
+                assert_eq!(
+                    status.code(),
+                    Some(CANNOT),
+                    "the machine ended: {status}\n{}",
+                    self.log()
+                );
                 return false;
             }
-            if self.try_run(&["systemctl", "is-system-running", "--wait"]).is_some_and(|run| run.out.trim() == "running") {
+            if self
+                .try_run(&["systemctl", "is-system-running", "--wait"])
+                .is_some_and(|run| run.out.trim() == "running")
+            {
                 return true;
             }
-            assert!(Instant::now() < deadline, "the machine does not boot\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "the machine does not boot\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -149,9 +186,18 @@ impl Machine {
     fn command(&self, words: &[&str]) -> Option<Command> {
         let init = self.init()?.to_string();
         let mut command = Command::new("nsenter");
-        command.args(["-t", &init, "-m", "-u", "-i", "-p", "--"]).args(words);
-        command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        command.env("HOME", "/root").env("SYSTEMD_PAGER", "").current_dir("/").stdin(Stdio::null());
+        command
+            .args(["-t", &init, "-m", "-u", "-i", "-p", "--"])
+            .args(words);
+        command.env_clear().env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        );
+        command
+            .env("HOME", "/root")
+            .env("SYSTEMD_PAGER", "")
+            .current_dir("/")
+            .stdin(Stdio::null());
         Some(command)
     }
 
@@ -161,21 +207,30 @@ impl Machine {
 
     #[track_caller]
     pub fn run(&self, words: &[&str]) -> Run {
-        common::try_run(self.command(words).expect("the machine runs")).unwrap_or_else(|why| panic!("{why}"))
+        common::try_run(self.command(words).expect("the machine runs"))
+            .unwrap_or_else(|why| panic!("{why}"))
     }
 
     /// It must succeed.
     #[track_caller]
     pub fn ok(&self, words: &[&str]) -> Run {
         let run = self.run(words);
-        assert_eq!(run.code, 0, "{words:?}\nstdout: {}\nstderr: {}", run.out, run.err);
+        assert_eq!(
+            run.code, 0,
+            "{words:?}\nstdout: {}\nstderr: {}",
+            run.out, run.err
+        );
         run
     }
 
     /// Runs on in the background; dropped, it is waited for.
     pub fn background(&self, words: &[&str]) -> Child {
         let mut command = self.command(words).expect("the machine runs");
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     pub fn write(&self, path: &str, text: &str) {
@@ -193,7 +248,10 @@ impl Machine {
     /// A property of a unit.
     #[track_caller]
     pub fn show(&self, unit: &str, property: &str) -> String {
-        self.ok(&["systemctl", "show", "--value", "-p", property, unit]).out.trim().to_owned()
+        self.ok(&["systemctl", "show", "--value", "-p", property, unit])
+            .out
+            .trim()
+            .to_owned()
     }
 
     #[track_caller]
@@ -212,7 +270,10 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for words in [&["systemctl", "status", "rsup.service"][..], &["journalctl", "-b", "--no-pager", "-n", "60"]] {
+            for words in [
+                &["systemctl", "status", "rsup.service"][..],
+                &["journalctl", "-b", "--no-pager", "-n", "60"],
+            ] {
                 if let Some(run) = self.try_run(words) {
                     eprintln!("---- {words:?}\n{}{}", run.out, run.err);
                 }
@@ -242,7 +303,11 @@ fn hierarchies() -> Vec<PathBuf> {
     if root.join("cgroup.procs").exists() {
         return vec![root.to_owned()];
     }
-    ["systemd", "unified"].iter().map(|name| root.join(name)).filter(|path| path.join("cgroup.procs").exists()).collect()
+    ["systemd", "unified"]
+        .iter()
+        .map(|name| root.join(name))
+        .filter(|path| path.join("cgroup.procs").exists())
+        .collect()
 }
 
 /// The deepest first.
@@ -260,7 +325,13 @@ fn sweep() {
     for root in hierarchies().into_iter().chain([PathBuf::from("/tmp")]) {
         for entry in fs::read_dir(root).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split(['-', '.']).next()?.parse().ok());
+            let owner = name.to_str().and_then(|name| {
+                name.strip_prefix(PREFIX)?
+                    .split(['-', '.'])
+                    .next()?
+                    .parse()
+                    .ok()
+            });
             if owner.is_some_and(|pid| !is_alive(pid)) {
                 remove_group(&entry.path());
                 let _ = fs::remove_file(entry.path());

@@ -15,7 +15,10 @@ const CONFIG: &str = "/srv/web/supervisor.toml";
 impl Machine {
     fn view(&self, app: &str) -> Value {
         let list = self.ok(&["rsup", "list", "--json"]).json();
-        list.as_array().and_then(|apps| apps.iter().find(|a| a["name"] == app)).cloned().unwrap_or(Value::Null)
+        list.as_array()
+            .and_then(|apps| apps.iter().find(|a| a["name"] == app))
+            .cloned()
+            .unwrap_or(Value::Null)
     }
 
     fn pids(&self, app: &str) -> BTreeSet<u32> {
@@ -53,7 +56,10 @@ fn request_taken(port: u16) -> bool {
     table.lines().any(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         // sl local_address rem_address st tx_queue:rx_queue
-        fields.len() > 4 && fields[1].ends_with(&format!(":{port:04X}")) && fields[3] == "01" && fields[4].ends_with(":00000000")
+        fields.len() > 4
+            && fields[1].ends_with(&format!(":{port:04X}"))
+            && fields[3] == "01"
+            && fields[4].ends_with(":00000000")
     })
 }
 
@@ -67,7 +73,9 @@ fn step(name: &str, act: impl FnOnce()) {
 #[test]
 fn a_life_under_systemd() {
     let home = Home::new();
-    let Some(mut machine) = Machine::boot() else { return };
+    let Some(mut machine) = Machine::boot() else {
+        return;
+    };
     let port = home.port();
     machine.configure(port, "env = { WARM_MS = \"700\" }");
     let m = &machine;
@@ -79,9 +87,13 @@ fn a_life_under_systemd() {
     step("with KillMode=mixed the workers die", || mixed(m));
     step("descriptors in systemd's store", || store(m));
     step("a stuck loop is noticed", || watchdog(m));
-    step("a stop that takes longer than systemd expects", || slow_stop(m, port));
+    step("a stop that takes longer than systemd expects", || {
+        slow_stop(m, port)
+    });
     step("a graceful stop", || stop(m, port));
-    step("rsup is killed while it stops", || killed_while_stopping(m, port));
+    step("rsup is killed while it stops", || {
+        killed_while_stopping(m, port)
+    });
     step("systemd cannot start it", || cannot_start(m));
     step("a unit of an earlier rsup", || earlier_unit(m));
     step("rsup kill and rsup start", || kill_and_start(m));
@@ -95,23 +107,50 @@ fn a_life_under_systemd() {
 }
 
 fn install(m: &Machine) {
-    let run =
-        m.ok(&["rsup", "startup", CONFIG]).says(&["wrote /etc/systemd/system/rsup.service", "kill_timeout 20s", "from boot on"]);
+    let run = m.ok(&["rsup", "startup", CONFIG]).says(&[
+        "wrote /etc/systemd/system/rsup.service",
+        "kill_timeout 20s",
+        "from boot on",
+    ]);
     assert!(!run.err.contains("linger"), "{}", run.err);
     assert_eq!(m.show(SERVICE, "ActiveState"), "active");
     assert_eq!(m.show(SERVICE, "UnitFileState"), "enabled");
     m.wait_show(SERVICE, "StatusText", "no app is to run");
     // 15 s beyond drain_timeout (5 s by default) and kill_timeout.
     assert_eq!(m.show(SERVICE, "TimeoutStopUSec"), "40s");
-    let verify = m.ok(&["systemd-analyze", "--man=no", "verify", "/etc/systemd/system/rsup.service"]);
-    assert_eq!((verify.out.as_str(), verify.err.as_str()), ("", ""), "systemd has nothing to say against it");
+    let verify = m.ok(&[
+        "systemd-analyze",
+        "--man=no",
+        "verify",
+        "/etc/systemd/system/rsup.service",
+    ]);
+    assert_eq!(
+        (verify.out.as_str(), verify.err.as_str()),
+        ("", ""),
+        "systemd has nothing to say against it"
+    );
     let security = m.ok(&["systemd-analyze", "security", "--no-pager", SERVICE]);
-    eprintln!("         {}", security.out.lines().last().unwrap_or_default().trim());
+    eprintln!(
+        "         {}",
+        security.out.lines().last().unwrap_or_default().trim()
+    );
     // Again is no error.
     let again = m.ok(&["rsup", "startup", CONFIG, "--json"]).json();
-    assert_eq!((&again["started"], &again["waits_for"], &again["timeout_stop_s"]), (&true.into(), &Value::Null, &40.into()));
-    m.write("/etc/systemd/system/other.service", "[Service]\nExecStart=/bin/true\n");
-    m.run(&["rsup", "startup", "--name", "other"]).code(2).says(&["was not written by `rsup startup`", "--name"]);
+    assert_eq!(
+        (
+            &again["started"],
+            &again["waits_for"],
+            &again["timeout_stop_s"]
+        ),
+        (&true.into(), &Value::Null, &40.into())
+    );
+    m.write(
+        "/etc/systemd/system/other.service",
+        "[Service]\nExecStart=/bin/true\n",
+    );
+    m.run(&["rsup", "startup", "--name", "other"])
+        .code(2)
+        .says(&["was not written by `rsup startup`", "--name"]);
 }
 
 fn apps(m: &Machine) {
@@ -120,13 +159,29 @@ fn apps(m: &Machine) {
     let group = m.show(SERVICE, "ControlGroup");
     for pid in m.pids("web") {
         let environ = m.read(&format!("/proc/{pid}/environ"));
-        for name in ["NOTIFY_SOCKET=", "WATCHDOG_", "INVOCATION_ID=", "JOURNAL_STREAM="] {
+        for name in [
+            "NOTIFY_SOCKET=",
+            "WATCHDOG_",
+            "INVOCATION_ID=",
+            "JOURNAL_STREAM=",
+        ] {
             assert!(!environ.contains(name), "{name} is in {environ:?}");
         }
-        assert!(m.read(&format!("/proc/{pid}/cgroup")).contains(&group), "a worker belongs to the unit");
+        assert!(
+            m.read(&format!("/proc/{pid}/cgroup")).contains(&group),
+            "a worker belongs to the unit"
+        );
     }
-    assert_eq!(m.ok(&["stat", "-c", "%a", "/run/rsup", "/var/lib/rsup"]).out, "700\n700\n");
-    assert!(m.ok(&["journalctl", "-t", "rsup", "--no-pager"]).out.contains("rsup is up"));
+    assert_eq!(
+        m.ok(&["stat", "-c", "%a", "/run/rsup", "/var/lib/rsup"])
+            .out,
+        "700\n700\n"
+    );
+    assert!(
+        m.ok(&["journalctl", "-t", "rsup", "--no-pager"])
+            .out
+            .contains("rsup is up")
+    );
 }
 
 fn reload(m: &Machine, port: u16) {
@@ -136,10 +191,17 @@ fn reload(m: &Machine, port: u16) {
     m.wait_show(SERVICE, "ActiveState", "reloading");
     wait_for("the reload in words", || {
         let text = m.show(SERVICE, "StatusText");
-        if text.starts_with("reloading web: ") { Ok(()) } else { Err(text) }
+        if text.starts_with("reloading web: ") {
+            Ok(())
+        } else {
+            Err(text)
+        }
     });
     assert!(reload.wait().unwrap().success());
-    assert!(m.pids("web").is_disjoint(&before), "every worker is replaced");
+    assert!(
+        m.pids("web").is_disjoint(&before),
+        "every worker is replaced"
+    );
     m.wait_show(SERVICE, "ActiveState", "active");
     // By hand it is one for systemd as well.
     let mut reload = m.background(&["rsup", "reload", "web"]);
@@ -177,14 +239,27 @@ fn kill(m: &Machine, port: u16) {
     let (main, workers) = (m.main_pid(), m.pids("web"));
     let load = Load::start(port, "/health");
     let began = Instant::now();
-    m.ok(&["systemctl", "kill", "-s", "KILL", "--kill-who=main", SERVICE]);
+    m.ok(&[
+        "systemctl",
+        "kill",
+        "-s",
+        "KILL",
+        "--kill-who=main",
+        SERVICE,
+    ]);
     wait_until("another daemon answers", || {
         m.run(&["rsup", "ping", "--json"]).code == 0 && m.main_pid() != main && m.main_pid() != "0"
     });
-    eprintln!("         back after {} ms, as seen from here", began.elapsed().as_millis());
+    eprintln!(
+        "         back after {} ms, as seen from here",
+        began.elapsed().as_millis()
+    );
     m.wait_show(SERVICE, "ActiveState", "active");
     assert_eq!(m.show(SERVICE, "NRestarts"), "1");
-    assert!(workers.iter().all(|pid| m.lives(*pid)), "KillMode=process leaves the workers alone");
+    assert!(
+        workers.iter().all(|pid| m.lives(*pid)),
+        "KillMode=process leaves the workers alone"
+    );
     load.more(500);
     let report = load.lossless();
     eprintln!("         {} requests, none failed", report.requests);
@@ -196,7 +271,10 @@ fn kill(m: &Machine, port: u16) {
 
 /// Other settings of the service, as an administrator makes them.
 fn with_settings(m: &Machine, settings: &str, act: impl FnOnce()) {
-    m.write("/etc/systemd/system/rsup.service.d/test.conf", &format!("[Service]\n{settings}\n"));
+    m.write(
+        "/etc/systemd/system/rsup.service.d/test.conf",
+        &format!("[Service]\n{settings}\n"),
+    );
     m.ok(&["systemctl", "daemon-reload"]);
     m.ok(&["systemctl", "restart", SERVICE]);
     act();
@@ -210,8 +288,17 @@ fn mixed(m: &Machine) {
     with_settings(m, "KillMode=mixed", || {
         m.start_web();
         let workers = m.pids("web");
-        m.ok(&["systemctl", "kill", "-s", "KILL", "--kill-who=main", SERVICE]);
-        wait_until("the end of the workers", || workers.iter().all(|pid| !m.lives(*pid)));
+        m.ok(&[
+            "systemctl",
+            "kill",
+            "-s",
+            "KILL",
+            "--kill-who=main",
+            SERVICE,
+        ]);
+        wait_until("the end of the workers", || {
+            workers.iter().all(|pid| !m.lives(*pid))
+        });
         m.wait_show(SERVICE, "ActiveState", "active");
     });
 }
@@ -230,7 +317,11 @@ fn store(m: &Machine) {
     m.ok(&["systemctl", "start", "store.service"]);
     wait_for("what the second run found", || {
         let found = m.read("/run/found");
-        if found == crate::store::EXPECTED { Ok(()) } else { Err(found) }
+        if found == crate::store::EXPECTED {
+            Ok(())
+        } else {
+            Err(found)
+        }
     });
     m.ok(&["systemctl", "stop", "store.service"]);
 }
@@ -239,13 +330,19 @@ fn store(m: &Machine) {
 fn slow_stop(m: &Machine, port: u16) {
     m.configure(port, "env = { WARM_MS = \"100\", IGNORE_SIGTERM = \"1\" }");
     with_settings(m, "TimeoutStopSec=2s", || {
-        let config = m.read(CONFIG).replace("kill_timeout = \"20s\"", "kill_timeout = \"5s\"");
+        let config = m
+            .read(CONFIG)
+            .replace("kill_timeout = \"20s\"", "kill_timeout = \"5s\"");
         m.write(CONFIG, &config);
         m.start_web();
         m.ok(&["rsup", "reload", "web"]);
         let began = Instant::now();
         m.ok(&["systemctl", "stop", SERVICE]);
-        assert!(began.elapsed() > Duration::from_secs(4), "{:?}", began.elapsed());
+        assert!(
+            began.elapsed() > Duration::from_secs(4),
+            "{:?}",
+            began.elapsed()
+        );
         assert_eq!(m.show(SERVICE, "Result"), "success");
     });
     m.configure(port, "env = { WARM_MS = \"700\" }");
@@ -278,7 +375,13 @@ fn stop(m: &Machine, port: u16) {
     let began = Instant::now();
     m.ok(&["systemctl", "stop", SERVICE]);
     assert!(began.elapsed() < Duration::from_secs(40));
-    assert_eq!(slow.join().unwrap().expect("what was under way is answered").status, 200);
+    assert_eq!(
+        slow.join()
+            .unwrap()
+            .expect("what was under way is answered")
+            .status,
+        200
+    );
     assert!(workers.iter().all(|pid| !m.lives(*pid)));
     assert_eq!(m.show(SERVICE, "ActiveState"), "inactive");
     assert_eq!(m.show(SERVICE, "Result"), "success");
@@ -296,8 +399,17 @@ fn killed_while_stopping(m: &Machine, port: u16) {
     m.wait_show(SERVICE, "ActiveState", "deactivating");
     m.ok(&["kill", "-KILL", &main]);
     m.wait_show(SERVICE, "ActiveState", "failed");
-    assert!(workers.iter().all(|pid| !m.lives(*pid)), "no worker serves on");
-    assert_eq!(slow.join().unwrap().expect("what was under way is answered").status, 200);
+    assert!(
+        workers.iter().all(|pid| !m.lives(*pid)),
+        "no worker serves on"
+    );
+    assert_eq!(
+        slow.join()
+            .unwrap()
+            .expect("what was under way is answered")
+            .status,
+        200
+    );
     m.ok(&["systemctl", "reset-failed", SERVICE]);
     m.ok(&["systemctl", "start", SERVICE]);
     assert!(is_ready(&m.view("web")), "it was to run, and does again");
@@ -326,10 +438,17 @@ fn cannot_start(m: &Machine) {
 fn earlier_unit(m: &Machine) {
     let path = "/etc/systemd/system/rsup.service";
     let now = m.read(path);
-    let earlier: Vec<&str> = now.lines().filter(|line| !line.starts_with("# Form")).collect();
+    let earlier: Vec<&str> = now
+        .lines()
+        .filter(|line| !line.starts_with("# Form"))
+        .collect();
     m.write(path, &earlier.join("\n"));
     let said = m.ok(&["rsup", "list"]);
-    assert!(said.err.contains("written by an earlier rsup") && said.err.contains("`rsup startup`"), "{}", said.err);
+    assert!(
+        said.err.contains("written by an earlier rsup") && said.err.contains("`rsup startup`"),
+        "{}",
+        said.err
+    );
     let said = m.ok(&["rsup", "startup", CONFIG]);
     assert!(said.err.contains("it is written anew"), "{}", said.err);
     assert_eq!(m.read(path), now);
@@ -353,11 +472,21 @@ fn kill_and_start(m: &Machine) {
 
 fn socket(m: &Machine, port: u16) {
     m.ok(&["systemctl", "stop", SERVICE]);
-    m.ok(&["rsup", "startup", "--socket", CONFIG]).says(&["wrote /etc/systemd/system/rsup.socket"]);
-    let verify = m.ok(&["systemd-analyze", "--man=no", "verify", "/etc/systemd/system/rsup.socket"]);
+    m.ok(&["rsup", "startup", "--socket", CONFIG])
+        .says(&["wrote /etc/systemd/system/rsup.socket"]);
+    let verify = m.ok(&[
+        "systemd-analyze",
+        "--man=no",
+        "verify",
+        "/etc/systemd/system/rsup.socket",
+    ]);
     assert_eq!((verify.out.as_str(), verify.err.as_str()), ("", ""));
     assert_eq!(m.show("rsup.socket", "SubState"), "running");
-    assert!(m.ok(&["journalctl", "-t", "rsup", "--no-pager"]).out.contains(&format!("listen on 127.0.0.1:{port}")));
+    assert!(
+        m.ok(&["journalctl", "-t", "rsup", "--no-pager"])
+            .out
+            .contains(&format!("listen on 127.0.0.1:{port}"))
+    );
     // Before there is an app the client waits.
     let early = std::thread::spawn(move || http::get(http::local(port), "/health"));
     m.start_web();
@@ -387,25 +516,39 @@ fn reboot(machine: &mut Machine, port: u16) {
     assert!(is_ready(&machine.view("web")), "active means ready");
     assert_eq!(http::get(http::local(port), "/health").unwrap().status, 200);
     machine.ok(&["rsup", "delete", "web"]);
-    assert_eq!(machine.ok(&["systemctl", "--failed", "--no-legend"]).out, "");
+    assert_eq!(
+        machine.ok(&["systemctl", "--failed", "--no-legend"]).out,
+        ""
+    );
 }
 
 fn takes_over(m: &Machine) {
-    m.ok(&["rsup", "unstartup"]).says(&["removed /etc/systemd/system/rsup.service"]);
+    m.ok(&["rsup", "unstartup"])
+        .says(&["removed /etc/systemd/system/rsup.service"]);
     assert_eq!(m.show(SERVICE, "LoadState"), "not-found");
     m.start_web();
-    let pid = m.ok(&["rsup", "ping", "--json"]).json()["pid"].as_u64().unwrap();
-    m.ok(&["rsup", "startup"]).says(&[&format!("pid {pid}"), "rsup kill", "as it runs"]);
+    let pid = m.ok(&["rsup", "ping", "--json"]).json()["pid"]
+        .as_u64()
+        .unwrap();
+    m.ok(&["rsup", "startup"])
+        .says(&[&format!("pid {pid}"), "rsup kill", "as it runs"]);
     m.wait_show(SERVICE, "ActiveState", "activating");
     wait_for("the wait in words", || {
         let text = m.show(SERVICE, "StatusText");
-        if text.contains("`rsup kill`") { Ok(()) } else { Err(text) }
+        if text.contains("`rsup kill`") {
+            Ok(())
+        } else {
+            Err(text)
+        }
     });
     assert!(is_ready(&m.view("web")), "it is not disturbed");
     m.ok(&["rsup", "kill"]);
     m.wait_show(SERVICE, "ActiveState", "active");
     m.start_web();
-    assert_eq!(m.ok(&["rsup", "ping", "--json"]).json()["pid"].to_string(), m.main_pid());
+    assert_eq!(
+        m.ok(&["rsup", "ping", "--json"]).json()["pid"].to_string(),
+        m.main_pid()
+    );
     m.ok(&["rsup", "delete", "web"]);
 }
 
@@ -446,10 +589,22 @@ fn user(m: &Machine, home: &Home) {
     ])
     .code(2)
     .says(&["for root", "sudo rsup startup"]);
-    let run = alice(&["rsup", "startup"]).ok().says(&["wrote /home/alice/.config/systemd/user/rsup.service"]);
-    assert!(!run.err.contains("linger"), "she lingers already: {}", run.err);
-    let verify =
-        alice(&["systemd-analyze", "--user", "--man=no", "verify", "/home/alice/.config/systemd/user/rsup.service"]).ok();
+    let run = alice(&["rsup", "startup"])
+        .ok()
+        .says(&["wrote /home/alice/.config/systemd/user/rsup.service"]);
+    assert!(
+        !run.err.contains("linger"),
+        "she lingers already: {}",
+        run.err
+    );
+    let verify = alice(&[
+        "systemd-analyze",
+        "--user",
+        "--man=no",
+        "verify",
+        "/home/alice/.config/systemd/user/rsup.service",
+    ])
+    .ok();
     assert_eq!((verify.out.as_str(), verify.err.as_str()), ("", ""));
     alice(&["rsup", "start", "/srv/alice/supervisor.toml"]).ok();
     assert_eq!(http::get(http::local(port), "/health").unwrap().status, 200);
@@ -457,7 +612,16 @@ fn user(m: &Machine, home: &Home) {
     alice(&["systemctl", "--user", "reload", SERVICE]).ok();
     load.more(50);
     load.lossless();
-    let status = alice(&["systemctl", "--user", "show", "--value", "-p", "StatusText", SERVICE]).ok();
+    let status = alice(&[
+        "systemctl",
+        "--user",
+        "show",
+        "--value",
+        "-p",
+        "StatusText",
+        SERVICE,
+    ])
+    .ok();
     assert_eq!(status.out.trim(), "1 app ready (1 worker)");
     alice(&["rsup", "unstartup"]).ok().says(&["stopped"]);
     assert!(http::get(http::local(port), "/health").is_err());
@@ -471,16 +635,30 @@ fn odd_names(m: &Machine, home: &Home) {
     m.ok(&["cp", PROGRAM, &program]);
     let env = format!("RSUP_HOME={at}");
     let odd = |words: &[&str]| m.run(&[&["env", &env, &program][..], words].concat());
-    odd(&["startup"]).code(2).says(&["is for another RSUP_HOME", "--name NAME"]);
+    odd(&["startup"])
+        .code(2)
+        .says(&["is for another RSUP_HOME", "--name NAME"]);
     m.ok(&["mkdir", "-p", "/opt/\"q\""]);
     m.ok(&["cp", PROGRAM, "/opt/\"q\"/rsup"]);
-    m.run(&["/opt/\"q\"/rsup", "startup"]).code(2).says(&["cannot name a program", "/usr/local/bin"]);
+    m.run(&["/opt/\"q\"/rsup", "startup"])
+        .code(2)
+        .says(&["cannot name a program", "/usr/local/bin"]);
     odd(&["startup", "--name", "odd"]).ok();
-    let verify = m.ok(&["systemd-analyze", "--man=no", "verify", "/etc/systemd/system/odd.service"]);
+    let verify = m.ok(&[
+        "systemd-analyze",
+        "--man=no",
+        "verify",
+        "/etc/systemd/system/odd.service",
+    ]);
     assert_eq!((verify.out.as_str(), verify.err.as_str()), ("", ""));
     let pid = odd(&["ping", "--json"]).ok().json()["pid"].to_string();
     assert_eq!(m.show("odd.service", "MainPID"), pid);
-    assert_eq!(m.ok(&["readlink", &format!("/proc/{pid}/exe")]).out.trim_end(), program);
+    assert_eq!(
+        m.ok(&["readlink", &format!("/proc/{pid}/exe")])
+            .out
+            .trim_end(),
+        program
+    );
     let port = home.port();
     m.write(
         "/srv/odd/supervisor.toml",
@@ -493,15 +671,30 @@ fn odd_names(m: &Machine, home: &Home) {
     odd(&["start", "/srv/odd/supervisor.toml"]).ok();
     m.wait_show("odd.service", "ActiveState", "active");
     odd(&["unstartup", "--name", "odd"]).ok();
-    assert_eq!(m.show(SERVICE, "ActiveState"), "active", "the other one is not touched");
+    assert_eq!(
+        m.show(SERVICE, "ActiveState"),
+        "active",
+        "the other one is not touched"
+    );
 }
 
 fn unstartup(m: &Machine) {
-    m.ok(&["rsup", "unstartup"]).says(&["removed", "are stopped"]);
+    m.ok(&["rsup", "unstartup"])
+        .says(&["removed", "are stopped"]);
     assert_eq!(m.show(SERVICE, "LoadState"), "not-found");
     assert_ne!(m.run(&["rsup", "ping"]).code, 0);
-    m.ok(&["rsup", "startup", "--no-start"]).says(&["from the next boot on"]);
-    assert_eq!((m.show(SERVICE, "UnitFileState"), m.show(SERVICE, "ActiveState")), ("enabled".into(), "inactive".into()));
+    m.ok(&["rsup", "startup", "--no-start"])
+        .says(&["from the next boot on"]);
+    assert_eq!(
+        (
+            m.show(SERVICE, "UnitFileState"),
+            m.show(SERVICE, "ActiveState")
+        ),
+        ("enabled".into(), "inactive".into())
+    );
     m.ok(&["rsup", "unstartup"]);
-    m.run(&["rsup", "unstartup"]).code(1).says(&["there is no /etc/systemd/system/rsup.service", "rsup startup"]);
+    m.run(&["rsup", "unstartup"]).code(1).says(&[
+        "there is no /etc/systemd/system/rsup.service",
+        "rsup startup",
+    ]);
 }

@@ -14,7 +14,9 @@ pub const EXPECTED: &str = "log [::]:80/0: last words\n";
 
 #[test]
 fn as_a_service() {
-    let Some(file) = std::env::var_os(VARIABLE) else { return };
+    let Some(file) = std::env::var_os(VARIABLE) else {
+        return;
+    };
     let received = systemd::receive();
     let link = received.notifier.link().expect("NOTIFY_SOCKET");
     if received.stored.is_empty() {

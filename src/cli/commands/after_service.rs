@@ -32,10 +32,23 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
 /// a stop there is no next one; nor may the state say to one that comes later that it is to stop.
 fn see_to_workers(args: &Args, cx: &Context) -> Result<(), Problem> {
     let paths = cx.paths()?;
-    let Some(left) = daemon::left_behind(&paths) else { return Ok(()) };
-    let manager = Manager(if args.user { Scope::User } else { Scope::System });
+    let Some(left) = daemon::left_behind(&paths) else {
+        return Ok(());
+    };
+    let manager = Manager(if args.user {
+        Scope::User
+    } else {
+        Scope::System
+    });
     if manager.is_asked_to_stop(&args.unit) {
-        daemon::run(paths, daemon::Options { only_stop: true, json_log: cx.out.json, ..daemon::Options::default() })?;
+        daemon::run(
+            paths,
+            daemon::Options {
+                only_stop: true,
+                json_log: cx.out.json,
+                ..daemon::Options::default()
+            },
+        )?;
         return Ok(());
     }
     let why = std::env::var("SERVICE_RESULT").unwrap_or_else(|_| "unknown".into());
@@ -45,7 +58,14 @@ fn see_to_workers(args: &Args, cx: &Context) -> Result<(), Problem> {
 
 fn make_room() -> Result<(), Problem> {
     // Nothing to be done where there is no cgroup v2.
-    let Some(folder) = cgroup::of_controlled_service() else { return Ok(()) };
-    let failed = |why| Problem::failed("cgroup", format!("systemd will not be able to start rsup again\n{why}"));
+    let Some(folder) = cgroup::of_controlled_service() else {
+        return Ok(());
+    };
+    let failed = |why| {
+        Problem::failed(
+            "cgroup",
+            format!("systemd will not be able to start rsup again\n{why}"),
+        )
+    };
     cgroup::make_room(&folder).map_err(failed)
 }

@@ -8,7 +8,9 @@ use crate::config::{self, AppSpec};
 
 /// Check a configuration file without starting anything; exit code 2 if it has errors
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  rsup check\n  rsup check /srv/api/supervisor.toml --json")]
+#[command(
+    after_long_help = "Examples:\n  rsup check\n  rsup check /srv/api/supervisor.toml --json"
+)]
 pub struct Args {
     /// The file
     #[arg(value_name = "FILE", default_value = "supervisor.toml")]
@@ -22,9 +24,14 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     }
     if cx.out.json {
         let mut config = loaded.config;
-        config.apps = config.apps.into_iter().map(AppSpec::without_secrets).collect();
+        config.apps = config
+            .apps
+            .into_iter()
+            .map(AppSpec::without_secrets)
+            .collect();
         cx.out.document(&config)
     } else {
-        cx.out.text(&render::checked(&args.file, &loaded.config, cx.out.look))
+        cx.out
+            .text(&render::checked(&args.file, &loaded.config, cx.out.look))
     }
 }

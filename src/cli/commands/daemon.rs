@@ -46,27 +46,48 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let paths = cx.paths()?;
     paths.create().map_err(Problem::usage)?;
     // Whoever started us may hold signals back; that passes from process to process.
-    SigSet::empty()
-        .thread_set_mask()
-        .map_err(|error| Problem::failed("local", format!("cannot let signals through: {error}")))?;
+    SigSet::empty().thread_set_mask().map_err(|error| {
+        Problem::failed("local", format!("cannot let signals through: {error}"))
+    })?;
     if args.service {
         return serve(paths, cx);
     }
     // Away from the terminal, whose end must not reach us. Started by hand from a shell, this
     // process may lead its group already: then it stays where it is. So does one that was in the
     // foreground and became this program.
-    let left = if daemon::takes_over() { Err(Errno::EPERM) } else { nix::unistd::setsid() };
+    let left = if daemon::takes_over() {
+        Err(Errno::EPERM)
+    } else {
+        nix::unistd::setsid()
+    };
     match left {
         Ok(_) | Err(Errno::EPERM) => {}
-        Err(error) => return Err(Problem::failed("local", format!("cannot leave the terminal: setsid: {error}"))),
+        Err(error) => {
+            return Err(Problem::failed(
+                "local",
+                format!("cannot leave the terminal: setsid: {error}"),
+            ));
+        }
     }
     if args.until_eof {
         std::thread::Builder::new()
             .name("until-eof".into())
             .spawn(end_with_stdin)
-            .map_err(|error| Problem::failed("local", crate::sys::needs::words("cannot start a thread", &error)))?;
+            .map_err(|error| {
+                Problem::failed(
+                    "local",
+                    crate::sys::needs::words("cannot start a thread", &error),
+                )
+            })?;
     }
-    daemon::run(paths, daemon::Options { json_log: cx.out.json, open_console: Some(render::to_stdout), ..Default::default() })?;
+    daemon::run(
+        paths,
+        daemon::Options {
+            json_log: cx.out.json,
+            open_console: Some(render::to_stdout),
+            ..Default::default()
+        },
+    )?;
     Ok(())
 }
 
@@ -76,7 +97,11 @@ fn serve(paths: Paths, cx: &Context) -> Result<(), Problem> {
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         point_to_journal(&paths.daemon_log());
     }
-    let options = daemon::Options { json_log: cx.out.json, service: true, ..daemon::Options::default() };
+    let options = daemon::Options {
+        json_log: cx.out.json,
+        service: true,
+        ..daemon::Options::default()
+    };
     daemon::run(paths, options).map_err(|error| {
         let problem = Problem::from(error);
         cx.out.problem(&problem);
@@ -88,8 +113,15 @@ fn serve(paths: Paths, cx: &Context) -> Result<(), Problem> {
 /// Whoever looks for the daemon's messages where they usually are is told where they are now.
 fn point_to_journal(log: &Path) {
     let append = || {
-        let mut file = File::options().append(true).create(true).mode(0o600).open(log)?;
-        io::Write::write_all(&mut file, b"rsup runs as a service: its messages are in the journal (journalctl -t rsup)\n")
+        let mut file = File::options()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(log)?;
+        io::Write::write_all(
+            &mut file,
+            b"rsup runs as a service: its messages are in the journal (journalctl -t rsup)\n",
+        )
     };
     // Messages are there all the same.
     drop(append());

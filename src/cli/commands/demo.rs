@@ -67,12 +67,23 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     };
     if !cx.out.json {
         let rps = load::report::thousands(rps.into());
-        cx.out.text(&format!("{rps} requests a second, each on a connection of its own\n\n"))?;
+        cx.out.text(&format!(
+            "{rps} requests a second, each on a connection of its own\n\n"
+        ))?;
     }
     let script = |trial: &mut Trial<'_>| releases(trial, &spec, duration);
-    let mut verdict = trial::run(&cx.out, &sandbox.client, &interrupt, &spec.name, plan, script)?;
+    let mut verdict = trial::run(
+        &cx.out,
+        &sandbox.client,
+        &interrupt,
+        &spec.name,
+        plan,
+        script,
+    )?;
     if verdict.passed {
-        verdict.remarks.push("The same for an app of yours: `rsup start`, then `rsup verify APP`.".into());
+        verdict
+            .remarks
+            .push("The same for an app of yours: `rsup start`, then `rsup verify APP`.".into());
     }
     verdict.conclude(&cx.out)
 }
@@ -85,21 +96,50 @@ fn releases(trial: &mut Trial<'_>, spec: &AppSpec, duration: Duration) -> Result
         spec
     };
     let mut broken = with("NEVER_READY", "1");
-    broken.listen_timeout = (duration / 6).clamp(Duration::from_millis(500), Duration::from_secs(2));
-    let step = |label, words, spec, expected, last| Step { label, words, spec, expected, last };
+    broken.listen_timeout =
+        (duration / 6).clamp(Duration::from_millis(500), Duration::from_secs(2));
+    let step = |label, words, spec, expected, last| Step {
+        label,
+        words,
+        spec,
+        expected,
+        last,
+    };
 
     trial.until(duration / 5)?;
-    trial.reload(step("v2", "reload to version 2", with("APP_VERSION", "v2"), Expected::Done, false))?;
+    trial.reload(step(
+        "v2",
+        "reload to version 2",
+        with("APP_VERSION", "v2"),
+        Expected::Done,
+        false,
+    ))?;
     trial.hold(duration / 16)?;
-    trial.reload(step("broken", "reload to a broken release, which never gets ready", broken, Expected::Refused, false))?;
+    trial.reload(step(
+        "broken",
+        "reload to a broken release, which never gets ready",
+        broken,
+        Expected::Refused,
+        false,
+    ))?;
     trial.hold(duration / 16)?;
-    trial.reload(step("v3", "reload to version 3", with("APP_VERSION", "v3"), Expected::Done, true))?;
+    trial.reload(step(
+        "v3",
+        "reload to version 3",
+        with("APP_VERSION", "v3"),
+        Expected::Done,
+        true,
+    ))?;
     trial.hold(duration / 5)?;
     trial.until(duration)
 }
 
 /// Starts the sample app, and says so.
-fn start(sandbox: &Sandbox, interrupt: &Interrupt, cx: &Context) -> Result<(AppSpec, SocketAddr), Problem> {
+fn start(
+    sandbox: &Sandbox,
+    interrupt: &Interrupt,
+    cx: &Context,
+) -> Result<(AppSpec, SocketAddr), Problem> {
     let begin = Instant::now();
     let mut tries = PORTS;
     loop {
@@ -107,11 +147,19 @@ fn start(sandbox: &Sandbox, interrupt: &Interrupt, cx: &Context) -> Result<(AppS
         let addr = free_port()?;
         let spec = sample_app(sandbox, addr)?;
         if !cx.out.json {
-            cx.out.text(&format!("a small web app that knows nothing of rsup, on {addr}\n"))?;
+            cx.out.text(&format!(
+                "a small web app that knows nothing of rsup, on {addr}\n"
+            ))?;
         }
-        let request = Request::Start { apps: vec![spec.clone()], base_env: BTreeMap::new() };
+        let request = Request::Start {
+            apps: vec![spec.clone()],
+            base_env: BTreeMap::new(),
+        };
         let outcome = match sandbox.client.act(request, true, interrupt, &|_| {}) {
-            Ok(Reply::Finished(outcomes)) => outcomes.into_iter().next().ok_or_else(targets::unexpected)?,
+            Ok(Reply::Finished(outcomes)) => outcomes
+                .into_iter()
+                .next()
+                .ok_or_else(targets::unexpected)?,
             Ok(_) => return Err(targets::unexpected()),
             Err(CallError::Interrupted) => return Err(Problem::Said(INTERRUPTED)),
             Err(error) => return Err(sandbox.client.explain(error)),
@@ -126,7 +174,9 @@ fn start(sandbox: &Sandbox, interrupt: &Interrupt, cx: &Context) -> Result<(AppS
             }
             // Somebody was quicker.
             Some(failure) if failure.code == FailureCode::Listen && tries > 0 => {
-                drop(sandbox.client.ask(Request::Delete { target: Target::App(outcome.app) }))
+                drop(sandbox.client.ask(Request::Delete {
+                    target: Target::App(outcome.app),
+                }))
             }
             Some(_) => return Err(sandbox.not_started(outcome)),
         }
@@ -135,11 +185,19 @@ fn start(sandbox: &Sandbox, interrupt: &Interrupt, cx: &Context) -> Result<(AppS
 
 fn free_port() -> Result<SocketAddr, Problem> {
     let port = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr();
-    port().map_err(|error| Problem::failed("listen", format!("there is no free port on 127.0.0.1: {error}")))
+    port().map_err(|error| {
+        Problem::failed(
+            "listen",
+            format!("there is no free port on 127.0.0.1: {error}"),
+        )
+    })
 }
 
 fn sample_app(sandbox: &Sandbox, addr: SocketAddr) -> Result<AppSpec, Problem> {
-    let program = crate::paths::program().into_os_string().into_string().unwrap_or_else(|_| "/proc/self/exe".into());
+    let program = crate::paths::program()
+        .into_os_string()
+        .into_string()
+        .unwrap_or_else(|_| "/proc/self/exe".into());
     let mut spec = config::from_script(&Script {
         name: Some(APP.into()),
         command: vec![program, "sample-app".into()],
@@ -166,7 +224,11 @@ impl Sandbox {
     fn new() -> Result<Self, Problem> {
         let home = home()?;
         let (client, daemon) = daemonize::own(home.path())?;
-        Ok(Self { client: client.patience(END), daemon, home })
+        Ok(Self {
+            client: client.patience(END),
+            daemon,
+            home,
+        })
     }
 
     /// Why the sample app could not be started; most likely because takeover is not possible here.
@@ -176,13 +238,17 @@ impl Sandbox {
             Ok(Reply::Descriptions(all)) => all.into_iter().flat_map(|one| one.notes).collect(),
             Ok(_) | Err(_) => Vec::new(),
         };
-        let Some(mut failure) = outcome.failure else { return targets::unexpected() };
+        let Some(mut failure) = outcome.failure else {
+            return targets::unexpected();
+        };
         // It speaks of a log that will be gone.
         failure.hint = None;
         for note in &notes {
             failure.message.push_str(&format!("\n{note}"));
         }
-        failure.message.insert_str(0, "the sample app could not be started\n");
+        failure
+            .message
+            .insert_str(0, "the sample app could not be started\n");
         let problem = Problem::from(failure);
         if notes.is_empty() {
             return problem;
@@ -194,7 +260,9 @@ impl Sandbox {
         let deadline = Instant::now() + within;
         loop {
             match self.daemon.try_wait() {
-                Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Ok(None) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5))
+                }
                 Ok(None) => return false,
                 Ok(Some(_)) | Err(_) => return true,
             }
@@ -210,7 +278,9 @@ impl Drop for Sandbox {
             return;
         }
         // Told again, it kills what is left of the app.
-        let Ok(pid) = i32::try_from(self.daemon.id()) else { return };
+        let Ok(pid) = i32::try_from(self.daemon.id()) else {
+            return;
+        };
         let send = |pid, signal| {
             let _ = kill(Pid::from_raw(pid), signal);
         };
@@ -220,8 +290,12 @@ impl Drop for Sandbox {
         }
         // While it stands still its children cannot be reaped, so their numbers stay their own.
         send(pid, Signal::SIGSTOP);
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        children.split_whitespace().filter_map(|child| child.parse().ok()).for_each(|child| send(child, Signal::SIGKILL));
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        children
+            .split_whitespace()
+            .filter_map(|child| child.parse().ok())
+            .for_each(|child| send(child, Signal::SIGKILL));
         send(pid, Signal::SIGKILL);
         drop(self.daemon.wait());
     }
@@ -236,7 +310,11 @@ fn home() -> Result<TempDir, Problem> {
         Some("/dev/shm".into()),
     ];
     let mut why = Vec::new();
-    for place in places.into_iter().flatten().filter(|place| place.is_absolute()) {
+    for place in places
+        .into_iter()
+        .flatten()
+        .filter(|place| place.is_absolute())
+    {
         let made = tempfile::Builder::new()
             .prefix("rsup-demo-")
             .tempdir_in(&place)
@@ -247,6 +325,12 @@ fn home() -> Result<TempDir, Problem> {
         }
     }
     why.dedup();
-    Err(Problem::failed("local", format!("there is no place for a temporary folder\n{}", why.join("\n")))
-        .hint("set TMPDIR to a folder that you can write to"))
+    Err(Problem::failed(
+        "local",
+        format!(
+            "there is no place for a temporary folder\n{}",
+            why.join("\n")
+        ),
+    )
+    .hint("set TMPDIR to a folder that you can write to"))
 }

@@ -22,5 +22,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             _ => return Err(targets::unexpected()),
         }
     }
-    if cx.out.json { cx.out.document(&all) } else { cx.out.text(&render::descriptions(&all, cx.out.look)) }
+    if cx.out.json {
+        cx.out.document(&all)
+    } else {
+        cx.out.text(&render::descriptions(&all, cx.out.look))
+    }
 }

@@ -30,6 +30,13 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             _ => return Err(targets::unexpected()),
         }
     }
-    let all: Vec<_> = all.into_iter().map(|worker| Environment::of(worker, args.show_values)).collect();
-    if cx.out.json { cx.out.document(&all) } else { cx.out.text(&render::environments(&all, cx.out.look)) }
+    let all: Vec<_> = all
+        .into_iter()
+        .map(|worker| Environment::of(worker, args.show_values))
+        .collect();
+    if cx.out.json {
+        cx.out.document(&all)
+    } else {
+        cx.out.text(&render::environments(&all, cx.out.look))
+    }
 }

@@ -24,7 +24,11 @@ pub struct Args {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let shown = args.file.display();
-    let folder = args.file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = args
+        .file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let text = config::sample(folder);
     let mut options = OpenOptions::new();
     options.write(true);
@@ -33,13 +37,21 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     } else {
         options.create_new(true)
     };
-    let written = options.open(&args.file).and_then(|mut file| file.write_all(text.as_bytes()));
+    let written = options
+        .open(&args.file)
+        .and_then(|mut file| file.write_all(text.as_bytes()));
     match written {
         Ok(()) if cx.out.json => cx.out.document(&render::Written { file: args.file }),
-        Ok(()) => cx.out.text(&render::Written { file: args.file }.to_string()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            Err(Problem::usage(format!("{shown} exists already\nnothing was changed")).hint("--force overwrites it"))
-        }
-        Err(error) => Err(Problem::failed("local", format!("cannot write {shown}: {error}"))),
+        Ok(()) => cx
+            .out
+            .text(&render::Written { file: args.file }.to_string()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Problem::usage(format!(
+            "{shown} exists already\nnothing was changed"
+        ))
+        .hint("--force overwrites it")),
+        Err(error) => Err(Problem::failed(
+            "local",
+            format!("cannot write {shown}: {error}"),
+        )),
     }
 }

@@ -14,12 +14,18 @@ pub struct Args {}
 pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
     let progress = Progress::new(&cx.out);
-    let reply = client.act(Request::Kill, true, &Interrupt::hold(), &|step| progress.show(step));
+    let reply = client.act(Request::Kill, true, &Interrupt::hold(), &|step| {
+        progress.show(step)
+    });
     progress.clear();
     match reply.map_err(|error| client.explain(error))? {
         Reply::Killed => {
             let killed = render::Killed { killed: true };
-            if cx.out.json { cx.out.document(&killed) } else { cx.out.text(&killed.to_string()) }
+            if cx.out.json {
+                cx.out.document(&killed)
+            } else {
+                cx.out.text(&killed.to_string())
+            }
         }
         _ => Err(targets::unexpected()),
     }

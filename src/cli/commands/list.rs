@@ -21,7 +21,8 @@ pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
             if let Some((manager, unit)) = systemctl::installed().filter(|_| !cx.out.json)
                 && let Some((why, command)) = manager.outdated(&unit)
             {
-                cx.out.note(&format!("{unit} {why}; `{command}` writes it anew"));
+                cx.out
+                    .note(&format!("{unit} {why}; `{command}` writes it anew"));
             }
             // Beside the apps, the daemon itself.
             if let Ok(Reply::Pong { troubles, .. }) = client.try_ask(Request::Ping) {

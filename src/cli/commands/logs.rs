@@ -13,7 +13,9 @@ use crate::logs::{Follower, Stream, last_lines};
 
 /// Show the last lines of apps' logs, and follow them with -f
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  rsup logs\n  rsup logs api -f\n  rsup logs api --err --lines 100")]
+#[command(
+    after_long_help = "Examples:\n  rsup logs\n  rsup logs api -f\n  rsup logs api --err --lines 100"
+)]
 pub struct Args {
     /// Names; all apps without one
     #[arg(value_name = "TARGET")]
@@ -41,11 +43,17 @@ struct Source {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
-    let targets = if args.targets.is_empty() { vec![Target::All] } else { targets::select(&client, &args.targets)?.targets };
+    let targets = if args.targets.is_empty() {
+        vec![Target::All]
+    } else {
+        targets::select(&client, &args.targets)?.targets
+    };
     let mut sources: Vec<Source> = Vec::new();
     for target in targets {
         match client.ask(Request::LogFiles { target })? {
-            Reply::LogFiles(files) => sources.extend(files.into_iter().map(|files| source(files, &args))),
+            Reply::LogFiles(files) => {
+                sources.extend(files.into_iter().map(|files| source(files, &args)))
+            }
             _ => return Err(targets::unexpected()),
         }
     }
@@ -53,12 +61,24 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         cx.out.note("there are no apps; `rsup start` starts some");
         return Ok(());
     }
-    for source in sources.iter().filter(|source| source.paths.iter().all(|(_, path)| path == Path::new("/dev/null"))) {
-        cx.out.note(&format!("the lines of {} are in no file; they go to where rsup was started", source.app));
+    for source in sources.iter().filter(|source| {
+        source
+            .paths
+            .iter()
+            .all(|(_, path)| path == Path::new("/dev/null"))
+    }) {
+        cx.out.note(&format!(
+            "the lines of {} are in no file; they go to where rsup was started",
+            source.app
+        ));
     }
     let names: Vec<_> = sources.iter().map(|source| source.app.clone()).collect();
     let show = LogLines::new(&cx.out, &names);
-    if args.follow { follow(sources, &args, &show) } else { last(sources, &args, &show) }
+    if args.follow {
+        follow(sources, &args, &show)
+    } else {
+        last(sources, &args, &show)
+    }
 }
 
 fn source(files: LogFiles, args: &Args) -> Source {
@@ -70,7 +90,10 @@ fn source(files: LogFiles, args: &Args) -> Source {
     if !args.out && (args.err || files.err != files.out) {
         paths.push((Stream::Err, files.err));
     }
-    Source { app: files.app, paths }
+    Source {
+        app: files.app,
+        paths,
+    }
 }
 
 fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Problem> {
@@ -80,11 +103,19 @@ fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Proble
             match last_lines(path, args.lines) {
                 Ok(found) => lines.push(found.into_iter().map(|line| (*stream, line)).collect()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Problem::failed("local", format!("cannot read {}: {error}", path.display()))),
+                Err(error) => {
+                    return Err(Problem::failed(
+                        "local",
+                        format!("cannot read {}: {error}", path.display()),
+                    ));
+                }
             }
         }
         let mut lines = in_order_of_time(lines);
-        show.write(&source.app, &lines.split_off(lines.len().saturating_sub(args.lines)))?;
+        show.write(
+            &source.app,
+            &lines.split_off(lines.len().saturating_sub(args.lines)),
+        )?;
     }
     Ok(())
 }
@@ -108,13 +139,18 @@ fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Prob
                 }
             }
         };
-        std::thread::Builder::new()
-            .spawn(wait)
-            .map_err(|error| Problem::failed("local", crate::sys::needs::words("cannot start a thread", &error)))?;
+        std::thread::Builder::new().spawn(wait).map_err(|error| {
+            Problem::failed(
+                "local",
+                crate::sys::needs::words("cannot start a thread", &error),
+            )
+        })?;
     }
     drop(sender);
     for (app, lines) in receiver {
-        let lines = lines.map_err(|error| Problem::failed("local", format!("cannot follow the logs of {app}: {error}")))?;
+        let lines = lines.map_err(|error| {
+            Problem::failed("local", format!("cannot follow the logs of {app}: {error}"))
+        })?;
         show.write(&app, &lines)?;
     }
     Ok(())
@@ -164,22 +200,40 @@ mod tests {
     use super::*;
 
     fn merged(out: &[&str], err: &[&str]) -> Vec<String> {
-        let lines = |stream, lines: &[&str]| lines.iter().map(|line| (stream, line.as_bytes().to_vec())).collect();
+        let lines = |stream, lines: &[&str]| {
+            lines
+                .iter()
+                .map(|line| (stream, line.as_bytes().to_vec()))
+                .collect()
+        };
         let merged = in_order_of_time(vec![lines(Stream::Out, out), lines(Stream::Err, err)]);
-        merged.into_iter().map(|(_, line)| String::from_utf8(line).unwrap()).collect()
+        merged
+            .into_iter()
+            .map(|(_, line)| String::from_utf8(line).unwrap())
+            .collect()
     }
 
     #[test]
     fn lines_with_times_are_merged() {
-        let (a, b, c) = ("2024-06-01T12:00:00.000Z a", "2024-06-01T12:00:00.001Z b", "2024-06-01T12:00:01.000Z c");
+        let (a, b, c) = (
+            "2024-06-01T12:00:00.000Z a",
+            "2024-06-01T12:00:00.001Z b",
+            "2024-06-01T12:00:01.000Z c",
+        );
         assert_eq!(merged(&[a, c], &[b, "  at b"]), [a, b, "  at b", c]);
-        let (a, b) = (r#"{"time":"2024-06-01T12:00:02.000Z","line":"a"}"#, r#"{"time":"2024-06-01T12:00:01.000Z","line":"b"}"#);
+        let (a, b) = (
+            r#"{"time":"2024-06-01T12:00:02.000Z","line":"a"}"#,
+            r#"{"time":"2024-06-01T12:00:01.000Z","line":"b"}"#,
+        );
         assert_eq!(merged(&[a], &[b]), [b, a]);
     }
 
     #[test]
     fn lines_without_times_stay_together() {
         assert_eq!(merged(&["z", "y"], &["a"]), ["z", "y", "a"]);
-        assert_eq!(merged(&["2024-06-01T12:00:00.000Z a"], &["b"]), ["2024-06-01T12:00:00.000Z a", "b"]);
+        assert_eq!(
+            merged(&["2024-06-01T12:00:00.000Z a"], &["b"]),
+            ["2024-06-01T12:00:00.000Z a", "b"]
+        );
     }
 }

@@ -11,9 +11,29 @@ pub struct Args {}
 
 pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
     match cx.client()?.ask(Request::Ping)? {
-        Reply::Pong { pid, version, protocol, uptime_ms, memory, admin, troubles } => {
-            let pong = render::Pong { pid, version, protocol, uptime_ms, memory, admin, troubles };
-            if cx.out.json { cx.out.document(&pong) } else { cx.out.text(&pong.to_string()) }
+        Reply::Pong {
+            pid,
+            version,
+            protocol,
+            uptime_ms,
+            memory,
+            admin,
+            troubles,
+        } => {
+            let pong = render::Pong {
+                pid,
+                version,
+                protocol,
+                uptime_ms,
+                memory,
+                admin,
+                troubles,
+            };
+            if cx.out.json {
+                cx.out.document(&pong)
+            } else {
+                cx.out.text(&pong.to_string())
+            }
         }
         _ => Err(targets::unexpected()),
     }

@@ -11,7 +11,9 @@ use crate::control::Request;
 /// traffic, drained and stopped. If one does not get ready, the old workers stay, and the exit code
 /// is 1.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  rsup reload api\n  rsup reload supervisor.toml --update-env")]
+#[command(
+    after_long_help = "Examples:\n  rsup reload api\n  rsup reload supervisor.toml --update-env"
+)]
 pub struct Args {
     /// A name, `all`, or a file whose apps are meant
     #[arg(required = true, value_name = "TARGET")]
@@ -32,7 +34,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
     let apps = respec::reread(&selection.apps(), &client, &cx.out)?;
     let base_env = args.update_env.then(|| cx.base_env());
-    let request = Request::Reload { apps, base_env, queue: args.wait };
+    let request = Request::Reload {
+        apps,
+        base_env,
+        queue: args.wait,
+    };
     let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

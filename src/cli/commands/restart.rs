@@ -27,6 +27,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let selection = targets::select(&client, &args.targets)?.whole_apps("restart")?;
     let apps = respec::reread(&selection.apps(), &client, &cx.out)?;
     let base_env = args.update_env.then(|| cx.base_env());
-    let outcomes = action::one(&cx.out, &client, Request::Restart { apps, base_env }, !args.no_wait)?;
+    let outcomes = action::one(
+        &cx.out,
+        &client,
+        Request::Restart { apps, base_env },
+        !args.no_wait,
+    )?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

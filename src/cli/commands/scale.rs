@@ -9,7 +9,9 @@ use crate::control::{Request, ScaleTo};
 ///
 /// It holds until the app is reloaded or restarted, when its file counts again.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  rsup scale api 4\n  rsup scale api +2\n  rsup scale api -1")]
+#[command(
+    after_long_help = "Examples:\n  rsup scale api 4\n  rsup scale api +2\n  rsup scale api -1"
+)]
 pub struct Args {
     /// The app
     #[arg(value_parser = AppName::parse)]
@@ -36,7 +38,10 @@ fn parse(text: &str) -> Result<ScaleTo, String> {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
-    let request = Request::Scale { app: args.app, to: args.to };
+    let request = Request::Scale {
+        app: args.app,
+        to: args.to,
+    };
     let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }
@@ -50,7 +55,18 @@ mod tests {
         assert_eq!(parse("4"), Ok(ScaleTo::Exactly(4)));
         assert_eq!(parse("+2"), Ok(ScaleTo::By(2)));
         assert_eq!(parse("-1"), Ok(ScaleTo::By(-1)));
-        for bad in ["0", "+0", "-0", "", "x", "+", "1.5", "65536", "-65536", "99999999999"] {
+        for bad in [
+            "0",
+            "+0",
+            "-0",
+            "",
+            "x",
+            "+",
+            "1.5",
+            "65536",
+            "-65536",
+            "99999999999",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -27,12 +27,19 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
     let mut pids = Vec::new();
     for target in targets::select(&client, &args.targets)?.targets {
-        match client.ask(Request::Signal { target, signal: args.signal })? {
+        match client.ask(Request::Signal {
+            target,
+            signal: args.signal,
+        })? {
             Reply::Signalled(reached) => pids.extend(reached),
             _ => return Err(targets::unexpected()),
         }
     }
-    if cx.out.json { cx.out.document(&pids) } else { cx.out.text(&render::signalled(args.signal, &pids)) }
+    if cx.out.json {
+        cx.out.document(&pids)
+    } else {
+        cx.out.text(&render::signalled(args.signal, &pids))
+    }
 }
 
 #[cfg(test)]
@@ -41,7 +48,13 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        for (text, number) in [("HUP", 1), ("sighup", 1), ("SIGUSR2", 12), ("15", 15), ("34", 34)] {
+        for (text, number) in [
+            ("HUP", 1),
+            ("sighup", 1),
+            ("SIGUSR2", 12),
+            ("15", 15),
+            ("34", 34),
+        ] {
             assert_eq!(parse(text), Ok(number), "{text}");
         }
         for bad in ["", "0", "65", "-1", "NOPE", "SIG"] {

@@ -160,15 +160,19 @@ impl ScriptArgs {
             (self.stop_signal.is_some(), "--stop-signal"),
             (self.user.is_some(), "--user"),
         ];
-        options.into_iter().find_map(|(given, name)| given.then_some(name))
+        options
+            .into_iter()
+            .find_map(|(given, name)| given.then_some(name))
     }
 
     fn into_script(self, command: Vec<String>) -> Result<Script, Problem> {
-        let here = || std::env::current_dir().map_err(|error| Problem::usage(format!("cannot tell the current folder: {error}")));
+        let here = || {
+            std::env::current_dir()
+                .map_err(|error| Problem::usage(format!("cannot tell the current folder: {error}")))
+        };
         let cwd = match self.cwd {
-            Some(cwd) => {
-                std::path::absolute(&cwd).map_err(|error| Problem::usage(format!("--cwd {}: {error}", cwd.display())))?
-            }
+            Some(cwd) => std::path::absolute(&cwd)
+                .map_err(|error| Problem::usage(format!("--cwd {}: {error}", cwd.display())))?,
             None => here()?,
         };
         Ok(Script {
@@ -209,21 +213,36 @@ fn plan(args: &Args) -> Result<Plan, Problem> {
     let given = args.script.given();
     let no_script = |plan| match given {
         None => Ok(plan),
-        Some(option) => Err(Problem::usage(format!("{option} is for apps without a file\nin a file, the app's table says it"))),
+        Some(option) => Err(Problem::usage(format!(
+            "{option} is for apps without a file\nin a file, the app's table says it"
+        ))),
     };
     let plan = match (args.what.as_slice(), args.command.as_slice()) {
-        ([], []) if given.is_some() => return Err(Problem::usage("what is to be started?").hint("rsup start -n NAME -- COMMAND")),
+        ([], []) if given.is_some() => {
+            return Err(
+                Problem::usage("what is to be started?").hint("rsup start -n NAME -- COMMAND")
+            );
+        }
         ([], []) => Plan::File("supervisor.toml".into()),
         ([file], []) if is_config(file) => no_script(Plan::File(file.into()))?,
         ([word], []) if given.is_some() => Plan::Command(vec![word.clone()]),
-        ([word], []) if Path::new(word).is_file() || word.contains('/') => Plan::NameOrScript(word.clone()),
+        ([word], []) if Path::new(word).is_file() || word.contains('/') => {
+            Plan::NameOrScript(word.clone())
+        }
         (words, []) => match words.iter().find(|word| is_config(word)) {
-            Some(file) => return Err(Problem::usage("one file at a time").hint(format!("rsup start {file}"))),
+            Some(file) => {
+                return Err(Problem::usage("one file at a time").hint(format!("rsup start {file}")));
+            }
             None => no_script(Plan::Names(words.to_vec()))?,
         },
         ([], command) => Plan::Command(command.to_vec()),
-        ([script], arguments) if !is_config(script) => Plan::Command([std::slice::from_ref(script), arguments].concat()),
-        _ => return Err(Problem::usage("before `--` there is room for one script").hint("rsup start -n NAME -- COMMAND")),
+        ([script], arguments) if !is_config(script) => {
+            Plan::Command([std::slice::from_ref(script), arguments].concat())
+        }
+        _ => {
+            return Err(Problem::usage("before `--` there is room for one script")
+                .hint("rsup start -n NAME -- COMMAND"));
+        }
     };
     match plan {
         Plan::File(_) => Ok(plan),
@@ -234,8 +253,14 @@ fn plan(args: &Args) -> Result<Plan, Problem> {
 
 /// A configuration, rsup's own or PM2's.
 fn is_config(word: &str) -> bool {
-    let name = Path::new(word).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.ends_with(".toml") || [".config.js", ".config.cjs", ".config.mjs"].iter().any(|end| name.ends_with(end))
+    let name = Path::new(word)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    name.ends_with(".toml")
+        || [".config.js", ".config.cjs", ".config.mjs"]
+            .iter()
+            .any(|end| name.ends_with(end))
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
@@ -248,9 +273,15 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         }
         Plan::Command(command) => vec![config::from_script(&args.script.into_script(command)?)?],
         Plan::Names(names) if args.foreground => {
-            return Err(Problem::usage(format!("--foreground needs a file, a script or a command, not `{}`", names.join(" "))));
+            return Err(Problem::usage(format!(
+                "--foreground needs a file, a script or a command, not `{}`",
+                names.join(" ")
+            )));
         }
-        Plan::Names(names) => return resume(&names, !args.no_wait, cx).map_err(|problem| without_daemon(problem, &names)),
+        Plan::Names(names) => {
+            return resume(&names, !args.no_wait, cx)
+                .map_err(|problem| without_daemon(problem, &names));
+        }
         Plan::NameOrScript(word) => {
             if !args.foreground && known_to_daemon(&word, cx)? {
                 return resume(&[word], !args.no_wait, cx);
@@ -280,7 +311,11 @@ fn without_daemon(problem: Problem, names: &[String]) -> Problem {
     }
 }
 
-fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<(Vec<AppSpec>, Settings), Problem> {
+fn from_file(
+    file: &Path,
+    only: &[String],
+    cx: &Context,
+) -> Result<(Vec<AppSpec>, Settings), Problem> {
     if file.extension().is_none_or(|extension| extension != "toml") {
         return Err(Problem::usage(format!(
             "{} is not a supervisor.toml\nPM2's files cannot be started as they are",
@@ -294,20 +329,31 @@ fn from_file(file: &Path, only: &[String], cx: &Context) -> Result<(Vec<AppSpec>
     }
     let settings = settings::of(file, &loaded);
     let mut apps = loaded.config.apps;
-    if let Some(missing) = only.iter().find(|name| !apps.iter().any(|spec| spec.name.as_str() == *name)) {
+    if let Some(missing) = only
+        .iter()
+        .find(|name| !apps.iter().any(|spec| spec.name.as_str() == *name))
+    {
         let names = targets::names(&apps);
-        return Err(Problem::usage(format!("{} has no app `{missing}`", file.display())).hint(format!("it has: {names}")));
+        return Err(
+            Problem::usage(format!("{} has no app `{missing}`", file.display()))
+                .hint(format!("it has: {names}")),
+        );
     }
     apps.retain(|spec| only.is_empty() || only.iter().any(|name| name == spec.name.as_str()));
     if apps.is_empty() {
-        return Err(Problem::usage(format!("{} describes no apps", file.display())).hint("add a table [app.NAME] with a command"));
+        return Err(
+            Problem::usage(format!("{} describes no apps", file.display()))
+                .hint("add a table [app.NAME] with a command"),
+        );
     }
     Ok((apps, settings))
 }
 
 fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, Problem> {
     let client = cx.client()?.for_a_start();
-    match client.try_ask(Request::Specs { target: Target::All }) {
+    match client.try_ask(Request::Specs {
+        target: Target::All,
+    }) {
         Ok(Reply::Specs(specs)) => Ok(specs.iter().any(|spec| spec.name.as_str() == word)),
         Ok(_) => Err(targets::unexpected()),
         Err(CallError::NoDaemon) => Ok(false),
@@ -321,14 +367,29 @@ fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), Problem> {
     let selection = targets::select(&client, names)?;
     let views = targets::views(&client)?;
     let (idle, well): (Vec<_>, Vec<_>) = expand(selection).into_iter().partition(|target| {
-        let Target::App(app) = target else { return true };
-        views.iter().find(|view| view.name == *app).is_none_or(needs_start)
+        let Target::App(app) = target else {
+            return true;
+        };
+        views
+            .iter()
+            .find(|view| view.name == *app)
+            .is_none_or(needs_start)
     });
-    let well: Vec<_> = views.iter().filter(|view| well.contains(&Target::App(view.name.clone()))).collect();
+    let well: Vec<_> = views
+        .iter()
+        .filter(|view| well.contains(&Target::App(view.name.clone())))
+        .collect();
     let running = well.into_iter().map(|view| already(view, cx)).collect();
     let mut outcomes = Vec::new();
     if !idle.is_empty() {
-        outcomes = action::each(&cx.out, &client, &idle, OperationKind::Start, |target| Request::Resume { target }, wait)?;
+        outcomes = action::each(
+            &cx.out,
+            &client,
+            &idle,
+            OperationKind::Start,
+            |target| Request::Resume { target },
+            wait,
+        )?;
     }
     conclude(running, outcomes, wait, cx)
 }
@@ -336,38 +397,57 @@ fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), Problem> {
 /// `all` as its apps.
 fn expand(selection: Selection) -> Vec<Target> {
     match selection.targets.as_slice() {
-        [Target::All] => selection.known.into_iter().map(|spec| Target::App(spec.name)).collect(),
+        [Target::All] => selection
+            .known
+            .into_iter()
+            .map(|spec| Target::App(spec.name))
+            .collect(),
         _ => selection.targets,
     }
 }
 
 /// Stopped, or with workers that were given up or wait for their next try.
 fn needs_start(view: &AppView) -> bool {
-    matches!(view.phase, AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored)
-        || view
-            .workers
-            .iter()
-            .any(|worker| matches!(worker.phase, WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff))
+    matches!(
+        view.phase,
+        AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored
+    ) || view.workers.iter().any(|worker| {
+        matches!(
+            worker.phase,
+            WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff
+        )
+    })
 }
 
-fn foreground(apps: Vec<AppSpec>, settings: Option<Settings>, args: &ForegroundArgs, cx: &Context) -> Result<(), Problem> {
+fn foreground(
+    apps: Vec<AppSpec>,
+    settings: Option<Settings>,
+    args: &ForegroundArgs,
+    cx: &Context,
+) -> Result<(), Problem> {
     let paths = cx.paths()?;
     paths.create().map_err(Problem::usage)?;
     let client = Client::new(&paths)?.of_next_daemon();
     match client.try_ask(Request::Ping) {
         Err(CallError::NoDaemon) => {}
         Ok(Reply::Pong { pid, .. }) => {
-            let problem = Problem::failed("already_running", format!("a daemon runs already (pid {pid})"));
+            let problem = Problem::failed(
+                "already_running",
+                format!("a daemon runs already (pid {pid})"),
+            );
             return Err(problem.hint("leave out --foreground, or end it with `rsup kill`"));
         }
         Ok(_) => return Err(targets::unexpected()),
         Err(error) => return Err(client.explain(error)),
     }
-    let start = Some(StartRequest { apps, base_env: cx.base_env() });
+    let start = Some(StartRequest {
+        apps,
+        base_env: cx.base_env(),
+    });
     // Whoever started us may hold signals back, and the first process of a container is told to stop by one.
-    SigSet::empty()
-        .thread_set_mask()
-        .map_err(|error| Problem::failed("local", format!("cannot let signals through: {error}")))?;
+    SigSet::empty().thread_set_mask().map_err(|error| {
+        Problem::failed("local", format!("cannot let signals through: {error}"))
+    })?;
     let format = match args.log_format {
         Some(LogFormat::Json) => logs::Format::Json,
         None if cx.out.json => logs::Format::Json,
@@ -390,12 +470,19 @@ fn foreground(apps: Vec<AppSpec>, settings: Option<Settings>, args: &ForegroundA
     };
     daemon::run(paths, options).map_err(|error| match format {
         // It is among the other objects.
-        logs::Format::Json if !matches!(error, daemon::Error::Ended { .. }) => Problem::Said(FAILED),
+        logs::Format::Json if !matches!(error, daemon::Error::Ended { .. }) => {
+            Problem::Said(FAILED)
+        }
         logs::Format::Json | logs::Format::Text => error.into(),
     })
 }
 
-fn background(apps: &[AppSpec], settings: Option<Settings>, wait: bool, cx: &Context) -> Result<(), Problem> {
+fn background(
+    apps: &[AppSpec],
+    settings: Option<Settings>,
+    wait: bool,
+    cx: &Context,
+) -> Result<(), Problem> {
     let client = daemonize::ensure(&cx.paths()?)?;
     if let Some(settings) = settings {
         settings::tell(&client, settings, &cx.out)?;
@@ -406,7 +493,12 @@ fn background(apps: &[AppSpec], settings: Option<Settings>, wait: bool, cx: &Con
         let view = views.iter().find(|view| view.name == app.name);
         let old = known.iter().find(|spec| spec.name == app.name);
         match (view, old) {
-            (Some(view), Some(old)) if !matches!(view.phase, AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored) => {
+            (Some(view), Some(old))
+                if !matches!(
+                    view.phase,
+                    AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored
+                ) =>
+            {
                 if is_same(old, app) {
                     running.push(already(view, cx))
                 } else {
@@ -417,7 +509,10 @@ fn background(apps: &[AppSpec], settings: Option<Settings>, wait: bool, cx: &Con
         }
     }
     if !fresh.is_empty() {
-        let request = Request::Start { apps: fresh, base_env: cx.base_env() };
+        let request = Request::Start {
+            apps: fresh,
+            base_env: cx.base_env(),
+        };
         outcomes.extend(action::one(&cx.out, &client, request, wait)?);
     }
     conclude(running, outcomes, wait, cx)
@@ -433,8 +528,15 @@ fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
 }
 
 fn already(view: &AppView, cx: &Context) -> Outcome {
-    let phase = if view.phase == AppPhase::Ready { String::new() } else { format!(" ({})", view.phase.as_str()) };
-    cx.out.note(&format!("{0} runs already{phase}; `rsup reload {0}` replaces it", view.name));
+    let phase = if view.phase == AppPhase::Ready {
+        String::new()
+    } else {
+        format!(" ({})", view.phase.as_str())
+    };
+    cx.out.note(&format!(
+        "{0} runs already{phase}; `rsup reload {0}` replaces it",
+        view.name
+    ));
     Outcome {
         app: view.name.clone(),
         kind: OperationKind::Start,
@@ -450,14 +552,29 @@ fn clash(old: &AppSpec) -> Outcome {
         Some(file) => format!("from {}", file.display()),
         None => format!("in {}: {}", old.cwd.display(), old.command.join(" ")),
     };
-    let failure = Failure::new(FailureCode::AlreadyRunning, format!("another app called {} runs already\n{from}", old.name))
-        .hint(format!("give this one another name, or `rsup delete {}`", old.name));
+    let failure = Failure::new(
+        FailureCode::AlreadyRunning,
+        format!("another app called {} runs already\n{from}", old.name),
+    )
+    .hint(format!(
+        "give this one another name, or `rsup delete {}`",
+        old.name
+    ));
     action::failed(&old.name, OperationKind::Start, 0, failure)
 }
 
 /// As for other actions; that some ran already has been told in words.
-fn conclude(running: Vec<Outcome>, outcomes: Vec<Outcome>, wait: bool, cx: &Context) -> Result<(), Problem> {
-    let shown = if cx.out.json { [running, outcomes].concat() } else { outcomes };
+fn conclude(
+    running: Vec<Outcome>,
+    outcomes: Vec<Outcome>,
+    wait: bool,
+    cx: &Context,
+) -> Result<(), Problem> {
+    let shown = if cx.out.json {
+        [running, outcomes].concat()
+    } else {
+        outcomes
+    };
     action::conclude(&cx.out, &shown, wait)
 }
 
@@ -475,7 +592,8 @@ mod tests {
 
     fn planned(line: &str) -> Result<Plan, u8> {
         let words = std::iter::once("start").chain(line.split_whitespace());
-        plan(&Alone::try_parse_from(words).map_err(|_| 99u8)?.args).map_err(|problem| problem.exit())
+        plan(&Alone::try_parse_from(words).map_err(|_| 99u8)?.args)
+            .map_err(|problem| problem.exit())
     }
 
     fn words(line: &str) -> Vec<String> {
@@ -485,16 +603,34 @@ mod tests {
     #[test]
     fn what_arguments_mean() {
         assert_eq!(planned(""), Ok(Plan::File("supervisor.toml".into())));
-        assert_eq!(planned("x/y.toml --only api web"), Ok(Plan::File("x/y.toml".into())));
-        assert_eq!(planned("ecosystem.config.cjs"), Ok(Plan::File("ecosystem.config.cjs".into())));
+        assert_eq!(
+            planned("x/y.toml --only api web"),
+            Ok(Plan::File("x/y.toml".into()))
+        );
+        assert_eq!(
+            planned("ecosystem.config.cjs"),
+            Ok(Plan::File("ecosystem.config.cjs".into()))
+        );
         assert_eq!(planned("api"), Ok(Plan::Names(words("api"))));
         assert_eq!(planned("api web:1"), Ok(Plan::Names(words("api web:1"))));
-        assert_eq!(planned("server.js -i 2 -n api"), Ok(Plan::Command(words("server.js"))));
-        assert_eq!(planned("server.js -i -1"), Ok(Plan::Command(words("server.js"))));
+        assert_eq!(
+            planned("server.js -i 2 -n api"),
+            Ok(Plan::Command(words("server.js")))
+        );
+        assert_eq!(
+            planned("server.js -i -1"),
+            Ok(Plan::Command(words("server.js")))
+        );
         assert_eq!(planned("./run"), Ok(Plan::NameOrScript("./run".into())));
         assert_eq!(planned("Cargo.toml"), Ok(Plan::File("Cargo.toml".into())));
-        assert_eq!(planned("-n api -- ./server --flag"), Ok(Plan::Command(words("./server --flag"))));
-        assert_eq!(planned("server.js -- --port 1"), Ok(Plan::Command(words("server.js --port 1"))));
+        assert_eq!(
+            planned("-n api -- ./server --flag"),
+            Ok(Plan::Command(words("./server --flag")))
+        );
+        assert_eq!(
+            planned("server.js -- --port 1"),
+            Ok(Plan::Command(words("server.js --port 1")))
+        );
     }
 
     #[test]

@@ -18,7 +18,9 @@ use crate::sys::cgroup;
 /// Installs a unit: the system's for root, otherwise the user's own. rsup then starts with the
 /// machine, and systemd starts it again should it ever die. Nothing has to be running before.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  sudo rsup startup\n  rsup startup --print\n  rsup startup --socket supervisor.toml")]
+#[command(
+    after_long_help = "Examples:\n  sudo rsup startup\n  rsup startup --print\n  rsup startup --socket supervisor.toml"
+)]
 pub struct Args {
     /// A file whose apps count for the unit's timeouts and sockets, beside those that run
     #[arg(value_name = "FILE")]
@@ -52,7 +54,11 @@ pub struct Which {
 
 impl Which {
     pub fn scope(&self) -> Scope {
-        if self.system || (geteuid().is_root() && !self.user) { Scope::System } else { Scope::User }
+        if self.system || (geteuid().is_root() && !self.user) {
+            Scope::System
+        } else {
+            Scope::User
+        }
     }
 }
 
@@ -68,16 +74,28 @@ fn parse_name(name: &str) -> Result<String, String> {
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let scope = args.which.scope();
     let (apps, from, daemon) = apps(args.file.as_deref(), cx)?;
-    let held = if args.socket { unit::listenable(&apps) } else { Default::default() };
+    let held = if args.socket {
+        unit::listenable(&apps)
+    } else {
+        Default::default()
+    };
     if args.socket && held.listen.is_empty() {
-        let problem = Problem::usage("no app is known that listens, so a .socket unit would be empty");
-        return Err(problem.hint("start the apps first, or name their file: rsup startup --socket supervisor.toml"));
+        let problem =
+            Problem::usage("no app is known that listens, so a .socket unit would be empty");
+        return Err(problem.hint(
+            "start the apps first, or name their file: rsup startup --socket supervisor.toml",
+        ));
     }
     for address in &held.left {
-        cx.out.note(&format!("{address} is not in the .socket unit; rsup opens it itself"));
+        cx.out.note(&format!(
+            "{address} is not in the .socket unit; rsup opens it itself"
+        ));
     }
     let unit = describe(&args, scope, StopTimeout::of(&apps, from), cx)?;
-    let (service, socket) = (unit.service(), args.socket.then(|| unit::socket(&held, scope)));
+    let (service, socket) = (
+        unit.service(),
+        args.socket.then(|| unit::socket(&held, scope)),
+    );
     if args.print {
         return print(&unit, service, socket, cx);
     }
@@ -86,12 +104,22 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let path = |kind: &str| folder.join(format!("{}.{kind}", unit.name));
     let old = systemctl::read_own(&path("service"))?;
     let old_socket = systemctl::read_own(&path("socket"))?;
-    if old.as_ref().is_some_and(|text| !unit::is_for(text, &unit.env)) {
-        let problem = Problem::usage(format!("{} is for another RSUP_HOME\nnothing was changed", path("service").display()));
+    if old
+        .as_ref()
+        .is_some_and(|text| !unit::is_for(text, &unit.env))
+    {
+        let problem = Problem::usage(format!(
+            "{} is for another RSUP_HOME\nnothing was changed",
+            path("service").display()
+        ));
         return Err(problem.hint("give this one a name of its own: rsup startup --name NAME"));
     }
-    let names: Vec<String> =
-        socket.iter().map(|_| "socket").chain(["service"]).map(|kind| format!("{}.{kind}", unit.name)).collect();
+    let names: Vec<String> = socket
+        .iter()
+        .map(|_| "socket")
+        .chain(["service"])
+        .map(|kind| format!("{}.{kind}", unit.name))
+        .collect();
     systemctl::write(&path("service"), &service)?;
     match &socket {
         Some(text) => systemctl::write(&path("socket"), text)?,
@@ -99,7 +127,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         None => {}
     }
     if let Some(why) = old.and_then(|text| unit::outdated(&text, unit.version)) {
-        cx.out.note(&format!("the unit that was there {why}; it is written anew"));
+        cx.out.note(&format!(
+            "the unit that was there {why}; it is written anew"
+        ));
     }
     let words: Vec<&str> = names.iter().map(String::as_str).collect();
     manager.ask(&["daemon-reload"])?;
@@ -124,11 +154,18 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         installed.started = installed.waits_for.is_none();
     }
     notes(scope, &installed, args.no_start, cx);
-    if cx.out.json { cx.out.document(&installed) } else { cx.out.text(&installed.to_string()) }
+    if cx.out.json {
+        cx.out.document(&installed)
+    } else {
+        cx.out.text(&installed.to_string())
+    }
 }
 
 /// The apps that are known, where from, and the pid of the daemon that runs.
-fn apps(file: Option<&Path>, cx: &Context) -> Result<(Vec<AppSpec>, &'static str, Option<u32>), Problem> {
+fn apps(
+    file: Option<&Path>,
+    cx: &Context,
+) -> Result<(Vec<AppSpec>, &'static str, Option<u32>), Problem> {
     let client = cx.client()?;
     let (mut apps, daemon) = match client.try_ask(Request::Ping) {
         Ok(Reply::Pong { pid, .. }) => (targets::known(&client)?, Some(pid)),
@@ -136,7 +173,11 @@ fn apps(file: Option<&Path>, cx: &Context) -> Result<(Vec<AppSpec>, &'static str
         Err(CallError::NoDaemon) => (Vec::new(), None),
         Err(error) => return Err(client.explain(error)),
     };
-    let from = if file.is_some() { "in the file" } else { "as it runs" };
+    let from = if file.is_some() {
+        "in the file"
+    } else {
+        "as it runs"
+    };
     if let Some(file) = file {
         // What the file says is newer than what runs.
         let fresh = config::load(file)?.config.apps;
@@ -152,13 +193,19 @@ fn describe(args: &Args, scope: Scope, stop: StopTimeout, cx: &Context) -> Resul
         Scope::System => Some(PathBuf::from("/run")),
         Scope::User => std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
     };
-    let below = |folder: &Path, path: &Path| path.strip_prefix(folder).ok().map(|rest| rest.display().to_string());
+    let below = |folder: &Path, path: &Path| {
+        path.strip_prefix(folder)
+            .ok()
+            .map(|rest| rest.display().to_string())
+    };
     Ok(Unit {
         scope,
         name: args.which.name.clone(),
         program: program()?,
         env: systemctl::environment(scope)?,
-        runtime_directory: runtime.and_then(|folder| below(&folder, &paths.runtime)).filter(|rest| rest == "rsup"),
+        runtime_directory: runtime
+            .and_then(|folder| below(&folder, &paths.runtime))
+            .filter(|rest| rest == "rsup"),
         // That of a user is ~/.config with systemd before 254, ~/.local/state since.
         state_directory: (scope == Scope::System)
             .then(|| below(Path::new("/var/lib"), &paths.state))
@@ -174,14 +221,20 @@ fn describe(args: &Args, scope: Scope, stop: StopTimeout, cx: &Context) -> Resul
 /// This program, by the path that it was called by where that is one: a link to the newest version
 /// stays, the version that it names today does not.
 fn program() -> Result<PathBuf, Problem> {
-    let actual =
-        std::env::current_exe().map_err(|error| Problem::failed("local", format!("cannot find this program: {error}")))?;
-    let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    let actual = std::env::current_exe()
+        .map_err(|error| Problem::failed("local", format!("cannot find this program: {error}")))?;
+    let called = std::env::args_os()
+        .next()
+        .map(PathBuf::from)
+        .unwrap_or_default();
     let candidates: Vec<PathBuf> = if called.components().count() > 1 {
         std::path::absolute(&called).into_iter().collect()
     } else {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).filter(|folder| folder.is_absolute()).map(|folder| folder.join(&called)).collect()
+        std::env::split_paths(&path)
+            .filter(|folder| folder.is_absolute())
+            .map(|folder| folder.join(&called))
+            .collect()
     };
     let same = |path: &PathBuf| path.canonicalize().is_ok_and(|found| found == actual);
     let program = candidates.into_iter().find(same).unwrap_or(actual);
@@ -196,26 +249,43 @@ fn program() -> Result<PathBuf, Problem> {
     Ok(program)
 }
 
-fn print(unit: &Unit, service: String, socket: Option<String>, cx: &Context) -> Result<(), Problem> {
+fn print(
+    unit: &Unit,
+    service: String,
+    socket: Option<String>,
+    cx: &Context,
+) -> Result<(), Problem> {
     let folder = Manager(unit.scope).folder()?;
     let file = |kind: &str| folder.join(format!("{}.{kind}", unit.name));
     let units: Vec<_> = [(file("service"), Some(service)), (file("socket"), socket)]
         .into_iter()
         .filter_map(|(file, text)| Some(render::UnitFile { file, text: text? }))
         .collect();
-    if cx.out.json { cx.out.document(&units) } else { cx.out.text(&render::units(&units)) }
+    if cx.out.json {
+        cx.out.document(&units)
+    } else {
+        cx.out.text(&render::units(&units))
+    }
 }
 
 fn remove_socket(manager: Manager, path: &Path) -> Result<(), Problem> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     manager.ask(&["disable", "--now", &name])?;
-    std::fs::remove_file(path).map_err(|error| Problem::failed("local", format!("cannot remove {}: {error}", path.display())))
+    std::fs::remove_file(path).map_err(|error| {
+        Problem::failed(
+            "local",
+            format!("cannot remove {}: {error}", path.display()),
+        )
+    })
 }
 
 /// An rsup that died under an older unit may have left its cgroup such that systemd before 254 cannot start another.
 fn make_room(manager: Manager, unit: &str) -> Result<(), Problem> {
-    let Some(folder) = manager.cgroup(unit).and_then(|path| cgroup::folder(&path)) else { return Ok(()) };
-    cgroup::make_room(&folder).map_err(|why| Problem::failed("cgroup", format!("systemd cannot start {unit}\n{why}")))
+    let Some(folder) = manager.cgroup(unit).and_then(|path| cgroup::folder(&path)) else {
+        return Ok(());
+    };
+    cgroup::make_room(&folder)
+        .map_err(|why| Problem::failed("cgroup", format!("systemd cannot start {unit}\n{why}")))
 }
 
 /// A daemon that a shell has started has the folders and the ports: the unit waits for its end.
@@ -235,7 +305,8 @@ fn start(
             continue;
         }
         if !socket && installed.waits_for.is_none() && !cx.out.json {
-            cx.out.note("starting it; that is done when every app is ready");
+            cx.out
+                .note("starting it; that is done when every app is ready");
         }
         manager.start(unit, installed.waits_for.is_none())?;
     }
@@ -244,16 +315,24 @@ fn start(
 
 fn notes(scope: Scope, installed: &render::Installed, no_start: bool, cx: &Context) {
     if let Some(pid) = installed.waits_for {
-        let then =
-            if no_start { "end it before the service is started" } else { "the service waits for its end and takes over then" };
+        let then = if no_start {
+            "end it before the service is started"
+        } else {
+            "the service waits for its end and takes over then"
+        };
         cx.out.note(&format!(
             "a daemon that is not systemd's runs (pid {pid}); {then}: `rsup kill`, which stops its apps, and `rsup start`"
         ));
     }
-    let user = config::User::by_uid(geteuid().as_raw()).ok().flatten().map(|user| user.name);
+    let user = config::User::by_uid(geteuid().as_raw())
+        .ok()
+        .flatten()
+        .map(|user| user.name);
     match scope {
         Scope::User => {
-            let lingers = user.as_ref().is_some_and(|user| Path::new("/var/lib/systemd/linger").join(user).exists());
+            let lingers = user
+                .as_ref()
+                .is_some_and(|user| Path::new("/var/lib/systemd/linger").join(user).exists());
             if !lingers {
                 cx.out.note("it runs only while you are logged in; `loginctl enable-linger` lets it run from boot on");
             }
@@ -262,7 +341,9 @@ fn notes(scope: Scope, installed: &render::Installed, no_start: bool, cx: &Conte
             if let Ok(user) = std::env::var("SUDO_USER")
                 && user != "root"
             {
-                cx.out.note(&format!("this is for the apps of root; for those of {user}: rsup startup, without sudo"));
+                cx.out.note(&format!(
+                    "this is for the apps of root; for those of {user}: rsup startup, without sudo"
+                ));
             }
         }
     }

@@ -24,6 +24,13 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("stop")?;
     let request = |target| Request::Stop { target };
-    let outcomes = action::each(&cx.out, &client, &selection.targets, OperationKind::Stop, request, !args.no_wait)?;
+    let outcomes = action::each(
+        &cx.out,
+        &client,
+        &selection.targets,
+        OperationKind::Stop,
+        request,
+        !args.no_wait,
+    )?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

@@ -27,18 +27,35 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         if systemctl::read_own(&path)?.is_none() {
             continue;
         }
-        let words: &[&str] = if args.no_stop { &["disable", &name] } else { &["disable", "--now", &name] };
+        let words: &[&str] = if args.no_stop {
+            &["disable", &name]
+        } else {
+            &["disable", "--now", &name]
+        };
         manager.ask(words)?;
-        std::fs::remove_file(&path)
-            .map_err(|error| Problem::failed("local", format!("cannot remove {}: {error}", path.display())))?;
+        std::fs::remove_file(&path).map_err(|error| {
+            Problem::failed(
+                "local",
+                format!("cannot remove {}: {error}", path.display()),
+            )
+        })?;
         removed.push(path);
     }
     if removed.is_empty() {
         let path = folder.join(format!("{}.service", args.which.name));
         let problem = Problem::failed("not_installed", format!("there is no {}", path.display()));
-        return Err(problem.hint("`rsup startup` installs it; --user and --system say whose, --name which"));
+        return Err(
+            problem.hint("`rsup startup` installs it; --user and --system say whose, --name which")
+        );
     }
     manager.ask(&["daemon-reload"])?;
-    let removed = render::Removed { removed, stopped: !args.no_stop };
-    if cx.out.json { cx.out.document(&removed) } else { cx.out.text(&removed.to_string()) }
+    let removed = render::Removed {
+        removed,
+        stopped: !args.no_stop,
+    };
+    if cx.out.json {
+        cx.out.document(&removed)
+    } else {
+        cx.out.text(&removed.to_string())
+    }
 }

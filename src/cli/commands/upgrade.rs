@@ -32,13 +32,23 @@ const POLL: Duration = Duration::from_millis(20);
 
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let program = match args.program {
-        Some(given) => std::path::absolute(&given).map_err(|error| Problem::usage(format!("{}: {error}", given.display())))?,
+        Some(given) => std::path::absolute(&given)
+            .map_err(|error| Problem::usage(format!("{}: {error}", given.display())))?,
         None => paths::program(),
     };
     let client = cx.client()?;
-    let Reply::Pong { version: before, .. } = client.ask(Request::Ping)? else { return Err(targets::unexpected()) };
+    let Reply::Pong {
+        version: before, ..
+    } = client.ask(Request::Ping)?
+    else {
+        return Err(targets::unexpected());
+    };
     let token = fastrand::u64(..);
-    match client.try_ask(Request::Upgrade { program: program.clone(), token, force: args.force }) {
+    match client.try_ask(Request::Upgrade {
+        program: program.clone(),
+        token,
+        force: args.force,
+    }) {
         // Without an answer it may have happened all the same.
         Ok(Reply::Upgrading) | Err(CallError::Broken(_)) => {}
         Ok(_) => return Err(targets::unexpected()),
@@ -48,19 +58,34 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     loop {
         match client.try_ask(Request::HowUpgraded { token }) {
             Ok(Reply::HowUpgraded(HowUpgraded::Done { version })) => {
-                let done = render::Upgraded { program, before, version };
-                return if cx.out.json { cx.out.document(&done) } else { cx.out.text(&done.to_string()) };
+                let done = render::Upgraded {
+                    program,
+                    before,
+                    version,
+                };
+                return if cx.out.json {
+                    cx.out.document(&done)
+                } else {
+                    cx.out.text(&done.to_string())
+                };
             }
             Ok(Reply::HowUpgraded(HowUpgraded::Failed { why })) => {
-                return Err(Problem::failed("upgrade", why).hint("rsup list: workers and sockets are untouched"));
+                return Err(Problem::failed("upgrade", why)
+                    .hint("rsup list: workers and sockets are untouched"));
             }
-            Ok(Reply::HowUpgraded(HowUpgraded::UnderWay | HowUpgraded::Unknown)) | Err(CallError::Broken(_)) => {}
+            Ok(Reply::HowUpgraded(HowUpgraded::UnderWay | HowUpgraded::Unknown))
+            | Err(CallError::Broken(_)) => {}
             Ok(_) => return Err(targets::unexpected()),
             Err(error) => return Err(client.explain(error)),
         }
         if Instant::now() >= deadline {
-            let what = format!("it is not known what became of the upgrade\nwaited {} s", PATIENCE.as_secs());
-            return Err(Problem::failed("timeout", what).hint("rsup ping tells the version that runs"));
+            let what = format!(
+                "it is not known what became of the upgrade\nwaited {} s",
+                PATIENCE.as_secs()
+            );
+            return Err(
+                Problem::failed("timeout", what).hint("rsup ping tells the version that runs")
+            );
         }
         std::thread::sleep(POLL);
     }

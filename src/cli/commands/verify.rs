@@ -72,15 +72,28 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     let interrupt = Interrupt::hold_all();
     let client = cx.client()?;
-    let selection = targets::select(&client, std::slice::from_ref(&args.app))?.whole_apps("verify")?;
-    let [old] = selection.apps()[..] else { return Err(Problem::usage("verify takes one app at a time")) };
+    let selection =
+        targets::select(&client, std::slice::from_ref(&args.app))?.whole_apps("verify")?;
+    let [old] = selection.apps()[..] else {
+        return Err(Problem::usage("verify takes one app at a time"));
+    };
     let listen = fit(&client, old)?;
-    let spec = respec::reread(&[old], &client, &cx.out)?.pop().ok_or_else(targets::unexpected)?;
+    let spec = respec::reread(&[old], &client, &cx.out)?
+        .pop()
+        .ok_or_else(targets::unexpected)?;
     if !spec.listen.contains(listen) {
-        let now = spec.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let now = spec
+            .listen
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
         return Err(Problem::failed(
             "listen",
-            format!("{} listens on {listen}, and its file says another address now: {now}", spec.name),
+            format!(
+                "{} listens on {listen}, and its file says another address now: {now}",
+                spec.name
+            ),
         )
         .hint(format!("rsup reload {}", spec.name)));
     }
@@ -89,9 +102,16 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     try_once(&args, &plan, &spec, &interrupt)?;
 
     if !cx.out.json {
-        let how = if args.keep_alive { "kept connections" } else { "a new connection for each" };
+        let how = if args.keep_alive {
+            "kept connections"
+        } else {
+            "a new connection for each"
+        };
         let rps = load::report::thousands(args.rps.into());
-        cx.out.text(&format!("{}: GET {} on {}, {rps} requests a second, {how}\n\n", spec.name, plan.path, plan.target))?;
+        cx.out.text(&format!(
+            "{}: GET {} on {}, {rps} requests a second, {how}\n\n",
+            spec.name, plan.path, plan.target
+        ))?;
     }
     let name = spec.name.clone();
     let script = |trial: &mut Trial<'_>| reload(trial, spec, args.duration);
@@ -107,7 +127,13 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
 /// What happens under load.
 fn reload(trial: &mut Trial<'_>, spec: AppSpec, duration: Duration) -> Result<(), Halt> {
     trial.until(duration / 3)?;
-    trial.reload(Step { label: "reload", words: "reload", spec, expected: Expected::Done, last: true })?;
+    trial.reload(Step {
+        label: "reload",
+        words: "reload",
+        spec,
+        expected: Expected::Done,
+        last: true,
+    })?;
     trial.hold(duration / 3)?;
     trial.until(duration)
 }
@@ -115,19 +141,36 @@ fn reload(trial: &mut Trial<'_>, spec: AppSpec, duration: Duration) -> Result<()
 /// The address that the load goes to, if the app is in a state to be tried.
 fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, Problem> {
     let app = &spec.name;
-    let view = match client.ask(Request::Describe { target: Target::App(app.clone()) })? {
+    let view = match client.ask(Request::Describe {
+        target: Target::App(app.clone()),
+    })? {
         Reply::Descriptions(mut all) if all.len() == 1 => all.swap_remove(0).app,
         _ => return Err(targets::unexpected()),
     };
-    let AppView { phase, instances, operation, reason, workers, .. } = view;
+    let AppView {
+        phase,
+        instances,
+        operation,
+        reason,
+        workers,
+        ..
+    } = view;
     if let Some(operation) = operation {
         let what = operation.kind.as_str();
-        return Err(Problem::failed("busy", format!("{app} is busy: {what} is under way"))
-            .hint("try again when `rsup list` shows it ready"));
+        return Err(
+            Problem::failed("busy", format!("{app} is busy: {what} is under way"))
+                .hint("try again when `rsup list` shows it ready"),
+        );
     }
     if phase != AppPhase::Ready {
-        let ready = workers.iter().filter(|worker| worker.phase == WorkerPhase::Ready).count();
-        let mut what = format!("{app} is {}: {ready} of {instances} workers ready", phase.as_str());
+        let ready = workers
+            .iter()
+            .filter(|worker| worker.phase == WorkerPhase::Ready)
+            .count();
+        let mut what = format!(
+            "{app} is {}: {ready} of {instances} workers ready",
+            phase.as_str()
+        );
         if let Some(reason) = reason {
             what.push_str(&format!("\n{reason}"));
         }
@@ -137,7 +180,9 @@ fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, Problem> {
     tcp.or(spec.listen.first()).ok_or_else(|| {
         Problem::failed(
             "bad_request",
-            format!("{app} has no address that rsup knows of, so there is nothing to send requests to"),
+            format!(
+                "{app} has no address that rsup knows of, so there is nothing to send requests to"
+            ),
         )
         .hint("add `listen` to its table, or `--listen` to its start")
     })
@@ -150,7 +195,10 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
     };
     let target = match listen {
         // A dual-stack wildcard serves IPv4 whatever the app asked for when it bound its port.
-        Listen::Tcp { addr, v6only: false } if addr.ip() == Ipv6Addr::UNSPECIFIED => {
+        Listen::Tcp {
+            addr,
+            v6only: false,
+        } if addr.ip() == Ipv6Addr::UNSPECIFIED => {
             load::Target::Tcp((Ipv4Addr::LOCALHOST, addr.port()).into())
         }
         Listen::Tcp { addr, .. } => load::Target::Tcp(*addr),
@@ -171,9 +219,19 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
 
 /// Without `--path`: what users ask for, if it answers. The readiness check's path, which a stopping
 /// worker may answer with 503 on purpose, is the second choice; true if it was taken.
-fn choose_path(args: &Args, plan: &mut Plan, spec: &AppSpec, interrupt: &Interrupt) -> Result<bool, Problem> {
-    let Check::Http { path, .. } = &spec.readiness.check else { return Ok(false) };
-    if args.path.is_some() || *path == plan.path || trial::one_request(plan, interrupt)?.failures.is_empty() {
+fn choose_path(
+    args: &Args,
+    plan: &mut Plan,
+    spec: &AppSpec,
+    interrupt: &Interrupt,
+) -> Result<bool, Problem> {
+    let Check::Http { path, .. } = &spec.readiness.check else {
+        return Ok(false);
+    };
+    if args.path.is_some()
+        || *path == plan.path
+        || trial::one_request(plan, interrupt)?.failures.is_empty()
+    {
         return Ok(false);
     }
     plan.path.clone_from(path);
@@ -181,14 +239,29 @@ fn choose_path(args: &Args, plan: &mut Plan, spec: &AppSpec, interrupt: &Interru
 }
 
 /// A wrong path is told before anything happens.
-fn try_once(args: &Args, plan: &Plan, spec: &AppSpec, interrupt: &Interrupt) -> Result<(), Problem> {
+fn try_once(
+    args: &Args,
+    plan: &Plan,
+    spec: &AppSpec,
+    interrupt: &Interrupt,
+) -> Result<(), Problem> {
     let report = trial::one_request(plan, interrupt)?;
-    let Some(failure) = report.failures.first() else { return Ok(()) };
-    let what = format!("GET {} on {} fails before any reload: {}", plan.path, plan.target, failure.detail);
+    let Some(failure) = report.failures.first() else {
+        return Ok(());
+    };
+    let what = format!(
+        "GET {} on {} fails before any reload: {}",
+        plan.path, plan.target, failure.detail
+    );
     let hint = match (failure.kind, &args.path) {
-        (FailureKind::Status(_), _) => format!("name a path that answers 200 to 299: rsup verify {} --path /health", spec.name),
+        (FailureKind::Status(_), _) => format!(
+            "name a path that answers 200 to 299: rsup verify {} --path /health",
+            spec.name
+        ),
         (FailureKind::BadResponse, _) => "only plain HTTP/1 can be tried".into(),
-        (FailureKind::Timeout, _) => "name another path, or allow it more time: --timeout 30s".into(),
+        (FailureKind::Timeout, _) => {
+            "name another path, or allow it more time: --timeout 30s".into()
+        }
         _ => format!("rsup describe {0}; rsup logs {0}", spec.name),
     };
     Err(Problem::failed("bad_answer", what).hint(hint))
@@ -209,8 +282,10 @@ fn remarks(verdict: &Verdict, args: &Args, default_path: bool) -> Vec<String> {
         ));
     }
     let stats = &verdict.load;
-    let unready =
-        [&stats.during, &stats.after].iter().filter_map(|phase| phase.failures.get(&FailureKind::Status(503))).sum::<u64>();
+    let unready = [&stats.during, &stats.after]
+        .iter()
+        .filter_map(|phase| phase.failures.get(&FailureKind::Status(503)))
+        .sum::<u64>();
     if default_path && unready > 0 && unready == verdict.load.failed {
         remarks.push(
             "All of them are 503 on the path of the readiness check, which a stopping worker may\n\

@@ -12,11 +12,15 @@ pub fn to_stdout(format: Format) -> io::Result<Console> {
     let write = move || {
         sink::write_all(reader, &io::stdout(), |_, error, first| {
             if first {
-                say(&format!("rsup: cannot write to stdout: {error}; its lines are lost from here on\n"));
+                say(&format!(
+                    "rsup: cannot write to stdout: {error}; its lines are lost from here on\n"
+                ));
             }
         });
     };
-    thread::Builder::new().name("rsup-stdout".into()).spawn(write)?;
+    thread::Builder::new()
+        .name("rsup-stdout".into())
+        .spawn(write)?;
     Ok(console)
 }
 

@@ -15,14 +15,24 @@ const FIELD: usize = 12;
 
 /// All that were asked for, with an empty line between them.
 pub fn descriptions(all: &[Description], look: Look) -> String {
-    all.iter().map(|one| description(one, look)).collect::<Vec<_>>().join("\n")
+    all.iter()
+        .map(|one| description(one, look))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn description(it: &Description, look: Look) -> String {
-    let mut page = Page { text: String::new(), look };
+    let mut page = Page {
+        text: String::new(),
+        look,
+    };
     let (app, spec) = (&it.app, &it.spec);
     let phase = Phase::from(app.phase);
-    let ready = app.workers.iter().filter(|worker| worker.phase == WorkerPhase::Ready).count();
+    let ready = app
+        .workers
+        .iter()
+        .filter(|worker| worker.phase == WorkerPhase::Ready)
+        .count();
     page.line(&format!(
         "{}  {}  {ready} of {} ready, revision {}",
         look.paint(Paint::Bold, app.name.as_str()),
@@ -31,14 +41,31 @@ fn description(it: &Description, look: Look) -> String {
         app.revision
     ));
     if let Some(operation) = &app.operation {
-        page.field("under way", &format!("{} for {}", operation.kind.as_str(), duration(operation.since_ms)));
+        page.field(
+            "under way",
+            &format!(
+                "{} for {}",
+                operation.kind.as_str(),
+                duration(operation.since_ms)
+            ),
+        );
     }
     if let Some(reason) = &app.reason {
         page.field("reason", reason);
     }
-    page.field("command", &shlex::try_join(spec.command.iter().map(String::as_str)).unwrap_or_else(|_| spec.command.join(" ")));
+    page.field(
+        "command",
+        &shlex::try_join(spec.command.iter().map(String::as_str))
+            .unwrap_or_else(|_| spec.command.join(" ")),
+    );
     page.field("folder", &folder(spec));
-    page.field("file", &spec.source.as_deref().map_or_else(|| "none; started from the command line".into(), shown));
+    page.field(
+        "file",
+        &spec
+            .source
+            .as_deref()
+            .map_or_else(|| "none; started from the command line".into(), shown),
+    );
     if !app.listen.is_empty() {
         let balance = match spec.balance {
             Balance::Random => "",
@@ -52,7 +79,13 @@ fn description(it: &Description, look: Look) -> String {
     page.field("out log", &shown(&it.out_log));
     page.field("err log", &shown(&it.err_log));
     if app.relayed > 0 {
-        page.field("relayed", &format!("{} that no worker was there to accept", count(app.relayed, "connection")));
+        page.field(
+            "relayed",
+            &format!(
+                "{} that no worker was there to accept",
+                count(app.relayed, "connection")
+            ),
+        );
     }
 
     if !app.workers.is_empty() {
@@ -70,7 +103,11 @@ fn description(it: &Description, look: Look) -> String {
     if !it.events.is_empty() {
         page.section("Events");
         for event in &it.events {
-            page.line(&format!("  {:>9} ago  {}", duration(event.age_ms), harmless(&event.text)));
+            page.line(&format!(
+                "  {:>9} ago  {}",
+                duration(event.age_ms),
+                harmless(&event.text)
+            ));
         }
     }
     if !it.notes.is_empty() {
@@ -123,7 +160,11 @@ impl Page {
         let mut facts = Vec::new();
         facts.extend(worker.pid.map(|pid| format!("pid {pid}")));
         facts.extend(worker.uptime_ms.map(|ms| format!("up {}", duration(ms))));
-        facts.extend(worker.next_start_ms.map(|ms| format!("next start in {}", duration(ms))));
+        facts.extend(
+            worker
+                .next_start_ms
+                .map(|ms| format!("next start in {}", duration(ms))),
+        );
         if worker.restarts > 0 {
             facts.push(count(worker.restarts.into(), "restart"));
         }
@@ -131,11 +172,23 @@ impl Page {
         facts.extend(worker.memory.map(bytes));
         facts.push(format!("revision {}", worker.revision));
         facts.push(format!("slot {}", worker.slot));
-        let line = format!("  {}:{}  {}  {}", app.name, worker.instance, self.look.paint(phase.paint, &padded), facts.join(", "));
+        let line = format!(
+            "  {}:{}  {}  {}",
+            app.name,
+            worker.instance,
+            self.look.paint(phase.paint, &padded),
+            facts.join(", ")
+        );
         self.line(&line);
         if let Some(reason) = &worker.reason {
-            let past = if is_past(app, worker) { "last restarted: " } else { "" };
-            let reason = self.look.paint(Paint::Dim, &format!("{past}{}", harmless(reason)));
+            let past = if is_past(app, worker) {
+                "last restarted: "
+            } else {
+                ""
+            };
+            let reason = self
+                .look
+                .paint(Paint::Dim, &format!("{past}{}", harmless(reason)));
             self.line(&format!("    {reason}"));
         }
     }
@@ -155,10 +208,19 @@ impl Page {
             ),
         );
         if let Some(max) = spec.max_memory {
-            self.field("max memory", &format!("{} for each worker", round(&bytes(max))));
+            self.field(
+                "max memory",
+                &format!("{} for each worker", round(&bytes(max))),
+            );
         }
         if let Some(who) = &spec.run_as {
-            self.field("runs as", &format!("user {} ({}), group {} ({})", who.user, who.uid, who.group, who.gid));
+            self.field(
+                "runs as",
+                &format!(
+                    "user {} ({}), group {} ({})",
+                    who.user, who.uid, who.group, who.gid
+                ),
+            );
         }
         if spec.listen.iter().any(|address| address.tcp().is_none()) {
             self.field("socket", &socket_file(spec));
@@ -179,48 +241,95 @@ impl Page {
             count(restart.max_restarts.into(), "exit"),
             time(restart.min_uptime)
         );
-        self.field("restart", if restart.policy == RestartPolicy::Never { policy } else { &limit });
+        self.field(
+            "restart",
+            if restart.policy == RestartPolicy::Never {
+                policy
+            } else {
+                &limit
+            },
+        );
         let reload = &spec.reload;
-        let rollback = if reload.auto_rollback { "" } else { ", no rollback on failure" };
-        let settle =
-            if reload.min_ready.is_zero() { String::new() } else { format!(", each ready for {}", time(reload.min_ready)) };
-        self.field("reload", &format!("{} at a time, within {}{settle}{rollback}", reload.max_surge, time(reload.deadline)));
+        let rollback = if reload.auto_rollback {
+            ""
+        } else {
+            ", no rollback on failure"
+        };
+        let settle = if reload.min_ready.is_zero() {
+            String::new()
+        } else {
+            format!(", each ready for {}", time(reload.min_ready))
+        };
+        self.field(
+            "reload",
+            &format!(
+                "{} at a time, within {}{settle}{rollback}",
+                reload.max_surge,
+                time(reload.deadline)
+            ),
+        );
         self.field(
             "environment",
-            &format!("{} of its own; `rsup env {}` shows all", count(spec.env.len() as u64, "variable"), spec.name),
+            &format!(
+                "{} of its own; `rsup env {}` shows all",
+                count(spec.env.len() as u64, "variable"),
+                spec.name
+            ),
         );
     }
 }
 
 /// Whose the files of its unix sockets are.
 fn socket_file(spec: &AppSpec) -> String {
-    let mode = spec.socket_file().mode.map_or_else(|| "mode by rsup's umask".to_owned(), |mode| format!("mode {mode:04o}"));
+    let mode = spec.socket_file().mode.map_or_else(
+        || "mode by rsup's umask".to_owned(),
+        |mode| format!("mode {mode:04o}"),
+    );
     let who = |said: &Option<Named>, user: Option<(&str, u32)>| {
         let user = user.map(|(name, id)| format!("{name} ({id})"));
-        said.as_ref().map(|named| format!("{} ({})", named.name, named.id)).or(user).unwrap_or_else(|| "as rsup".to_owned())
+        said.as_ref()
+            .map(|named| format!("{} ({})", named.name, named.id))
+            .or(user)
+            .unwrap_or_else(|| "as rsup".to_owned())
     };
     let run_as = spec.run_as.as_ref();
-    let owner = who(&spec.socket.owner, run_as.map(|who| (who.user.as_str(), who.uid)));
-    let group = who(&spec.socket.group, run_as.map(|who| (who.group.as_str(), who.gid)));
+    let owner = who(
+        &spec.socket.owner,
+        run_as.map(|who| (who.user.as_str(), who.uid)),
+    );
+    let group = who(
+        &spec.socket.group,
+        run_as.map(|who| (who.group.as_str(), who.gid)),
+    );
     format!("{mode}, owner {owner}, group {group}")
 }
 
 fn limits(spec: &AppSpec) -> Vec<String> {
     let limits = &spec.limits;
     let mut all = Vec::new();
-    all.extend(limits.memory.map(|most| format!("memory {}", round(&bytes(most)))));
+    all.extend(
+        limits
+            .memory
+            .map(|most| format!("memory {}", round(&bytes(most)))),
+    );
     all.extend(limits.cpu.map(|cores| format!("cpu {cores}")));
     all.extend(limits.tasks.map(|most| format!("tasks {most}")));
     all.extend(limits.nofile.map(|most| format!("open files {most}")));
     all.extend(limits.nice.map(|nice| format!("nice {nice}")));
     all.extend(spec.umask.map(|mask| format!("umask {mask:03o}")));
-    all.extend(limits.capabilities.map(|keep| format!("capabilities {keep}")));
+    all.extend(
+        limits
+            .capabilities
+            .map(|keep| format!("capabilities {keep}")),
+    );
     all.extend(limits.no_new_privs.then(|| "no new privileges".to_owned()));
     all
 }
 
 fn time(time: Duration) -> String {
-    round(&duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+    round(&duration(
+        u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+    ))
 }
 
 fn probe(probe: &Probe) -> String {
@@ -231,7 +340,11 @@ fn probe(probe: &Probe) -> String {
         Check::Notify => return "the app says so (READY=1 or process.send('ready'))".into(),
         Check::Alive => return "alive for restart.min_uptime".into(),
     };
-    let mut text = format!("{check} every {}, timeout {}", time(probe.interval), time(probe.timeout));
+    let mut text = format!(
+        "{check} every {}, timeout {}",
+        time(probe.interval),
+        time(probe.timeout)
+    );
     if probe.failure_threshold != 1 {
         text.push_str(&format!(", {} in a row to fail", probe.failure_threshold));
     }

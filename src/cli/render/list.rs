@@ -26,12 +26,28 @@ enum Column {
 }
 
 impl Column {
-    const ALL: [Self; 9] =
-        [Self::Name, Self::Pid, Self::Status, Self::Uptime, Self::Restarts, Self::Cpu, Self::Memory, Self::Revision, Self::Notes];
+    const ALL: [Self; 9] = [
+        Self::Name,
+        Self::Pid,
+        Self::Status,
+        Self::Uptime,
+        Self::Restarts,
+        Self::Cpu,
+        Self::Memory,
+        Self::Revision,
+        Self::Notes,
+    ];
 
     /// What goes first when the terminal is narrow. The notes move below the table.
-    const LEAST_WANTED: [Self; 7] =
-        [Self::Notes, Self::Revision, Self::Cpu, Self::Restarts, Self::Uptime, Self::Memory, Self::Pid];
+    const LEAST_WANTED: [Self; 7] = [
+        Self::Notes,
+        Self::Revision,
+        Self::Cpu,
+        Self::Restarts,
+        Self::Uptime,
+        Self::Memory,
+        Self::Pid,
+    ];
 
     fn title(self) -> &'static str {
         match self {
@@ -65,12 +81,15 @@ struct Line<'a> {
 
 impl Line<'_> {
     fn phase(&self) -> Phase {
-        self.worker.map_or_else(|| self.app.phase.into(), |worker| worker.phase.into())
+        self.worker
+            .map_or_else(|| self.app.phase.into(), |worker| worker.phase.into())
     }
 
     fn text(&self, column: Column, look: Look) -> String {
         let dash = || "-".to_owned();
-        let of_worker = |value: &dyn Fn(&WorkerView) -> Option<String>| self.worker.and_then(value).unwrap_or_else(dash);
+        let of_worker = |value: &dyn Fn(&WorkerView) -> Option<String>| {
+            self.worker.and_then(value).unwrap_or_else(dash)
+        };
         match column {
             Column::Name => match self.worker {
                 Some(worker) => format!("{}:{}", self.app.name, worker.instance),
@@ -82,7 +101,10 @@ impl Line<'_> {
             Column::Restarts => of_worker(&|worker| Some(worker.restarts.to_string())),
             Column::Cpu => of_worker(&|worker| worker.cpu.map(|cpu| format!("{cpu:.1}%"))),
             Column::Memory => of_worker(&|worker| worker.memory.map(bytes)),
-            Column::Revision => self.worker.map_or(self.app.revision, |worker| worker.revision).to_string(),
+            Column::Revision => self
+                .worker
+                .map_or(self.app.revision, |worker| worker.revision)
+                .to_string(),
             Column::Notes if self.first => harmless(&self.app.listen.join(", ")),
             Column::Notes => String::new(),
         }
@@ -92,7 +114,9 @@ impl Line<'_> {
         match column {
             Column::Status => self.phase().paint,
             Column::Restarts if text != "0" && text != "-" => Paint::Busy,
-            Column::Name | Column::Memory | Column::Cpu | Column::Uptime if text != "-" => Paint::Plain,
+            Column::Name | Column::Memory | Column::Cpu | Column::Uptime if text != "-" => {
+                Paint::Plain
+            }
             _ if text.is_empty() => Paint::Plain,
             _ => Paint::Dim,
         }
@@ -124,7 +148,10 @@ pub fn list(apps: &[AppView], look: Look) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    let remarks: String = apps.iter().map(|app| remarks(app, columns.contains(&Column::Notes), look)).collect();
+    let remarks: String = apps
+        .iter()
+        .map(|app| remarks(app, columns.contains(&Column::Notes), look))
+        .collect();
     if !remarks.is_empty() {
         text.push('\n');
         text.push_str(&remarks);
@@ -136,14 +163,28 @@ fn lines_of(app: &AppView) -> Vec<Line<'_>> {
     let mut workers: Vec<_> = app.workers.iter().collect();
     workers.sort_by_key(|worker| (worker.instance, worker.generation));
     if workers.is_empty() {
-        return vec![Line { app, worker: None, first: true }];
+        return vec![Line {
+            app,
+            worker: None,
+            first: true,
+        }];
     }
-    workers.into_iter().enumerate().map(|(index, worker)| Line { app, worker: Some(worker), first: index == 0 }).collect()
+    workers
+        .into_iter()
+        .enumerate()
+        .map(|(index, worker)| Line {
+            app,
+            worker: Some(worker),
+            first: index == 0,
+        })
+        .collect()
 }
 
 fn table(lines: &[Line], columns: &[Column], look: Look) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
     if look.color {
         table.enforce_styling();
     } else {
@@ -151,7 +192,11 @@ fn table(lines: &[Line], columns: &[Column], look: Look) -> Table {
     }
     table.set_header(columns.iter().map(|column| {
         let cell = Cell::new(column.title()).set_alignment(column.alignment());
-        if look.color { cell.add_attribute(Attribute::Dim) } else { cell }
+        if look.color {
+            cell.add_attribute(Attribute::Dim)
+        } else {
+            cell
+        }
     }));
     for line in lines {
         table.add_row(columns.iter().map(|column| {
@@ -182,13 +227,28 @@ fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
     let mut text = String::new();
     let mut remark = |paint: Paint, words: &str| {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{} {}", look.paint(Paint::Bold, &format!("{}:", app.name)), look.paint(paint, words));
+        let _ = writeln!(
+            text,
+            "{} {}",
+            look.paint(Paint::Bold, &format!("{}:", app.name)),
+            look.paint(paint, words)
+        );
     };
     if !listens_shown && !app.listen.is_empty() {
-        remark(Paint::Dim, &format!("listens on {}", harmless(&app.listen.join(", "))));
+        remark(
+            Paint::Dim,
+            &format!("listens on {}", harmless(&app.listen.join(", "))),
+        );
     }
     if let Some(operation) = &app.operation {
-        remark(Paint::Busy, &format!("{} under way for {}", operation.kind.as_str(), duration(operation.since_ms)));
+        remark(
+            Paint::Busy,
+            &format!(
+                "{} under way for {}",
+                operation.kind.as_str(),
+                duration(operation.since_ms)
+            ),
+        );
     }
     let paint = match app.phase {
         AppPhase::Errored => Paint::Bad,
@@ -199,20 +259,42 @@ fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
         remark(paint, &harmless(reason));
     }
     let unwell = |worker: &&WorkerView| {
-        matches!(worker.phase, WorkerPhase::Unready | WorkerPhase::Backoff | WorkerPhase::Errored | WorkerPhase::Exited)
+        matches!(
+            worker.phase,
+            WorkerPhase::Unready
+                | WorkerPhase::Backoff
+                | WorkerPhase::Errored
+                | WorkerPhase::Exited
+        )
     };
     for worker in app.workers.iter().filter(unwell) {
-        let reason = worker.reason.as_ref().filter(|reason| app.reason.as_ref() != Some(reason)).map(|reason| harmless(reason));
-        let next = worker.next_start_ms.map(|ms| format!("next start in {}", duration(ms)));
+        let reason = worker
+            .reason
+            .as_ref()
+            .filter(|reason| app.reason.as_ref() != Some(reason))
+            .map(|reason| harmless(reason));
+        let next = worker
+            .next_start_ms
+            .map(|ms| format!("next start in {}", duration(ms)));
         let words: Vec<_> = reason.into_iter().chain(next).collect();
         if !words.is_empty() {
-            remark(paint, &format!("worker {}: {}", worker.instance, words.join("; ")));
+            remark(
+                paint,
+                &format!("worker {}: {}", worker.instance, words.join("; ")),
+            );
         }
     }
     // What explains the restarts that the table counts is over: it is told as such.
     for worker in app.workers.iter().filter(|worker| is_past(app, worker)) {
         if let Some(reason) = &worker.reason {
-            remark(Paint::Dim, &format!("worker {} was last restarted: {}", worker.instance, harmless(reason)));
+            remark(
+                Paint::Dim,
+                &format!(
+                    "worker {} was last restarted: {}",
+                    worker.instance,
+                    harmless(reason)
+                ),
+            );
         }
     }
     text

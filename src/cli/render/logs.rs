@@ -26,7 +26,11 @@ struct Document<'a> {
 impl<'a> LogLines<'a> {
     /// For these apps.
     pub fn new(out: &'a Output, apps: &[AppName]) -> Self {
-        let width = if apps.len() > 1 { apps.iter().map(|app| app.as_str().len()).max().unwrap_or(0) } else { 0 };
+        let width = if apps.len() > 1 {
+            apps.iter().map(|app| app.as_str().len()).max().unwrap_or(0)
+        } else {
+            0
+        };
         Self { out, width }
     }
 
@@ -35,8 +39,13 @@ impl<'a> LogLines<'a> {
         let mut bytes = Vec::new();
         for (stream, line) in lines {
             if self.out.json {
-                let document = Document { app, stream: *stream, line: String::from_utf8_lossy(line) };
-                serde_json::to_writer(&mut bytes, &document).map_err(|error| Problem::failed("local", error.to_string()))?;
+                let document = Document {
+                    app,
+                    stream: *stream,
+                    line: String::from_utf8_lossy(line),
+                };
+                serde_json::to_writer(&mut bytes, &document)
+                    .map_err(|error| Problem::failed("local", error.to_string()))?;
             } else {
                 bytes.extend_from_slice(self.prefix(app, *stream).as_bytes());
                 bytes.extend_from_slice(line);
@@ -50,7 +59,13 @@ impl<'a> LogLines<'a> {
         if self.width == 0 {
             return String::new();
         }
-        let paint = if stream == Stream::Err { Paint::Bad } else { Paint::Dim };
-        self.out.look.paint(paint, &format!("{app:<width$} | ", width = self.width))
+        let paint = if stream == Stream::Err {
+            Paint::Bad
+        } else {
+            Paint::Dim
+        };
+        self.out
+            .look
+            .paint(paint, &format!("{app:<width$} | ", width = self.width))
     }
 }

@@ -69,13 +69,23 @@ impl Output {
     pub fn new(json: bool) -> Self {
         let calm = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let look = |terminal: bool| Look { color: terminal && !calm, terminal, width: None };
+        let look = |terminal: bool| Look {
+            color: terminal && !calm,
+            terminal,
+            width: None,
+        };
         let mut out = look(io::stdout().is_terminal());
         if out.terminal {
             // A serial console says 0 of a width that it does not know.
-            out.width = comfy_table::Table::new().width().filter(|columns| *columns > 0);
+            out.width = comfy_table::Table::new()
+                .width()
+                .filter(|columns| *columns > 0);
         }
-        Self { json, look: out, error_look: look(io::stderr().is_terminal()) }
+        Self {
+            json,
+            look: out,
+            error_look: look(io::stderr().is_terminal()),
+        }
     }
 
     /// Writes text to stdout.
@@ -86,12 +96,15 @@ impl Output {
     /// Writes to stdout whatever it is.
     pub fn bytes(&self, bytes: &[u8]) -> Result<(), Problem> {
         let mut out = io::stdout().lock();
-        out.write_all(bytes).and_then(|()| out.flush()).map_err(written)
+        out.write_all(bytes)
+            .and_then(|()| out.flush())
+            .map_err(written)
     }
 
     /// Writes one JSON document and a line end.
     pub fn document<T: Serialize + ?Sized>(&self, value: &T) -> Result<(), Problem> {
-        let mut text = serde_json::to_string_pretty(value).map_err(|error| Problem::failed("local", error.to_string()))?;
+        let mut text = serde_json::to_string_pretty(value)
+            .map_err(|error| Problem::failed("local", error.to_string()))?;
         text.push('\n');
         self.text(&text)
     }
@@ -99,14 +112,21 @@ impl Output {
     /// A remark beside the result: on stderr, not with `--json`.
     pub fn note(&self, text: &str) {
         if !self.json {
-            error_text(&format!("{} {text}\n", self.error_look.paint(Paint::Dim, "note:")));
+            error_text(&format!(
+                "{} {text}\n",
+                self.error_look.paint(Paint::Dim, "note:")
+            ));
         }
     }
 
     /// Something that is wrong, beside the result: on stderr, not with `--json`.
     pub fn trouble(&self, text: &str) {
         if !self.json {
-            error_text(&format!("{} {}\n", self.error_look.paint(Paint::Busy, "warning:"), harmless(text)));
+            error_text(&format!(
+                "{} {}\n",
+                self.error_look.paint(Paint::Busy, "warning:"),
+                harmless(text)
+            ));
         }
     }
 
@@ -136,7 +156,10 @@ impl Output {
                 let findings: Vec<_> = errors.iter().flat_map(ConfigErrors::findings).collect();
                 let errors: usize = errors.iter().map(ConfigErrors::len).sum();
                 let message = format!("{} in the configuration", count(errors as u64, "error"));
-                self.document(&Refused { report: Report::new("config", message), findings })
+                self.document(&Refused {
+                    report: Report::new("config", message),
+                    findings,
+                })
             }
             Problem::Config(errors) => {
                 errors.iter().for_each(|errors| self.config(errors));

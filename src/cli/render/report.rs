@@ -7,7 +7,11 @@ use crate::cli::problem::Report;
 /// An error as it goes to stderr.
 pub fn report(report: &Report, look: Look) -> String {
     let mut lines = report.message.lines();
-    let mut text = format!("{} {}\n", look.paint(Paint::Bad, "error:"), harmless(lines.next().unwrap_or_default()));
+    let mut text = format!(
+        "{} {}\n",
+        look.paint(Paint::Bad, "error:"),
+        harmless(lines.next().unwrap_or_default())
+    );
     for line in lines {
         text.push_str(&format!("  {}\n", harmless(line)));
     }
@@ -20,7 +24,11 @@ pub fn report(report: &Report, look: Look) -> String {
     }
     if let Some(hint) = &report.hint {
         for (index, line) in hint.lines().enumerate() {
-            let head = if index == 0 { look.paint(Paint::Good, "hint:") } else { "     ".into() };
+            let head = if index == 0 {
+                look.paint(Paint::Good, "hint:")
+            } else {
+                "     ".into()
+            };
             text.push_str(&format!("  {head} {}\n", harmless(line)));
         }
     }

@@ -26,7 +26,13 @@ pub struct Pong {
 
 impl fmt::Display for Pong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the daemon runs: pid {}, rsup {}, up {}", self.pid, harmless(&self.version), duration(self.uptime_ms))?;
+        write!(
+            f,
+            "the daemon runs: pid {}, rsup {}, up {}",
+            self.pid,
+            harmless(&self.version),
+            duration(self.uptime_ms)
+        )?;
         match self.memory {
             Some(memory) => writeln!(f, ", {}", bytes(memory))?,
             None => writeln!(f)?,
@@ -36,10 +42,21 @@ impl fmt::Display for Pong {
         }
         match &self.admin {
             None => Ok(()),
-            Some(AdminView { address, source, problem: None }) => {
-                writeln!(f, "admin listener: http://{address}/ (from {})", harmless(&source.display().to_string()))
+            Some(AdminView {
+                address,
+                source,
+                problem: None,
+            }) => {
+                writeln!(
+                    f,
+                    "admin listener: http://{address}/ (from {})",
+                    harmless(&source.display().to_string())
+                )
             }
-            Some(AdminView { problem: Some(problem), .. }) => writeln!(f, "{}", harmless(problem)),
+            Some(AdminView {
+                problem: Some(problem),
+                ..
+            }) => writeln!(f, "{}", harmless(problem)),
         }
     }
 }
@@ -55,7 +72,11 @@ pub struct Upgraded {
 impl fmt::Display for Upgraded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (before, version) = (harmless(&self.before), harmless(&self.version));
-        writeln!(f, "the daemon is rsup {version} now ({}), and was rsup {before}; no worker was touched", self.program.display())
+        writeln!(
+            f,
+            "the daemon is rsup {version} now ({}), and was rsup {before}; no worker was touched",
+            self.program.display()
+        )
     }
 }
 
@@ -79,7 +100,11 @@ pub struct Written {
 
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "wrote {}; look it over, then `rsup start`", self.file.display())
+        writeln!(
+            f,
+            "wrote {}; look it over, then `rsup start`",
+            self.file.display()
+        )
     }
 }
 
@@ -89,20 +114,43 @@ pub fn signalled(signal: i32, pids: &[u32]) -> String {
     match pids {
         [] => "no worker runs; nothing was sent\n".into(),
         _ => {
-            let list = pids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
-            format!("sent {name} to {} (pid {list})\n", count(pids.len() as u64, "worker"))
+            let list = pids
+                .iter()
+                .map(u32::to_string)
+                .collect::<Vec<_>>()
+                .join(", ");
+            format!(
+                "sent {name} to {} (pid {list})\n",
+                count(pids.len() as u64, "worker")
+            )
         }
     }
 }
 
 /// The answer of `rsup check`.
 pub fn checked(file: &Path, config: &Config, look: Look) -> String {
-    let mut text = format!("{}: {}, no errors\n", file.display(), count(config.apps.len() as u64, "app"));
+    let mut text = format!(
+        "{}: {}, no errors\n",
+        file.display(),
+        count(config.apps.len() as u64, "app")
+    );
     for app in &config.apps {
-        let listen = app.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let on = if listen.is_empty() { String::new() } else { format!(" on {listen}") };
+        let listen = app
+            .listen
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let on = if listen.is_empty() {
+            String::new()
+        } else {
+            format!(" on {listen}")
+        };
         let name = look.paint(Paint::Bold, app.name.as_str());
-        text.push_str(&format!("  {name}  {}{on}\n", count(app.instances.into(), "worker")));
+        text.push_str(&format!(
+            "  {name}  {}{on}\n",
+            count(app.instances.into(), "worker")
+        ));
     }
     text
 }
@@ -148,8 +196,18 @@ impl Environment {
             let value = open(&name).then_some(value);
             (name, value)
         };
-        let WorkerEnv { app, instance, pid, env } = worker;
-        Self { app, instance, pid, env: env.into_iter().map(shown).collect() }
+        let WorkerEnv {
+            app,
+            instance,
+            pid,
+            env,
+        } = worker;
+        Self {
+            app,
+            instance,
+            pid,
+            env: env.into_iter().map(shown).collect(),
+        }
     }
 }
 
@@ -160,23 +218,39 @@ pub fn environments(workers: &[Environment], look: Look) -> String {
     let mut hidden = 0;
     for (index, worker) in workers.iter().enumerate() {
         if workers.len() > 1 {
-            let pid = worker.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+            let pid = worker
+                .pid
+                .map(|pid| format!(" (pid {pid})"))
+                .unwrap_or_default();
             let title = format!("# {}:{}{pid}", worker.app, worker.instance);
-            text.push_str(&format!("{}{}\n", if index == 0 { "" } else { "\n" }, look.paint(Paint::Dim, &title)));
+            text.push_str(&format!(
+                "{}{}\n",
+                if index == 0 { "" } else { "\n" },
+                look.paint(Paint::Dim, &title)
+            ));
         }
         for (name, value) in &worker.env {
             match value {
                 // Nothing that came from an environment holds a zero byte, the one thing that fails.
-                Some(value) => text.push_str(&format!("{name}={}\n", shlex::try_quote(value).unwrap_or_default())),
+                Some(value) => text.push_str(&format!(
+                    "{name}={}\n",
+                    shlex::try_quote(value).unwrap_or_default()
+                )),
                 None => {
                     hidden += 1;
-                    text.push_str(&format!("{}\n", look.paint(Paint::Dim, &format!("# {name}={HIDDEN}"))));
+                    text.push_str(&format!(
+                        "{}\n",
+                        look.paint(Paint::Dim, &format!("# {name}={HIDDEN}"))
+                    ));
                 }
             }
         }
     }
     if hidden > 0 {
-        let note = format!("# {} hidden; --show-values shows them", count(hidden, "value"));
+        let note = format!(
+            "# {} hidden; --show-values shows them",
+            count(hidden, "value")
+        );
         text.push_str(&format!("{}\n", look.paint(Paint::Dim, &note)));
     }
     text

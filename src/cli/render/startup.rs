@@ -27,7 +27,11 @@ impl fmt::Display for Installed {
         if let Some(socket) = &self.socket {
             writeln!(f, "wrote {}", socket.display())?;
         }
-        writeln!(f, "TimeoutStopSec={}: {}", self.timeout_stop_s, self.computed_from)?;
+        writeln!(
+            f,
+            "TimeoutStopSec={}: {}",
+            self.timeout_stop_s, self.computed_from
+        )?;
         f.write_str(if self.started {
             "rsup runs under systemd now, and from boot on\n"
         } else {
@@ -47,7 +51,10 @@ pub struct UnitFile {
 pub fn units(files: &[UnitFile]) -> String {
     match files {
         [one] => one.text.clone(),
-        _ => files.iter().map(|file| format!("# {}\n{}\n", file.file.display(), file.text)).collect(),
+        _ => files
+            .iter()
+            .map(|file| format!("# {}\n{}\n", file.file.display(), file.text))
+            .collect(),
     }
 }
 
@@ -63,6 +70,10 @@ impl fmt::Display for Removed {
         for path in &self.removed {
             writeln!(f, "removed {}", path.display())?;
         }
-        f.write_str(if self.stopped { "rsup and its apps are stopped\n" } else { "rsup runs until it is stopped: rsup kill\n" })
+        f.write_str(if self.stopped {
+            "rsup and its apps are stopped\n"
+        } else {
+            "rsup runs until it is stopped: rsup kill\n"
+        })
     }
 }

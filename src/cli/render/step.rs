@@ -5,8 +5,16 @@ use crate::supervisor::{Progress, Step};
 
 /// One step as a line of its own: `api:0 ready after 512 ms (pid 123)`.
 pub fn step(progress: &Progress) -> String {
-    let pid = progress.pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-    format!("{}:{} {}{pid}", progress.app, progress.instance, words(&progress.step))
+    let pid = progress
+        .pid
+        .map(|pid| format!(" (pid {pid})"))
+        .unwrap_or_default();
+    format!(
+        "{}:{} {}{pid}",
+        progress.app,
+        progress.instance,
+        words(&progress.step)
+    )
 }
 
 /// What an app is busy with, beside its spinner: the same without the app's name.

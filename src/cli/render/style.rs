@@ -17,7 +17,11 @@ pub struct Look {
 impl Look {
     /// For files and pipes.
     #[cfg(test)]
-    pub const PLAIN: Self = Self { color: false, terminal: false, width: None };
+    pub const PLAIN: Self = Self {
+        color: false,
+        terminal: false,
+        width: None,
+    };
 
     /// Puts a colour around a text.
     pub fn paint(self, paint: Paint, text: &str) -> String {
@@ -29,7 +33,11 @@ impl Look {
 
     /// A phase with its sign.
     pub fn phase(self, phase: Phase) -> String {
-        if self.terminal { format!("{} {}", phase.sign, phase.name) } else { phase.name.to_owned() }
+        if self.terminal {
+            format!("{} {}", phase.sign, phase.name)
+        } else {
+            phase.name.to_owned()
+        }
     }
 }
 
@@ -82,12 +90,18 @@ impl From<WorkerPhase> for Phase {
         let (sign, paint) = match phase {
             WorkerPhase::Ready => ('●', Paint::Good),
             WorkerPhase::Spawning | WorkerPhase::Starting => ('◐', Paint::Busy),
-            WorkerPhase::Draining | WorkerPhase::Stopping | WorkerPhase::Killing => ('◌', Paint::Dim),
+            WorkerPhase::Draining | WorkerPhase::Stopping | WorkerPhase::Killing => {
+                ('◌', Paint::Dim)
+            }
             WorkerPhase::Unready | WorkerPhase::Backoff => ('▲', Paint::Busy),
             WorkerPhase::Errored => ('✕', Paint::Bad),
             WorkerPhase::Exited => ('○', Paint::Dim),
         };
-        Self { name: phase.as_str(), sign, paint }
+        Self {
+            name: phase.as_str(),
+            sign,
+            paint,
+        }
     }
 }
 
@@ -101,6 +115,10 @@ impl From<AppPhase> for Phase {
             AppPhase::Errored => ('✕', Paint::Bad),
             AppPhase::Stopped => ('○', Paint::Dim),
         };
-        Self { name: phase.as_str(), sign, paint }
+        Self {
+            name: phase.as_str(),
+            sign,
+            paint,
+        }
     }
 }

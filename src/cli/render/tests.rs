@@ -4,7 +4,11 @@ use crate::control::{Failure, FailureCode, Outcome, WorkerEnv};
 use crate::supervisor::{AppPhase, OperationKind, WorkerPhase};
 
 fn terminal(width: u16) -> Look {
-    Look { color: false, terminal: true, width: Some(width) }
+    Look {
+        color: false,
+        terminal: true,
+        width: Some(width),
+    }
 }
 
 #[test]
@@ -24,7 +28,16 @@ fn list_at_80_columns() {
 
 #[test]
 fn list_in_colour() {
-    insta::assert_snapshot!(list(&zoo(), Look { color: true, ..terminal(120) }).replace('\x1b', "ESC"));
+    insta::assert_snapshot!(
+        list(
+            &zoo(),
+            Look {
+                color: true,
+                ..terminal(120)
+            }
+        )
+        .replace('\x1b', "ESC")
+    );
 }
 
 #[test]
@@ -59,7 +72,16 @@ fn description() {
 
 #[test]
 fn description_on_a_terminal() {
-    insta::assert_snapshot!(descriptions(&[described()], Look { color: true, ..terminal(80) }).replace('\x1b', "ESC"));
+    insta::assert_snapshot!(
+        descriptions(
+            &[described()],
+            Look {
+                color: true,
+                ..terminal(80)
+            }
+        )
+        .replace('\x1b', "ESC")
+    );
 }
 
 #[test]
@@ -69,21 +91,42 @@ fn failure() {
         "reload of api failed: worker 0 was not ready within 10 s\nGET /readiness answered 503",
     )
     .hint("the old workers go on; look at `rsup logs api`");
-    failure.log = vec!["Error: connect ECONNREFUSED 127.0.0.1:5432".into(), "    at \x1b[90mnode:net:1494\x1b[39m".into()];
+    failure.log = vec![
+        "Error: connect ECONNREFUSED 127.0.0.1:5432".into(),
+        "    at \x1b[90mnode:net:1494\x1b[39m".into(),
+    ];
     insta::assert_snapshot!(report(&Report::from(&failure), Look::PLAIN));
 }
 
 fn done(kind: OperationKind) -> Outcome {
-    let view = app("api", AppPhase::Ready, vec![worker(0, WorkerPhase::Ready), worker(1, WorkerPhase::Ready)]);
-    let view = if kind == OperationKind::Delete { None } else { Some(view) };
-    Outcome { app: name("api"), kind, took_ms: 3_210, view, failure: None, notes: Vec::new() }
+    let view = app(
+        "api",
+        AppPhase::Ready,
+        vec![worker(0, WorkerPhase::Ready), worker(1, WorkerPhase::Ready)],
+    );
+    let view = if kind == OperationKind::Delete {
+        None
+    } else {
+        Some(view)
+    };
+    Outcome {
+        app: name("api"),
+        kind,
+        took_ms: 3_210,
+        view,
+        failure: None,
+        notes: Vec::new(),
+    }
 }
 
 #[test]
 fn outcomes() {
     use OperationKind::*;
     let kinds = [Start, Stop, Restart, Reload, Scale, Delete];
-    let text: String = kinds.iter().map(|kind| outcome(&done(*kind), false, terminal(80))).collect();
+    let text: String = kinds
+        .iter()
+        .map(|kind| outcome(&done(*kind), false, terminal(80)))
+        .collect();
     insta::assert_snapshot!(text + &outcome(&done(Reload), true, terminal(80)));
 }
 
@@ -96,11 +139,26 @@ fn steps() {
         Step::Draining,
         Step::Stopping,
         Step::Killed,
-        Step::Gone { exit: Exit::Signal { signal: 9, core_dumped: false } },
-        Step::Failed { reason: "not ready within 10 s".into() },
+        Step::Gone {
+            exit: Exit::Signal {
+                signal: 9,
+                core_dumped: false,
+            },
+        },
+        Step::Failed {
+            reason: "not ready within 10 s".into(),
+        },
     ]
     .into_iter()
-    .map(|it| Progress { app: name("api"), instance: 0, revision: 4, pid: Some(123), step: it, done: 0, total: 2 })
+    .map(|it| Progress {
+        app: name("api"),
+        instance: 0,
+        revision: 4,
+        pid: Some(123),
+        step: it,
+        done: 0,
+        total: 2,
+    })
     .map(|it| step(&it) + "\n")
     .collect();
     insta::assert_snapshot!(text);
@@ -108,24 +166,59 @@ fn steps() {
 
 #[test]
 fn environment_can_be_read_by_a_shell() {
-    let env = [("A", "plain"), ("B", "two words"), ("C", "it's $HOME"), ("D", ""), ("E", "two\nlines")];
-    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let one = WorkerEnv { app: name("api"), instance: 0, pid: Some(123), env };
-    let two = WorkerEnv { instance: 1, pid: None, ..one.clone() };
+    let env = [
+        ("A", "plain"),
+        ("B", "two words"),
+        ("C", "it's $HOME"),
+        ("D", ""),
+        ("E", "two\nlines"),
+    ];
+    let env = env
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    let one = WorkerEnv {
+        app: name("api"),
+        instance: 0,
+        pid: Some(123),
+        env,
+    };
+    let two = WorkerEnv {
+        instance: 1,
+        pid: None,
+        ..one.clone()
+    };
     let all = [one, two].map(|worker| Environment::of(worker, true));
     insta::assert_snapshot!(environments(&all, Look::PLAIN));
 }
 
 #[test]
 fn secrets_in_an_environment_are_hidden() {
-    let env = [("API_KEY", "s3cret"), ("DATABASE_URL", "postgres://u:s3cret@h/db"), ("PORT", "3001"), ("RSUP_APP", "api")];
-    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let worker = Environment::of(WorkerEnv { app: name("api"), instance: 0, pid: Some(123), env }, false);
+    let env = [
+        ("API_KEY", "s3cret"),
+        ("DATABASE_URL", "postgres://u:s3cret@h/db"),
+        ("PORT", "3001"),
+        ("RSUP_APP", "api"),
+    ];
+    let env = env
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    let worker = Environment::of(
+        WorkerEnv {
+            app: name("api"),
+            instance: 0,
+            pid: Some(123),
+            env,
+        },
+        false,
+    );
     let json = serde_json::to_string(&worker).unwrap();
     assert_eq!(
         json,
         r#"{"app":"api","instance":0,"pid":123,"env":{"API_KEY":null,"DATABASE_URL":null,"PORT":"3001","RSUP_APP":"api"}}"#
     );
     let text = environments(&[worker], Look::PLAIN);
-    assert_eq!(text, "# API_KEY=***\n# DATABASE_URL=***\nPORT=3001\nRSUP_APP=api\n# 2 values hidden; --show-values shows them\n");
+    assert_eq!(
+        text,
+        "# API_KEY=***\n# DATABASE_URL=***\nPORT=3001\nRSUP_APP=api\n# 2 values hidden; --show-values shows them\n"
+    );
 }

@@ -29,7 +29,10 @@ pub fn moment(at: Duration, moment: &Moment<'_>, look: Look) -> String {
         Moment::Reloaded(change) => reloaded(change, look),
         Moment::End => "the load ends\n".to_owned(),
     };
-    format!("{}  {what}", look.paint(Paint::Dim, &format!("{:>6.1} s", at.as_secs_f64())))
+    format!(
+        "{}  {what}",
+        look.paint(Paint::Dim, &format!("{:>6.1} s", at.as_secs_f64()))
+    )
 }
 
 fn reloaded(change: &Change, look: Look) -> String {
@@ -37,20 +40,33 @@ fn reloaded(change: &Change, look: Look) -> String {
     let mut text = match (&change.failure, change.expected) {
         (None, Expected::Done) => {
             let done = look.paint(Paint::Good, "✓ done");
-            return format!("{done} in {took}: {} ready\n", count(change.ready, "new worker"));
+            return format!(
+                "{done} in {took}: {} ready\n",
+                count(change.ready, "new worker")
+            );
         }
         (None, Expected::Refused) => {
-            return format!("{} in {took}, and should have been refused\n", look.paint(Paint::Bad, "✗ done"));
+            return format!(
+                "{} in {took}, and should have been refused\n",
+                look.paint(Paint::Bad, "✗ done")
+            );
         }
-        (Some(_), Expected::Refused) => format!("{} after {took}, as it should be", look.paint(Paint::Good, "✓ refused")),
+        (Some(_), Expected::Refused) => format!(
+            "{} after {took}, as it should be",
+            look.paint(Paint::Good, "✓ refused")
+        ),
         (Some(_), Expected::Done) => format!("{} after {took}", look.paint(Paint::Bad, "✗ failed")),
     };
     text.push_str(match change.old_workers_serve {
         true => "; the old workers go on\n",
         false => ", but not all of the old workers go on\n",
     });
-    let Some(failure) = &change.failure else { return text };
-    let room = look.width.map_or(usize::MAX, |width| usize::from(width).saturating_sub(INDENT.len()).max(30));
+    let Some(failure) = &change.failure else {
+        return text;
+    };
+    let room = look.width.map_or(usize::MAX, |width| {
+        usize::from(width).saturating_sub(INDENT.len()).max(30)
+    });
     let mut line = |line: &str| {
         for part in wrapped(&harmless(line), room) {
             text.push_str(&format!("{INDENT}{}\n", look.paint(Paint::Dim, &part)));
@@ -58,8 +74,15 @@ fn reloaded(change: &Change, look: Look) -> String {
     };
     failure.message.lines().for_each(&mut line);
     if change.expected == Expected::Done {
-        failure.log.iter().for_each(|entry| line(&format!("  {entry}")));
-        failure.hint.iter().flat_map(|hint| hint.lines()).for_each(|hint| line(&format!("hint: {hint}")));
+        failure
+            .log
+            .iter()
+            .for_each(|entry| line(&format!("  {entry}")));
+        failure
+            .hint
+            .iter()
+            .flat_map(|hint| hint.lines())
+            .for_each(|hint| line(&format!("hint: {hint}")));
     }
     text
 }
@@ -68,13 +91,18 @@ fn reloaded(change: &Change, look: Look) -> String {
 fn wrapped(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_inclusive(' ') {
-        let full = |line: &String| !line.is_empty() && line.chars().count() + word.trim_end().chars().count() > room;
+        let full = |line: &String| {
+            !line.is_empty() && line.chars().count() + word.trim_end().chars().count() > room
+        };
         match lines.last_mut() {
             Some(line) if !full(line) => line.push_str(word),
             _ => lines.push(word.to_owned()),
         }
     }
-    lines.iter().map(|line| line.trim_end().to_owned()).collect()
+    lines
+        .iter()
+        .map(|line| line.trim_end().to_owned())
+        .collect()
 }
 
 /// `1.2 s`.
@@ -91,17 +119,31 @@ pub fn activity_line(now: &Snapshot, activity: &str) -> String {
         thousands(now.requests),
         thousands(now.failed + now.keep_alive_races)
     );
-    if activity.is_empty() { figures } else { format!("{figures} · {}", harmless(activity)) }
+    if activity.is_empty() {
+        figures
+    } else {
+        format!("{figures} · {}", harmless(activity))
+    }
 }
 
 /// The figures, the chart, and the verdict with its reasons.
 pub fn verdict(verdict: &Verdict, look: Look) -> String {
     let mut text = String::from("\n");
-    text.push_str(&load::report::table_and_chart(&verdict.load, look.width.unwrap_or(WIDTH).into(), look.color));
-    text.push_str(&format!("\n{}\n", load::report::verdict(&verdict.load, look.color)));
+    text.push_str(&load::report::table_and_chart(
+        &verdict.load,
+        look.width.unwrap_or(WIDTH).into(),
+        look.color,
+    ));
+    text.push_str(&format!(
+        "\n{}\n",
+        load::report::verdict(&verdict.load, look.color)
+    ));
     let first = usize::from(!verdict.load.is_lossless() || verdict.load.requests == 0);
     for reason in verdict.reasons.iter().skip(first) {
-        text.push_str(&format!("{}\n", look.paint(Paint::Bad, &format!("✗ {}", harmless(reason)))));
+        text.push_str(&format!(
+            "{}\n",
+            look.paint(Paint::Bad, &format!("✗ {}", harmless(reason)))
+        ));
     }
     for remark in &verdict.remarks {
         text.push('\n');

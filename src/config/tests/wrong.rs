@@ -157,9 +157,11 @@ command = 5
 
 #[test]
 fn a_tilde_is_not_expanded() {
-    for text in
-        ["[app.a]\ncommand = '~/bin/app'", "[app.a]\ncommand = 'a'\ncwd = '~'", "[app.a]\ncommand = 'a'\nenv_file = '~/.env'"]
-    {
+    for text in [
+        "[app.a]\ncommand = '~/bin/app'",
+        "[app.a]\ncommand = 'a'\ncwd = '~'",
+        "[app.a]\ncommand = 'a'\nenv_file = '~/.env'",
+    ] {
         assert!(errors(text).contains("`~` is not expanded"), "{text}");
     }
 }
@@ -198,7 +200,9 @@ log = { format = "xml", max_size = 5, keep = "many", timestamps = "true" }
 
 #[test]
 fn tables_of_the_wrong_kind() {
-    assert_snapshot!(errors("supervisor = 1\n[app.a]\ncommand = 'a'\nstop = 'SIGINT'\nenv = 'A=b'\nlog = []\n[app]\nport = 3\n"));
+    assert_snapshot!(errors(
+        "supervisor = 1\n[app.a]\ncommand = 'a'\nstop = 'SIGINT'\nenv = 'A=b'\nlog = []\n[app]\nport = 3\n"
+    ));
     assert_snapshot!(errors("[app]\ncommand = 'a'\nlisten = 3000\n"));
     assert_snapshot!(errors("[[app]]\ncommand = 'a'\n"));
     assert_snapshot!(errors("[apps.api]\ncommand = 'a'\n"));
@@ -207,13 +211,17 @@ fn tables_of_the_wrong_kind() {
 
 #[test]
 fn names_of_apps() {
-    assert_snapshot!(errors("[app.all]\ncommand = 'a'\n[app.\"a b\"]\ncommand = 'a'\n[app.-x]\ncommand = 'a'\n"));
+    assert_snapshot!(errors(
+        "[app.all]\ncommand = 'a'\n[app.\"a b\"]\ncommand = 'a'\n[app.-x]\ncommand = 'a'\n"
+    ));
 }
 
 #[test]
 fn syntax() {
     assert_snapshot!(errors("[app.api\ncommand = \"a\"\n"));
-    assert_snapshot!(errors("[app.api]\ncommand = node server.js\nlisten = 3001\n"));
+    assert_snapshot!(errors(
+        "[app.api]\ncommand = node server.js\nlisten = 3001\n"
+    ));
     assert_snapshot!(errors("[app.api]\ncommand = \"a\nlisten = 3001\n"));
     assert_snapshot!(errors("[app.a]\ncommand = 'a'\ncommand = 'b'\n[app.a]\n"));
     assert_snapshot!(errors("[app.a]\ninstances: 2\n"));
@@ -232,9 +240,15 @@ fn files_that_cannot_be_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let shown = |name: &str| match load(&folder.path().join(name)) {
         Ok(_) => panic!("{name} was loaded"),
-        Err(errors) => errors.render(false).replace(&folder.path().display().to_string(), "FOLDER"),
+        Err(errors) => errors
+            .render(false)
+            .replace(&folder.path().display().to_string(), "FOLDER"),
     };
-    std::fs::write(folder.path().join("latin1.toml"), b"# a\n[app.a]\ncommand = 'caf\xe9'\n").expect("written");
+    std::fs::write(
+        folder.path().join("latin1.toml"),
+        b"# a\n[app.a]\ncommand = 'caf\xe9'\n",
+    )
+    .expect("written");
     assert_snapshot!(shown("missing.toml"));
     assert_snapshot!(shown(""));
     assert_snapshot!(shown("latin1.toml"));
@@ -243,18 +257,33 @@ fn files_that_cannot_be_read() {
 #[test]
 fn mistakes_in_an_env_file() {
     let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join(".env"), "A=1\nnonsense\nLISTEN_PID=3\nB='x\n").expect("written");
+    std::fs::write(
+        folder.path().join(".env"),
+        "A=1\nnonsense\nLISTEN_PID=3\nB='x\n",
+    )
+    .expect("written");
     let path = folder.path().join("supervisor.toml");
-    std::fs::write(&path, "[app.a]\ncommand = 'a'\nenv_file = '.env'\nfoo = 1\n").expect("written");
+    std::fs::write(
+        &path,
+        "[app.a]\ncommand = 'a'\nenv_file = '.env'\nfoo = 1\n",
+    )
+    .expect("written");
     let errors = load(&path).expect_err("mistakes");
-    assert_snapshot!(errors.render(false).replace(&folder.path().display().to_string(), "FOLDER"));
+    assert_snapshot!(
+        errors
+            .render(false)
+            .replace(&folder.path().display().to_string(), "FOLDER")
+    );
 }
 
 #[test]
 fn as_data_and_as_lines() {
-    let errors =
-        parse_on(MACHINE, "[app.\"ä\"]\n\n[app.b]\nx = 1\ncommand = 'b'\nkill_timeout = 0\n", Path::new("/supervisor.toml"))
-            .expect_err("mistakes");
+    let errors = parse_on(
+        MACHINE,
+        "[app.\"ä\"]\n\n[app.b]\nx = 1\ncommand = 'b'\nkill_timeout = 0\n",
+        Path::new("/supervisor.toml"),
+    )
+    .expect_err("mistakes");
     assert_eq!(errors.len(), 3);
     assert_snapshot!(serde_json::to_string_pretty(&errors.findings()).expect("plain data"));
     assert_snapshot!(errors);
@@ -268,10 +297,15 @@ fn command_line() {
     std::fs::write(folder.path().join("main.ts"), "").expect("written");
     std::fs::write(folder.path().join("data.bin"), "").expect("written");
     let shown = |script: Script| {
-        let script = Script { cwd: folder.path().to_owned(), ..script };
+        let script = Script {
+            cwd: folder.path().to_owned(),
+            ..script
+        };
         match script::from_script_on(MACHINE, &script) {
             Ok(spec) => panic!("accepted: {spec:#?}"),
-            Err(errors) => errors.render(false).replace(&folder.path().display().to_string(), "FOLDER"),
+            Err(errors) => errors
+                .render(false)
+                .replace(&folder.path().display().to_string(), "FOLDER"),
         }
     };
     let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
@@ -287,15 +321,27 @@ fn command_line() {
         stop_signal: Some("KILL".into()),
         ..Script::default()
     }));
-    assert_snapshot!(shown(Script { command: words(&["main.ts"]), ..Script::default() }));
-    assert_snapshot!(shown(Script { command: words(&["./data.bin"]), ..Script::default() }));
+    assert_snapshot!(shown(Script {
+        command: words(&["main.ts"]),
+        ..Script::default()
+    }));
+    assert_snapshot!(shown(Script {
+        command: words(&["./data.bin"]),
+        ..Script::default()
+    }));
     assert_snapshot!(shown(Script::default()));
 }
 
 #[test]
 fn socket_files() {
-    let of = |socket: &str| app_errors(&format!("listen = \"unix:/run/a.sock\"\nsocket = {socket}\n"));
-    assert_snapshot!(of("{ mode = 660, owner = \"nobody-of-this-name\", grupo = \"x\" }"));
+    let of = |socket: &str| {
+        app_errors(&format!(
+            "listen = \"unix:/run/a.sock\"\nsocket = {socket}\n"
+        ))
+    };
+    assert_snapshot!(of(
+        "{ mode = 660, owner = \"nobody-of-this-name\", grupo = \"x\" }"
+    ));
     assert_snapshot!(of("{ mode = \"0444\" }"));
     assert_snapshot!(of("{ mode = \"1777\", owner = \"www-data:www-data\" }"));
     assert_snapshot!(of("\"0660\""));
@@ -303,9 +349,15 @@ fn socket_files() {
 
 #[test]
 fn admin_addresses() {
-    let of = |admin: &str| errors(&format!("[app.a]\ncommand = \"a\"\nlisten = 3001\n[supervisor]\n{admin}\n"));
+    let of = |admin: &str| {
+        errors(&format!(
+            "[app.a]\ncommand = \"a\"\nlisten = 3001\n[supervisor]\n{admin}\n"
+        ))
+    };
     assert_snapshot!(of("admin = \"0.0.0.0:9700\""));
-    assert_snapshot!(of("admin = \"unix:/run/admin.sock\"\nadmin_public = \"yes\""));
+    assert_snapshot!(of(
+        "admin = \"unix:/run/admin.sock\"\nadmin_public = \"yes\""
+    ));
     assert_snapshot!(of("admin = \"127.0.0.1:3001\""));
 }
 
@@ -331,7 +383,9 @@ pids = 3
     assert_snapshot!(app_errors(
         "user = 'www-data:www-data'\numask = '777'\nlimits = { cpu = 0, memory = -1 }\nuid = 3\nCPUQuota = 1"
     ));
-    assert_snapshot!(app_errors("user = 4242424\nlimits = { capabilities = 'none', cpu = nan }"));
+    assert_snapshot!(app_errors(
+        "user = 4242424\nlimits = { capabilities = 'none', cpu = nan }"
+    ));
 }
 
 #[test]

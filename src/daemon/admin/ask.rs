@@ -85,7 +85,11 @@ impl Daemon {
     fn app_facts(&self) -> Vec<AppFacts> {
         let facts = |name: &AppName| {
             let view = self.supervisor.view(name, now())?;
-            Some(AppFacts { view, end: self.supervisor.end_of(name), cpu: HashMap::new() })
+            Some(AppFacts {
+                view,
+                end: self.supervisor.end_of(name),
+                cpu: HashMap::new(),
+            })
         };
         self.supervisor.names().filter_map(facts).collect()
     }
@@ -102,8 +106,17 @@ impl Daemon {
             uptime: now().since(self.started),
             memory: procfs::resident(std::process::id()).ok(),
             apps,
-            reloads: self.admin.reloads.iter().map(|(app, count)| (app.clone(), *count)).collect(),
-            console: self.options.console.as_ref().map(crate::logs::Console::lost),
+            reloads: self
+                .admin
+                .reloads
+                .iter()
+                .map(|(app, count)| (app.clone(), *count))
+                .collect(),
+            console: self
+                .options
+                .console
+                .as_ref()
+                .map(crate::logs::Console::lost),
             messages: self.options.console.is_none().then(|| self.lost_messages()),
             logs: self.pump.stats(),
         }

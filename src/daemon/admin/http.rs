@@ -58,7 +58,9 @@ impl Server {
         let listener = StdListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let serve = move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -67,8 +69,14 @@ impl Server {
                 }
             });
         };
-        let thread = thread::Builder::new().name("rsup-admin".into()).spawn(serve)?;
-        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+        let thread = thread::Builder::new()
+            .name("rsup-admin".into())
+            .spawn(serve)?;
+        Ok(Self {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -100,11 +108,19 @@ struct Stuck;
 
 async fn accept(listener: StdListener, events: Events) {
     // It was made non-blocking above, which is all that can go wrong here.
-    let Ok(listener) = TcpListener::from_std(listener) else { return };
-    let site = Arc::new(Site { events, places: Arc::new(Semaphore::new(QUESTIONS)), metrics: Mutex::default() });
+    let Ok(listener) = TcpListener::from_std(listener) else {
+        return;
+    };
+    let site = Arc::new(Site {
+        events,
+        places: Arc::new(Semaphore::new(QUESTIONS)),
+        metrics: Mutex::default(),
+    });
     let room = Arc::new(Semaphore::new(MOST));
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        let Ok(permit) = room.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let site = site.clone();
@@ -120,7 +136,8 @@ async fn accept(listener: StdListener, events: Events) {
 }
 
 async fn connection(stream: TcpStream, site: &Site) {
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(site.respond(&request).await) });
+    let service =
+        service_fn(|request| async move { Ok::<_, Infallible>(site.respond(&request).await) });
     // An error is the client's: it went away, or spoke no HTTP. Nobody is left to tell.
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -137,34 +154,65 @@ impl Site {
     async fn respond(&self, request: &Request<Incoming>) -> Page {
         let path = request.uri().path();
         if !PAGES.contains(&path) {
-            return page(StatusCode::NOT_FOUND, &json!({ "error": "no such page", "pages": PAGES }));
+            return page(
+                StatusCode::NOT_FOUND,
+                &json!({ "error": "no such page", "pages": PAGES }),
+            );
         }
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            let mut refusal = page(StatusCode::METHOD_NOT_ALLOWED, &json!({ "error": "only GET and HEAD" }));
-            refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            let mut refusal = page(
+                StatusCode::METHOD_NOT_ALLOWED,
+                &json!({ "error": "only GET and HEAD" }),
+            );
+            refusal
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refusal;
         }
         let answer = match path {
-            "/liveness" => self.ask(Question::Health).await.map(|_| page(StatusCode::OK, &json!({ "alive": true }))),
+            "/liveness" => self
+                .ask(Question::Health)
+                .await
+                .map(|_| page(StatusCode::OK, &json!({ "alive": true }))),
             "/health" => self.health().await,
             "/readiness" => self.ask(Question::Readiness).await.map(|readiness| {
-                let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                let status = if readiness.ready {
+                    StatusCode::OK
+                } else {
+                    StatusCode::SERVICE_UNAVAILABLE
+                };
                 page(status, &readiness)
             }),
             _ => self.metrics(request.headers()).await,
         };
         answer.unwrap_or_else(|Stuck| {
-            let why = format!("rsup's main loop does not answer within {} s", PATIENCE.as_secs());
+            let why = format!(
+                "rsup's main loop does not answer within {} s",
+                PATIENCE.as_secs()
+            );
             page(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": why }))
         })
     }
 
     /// Asks the main loop.
-    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, Stuck> {
+    async fn ask<T>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+    ) -> Result<T, Stuck> {
         let asked = async {
-            let place = self.places.clone().acquire_owned().await.map_err(|_| Stuck)?;
+            let place = self
+                .places
+                .clone()
+                .acquire_owned()
+                .await
+                .map_err(|_| Stuck)?;
             let (answer, answered) = oneshot::channel();
-            self.events.send(Event::Ask(Ask { question: question(answer), place })).map_err(|_| Stuck)?;
+            self.events
+                .send(Event::Ask(Ask {
+                    question: question(answer),
+                    place,
+                }))
+                .map_err(|_| Stuck)?;
             answered.await.map_err(|_| Stuck)
         };
         timeout(PATIENCE, asked).await.unwrap_or(Err(Stuck))
@@ -172,8 +220,15 @@ impl Site {
 
     async fn health(&self) -> Result<Page, Stuck> {
         let health = self.ask(Question::Health).await?;
-        let logs = timeout(PATIENCE, health.logs).await.ok().and_then(Result::ok);
-        let status = if logs.is_some() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let logs = timeout(PATIENCE, health.logs)
+            .await
+            .ok()
+            .and_then(Result::ok);
+        let status = if logs.is_some() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
         let body = json!({
             "healthy": logs.is_some(),
             "why": logs.is_none().then(|| format!("rsup's log thread does not answer within {} s", PATIENCE.as_secs())),
@@ -189,19 +244,28 @@ impl Site {
 
     async fn metrics(&self, headers: &HeaderMap) -> Result<Page, Stuck> {
         // One look serves all who wait for one.
-        let mut kept = timeout(PATIENCE, self.metrics.lock()).await.map_err(|_| Stuck)?;
+        let mut kept = timeout(PATIENCE, self.metrics.lock())
+            .await
+            .map_err(|_| Stuck)?;
         let text = match kept.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             Some((_, text)) => text.clone(),
             None => {
                 let mut facts = self.ask(Question::Metrics).await?;
-                let logs = timeout(PATIENCE, &mut facts.logs).await.ok().and_then(Result::ok);
+                let logs = timeout(PATIENCE, &mut facts.logs)
+                    .await
+                    .ok()
+                    .and_then(Result::ok);
                 // Writing to a String cannot fail.
                 let text = Bytes::from(metrics::render(*facts, logs).unwrap_or_default());
                 *kept = Some((Instant::now(), text.clone()));
                 text
             }
         };
-        let asks_for = |value: &HeaderValue| value.to_str().is_ok_and(|value| value.contains(OPENMETRICS));
+        let asks_for = |value: &HeaderValue| {
+            value
+                .to_str()
+                .is_ok_and(|value| value.contains(OPENMETRICS))
+        };
         let kind = if headers.get_all(ACCEPT).iter().any(asks_for) {
             "application/openmetrics-text; version=1.0.0; charset=utf-8"
         } else {
@@ -220,8 +284,12 @@ fn page(status: StatusCode, body: &impl serde::Serialize) -> Page {
 fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Page {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
@@ -242,7 +310,9 @@ mod tests {
 
     fn exchange(address: SocketAddr, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(address).expect("connect");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .expect("a timeout");
         // The other side may have had enough before all of it is sent.
         let _ = stream.write_all(request);
         let mut answer = Vec::new();
@@ -254,33 +324,65 @@ mod tests {
     fn a_main_loop_that_is_stuck_is_told_so() {
         let (events, mut inbox) = mpsc::unbounded_channel();
         let server = Server::start(address(), events).expect("a listener");
-        let ask = |page: &str| exchange(server.address(), format!("GET {page} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+        let ask = |page: &str| {
+            exchange(
+                server.address(),
+                format!("GET {page} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(),
+            )
+        };
         thread::scope(|scope| {
             // More than there are places in the queue, so that some never get into it.
-            let answers: Vec<_> = PAGES.iter().cycle().take(16).map(|page| scope.spawn(|| ask(page))).collect();
+            let answers: Vec<_> = PAGES
+                .iter()
+                .cycle()
+                .take(16)
+                .map(|page| scope.spawn(|| ask(page)))
+                .collect();
             for answer in answers {
                 let answer = answer.join().expect("an answer");
-                assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("does not answer within 2 s"), "{answer}");
+                assert!(
+                    answer.starts_with("HTTP/1.1 503 ")
+                        && answer.contains("does not answer within 2 s"),
+                    "{answer}"
+                );
             }
         });
         let mut asked = 0;
         while inbox.try_recv().is_ok() {
             asked += 1;
         }
-        assert!((1..=QUESTIONS).contains(&asked), "{asked} questions in the queue of a loop that is stuck");
+        assert!(
+            (1..=QUESTIONS).contains(&asked),
+            "{asked} questions in the queue of a loop that is stuck"
+        );
     }
 
     #[test]
     fn what_is_not_http_or_too_much_of_it_is_turned_away() {
         let (events, _inbox) = mpsc::unbounded_channel();
         let server = Server::start(address(), events).expect("a listener");
-        let huge = format!("GET /health HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(64 << 10));
+        let huge = format!(
+            "GET /health HTTP/1.1\r\nX: {}\r\n\r\n",
+            "x".repeat(64 << 10)
+        );
         assert!(exchange(server.address(), huge.as_bytes()).starts_with("HTTP/1.1 431 "));
         let many = format!("GET /health HTTP/1.1\r\n{}\r\n", "X: x\r\n".repeat(200));
         assert!(exchange(server.address(), many.as_bytes()).starts_with("HTTP/1.1 431 "));
         assert!(exchange(server.address(), &[0xff; 4096]).starts_with("HTTP/1.1 400 "));
-        assert!(exchange(server.address(), b"DELETE /health HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 405 "));
-        assert!(exchange(server.address(), b"GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 404 "));
+        assert!(
+            exchange(
+                server.address(),
+                b"DELETE /health HTTP/1.1\r\nHost: x\r\n\r\n"
+            )
+            .starts_with("HTTP/1.1 405 ")
+        );
+        assert!(
+            exchange(
+                server.address(),
+                b"GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n"
+            )
+            .starts_with("HTTP/1.1 404 ")
+        );
     }
 
     #[test]
@@ -288,7 +390,9 @@ mod tests {
         let (events, _inbox) = mpsc::unbounded_channel();
         let server = Server::start(address(), events.clone()).expect("a listener");
         let address = server.address();
-        let idle: Vec<TcpStream> = (0..MOST + 5).map(|_| TcpStream::connect(address).expect("connect")).collect();
+        let idle: Vec<TcpStream> = (0..MOST + 5)
+            .map(|_| TcpStream::connect(address).expect("connect"))
+            .collect();
         drop(server);
         assert!(TcpStream::connect(address).is_err());
         drop(Server::start(address, events).expect("the address is free"));

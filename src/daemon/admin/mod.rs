@@ -47,9 +47,15 @@ impl Admin {
 
     /// An action has ended, whatever it was.
     pub fn action_ended(&mut self, op: OpId, succeeded: bool) {
-        let Some(app) = self.reloading.remove(&op) else { return };
+        let Some(app) = self.reloading.remove(&op) else {
+            return;
+        };
         let count = self.reloads.entry(app).or_default();
-        *(if succeeded { &mut count.succeeded } else { &mut count.failed }) += 1;
+        *(if succeeded {
+            &mut count.succeeded
+        } else {
+            &mut count.failed
+        }) += 1;
     }
 
     /// Nothing listens although it should.
@@ -72,11 +78,15 @@ impl Daemon {
         let other = old.filter(|old| old.source != new.source);
         match (new.spec.admin, other) {
             (None, Some(_)) => return Reply::Supervised { notes },
-            (Some(address), Some(other)) if other.spec.admin.is_some_and(|former| former != address) => notes.push(format!(
-                "the admin listener moves to {address}, as {} says; {} had it elsewhere",
-                new.source.display(),
-                other.source.display()
-            )),
+            (Some(address), Some(other))
+                if other.spec.admin.is_some_and(|former| former != address) =>
+            {
+                notes.push(format!(
+                    "the admin listener moves to {address}, as {} says; {} had it elsewhere",
+                    new.source.display(),
+                    other.source.display()
+                ))
+            }
             (Some(_) | None, _) => {}
         }
         self.supervisor.settings = Some(new);
@@ -88,8 +98,14 @@ impl Daemon {
 
     /// Listens where it should, and nowhere else.
     pub(super) fn open_admin(&mut self) {
-        let wanted = self.supervisor.settings.as_ref().and_then(|settings| settings.spec.admin);
-        if wanted == self.admin.server.as_ref().map(http::Server::address) && self.admin.problem.is_none() {
+        let wanted = self
+            .supervisor
+            .settings
+            .as_ref()
+            .and_then(|settings| settings.spec.admin);
+        if wanted == self.admin.server.as_ref().map(http::Server::address)
+            && self.admin.problem.is_none()
+        {
             return;
         }
         // An address that overlaps has to be free first.
@@ -102,8 +118,12 @@ impl Daemon {
                 self.admin.server = Some(server);
             }
             Err(why) => {
-                let holder = holder::of_tcp(address).ok().and_then(|found| found.into_iter().next());
-                let by = holder.map(|holder| format!(", held by {holder}")).unwrap_or_default();
+                let holder = holder::of_tcp(address)
+                    .ok()
+                    .and_then(|found| found.into_iter().next());
+                let by = holder
+                    .map(|holder| format!(", held by {holder}"))
+                    .unwrap_or_default();
                 self.admin.problem = Some(format!(
                     "the admin listener cannot have {address}: {why}{by}; the apps run without it, and rsup goes on trying"
                 ));
@@ -122,6 +142,10 @@ impl Daemon {
     pub(super) fn admin_view(&self) -> Option<AdminView> {
         let settings = self.supervisor.settings.as_ref()?;
         let address: SocketAddr = settings.spec.admin?;
-        Some(AdminView { address, source: settings.source.clone(), problem: self.admin.problem.clone() })
+        Some(AdminView {
+            address,
+            source: settings.source.clone(),
+            problem: self.admin.problem.clone(),
+        })
     }
 }

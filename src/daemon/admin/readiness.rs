@@ -41,25 +41,44 @@ impl Readiness {
 }
 
 fn of_app(AppFacts { view, end, .. }: &AppFacts) -> Option<AppReadiness> {
-    let workers_ready = view.workers.iter().filter(|worker| worker.phase == WorkerPhase::Ready).count();
-    let starting = view.operation.as_ref().is_some_and(|operation| operation.kind == OperationKind::Start);
+    let workers_ready = view
+        .workers
+        .iter()
+        .filter(|worker| worker.phase == WorkerPhase::Ready)
+        .count();
+    let starting = view
+        .operation
+        .as_ref()
+        .is_some_and(|operation| operation.kind == OperationKind::Start);
     let ready = match (view.phase, end) {
         (AppPhase::Stopping | AppPhase::Stopped, None) | (_, Some(End::Well)) => return None,
         (_, Some(End::Failed(_))) => false,
         // A start is over when all workers are ready. Later one is enough: the others share the traffic
         // of one that is being replaced, and nobody is helped if they get none.
-        (AppPhase::Starting | AppPhase::Ready | AppPhase::Degraded | AppPhase::Reloading | AppPhase::Errored, None) => {
-            workers_ready > 0 && !starting
-        }
+        (
+            AppPhase::Starting
+            | AppPhase::Ready
+            | AppPhase::Degraded
+            | AppPhase::Reloading
+            | AppPhase::Errored,
+            None,
+        ) => workers_ready > 0 && !starting,
     };
     let whole = workers_ready >= usize::from(view.instances);
     let why = (!ready || !whole).then(|| {
-        let of_worker =
-            view.workers.iter().find_map(|worker| worker.reason.clone().filter(|_| worker.phase != WorkerPhase::Ready));
-        view.reason.clone().or(of_worker).unwrap_or_else(|| match starting {
-            true => "its start is under way".to_owned(),
-            false => format!("{workers_ready} of {} workers are ready", view.instances),
-        })
+        let of_worker = view.workers.iter().find_map(|worker| {
+            worker
+                .reason
+                .clone()
+                .filter(|_| worker.phase != WorkerPhase::Ready)
+        });
+        view.reason
+            .clone()
+            .or(of_worker)
+            .unwrap_or_else(|| match starting {
+                true => "its start is under way".to_owned(),
+                false => format!("{workers_ready} of {} workers are ready", view.instances),
+            })
     });
     Some(AppReadiness {
         app: view.name.clone(),

@@ -33,7 +33,8 @@ impl Link {
             Some(name) => SocketAddr::from_abstract_name(name)?,
             None if Path::new(address).is_absolute() => SocketAddr::from_pathname(address)?,
             None => {
-                let what = format!("NOTIFY_SOCKET={address} is neither a path nor an abstract socket");
+                let what =
+                    format!("NOTIFY_SOCKET={address} is neither a path nor an abstract socket");
                 return Err(io::Error::new(io::ErrorKind::Unsupported, what));
             }
         };
@@ -63,7 +64,13 @@ impl Link {
         let message = format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", fd_name(name)?);
         let fds = [fd.as_fd().as_raw_fd()];
         let control = [ControlMessage::ScmRights(&fds)];
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(message.as_bytes())], &control, MsgFlags::MSG_NOSIGNAL, None)?;
+        sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &[IoSlice::new(message.as_bytes())],
+            &control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
         Ok(())
     }
 
@@ -86,7 +93,12 @@ fn fd_name(name: &str) -> io::Result<String> {
             _ => text.push_str(&format!("%{byte:02X}")),
         }
     }
-    let refused = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, format!("`{name}` {why}")));
+    let refused = |why: &str| {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("`{name}` {why}"),
+        ))
+    };
     if text.len() > LONGEST_NAME {
         return refused("is too long a name for systemd's store of descriptors");
     }
@@ -98,7 +110,9 @@ fn fd_name(name: &str) -> io::Result<String> {
 
 /// The name that [`fd_name`] was made from; `None` for descriptors that did not come from us.
 fn own_name(text: &str) -> Option<String> {
-    let text = text.strip_prefix(PREFIX).filter(|_| !text.ends_with(UNIT))?;
+    let text = text
+        .strip_prefix(PREFIX)
+        .filter(|_| !text.ends_with(UNIT))?;
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -153,9 +167,16 @@ mod tests {
     #[test]
     fn abstract_sockets_are_known_and_others_refused() {
         let name = format!("rsup-test-{}", std::process::id());
-        let _socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        Link::open(&format!("@{name}")).unwrap().send("READY=1").unwrap();
-        assert_eq!(Link::open("vsock:2:1").unwrap_err().kind(), io::ErrorKind::Unsupported);
+        let _socket =
+            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        Link::open(&format!("@{name}"))
+            .unwrap()
+            .send("READY=1")
+            .unwrap();
+        assert_eq!(
+            Link::open("vsock:2:1").unwrap_err().kind(),
+            io::ErrorKind::Unsupported
+        );
         assert!(Link::open("/nowhere/at/all").is_err());
     }
 
@@ -163,7 +184,9 @@ mod tests {
     fn a_manager_that_does_not_read_is_not_waited_for() {
         let (_folder, _socket, link) = manager();
         let begin = std::time::Instant::now();
-        let error = (0..100_000).find_map(|_| link.send("STATUS=x").err()).expect("its queue is full one day");
+        let error = (0..100_000)
+            .find_map(|_| link.send("STATUS=x").err())
+            .expect("its queue is full one day");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert!(begin.elapsed() < Duration::from_secs(20));
     }
@@ -172,14 +195,27 @@ mod tests {
     fn names_come_back_as_they_were() {
         for name in ["api/3", "listen [::]:8080 0", "100%", "é", "a\nb"] {
             let text = fd_name(name).unwrap();
-            assert!(text.starts_with(PREFIX) && text.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':'), "{text}");
+            assert!(
+                text.starts_with(PREFIX)
+                    && text
+                        .bytes()
+                        .all(|b| (b' '..=b'~').contains(&b) && b != b':'),
+                "{text}"
+            );
             assert_eq!(own_name(&text).as_deref(), Some(name));
         }
         for name in ["x.socket", &"x".repeat(251)] {
             assert!(fd_name(name).is_err(), "{name}");
         }
         assert!(fd_name(&"x".repeat(250)).is_ok());
-        for other in ["rsup.socket", "stored", "", "unknown", "rsup.%zz", "rsup.%4"] {
+        for other in [
+            "rsup.socket",
+            "stored",
+            "",
+            "unknown",
+            "rsup.%zz",
+            "rsup.%4",
+        ] {
             assert_eq!(own_name(other), None, "{other}");
         }
     }
@@ -187,7 +223,11 @@ mod tests {
     #[test]
     fn what_is_handed_over_is_sorted() {
         let fd = || OwnedFd::from(std::io::pipe().unwrap().0);
-        let (stored, rest) = sort(vec![("rsup.socket".into(), fd()), ("rsup.api%3A0".into(), fd()), (String::new(), fd())]);
+        let (stored, rest) = sort(vec![
+            ("rsup.socket".into(), fd()),
+            ("rsup.api%3A0".into(), fd()),
+            (String::new(), fd()),
+        ]);
         assert_eq!(stored.keys().collect::<Vec<_>>(), ["api:0"]);
         assert_eq!(rest.len(), 2);
     }

@@ -40,7 +40,12 @@ pub struct State {
 const NAMED: usize = 5;
 
 pub fn derive(facts: &Facts<'_>) -> State {
-    let left = facts.apps.iter().flat_map(|app| &app.workers).filter(|w| w.pid.is_some()).count();
+    let left = facts
+        .apps
+        .iter()
+        .flat_map(|app| &app.workers)
+        .filter(|w| w.pid.is_some())
+        .count();
     let pending = || facts.apps.iter().filter(|app| is_pending(app));
     let reloading: Vec<&AppView> = facts.apps.iter().filter(|app| is_reloading(app)).collect();
     let phase = if facts.ending {
@@ -53,20 +58,37 @@ pub fn derive(facts: &Facts<'_>) -> State {
         Phase::Ready
     };
     let status = match phase {
-        Phase::Starting => format!("starting, waiting for {}: {}", names(pending()), count(facts.apps)),
-        Phase::Reloading => format!("reloading {}: {}", names(reloading.into_iter()), count(facts.apps)),
+        Phase::Starting => format!(
+            "starting, waiting for {}: {}",
+            names(pending()),
+            count(facts.apps)
+        ),
+        Phase::Reloading => format!(
+            "reloading {}: {}",
+            names(reloading.into_iter()),
+            count(facts.apps)
+        ),
         Phase::Ready => summary(facts.apps),
         Phase::Stopping if left == 0 => "stopping".to_owned(),
         Phase::Stopping => format!("stopping: {} left", number(left, "worker")),
     };
-    State { phase, status, slow: phase != Phase::Ready }
+    State {
+        phase,
+        status,
+        slow: phase != Phase::Ready,
+    }
 }
 
 /// May still become ready. One that was given up, or whose workers ended for good, does not.
 fn is_pending(app: &AppView) -> bool {
     match app.phase {
         AppPhase::Starting | AppPhase::Degraded | AppPhase::Reloading => {
-            let settled = |phase| matches!(phase, WorkerPhase::Ready | WorkerPhase::Errored | WorkerPhase::Exited);
+            let settled = |phase| {
+                matches!(
+                    phase,
+                    WorkerPhase::Ready | WorkerPhase::Errored | WorkerPhase::Exited
+                )
+            };
             app.workers.iter().filter(|w| settled(w.phase)).count() < usize::from(app.instances)
         }
         AppPhase::Ready | AppPhase::Stopping | AppPhase::Stopped | AppPhase::Errored => false,
@@ -77,7 +99,13 @@ fn is_pending(app: &AppView) -> bool {
 fn is_reloading(app: &AppView) -> bool {
     match app.operation.as_ref().map(|operation| operation.kind) {
         Some(OperationKind::Reload | OperationKind::Restart) => true,
-        Some(OperationKind::Start | OperationKind::Stop | OperationKind::Scale | OperationKind::Delete) | None => false,
+        Some(
+            OperationKind::Start
+            | OperationKind::Stop
+            | OperationKind::Scale
+            | OperationKind::Delete,
+        )
+        | None => false,
     }
 }
 
@@ -86,7 +114,11 @@ fn is_wanted(app: &AppView) -> bool {
 }
 
 fn ready(app: &AppView) -> usize {
-    let ready = app.workers.iter().filter(|w| w.phase == WorkerPhase::Ready).count();
+    let ready = app
+        .workers
+        .iter()
+        .filter(|w| w.phase == WorkerPhase::Ready)
+        .count();
     ready.min(usize::from(app.instances))
 }
 
@@ -112,18 +144,34 @@ fn count(apps: &[AppView]) -> String {
     if wanted.is_empty() {
         return format!("no app is to run{stopped}");
     }
-    let whole = wanted.iter().filter(|app| ready(app) >= usize::from(app.instances)).count();
-    let (workers, all) =
-        wanted.iter().fold((0, 0), |(ready_so_far, all), app| (ready_so_far + ready(app), all + usize::from(app.instances)));
-    format!("{} ready ({}){stopped}", of(whole, wanted.len(), "app"), of(workers, all, "worker"))
+    let whole = wanted
+        .iter()
+        .filter(|app| ready(app) >= usize::from(app.instances))
+        .count();
+    let (workers, all) = wanted.iter().fold((0, 0), |(ready_so_far, all), app| {
+        (ready_so_far + ready(app), all + usize::from(app.instances))
+    });
+    format!(
+        "{} ready ({}){stopped}",
+        of(whole, wanted.len(), "app"),
+        of(workers, all, "worker")
+    )
 }
 
 fn of(some: usize, all: usize, what: &str) -> String {
-    if some == all { number(all, what) } else { format!("{some} of {}", number(all, what)) }
+    if some == all {
+        number(all, what)
+    } else {
+        format!("{some} of {}", number(all, what))
+    }
 }
 
 fn number(n: usize, what: &str) -> String {
-    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
+    if n == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{n} {what}s")
+    }
 }
 
 fn names<'a>(apps: impl Iterator<Item = &'a AppView>) -> String {
@@ -146,7 +194,11 @@ mod tests {
             slot: instance,
             generation: 1,
             revision: 1,
-            pid: (!matches!(phase, WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff)).then_some(100),
+            pid: (!matches!(
+                phase,
+                WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff
+            ))
+            .then_some(100),
             phase,
             uptime_ms: None,
             restarts: 0,
@@ -164,7 +216,10 @@ mod tests {
             revision: 1,
             instances: workers.len().max(1) as u16,
             listen: Vec::new(),
-            workers: (0..).zip(workers).map(|(instance, phase)| worker(instance, *phase)).collect(),
+            workers: (0..)
+                .zip(workers)
+                .map(|(instance, phase)| worker(instance, *phase))
+                .collect(),
             operation: None,
             reason: None,
             relayed: 0,
@@ -173,7 +228,13 @@ mod tests {
 
     fn state(apps: &[AppView], change: impl FnOnce(&mut Facts<'_>)) -> State {
         let second = Duration::from_secs(1);
-        let mut facts = Facts { apps, up: second, patience: 40 * second, ending: false, been_ready: false };
+        let mut facts = Facts {
+            apps,
+            up: second,
+            patience: 40 * second,
+            ending: false,
+            been_ready: false,
+        };
         change(&mut facts);
         derive(&facts)
     }
@@ -184,63 +245,115 @@ mod tests {
     #[test]
     fn nothing_to_wait_for_is_ready() {
         let state = state(&[], |_| {});
-        assert_eq!((state.phase, state.status.as_str(), state.slow), (Phase::Ready, "no app is to run", false));
+        assert_eq!(
+            (state.phase, state.status.as_str(), state.slow),
+            (Phase::Ready, "no app is to run", false)
+        );
     }
 
     #[test]
     fn ready_only_when_every_app_is() {
-        let mut apps = [app("api", A::Ready, &[W::Ready, W::Ready]), app("web", A::Degraded, &[W::Ready, W::Starting])];
+        let mut apps = [
+            app("api", A::Ready, &[W::Ready, W::Ready]),
+            app("web", A::Degraded, &[W::Ready, W::Starting]),
+        ];
         let early = state(&apps, |_| {});
         assert_eq!(early.phase, Phase::Starting);
         assert!(early.slow);
-        assert_eq!(early.status, "starting, waiting for web: 1 of 2 apps ready (3 of 4 workers)");
+        assert_eq!(
+            early.status,
+            "starting, waiting for web: 1 of 2 apps ready (3 of 4 workers)"
+        );
         apps[1] = app("web", A::Ready, &[W::Ready, W::Ready]);
-        assert_eq!(state(&apps, |_| {}), State { phase: Phase::Ready, status: "2 apps ready (4 workers)".into(), slow: false });
+        assert_eq!(
+            state(&apps, |_| {}),
+            State {
+                phase: Phase::Ready,
+                status: "2 apps ready (4 workers)".into(),
+                slow: false
+            }
+        );
     }
 
     #[test]
     fn what_has_failed_for_good_is_not_waited_for_but_told() {
-        let apps = [app("api", A::Ready, &[W::Ready]), app("web", A::Errored, &[W::Errored, W::Errored])];
+        let apps = [
+            app("api", A::Ready, &[W::Ready]),
+            app("web", A::Errored, &[W::Errored, W::Errored]),
+        ];
         let failed = state(&apps, |_| {});
         assert_eq!(failed.phase, Phase::Ready);
-        assert_eq!(failed.status, "1 of 2 apps ready (1 of 3 workers); errored: web");
+        assert_eq!(
+            failed.status,
+            "1 of 2 apps ready (1 of 3 workers); errored: web"
+        );
         // Partly given up.
-        assert_eq!(state(&[app("web", A::Degraded, &[W::Ready, W::Errored])], |_| {}).phase, Phase::Ready);
+        assert_eq!(
+            state(&[app("web", A::Degraded, &[W::Ready, W::Errored])], |_| {}).phase,
+            Phase::Ready
+        );
         // One that is tried again is waited for.
-        assert_eq!(state(&[app("web", A::Starting, &[W::Backoff])], |_| {}).phase, Phase::Starting);
+        assert_eq!(
+            state(&[app("web", A::Starting, &[W::Backoff])], |_| {}).phase,
+            Phase::Starting
+        );
         // Workers that ended and are not to be started again.
-        assert_eq!(state(&[app("job", A::Stopped, &[W::Exited])], |_| {}).phase, Phase::Ready);
+        assert_eq!(
+            state(&[app("job", A::Stopped, &[W::Exited])], |_| {}).phase,
+            Phase::Ready
+        );
     }
 
     #[test]
     fn the_boot_does_not_wait_for_ever() {
         let apps = [app("web", A::Starting, &[W::Backoff])];
         let late = state(&apps, |facts| facts.up = Duration::from_secs(41));
-        assert_eq!((late.phase, late.status.as_str()), (Phase::Ready, "0 of 1 app ready (0 of 1 worker); starting: web"));
+        assert_eq!(
+            (late.phase, late.status.as_str()),
+            (
+                Phase::Ready,
+                "0 of 1 app ready (0 of 1 worker); starting: web"
+            )
+        );
     }
 
     #[test]
     fn once_ready_never_starting_again() {
         let apps = [app("web", A::Starting, &[W::Starting])];
-        assert_eq!(state(&apps, |facts| facts.been_ready = true).phase, Phase::Ready);
+        assert_eq!(
+            state(&apps, |facts| facts.been_ready = true).phase,
+            Phase::Ready
+        );
     }
 
     #[test]
     fn a_reload_is_told_until_it_is_over() {
         let mut apps = [app("api", A::Reloading, &[W::Ready, W::Ready, W::Starting])];
         apps[0].instances = 2;
-        apps[0].operation = Some(OperationView { kind: OperationKind::Reload, since_ms: 5 });
+        apps[0].operation = Some(OperationView {
+            kind: OperationKind::Reload,
+            since_ms: 5,
+        });
         let during = state(&apps, |facts| facts.been_ready = true);
         assert_eq!((during.phase, during.slow), (Phase::Reloading, true));
         assert_eq!(during.status, "reloading api: 1 app ready (2 workers)");
-        apps[0].operation = Some(OperationView { kind: OperationKind::Scale, since_ms: 5 });
-        assert_eq!(state(&apps, |facts| facts.been_ready = true).phase, Phase::Ready);
+        apps[0].operation = Some(OperationView {
+            kind: OperationKind::Scale,
+            since_ms: 5,
+        });
+        assert_eq!(
+            state(&apps, |facts| facts.been_ready = true).phase,
+            Phase::Ready
+        );
     }
 
     #[test]
     fn a_reload_before_all_is_ready_does_not_end_the_start() {
         let mut apps = [app("api", A::Reloading, &[W::Starting])];
-        apps[0].operation = Some(OperationView { kind: OperationKind::Reload, since_ms: 5 });
+        apps[0].operation = Some(OperationView {
+            kind: OperationKind::Reload,
+            since_ms: 5,
+        });
         assert_eq!(state(&apps, |_| {}).phase, Phase::Starting);
     }
 
@@ -248,21 +361,35 @@ mod tests {
     fn the_end_counts_what_is_left() {
         let apps = [app("api", A::Stopping, &[W::Stopping, W::Draining])];
         let ending = state(&apps, |facts| facts.ending = true);
-        assert_eq!((ending.phase, ending.status.as_str(), ending.slow), (Phase::Stopping, "stopping: 2 workers left", true));
+        assert_eq!(
+            (ending.phase, ending.status.as_str(), ending.slow),
+            (Phase::Stopping, "stopping: 2 workers left", true)
+        );
         assert_eq!(state(&[], |facts| facts.ending = true).status, "stopping");
     }
 
     #[test]
     fn many_names_are_cut() {
-        let apps: Vec<AppView> = (0..8).map(|n| app(&format!("a{n}"), A::Starting, &[W::Starting])).collect();
+        let apps: Vec<AppView> = (0..8)
+            .map(|n| app(&format!("a{n}"), A::Starting, &[W::Starting]))
+            .collect();
         let status = state(&apps, |_| {}).status;
-        assert!(status.starts_with("starting, waiting for a0, a1, a2, a3, a4 and 3 more: 0 of 8 apps"), "{status}");
+        assert!(
+            status.starts_with("starting, waiting for a0, a1, a2, a3, a4 and 3 more: 0 of 8 apps"),
+            "{status}"
+        );
     }
 
     #[test]
     fn stopped_apps_are_not_missed() {
-        let apps = [app("api", A::Ready, &[W::Ready]), app("old", A::Stopped, &[])];
+        let apps = [
+            app("api", A::Ready, &[W::Ready]),
+            app("old", A::Stopped, &[]),
+        ];
         let state = state(&apps, |_| {});
-        assert_eq!((state.phase, state.status.as_str()), (Phase::Ready, "1 app ready (1 worker), 1 stopped"));
+        assert_eq!(
+            (state.phase, state.status.as_str()),
+            (Phase::Ready, "1 app ready (1 worker), 1 stopped")
+        );
     }
 }

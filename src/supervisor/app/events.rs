@@ -20,7 +20,9 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 impl App {
     pub fn on_spawned(&mut self, id: &WorkerId, pid: u32, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         if worker.running(pid, cx.now) {
             self.start_to_wonder(id, cx);
             self.progress(id, Step::Started, cx);
@@ -28,7 +30,9 @@ impl App {
     }
 
     pub fn on_spawn_failed(&mut self, id: &WorkerId, reason: &str, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id).map(|w| w.clone()) else { return };
+        let Some(worker) = self.worker(id).map(|w| w.clone()) else {
+            return;
+        };
         self.remove(id, cx);
         if worker.active() {
             self.note(format!("{}: {reason}", worker.instance), true, cx);
@@ -36,13 +40,23 @@ impl App {
         }
     }
 
-    pub fn on_exited(&mut self, id: &WorkerId, exit: Exit, descendants: bool, cx: &mut Context<'_>) {
-        let Some(before) = self.worker(id).map(|w| w.clone()) else { return };
+    pub fn on_exited(
+        &mut self,
+        id: &WorkerId,
+        exit: Exit,
+        descendants: bool,
+        cx: &mut Context<'_>,
+    ) {
+        let Some(before) = self.worker(id).map(|w| w.clone()) else {
+            return;
+        };
         let (asked_for, kill_at) = match before.state {
             State::Stopping { kill_at, .. } => (true, kill_at),
             State::Killing { .. } => (true, cx.now),
             State::Draining { .. } => (true, cx.now + before.sweep_time()),
-            State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } => (false, cx.now + before.sweep_time()),
+            State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } => {
+                (false, cx.now + before.sweep_time())
+            }
             State::Sweeping { .. } => return,
         };
         self.progress(id, Step::Gone { exit }, cx);
@@ -57,7 +71,11 @@ impl App {
             return;
         }
         let uptime = humane(cx.now.since(before.started));
-        let too_soon = if before.ready() { "" } else { ", before it was ready" };
+        let too_soon = if before.ready() {
+            ""
+        } else {
+            ", before it was ready"
+        };
         let reason = format!("{exit} after {uptime}{too_soon}");
         if self.tries_hidden(&before, &reason, cx) {
             return;
@@ -69,26 +87,50 @@ impl App {
     /// The slot is not free before the last descendant is gone; what arrives there meanwhile is ours.
     fn exited_with_descendants(&mut self, id: &WorkerId, kill_at: Time, cx: &mut Context<'_>) {
         let app = self.name.clone();
-        let Some(worker) = self.worker(id) else { return };
-        worker.state = State::Sweeping { kill_at, killed: false };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
+        worker.state = State::Sweeping {
+            kill_at,
+            killed: false,
+        };
         worker.pid = None;
         let signal = worker.spec().stop.signal;
-        cx.out.push_back(Effect::Relay { app, slot: id.slot, on: true });
+        cx.out.push_back(Effect::Relay {
+            app,
+            slot: id.slot,
+            on: true,
+        });
         if kill_at > cx.now {
-            cx.out.push_back(Effect::Signal { worker: id.clone(), signal, reach: Reach::Tree });
+            cx.out.push_back(Effect::Signal {
+                worker: id.clone(),
+                signal,
+                reach: Reach::Tree,
+            });
         } else {
             self.sweep(id, cx);
         }
     }
 
     pub fn on_tree_gone(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        if self.worker(id).is_some_and(|w| matches!(w.state, State::Sweeping { .. })) {
+        if self
+            .worker(id)
+            .is_some_and(|w| matches!(w.state, State::Sweeping { .. }))
+        {
             self.remove(id, cx);
         }
     }
 
-    pub fn on_probed(&mut self, id: &WorkerId, purpose: Purpose, result: &Result<(), String>, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+    pub fn on_probed(
+        &mut self,
+        id: &WorkerId,
+        purpose: Purpose,
+        result: &Result<(), String>,
+        cx: &mut Context<'_>,
+    ) {
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         let verdict = match purpose {
             Purpose::Readiness => worker.readiness_result(result.is_ok(), cx.now),
             Purpose::Liveness => worker.liveness_result(result.is_ok(), cx.now),
@@ -102,7 +144,9 @@ impl App {
             });
         }
         match verdict {
-            Verdict::Nothing if result.is_ok() && worker.phase() == WorkerPhase::Ready => worker.reason = None,
+            Verdict::Nothing if result.is_ok() && worker.phase() == WorkerPhase::Ready => {
+                worker.reason = None
+            }
             Verdict::Nothing | Verdict::Stale => {}
             Verdict::BecameReady => self.became_ready(id, cx),
             Verdict::Traffic => {
@@ -110,7 +154,11 @@ impl App {
                 match result {
                     Ok(()) => {
                         worker.reason = None;
-                        self.note(format!("{instance} is {phase}: its readiness check passes again"), false, cx);
+                        self.note(
+                            format!("{instance} is {phase}: its readiness check passes again"),
+                            false,
+                            cx,
+                        );
                     }
                     Err(why) => self.note(format!("{instance} is {phase}: {why}"), true, cx),
                 }
@@ -122,17 +170,33 @@ impl App {
         }
     }
 
-    pub fn on_not_probed(&mut self, id: &WorkerId, purpose: Purpose, reason: &str, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+    pub fn on_not_probed(
+        &mut self,
+        id: &WorkerId,
+        purpose: Purpose,
+        reason: &str,
+        cx: &mut Context<'_>,
+    ) {
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         if worker.not_probed(purpose, cx.now) {
-            worker.reason = Some(format!("{}: rsup could not ask: {reason}", purpose.as_str()));
+            worker.reason = Some(format!(
+                "{}: rsup could not ask: {reason}",
+                purpose.as_str()
+            ));
         }
     }
 
     pub fn on_notified(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         // It may say so before the confirmation of its exec has come.
-        let coming = matches!(worker.state, State::Spawning { .. } | State::Starting { .. });
+        let coming = matches!(
+            worker.state,
+            State::Spawning { .. } | State::Starting { .. }
+        );
         if coming && worker.spec().readiness.check == Check::Notify {
             worker.become_ready(cx.now);
             self.became_ready(id, cx);
@@ -140,19 +204,28 @@ impl App {
     }
 
     pub fn on_drained(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        if self.worker(id).is_some_and(|w| matches!(w.state, State::Draining { .. })) {
+        if self
+            .worker(id)
+            .is_some_and(|w| matches!(w.state, State::Draining { .. }))
+        {
             self.signal_stop(id, cx);
         }
     }
 
     pub fn on_memory(&mut self, id: &WorkerId, bytes: u64, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         worker.memory = Some(bytes);
         let limit = match worker.spec().max_memory {
             Some(limit) if worker.active() => limit,
             Some(_) | None => return,
         };
-        worker.over_limit = if bytes > limit { worker.over_limit.saturating_add(1) } else { 0 };
+        worker.over_limit = if bytes > limit {
+            worker.over_limit.saturating_add(1)
+        } else {
+            0
+        };
         // One reading may be a peak between two collections; two in a row are a leak.
         if worker.over_limit == 2 {
             let why = format!("memory {} is over max_memory {}", size(bytes), size(limit));
@@ -161,19 +234,36 @@ impl App {
     }
 
     pub(super) fn became_ready(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         worker.reason = None;
         self.was_not_needed(id);
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         let after = cx.now.since(worker.started);
-        let text = format!("{} (pid {}) is ready after {}", worker.instance, worker.pid.unwrap_or(0), humane(after));
+        let text = format!(
+            "{} (pid {}) is ready after {}",
+            worker.instance,
+            worker.pid.unwrap_or(0),
+            humane(after)
+        );
         self.note(text, false, cx);
-        self.progress(id, Step::Ready { after_ms: after.as_millis() as u64 }, cx);
+        self.progress(
+            id,
+            Step::Ready {
+                after_ms: after.as_millis() as u64,
+            },
+            cx,
+        );
     }
 
     /// The worker is to be replaced: a fresh one first, where there is room.
     pub(super) fn condemn(&mut self, id: &WorkerId, why: String, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         // A fault of its own outlasts a reload that fails.
         if !worker.fresh() && !worker.goes_by_reload() {
             return;
@@ -190,11 +280,18 @@ impl App {
     }
 
     pub fn on_listening(&mut self, result: &Result<(), String>, cx: &mut Context<'_>) {
-        let Some(held) = self.listening.pending.take() else { return };
+        let Some(held) = self.listening.pending.take() else {
+            return;
+        };
         match result {
             Ok(()) => {
-                self.slots.resize_with(usize::from(held.slots).max(self.slots.len()), || None);
-                self.listening = Listening { held: Some(held), proven: true, ..Listening::default() };
+                self.slots
+                    .resize_with(usize::from(held.slots).max(self.slots.len()), || None);
+                self.listening = Listening {
+                    held: Some(held),
+                    proven: true,
+                    ..Listening::default()
+                };
                 // The daemon starts new groups with everything held.
                 self.steered = None;
             }
@@ -216,15 +313,26 @@ impl App {
             self.listening.again = Some(cx.now + LISTEN_AGAIN);
             return;
         }
-        let error = OpError { code: FailureCode::Listen, message: why.to_owned(), hint: None, worker: None };
+        let error = OpError {
+            code: FailureCode::Listen,
+            message: why.to_owned(),
+            hint: None,
+            worker: None,
+        };
         if self.listening.held.is_some() {
             self.fail_operation(error, cx);
         } else {
             // Without its sockets an app cannot run, and one that never ran is none.
-            self.wanted = if self.listening.proven { Wanted::Down } else { Wanted::Deleted };
+            self.wanted = if self.listening.proven {
+                Wanted::Down
+            } else {
+                Wanted::Deleted
+            };
             self.answer_all(&error, cx);
             // A daemon that was killed may have got them before.
-            cx.out.push_back(Effect::Unlisten { app: self.name.clone() });
+            cx.out.push_back(Effect::Unlisten {
+                app: self.name.clone(),
+            });
         }
     }
 }

@@ -13,7 +13,10 @@ const AGAIN: &str = "it seems to have tested its port by connecting to it, and f
 impl App {
     /// What is known of a command.
     pub fn hiding(&self, spec: &AppSpec) -> Hiding {
-        self.hiding.iter().find(|(command, _)| *command == spec.command).map_or(Hiding::Unknown, |(_, known)| *known)
+        self.hiding
+            .iter()
+            .find(|(command, _)| *command == spec.command)
+            .map_or(Hiding::Unknown, |(_, known)| *known)
     }
 
     fn learn(&mut self, spec: &AppSpec, news: Hiding) {
@@ -34,15 +37,28 @@ impl App {
 
     /// What is remembered is of commands that may still be run.
     pub(super) fn forget_commands(&mut self) {
-        let before = self.operation.as_ref().and_then(|o| o.before.as_ref()).map(|b| &b.target);
-        let used = [&self.target].into_iter().chain(before).chain(self.slots.iter().flatten().map(|w| &w.revision));
-        self.hiding.retain(|(command, _)| used.clone().any(|revision| revision.spec.command == *command));
+        let before = self
+            .operation
+            .as_ref()
+            .and_then(|o| o.before.as_ref())
+            .map(|b| &b.target);
+        let used = [&self.target]
+            .into_iter()
+            .chain(before)
+            .chain(self.slots.iter().flatten().map(|w| &w.revision));
+        self.hiding.retain(|(command, _)| {
+            used.clone()
+                .any(|revision| revision.spec.command == *command)
+        });
     }
 
     /// Whether a worker that fails now, or does not get on, may be helped by hiding its port.
     pub fn wonders(&self, worker: &Worker) -> bool {
         let spec = worker.spec();
-        let coming = matches!(worker.state, State::Spawning { .. } | State::Starting { .. });
+        let coming = matches!(
+            worker.state,
+            State::Spawning { .. } | State::Starting { .. }
+        );
         coming
             && listens(spec)
             && spec.hide_port == HidePort::Auto
@@ -61,23 +77,31 @@ impl App {
     }
 
     fn wonder_at(&self, id: &WorkerId) -> bool {
-        self.workers().find(|w| w.id == *id).is_some_and(|w| self.wonders(w))
+        self.workers()
+            .find(|w| w.id == *id)
+            .is_some_and(|w| self.wonders(w))
     }
 
     /// It is time to look for traces.
     pub(super) fn look(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let wonders = self.wonder_at(id);
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         if worker.port.look.is_some_and(|at| at <= cx.now) {
-            worker.port.look = wonders.then(|| cx.now + cx.now.since(worker.started).max(FIRST_LOOK));
+            worker.port.look =
+                wonders.then(|| cx.now + cx.now.since(worker.started).max(FIRST_LOOK));
             if wonders {
-                cx.out.push_back(Effect::LookForTraces { worker: id.clone() });
+                cx.out
+                    .push_back(Effect::LookForTraces { worker: id.clone() });
             }
         }
     }
 
     pub fn on_bound(&mut self, id: &WorkerId, port: u16, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         worker.port.bound.insert(port);
         worker.port.look = None;
         let worker = worker.clone();
@@ -101,7 +125,8 @@ impl App {
         let wonders = self.wonder_at(id);
         if let Some(worker) = self.worker(id).filter(|w| wonders && !w.port.elsewhere) {
             worker.port.elsewhere = true;
-            cx.out.push_back(Effect::LookForTraces { worker: id.clone() });
+            cx.out
+                .push_back(Effect::LookForTraces { worker: id.clone() });
         }
     }
 
@@ -113,7 +138,9 @@ impl App {
 
     pub fn on_traces(&mut self, id: &WorkerId, traces: Traces, cx: &mut Context<'_>) {
         let wonders = self.wonder_at(id);
-        let Some(worker) = self.worker(id).filter(|_| wonders) else { return };
+        let Some(worker) = self.worker(id).filter(|_| wonders) else {
+            return;
+        };
         if !worker.port.found(traces) {
             return;
         }
@@ -124,22 +151,39 @@ impl App {
 
     /// A worker was ready without hiding.
     pub(super) fn was_not_needed(&mut self, id: &WorkerId) {
-        let Some(spec) = self.worker(id).filter(|w| w.ready() && !w.port.hidden).map(|w| w.spec().clone()) else { return };
+        let Some(spec) = self
+            .worker(id)
+            .filter(|w| w.ready() && !w.port.hidden)
+            .map(|w| w.spec().clone())
+        else {
+            return;
+        };
         // Another check than these says nothing of the port.
         let by_port = matches!(spec.readiness.check, Check::Http { .. } | Check::Tcp);
-        if by_port && listens(&spec) && spec.hide_port == HidePort::Auto && self.hiding(&spec) == Hiding::Unknown {
+        if by_port
+            && listens(&spec)
+            && spec.hide_port == HidePort::Auto
+            && self.hiding(&spec) == Hiding::Unknown
+        {
             self.learn(&spec, Hiding::Unneeded);
         }
     }
 
     /// A worker is lost before it was ready. True if another one is started in its place with the port
     /// hidden, so that this end counts for nothing. `worker`: as it was.
-    pub(super) fn tries_hidden(&mut self, worker: &Worker, why: &str, cx: &mut Context<'_>) -> bool {
+    pub(super) fn tries_hidden(
+        &mut self,
+        worker: &Worker,
+        why: &str,
+        cx: &mut Context<'_>,
+    ) -> bool {
         if self.wonders(worker) && worker.port.tested {
             self.try_hidden(worker, why, cx);
             return true;
         }
-        let Port { hidden, refused, .. } = worker.port;
+        let Port {
+            hidden, refused, ..
+        } = worker.port;
         if hidden && !refused && !worker.ready() && self.hiding(worker.spec()) == Hiding::Trying {
             // It has not even tried to connect: that was not it.
             self.learn(worker.spec(), Hiding::Unneeded);

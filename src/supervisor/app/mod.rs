@@ -28,7 +28,8 @@ use crate::config::{AppName, AppSpec, Balance, Listen, SocketFile};
 pub const REPLACED_BY_RELOAD: &str = "replaced by a reload";
 pub const RESTARTED: &str = "restarted";
 /// The reason of workers whose sockets are not in the daemon's hands.
-pub const OUT_OF_REACH: &str = "rsup was killed together with its keeper, and may not take the worker's sockets back";
+pub const OUT_OF_REACH: &str =
+    "rsup was killed together with its keeper, and may not take the worker's sockets back";
 const SCALED_DOWN: &str = "scaled down";
 
 /// Events kept for `describe`.
@@ -92,7 +93,12 @@ pub struct Held {
 impl Held {
     pub fn effect(&self, app: &AppName) -> Effect {
         let addresses = self.addresses.iter().cloned().collect();
-        Effect::Listen { app: app.clone(), addresses, slots: self.slots, file: self.file }
+        Effect::Listen {
+            app: app.clone(),
+            addresses,
+            slots: self.slots,
+            file: self.file,
+        }
     }
 }
 
@@ -143,7 +149,10 @@ impl App {
 
     /// The worker, if it is still the one that is meant.
     fn worker(&mut self, id: &WorkerId) -> Option<&mut Worker> {
-        self.slots.get_mut(usize::from(id.slot))?.as_mut().filter(|w| w.id.generation == id.generation)
+        self.slots
+            .get_mut(usize::from(id.slot))?
+            .as_mut()
+            .filter(|w| w.id.generation == id.generation)
     }
 
     pub fn spec(&self) -> &AppSpec {
@@ -155,7 +164,11 @@ impl App {
             self.events.pop_front();
         }
         self.events.push_back((cx.now, text.clone()));
-        cx.out.push_back(Effect::Log { app: self.name.clone(), text, bad });
+        cx.out.push_back(Effect::Log {
+            app: self.name.clone(),
+            text,
+            bad,
+        });
     }
 
     /// Why it is not as it should be.
@@ -167,9 +180,13 @@ impl App {
     fn forgive(&mut self, now: Time) {
         let over = match self.reason.as_ref().map(|reason| reason.explains) {
             None | Some(Explains::Action) => false,
-            Some(Explains::Sockets) => self.goal() == Wanted::Up && self.listening.pending.is_none() && self.enough(),
+            Some(Explains::Sockets) => {
+                self.goal() == Wanted::Up && self.listening.pending.is_none() && self.enough()
+            }
             Some(Explains::Instance(instance)) => {
-                let serves = |w: &Worker| w.instance == instance && w.fresh() && stage(w, now) == Stage::Serving;
+                let serves = |w: &Worker| {
+                    w.instance == instance && w.fresh() && stage(w, now) == Stage::Serving
+                };
                 instance >= self.instances || self.workers().any(serves)
             }
         };
@@ -186,8 +203,16 @@ impl App {
 
     fn progress_of(&self, worker: &Worker, step: Step, cx: &mut Context<'_>) {
         let done = match self.goal() {
-            Wanted::Up => self.workers().filter(|w| w.fresh() && stage(w, cx.now) == Stage::Serving).count(),
-            Wanted::Down | Wanted::Deleted => self.slots.iter().filter(|s| s.is_none()).count().min(usize::from(self.instances)),
+            Wanted::Up => self
+                .workers()
+                .filter(|w| w.fresh() && stage(w, cx.now) == Stage::Serving)
+                .count(),
+            Wanted::Down | Wanted::Deleted => self
+                .slots
+                .iter()
+                .filter(|s| s.is_none())
+                .count()
+                .min(usize::from(self.instances)),
         };
         cx.out.push_back(Effect::Progress(Progress {
             app: self.name.clone(),
@@ -204,7 +229,9 @@ impl App {
 /// How the planner sees a worker.
 pub fn stage(worker: &Worker, now: Time) -> Stage {
     match worker.state {
-        State::Spawning { .. } | State::Starting { .. } if worker.goes_by_reload() => Stage::Returning,
+        State::Spawning { .. } | State::Starting { .. } if worker.goes_by_reload() => {
+            Stage::Returning
+        }
         State::Spawning { .. } | State::Starting { .. } => Stage::Coming,
         State::Ready { since, unready, .. } if worker.fresh() => {
             if !unready && since + worker.spec().reload.min_ready <= now {
@@ -215,6 +242,9 @@ pub fn stage(worker: &Worker, now: Time) -> Stage {
         }
         State::Ready { unready: false, .. } => Stage::Serving,
         State::Ready { unready: true, .. } => Stage::Limping,
-        State::Draining { .. } | State::Stopping { .. } | State::Killing { .. } | State::Sweeping { .. } => Stage::Leaving,
+        State::Draining { .. }
+        | State::Stopping { .. }
+        | State::Killing { .. }
+        | State::Sweeping { .. } => Stage::Leaving,
     }
 }

@@ -31,19 +31,29 @@ impl App {
     }
 
     fn reconcile_down(&mut self, cx: &mut Context<'_>) {
-        let stopping: Vec<u16> = self.workers().filter(|w| w.active()).map(|w| w.id.slot).collect();
+        let stopping: Vec<u16> = self
+            .workers()
+            .filter(|w| w.active())
+            .map(|w| w.id.slot)
+            .collect();
         self.retire(&stopping, "stopped", cx);
         let idle = self.slots.iter().all(Option::is_none) && self.listening.pending.is_none();
         if idle && self.listening.held.is_some() {
-            self.listening = Listening { proven: true, ..Listening::default() };
+            self.listening = Listening {
+                proven: true,
+                ..Listening::default()
+            };
             self.slots.clear();
             self.steered = None;
-            cx.out.push_back(Effect::Unlisten { app: self.name.clone() });
+            cx.out.push_back(Effect::Unlisten {
+                app: self.name.clone(),
+            });
         }
     }
 
     fn reconcile_up(&mut self, cx: &mut Context<'_>) {
-        self.seats.resize_with(usize::from(self.instances), Seat::default);
+        self.seats
+            .resize_with(usize::from(self.instances), Seat::default);
         if !self.listen(cx) {
             self.steer(cx);
             return;
@@ -58,16 +68,32 @@ impl App {
             }
         }
         let moves = plan(self.policy(), &self.slot_views(cx.now), &self.seat_views());
-        let retired: Vec<u16> =
-            moves.iter().filter_map(|m| if let Move::Retire { slot } = m { Some(*slot) } else { None }).collect();
+        let retired: Vec<u16> = moves
+            .iter()
+            .filter_map(|m| {
+                if let Move::Retire { slot } = m {
+                    Some(*slot)
+                } else {
+                    None
+                }
+            })
+            .collect();
         self.retire(&retired, "replaced", cx);
         for step in moves {
             match step {
                 Move::Retire { .. } => {}
-                Move::Start { slot, instance } => self.spawn(slot, instance, self.target.clone(), None, cx),
+                Move::Start { slot, instance } => {
+                    self.spawn(slot, instance, self.target.clone(), None, cx)
+                }
                 Move::Restore { slot, instance } => {
                     if let Some(revision) = self.seats[usize::from(instance)].bereft_of.take() {
-                        self.spawn(slot, instance, revision, Some(REPLACED_BY_RELOAD.into()), cx);
+                        self.spawn(
+                            slot,
+                            instance,
+                            revision,
+                            Some(REPLACED_BY_RELOAD.into()),
+                            cx,
+                        );
                     }
                 }
             }
@@ -75,7 +101,11 @@ impl App {
     }
 
     fn policy(&self) -> Policy {
-        let before = self.operation.as_ref().and_then(|o| o.before.as_ref()).map_or(0, |b| b.instances);
+        let before = self
+            .operation
+            .as_ref()
+            .and_then(|o| o.before.as_ref())
+            .map_or(0, |b| b.instances);
         let kind = self.operation.as_ref().map(|o| o.kind);
         let most = match kind {
             Some(OperationKind::Reload) => self.instances.max(before),
@@ -99,9 +129,11 @@ impl App {
     fn slot_views(&self, now: Time) -> Vec<SlotView> {
         let view = |slot: &Option<Worker>| match slot {
             None => SlotView::Parked,
-            Some(worker) => {
-                SlotView::Live { instance: worker.instance, fresh: worker.fresh() && worker.active(), stage: stage(worker, now) }
-            }
+            Some(worker) => SlotView::Live {
+                instance: worker.instance,
+                fresh: worker.fresh() && worker.active(),
+                stage: stage(worker, now),
+            },
         };
         self.slots.iter().map(view).collect()
     }
@@ -127,20 +159,40 @@ impl App {
         let needed: BTreeSet<Listen> = self.spec().listen.iter().cloned().collect();
         let mut addresses = needed.clone();
         addresses.extend(self.workers().flat_map(|w| w.spec().listen.iter().cloned()));
-        if let Some(Operation { before: Some(before), .. }) = self.operation.as_ref().filter(|o| o.may_go_back()) {
+        if let Some(Operation {
+            before: Some(before),
+            ..
+        }) = self.operation.as_ref().filter(|o| o.may_go_back())
+        {
             let bereft = self.seats.iter().filter_map(|s| s.bereft_of.as_ref());
-            addresses.extend(bereft.chain([&before.target]).flat_map(|r| r.spec.listen.iter().cloned()));
+            addresses.extend(
+                bereft
+                    .chain([&before.target])
+                    .flat_map(|r| r.spec.listen.iter().cloned()),
+            );
         }
         let slots = self.policy().ceiling.max(self.slots.len() as u16);
         let unix = addresses.iter().any(|address| address.tcp().is_none());
-        let file = if unix { self.spec().socket_file() } else { SocketFile::default() };
-        let want = Held { addresses, slots, file };
+        let file = if unix {
+            self.spec().socket_file()
+        } else {
+            SocketFile::default()
+        };
+        let want = Held {
+            addresses,
+            slots,
+            file,
+        };
         if self.listening.held.as_ref() == Some(&want) {
             self.listening.again = None;
             return true;
         }
         if self.listening.again.is_some_and(|at| at > cx.now) {
-            return self.listening.held.as_ref().is_some_and(|held| needed.is_subset(&held.addresses));
+            return self
+                .listening
+                .held
+                .as_ref()
+                .is_some_and(|held| needed.is_subset(&held.addresses));
         }
         cx.out.push_back(want.effect(&self.name));
         self.listening.again = None;
@@ -150,14 +202,31 @@ impl App {
 
     /// Whether the app can have all its workers with the sockets it holds.
     pub(super) fn enough(&self) -> bool {
-        let enough =
-            |held: &Held| held.slots >= self.policy().ceiling && self.spec().listen.iter().all(|a| held.addresses.contains(a));
+        let enough = |held: &Held| {
+            held.slots >= self.policy().ceiling
+                && self
+                    .spec()
+                    .listen
+                    .iter()
+                    .all(|a| held.addresses.contains(a))
+        };
         self.listening.held.as_ref().is_some_and(enough)
     }
 
-    fn spawn(&mut self, slot: u16, instance: u16, revision: Arc<Revision>, condemned: Option<String>, cx: &mut Context<'_>) {
+    fn spawn(
+        &mut self,
+        slot: u16,
+        instance: u16,
+        revision: Arc<Revision>,
+        condemned: Option<String>,
+        cx: &mut Context<'_>,
+    ) {
         *cx.next_generation += 1;
-        let id = WorkerId { app: self.name.clone(), slot, generation: *cx.next_generation };
+        let id = WorkerId {
+            app: self.name.clone(),
+            slot,
+            generation: *cx.next_generation,
+        };
         if let Some(seat) = self.seats.get_mut(usize::from(instance)) {
             seat.last_slot = Some(slot);
         }
@@ -167,16 +236,30 @@ impl App {
             instance,
             pid: None,
             started: cx.now,
-            state: State::Spawning { deadline: cx.now + revision.spec.listen_timeout },
+            state: State::Spawning {
+                deadline: cx.now + revision.spec.listen_timeout,
+            },
             condemned,
             memory: None,
             over_limit: 0,
             reason: None,
-            port: Port { hidden: hide_port, ..Port::default() },
+            port: Port {
+                hidden: hide_port,
+                ..Port::default()
+            },
             revision: revision.clone(),
         });
-        cx.out.push_back(Effect::Relay { app: self.name.clone(), slot, on: false });
-        cx.out.push_back(Effect::Spawn { worker: id, instance, revision, hide_port });
+        cx.out.push_back(Effect::Relay {
+            app: self.name.clone(),
+            slot,
+            on: false,
+        });
+        cx.out.push_back(Effect::Spawn {
+            worker: id,
+            instance,
+            revision,
+            hide_port,
+        });
     }
 
     /// Out of the traffic in one swap, then drain; those that took none are stopped at once.
@@ -184,13 +267,21 @@ impl App {
         let mut draining = Vec::new();
         let mut silent = Vec::new();
         for slot in slots {
-            let Some(worker) = self.slots.get_mut(usize::from(*slot)).and_then(Option::as_mut) else { continue };
+            let Some(worker) = self
+                .slots
+                .get_mut(usize::from(*slot))
+                .and_then(Option::as_mut)
+            else {
+                continue;
+            };
             if worker.condemned.is_none() {
                 worker.condemned = Some(why.to_owned());
             }
             let steered = worker.spec().listen.iter().any(|l| l.tcp().is_some());
             if worker.ready() && steered {
-                worker.state = State::Draining { until: cx.now + worker.spec().drain_timeout };
+                worker.state = State::Draining {
+                    until: cx.now + worker.spec().drain_timeout,
+                };
                 draining.push(worker.id.clone());
             } else {
                 silent.push(worker.id.clone());
@@ -208,38 +299,69 @@ impl App {
 
     pub(super) fn signal_stop(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let app = self.name.clone();
-        let Some(worker) = self.worker(id) else { return };
-        worker.state = State::Stopping { kill_at: cx.now + worker.spec().kill_timeout, told: false };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
+        worker.state = State::Stopping {
+            kill_at: cx.now + worker.spec().kill_timeout,
+            told: false,
+        };
         let signal = worker.spec().stop.signal;
         // From here on the worker may close its copy of the socket: what still arrives is ours.
-        cx.out.push_back(Effect::Relay { app, slot: id.slot, on: true });
-        cx.out.push_back(Effect::Signal { worker: id.clone(), signal, reach: Reach::Worker });
+        cx.out.push_back(Effect::Relay {
+            app,
+            slot: id.slot,
+            on: true,
+        });
+        cx.out.push_back(Effect::Signal {
+            worker: id.clone(),
+            signal,
+            reach: Reach::Worker,
+        });
         self.progress(id, Step::Stopping, cx);
     }
 
     pub(super) fn remove(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         if self.worker(id).is_some() {
             self.slots[usize::from(id.slot)] = None;
-            cx.out.push_back(Effect::Relay { app: self.name.clone(), slot: id.slot, on: true });
+            cx.out.push_back(Effect::Relay {
+                app: self.name.clone(),
+                slot: id.slot,
+                on: true,
+            });
             cx.out.push_back(Effect::Forget { worker: id.clone() });
         }
     }
 
     /// Puts the weights in force, if they are not yet.
     pub(super) fn steer(&mut self, cx: &mut Context<'_>) {
-        let Some(held) = &self.listening.held else { return };
+        let Some(held) = &self.listening.held else {
+            return;
+        };
         let tables: Vec<Steering> = held
             .addresses
             .iter()
             .filter(|a| a.tcp().is_some())
-            .map(|address| Steering { address: address.clone(), weights: self.weights(address) })
+            .map(|address| Steering {
+                address: address.clone(),
+                weights: self.weights(address),
+            })
             .collect();
         let balance = self.spec().balance;
-        if tables.is_empty() || self.steered.as_ref().is_some_and(|(b, t)| *b == balance && *t == tables) {
+        if tables.is_empty()
+            || self
+                .steered
+                .as_ref()
+                .is_some_and(|(b, t)| *b == balance && *t == tables)
+        {
             return;
         }
         self.steered = Some((balance, tables.clone()));
-        cx.out.push_back(Effect::Steer { app: self.name.clone(), balance, tables });
+        cx.out.push_back(Effect::Steer {
+            app: self.name.clone(),
+            balance,
+            tables,
+        });
     }
 
     /// Ready workers that listen on the address, equally; if every one of them is unready, still
@@ -248,7 +370,9 @@ impl App {
         let weigh = |take_unready: bool| -> Vec<u32> {
             let takes = |w: &Worker| match &w.state {
                 State::Ready { unready, .. } => {
-                    (take_unready || !unready) && !w.is_out_of_reach() && w.spec().listen.contains(address)
+                    (take_unready || !unready)
+                        && !w.is_out_of_reach()
+                        && w.spec().listen.contains(address)
                 }
                 State::Spawning { .. }
                 | State::Starting { .. }
@@ -257,9 +381,16 @@ impl App {
                 | State::Killing { .. }
                 | State::Sweeping { .. } => false,
             };
-            self.slots.iter().map(|slot| u32::from(slot.as_ref().is_some_and(takes))).collect()
+            self.slots
+                .iter()
+                .map(|slot| u32::from(slot.as_ref().is_some_and(takes)))
+                .collect()
         };
         let weights = weigh(false);
-        if weights.iter().any(|w| *w > 0) { weights } else { weigh(true) }
+        if weights.iter().any(|w| *w > 0) {
+            weights
+        } else {
+            weigh(true)
+        }
     }
 }

@@ -22,10 +22,14 @@ impl App {
     pub fn revive(&mut self, found: &BTreeMap<WorkerId, Found>, cx: &mut Context<'_>) {
         self.sockets_again(cx);
         // Those that were to go come first: the failure of a replacement asks who is left.
-        let mut ids: Vec<(bool, WorkerId)> = self.workers().map(|w| (w.fresh(), w.id.clone())).collect();
+        let mut ids: Vec<(bool, WorkerId)> =
+            self.workers().map(|w| (w.fresh(), w.id.clone())).collect();
         ids.sort();
         for (_, id) in &ids {
-            let gone = Found::Gone { exit: Exit::Unknown, descendants: false };
+            let gone = Found::Gone {
+                exit: Exit::Unknown,
+                descendants: false,
+            };
             self.resolve(id, found.get(id).unwrap_or(&gone), cx);
         }
         self.relays_again(cx);
@@ -37,34 +41,64 @@ impl App {
         }
         let grace = cx.now + GRACE.min(self.spec().reload.deadline);
         match self.operation.as_mut().map(|o| &mut o.course) {
-            Some(Course::Forward { deadline: Some(at) } | Course::Back { deadline: at, .. }) => *at = grace.max(*at),
+            Some(Course::Forward { deadline: Some(at) } | Course::Back { deadline: at, .. }) => {
+                *at = grace.max(*at)
+            }
             Some(Course::Forward { deadline: None } | Course::Ending { .. }) | None => {}
         }
         let live = self.workers().filter(|w| w.pid.is_some()).count();
-        self.note(format!("rsup is back; {live} of {} worker(s) live on", ids.len()), false, cx);
+        self.note(
+            format!("rsup is back; {live} of {} worker(s) live on", ids.len()),
+            false,
+            cx,
+        );
     }
 
     /// What was asked for and not answered. Sockets that are not wanted may not have been closed.
     fn sockets_again(&self, cx: &mut Context<'_>) {
         let app = self.name.clone();
         match &self.listening {
-            Listening { pending: Some(want), .. } => {
+            Listening {
+                pending: Some(want),
+                ..
+            } => {
                 cx.out.push_back(want.effect(&app));
             }
-            Listening { pending: None, held: None, .. } => cx.out.push_back(Effect::Unlisten { app }),
-            Listening { pending: None, held: Some(_), .. } => {}
+            Listening {
+                pending: None,
+                held: None,
+                ..
+            } => cx.out.push_back(Effect::Unlisten { app }),
+            Listening {
+                pending: None,
+                held: Some(_),
+                ..
+            } => {}
         }
     }
 
     /// Makes the state say what is there.
     fn resolve(&mut self, id: &WorkerId, found: &Found, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         match (&worker.state, *found) {
             (
                 State::Sweeping { .. },
-                Found::Alive { .. } | Found::Deaf { .. } | Found::OutOfReach { .. } | Found::Gone { descendants: true, .. },
+                Found::Alive { .. }
+                | Found::Deaf { .. }
+                | Found::OutOfReach { .. }
+                | Found::Gone {
+                    descendants: true, ..
+                },
             ) => {}
-            (State::Sweeping { .. }, Found::Gone { descendants: false, .. } | Found::NeverStarted) => self.remove(id, cx),
+            (
+                State::Sweeping { .. },
+                Found::Gone {
+                    descendants: false, ..
+                }
+                | Found::NeverStarted,
+            ) => self.remove(id, cx),
             (_, Found::Alive { pid }) => self.lives(id, pid, cx),
             (_, Found::Deaf { pid }) => {
                 self.lives(id, pid, cx);
@@ -75,15 +109,28 @@ impl App {
                 self.out_of_reach(id, cx);
             }
             (_, Found::Gone { exit, descendants }) => self.on_exited(id, exit, descendants, cx),
-            (State::Spawning { .. } | State::Starting { .. }, Found::NeverStarted) => self.never_started(id, cx),
-            (State::Draining { .. } | State::Stopping { .. } | State::Killing { .. }, Found::NeverStarted) => self.remove(id, cx),
-            (State::Ready { .. }, Found::NeverStarted) => self.on_exited(id, Exit::Unknown, false, cx),
+            (State::Spawning { .. } | State::Starting { .. }, Found::NeverStarted) => {
+                self.never_started(id, cx)
+            }
+            (
+                State::Draining { .. } | State::Stopping { .. } | State::Killing { .. },
+                Found::NeverStarted,
+            ) => self.remove(id, cx),
+            (State::Ready { .. }, Found::NeverStarted) => {
+                self.on_exited(id, Exit::Unknown, false, cx)
+            }
         }
     }
 
     /// The plan starts another one in its place, under another generation, if it is still wanted.
     fn never_started(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.slots.get_mut(usize::from(id.slot)).and_then(Option::take) else { return };
+        let Some(worker) = self
+            .slots
+            .get_mut(usize::from(id.slot))
+            .and_then(Option::take)
+        else {
+            return;
+        };
         cx.out.push_back(Effect::Forget { worker: id.clone() });
         if worker.goes_by_reload()
             && let Some(seat) = self.seats.get_mut(usize::from(worker.instance))
@@ -93,15 +140,24 @@ impl App {
     }
 
     fn lives(&mut self, id: &WorkerId, pid: u32, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         let news = worker.running(pid, cx.now);
         let grace = cx.now + GRACE.min(worker.spec().listen_timeout);
         match &mut worker.state {
-            State::Starting { deadline, readiness } => {
+            State::Starting {
+                deadline,
+                readiness,
+            } => {
                 *deadline = grace.max(*deadline);
                 readiness.again(cx.now);
             }
-            State::Ready { readiness, liveness, .. } => {
+            State::Ready {
+                readiness,
+                liveness,
+                ..
+            } => {
                 readiness.again(cx.now);
                 liveness.again(cx.now);
             }
@@ -118,9 +174,17 @@ impl App {
 
     /// No traffic can be steered to it any more, and no probe reaches it.
     fn out_of_reach(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         worker.condemned = Some(OUT_OF_REACH.to_owned());
-        if let State::Ready { unready, readiness, liveness, .. } = &mut worker.state {
+        if let State::Ready {
+            unready,
+            readiness,
+            liveness,
+            ..
+        } = &mut worker.state
+        {
             *unready = true;
             *readiness = Clock::never();
             *liveness = Clock::never();
@@ -134,23 +198,41 @@ impl App {
     fn relays_again(&self, cx: &mut Context<'_>) {
         for (slot, worker) in (0u16..).zip(&self.slots) {
             let on = match worker.as_ref().map(|w| &w.state) {
-                None | Some(State::Stopping { .. } | State::Killing { .. } | State::Sweeping { .. }) => true,
-                Some(State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } | State::Draining { .. }) => false,
+                None
+                | Some(State::Stopping { .. } | State::Killing { .. } | State::Sweeping { .. }) => {
+                    true
+                }
+                Some(
+                    State::Spawning { .. }
+                    | State::Starting { .. }
+                    | State::Ready { .. }
+                    | State::Draining { .. },
+                ) => false,
             };
             if on {
-                cx.out.push_back(Effect::Relay { app: self.name.clone(), slot, on });
+                cx.out.push_back(Effect::Relay {
+                    app: self.name.clone(),
+                    slot,
+                    on,
+                });
             }
         }
     }
 
     /// What was to happen to the worker next.
     fn take_up(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         let worker_id = id.clone();
         match worker.state {
             State::Draining { .. } => cx.out.push_back(Effect::Drain { worker: worker_id }),
             State::Stopping { told: false, .. } => self.signal_stop(id, cx),
-            State::Killing { .. } => cx.out.push_back(Effect::Signal { worker: worker_id, signal: SIGKILL, reach: Reach::Tree }),
+            State::Killing { .. } => cx.out.push_back(Effect::Signal {
+                worker: worker_id,
+                signal: SIGKILL,
+                reach: Reach::Tree,
+            }),
             State::Stopping { told: true, .. }
             | State::Spawning { .. }
             | State::Starting { .. }
@@ -189,7 +271,10 @@ impl App {
         self.slots.clear();
         self.seats.clear();
         // That it once had its sockets is all that counts of them.
-        self.listening = Listening { proven: self.listening.proven, ..Listening::default() };
+        self.listening = Listening {
+            proven: self.listening.proven,
+            ..Listening::default()
+        };
         self.steered = None;
         self.still_needed();
         self.events.clear();
@@ -205,6 +290,9 @@ impl App {
 
     /// The actions that somebody may wait for.
     pub fn ops(&self) -> impl Iterator<Item = OpId> {
-        self.operation.iter().map(|o| o.op).chain(self.queue.iter().map(|(op, ..)| *op))
+        self.operation
+            .iter()
+            .map(|o| o.op)
+            .chain(self.queue.iter().map(|(op, ..)| *op))
     }
 }

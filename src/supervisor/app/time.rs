@@ -22,7 +22,9 @@ impl App {
         let workers: Vec<Worker> = self.workers().cloned().collect();
         for Worker { id, state, .. } in workers {
             match state {
-                State::Draining { .. } | State::Stopping { .. } => self.kill(&id, "it was to end at once", cx),
+                State::Draining { .. } | State::Stopping { .. } => {
+                    self.kill(&id, "it was to end at once", cx)
+                }
                 State::Sweeping { killed: false, .. } => self.sweep(&id, cx),
                 State::Sweeping { killed: true, .. }
                 | State::Spawning { .. }
@@ -52,39 +54,73 @@ impl App {
                 Course::Back { .. } => "the way back",
                 Course::Forward { .. } | Course::Ending { .. } => operation.kind.as_str(),
             };
-            let message = format!("{what} was not done within reload.deadline {}", humane(self.spec().reload.deadline));
+            let message = format!(
+                "{what} was not done within reload.deadline {}",
+                humane(self.spec().reload.deadline)
+            );
             let hint = Some("raise reload.deadline, or look at the log of the worker".into());
-            let worker = self.workers().find(|w| w.active() && !w.ready()).map(|w| w.id.clone());
-            self.fail_operation(OpError { code: FailureCode::NotReady, message, hint, worker }, cx);
+            let worker = self
+                .workers()
+                .find(|w| w.active() && !w.ready())
+                .map(|w| w.id.clone());
+            self.fail_operation(
+                OpError {
+                    code: FailureCode::NotReady,
+                    message,
+                    hint,
+                    worker,
+                },
+                cx,
+            );
         }
     }
 
     fn tick_worker(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let now = cx.now;
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         match &mut worker.state {
-            State::Spawning { deadline } | State::Starting { deadline, .. } if *deadline <= now => self.too_slow(id, cx),
+            State::Spawning { deadline } | State::Starting { deadline, .. } if *deadline <= now => {
+                self.too_slow(id, cx)
+            }
             State::Starting { readiness, .. } => {
                 if readiness.due(now) {
                     if worker.spec().readiness.check == Check::Alive {
                         worker.become_ready(now);
                         self.became_ready(id, cx);
                     } else {
-                        cx.out.push_back(Effect::Probe { worker: id.clone(), purpose: Purpose::Readiness });
+                        cx.out.push_back(Effect::Probe {
+                            worker: id.clone(),
+                            purpose: Purpose::Readiness,
+                        });
                     }
                 }
             }
-            State::Ready { readiness, liveness, .. } => {
+            State::Ready {
+                readiness,
+                liveness,
+                ..
+            } => {
                 if readiness.due(now) {
-                    cx.out.push_back(Effect::Probe { worker: id.clone(), purpose: Purpose::Readiness });
+                    cx.out.push_back(Effect::Probe {
+                        worker: id.clone(),
+                        purpose: Purpose::Readiness,
+                    });
                 }
                 if liveness.due(now) {
-                    cx.out.push_back(Effect::Probe { worker: id.clone(), purpose: Purpose::Liveness });
+                    cx.out.push_back(Effect::Probe {
+                        worker: id.clone(),
+                        purpose: Purpose::Liveness,
+                    });
                 }
             }
             State::Draining { until } if *until <= now => self.signal_stop(id, cx),
             State::Stopping { kill_at, .. } if *kill_at <= now => {
-                let why = format!("it had not ended within kill_timeout {}", humane(worker.spec().kill_timeout));
+                let why = format!(
+                    "it had not ended within kill_timeout {}",
+                    humane(worker.spec().kill_timeout)
+                );
                 self.kill(id, &why, cx);
             }
             State::Sweeping { kill_at, .. } if *kill_at <= now => self.sweep(id, cx),
@@ -98,13 +134,19 @@ impl App {
 
     /// Whether something has to be done by some time.
     pub fn hurries(&self) -> bool {
-        self.operation.as_ref().is_some_and(|o| o.deadline().is_some()) || self.workers().any(|w| w.deadline().is_some())
+        self.operation
+            .as_ref()
+            .is_some_and(|o| o.deadline().is_some())
+            || self.workers().any(|w| w.deadline().is_some())
     }
 
     /// Nothing is known to have run since `seen`: what was to be done by some time has so much more.
     pub fn stood_still(&mut self, seen: Time, cx: &mut Context<'_>) {
         let gap = cx.now.since(seen);
-        let mut news = self.operation.as_ref().is_some_and(|o| o.deadline().is_some());
+        let mut news = self
+            .operation
+            .as_ref()
+            .is_some_and(|o| o.deadline().is_some());
         if let Some(Course::Forward { deadline: Some(at) } | Course::Back { deadline: at, .. }) =
             self.operation.as_mut().map(|o| &mut o.course)
         {
@@ -114,15 +156,28 @@ impl App {
             news |= worker.stood_still(seen, gap);
         }
         if news {
-            self.note(format!("rsup or its machine stood still for {}: nobody is blamed for it", humane(gap)), true, cx);
+            self.note(
+                format!(
+                    "rsup or its machine stood still for {}: nobody is blamed for it",
+                    humane(gap)
+                ),
+                true,
+                cx,
+            );
         }
     }
 
     /// Not ready in time: it is stopped, and its seat's policy decides.
     fn too_slow(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         let timeout = humane(worker.spec().listen_timeout);
-        let last = worker.reason.take().map(|r| format!(" ({r})")).unwrap_or_default();
+        let last = worker
+            .reason
+            .take()
+            .map(|r| format!(" ({r})"))
+            .unwrap_or_default();
         let reason = format!("was not ready within listen_timeout {timeout}{last}");
         let before = worker.clone();
         worker.condemned = Some(reason.clone());
@@ -130,26 +185,53 @@ impl App {
             self.signal_stop(id, cx);
             return;
         }
-        self.note(format!("{} (pid {}) {reason}", before.instance, before.pid.unwrap_or(0)), true, cx);
+        self.note(
+            format!(
+                "{} (pid {}) {reason}",
+                before.instance,
+                before.pid.unwrap_or(0)
+            ),
+            true,
+            cx,
+        );
         self.signal_stop(id, cx);
         self.lost(&before, None, &reason, FailureCode::NotReady, cx);
     }
 
     fn kill(&mut self, id: &WorkerId, why: &str, cx: &mut Context<'_>) {
         let app = self.name.clone();
-        let Some(worker) = self.worker(id) else { return };
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
         worker.state = State::Killing { since: cx.now };
         let instance = worker.instance;
-        cx.out.push_back(Effect::Relay { app, slot: id.slot, on: true });
-        cx.out.push_back(Effect::Signal { worker: id.clone(), signal: SIGKILL, reach: Reach::Tree });
+        cx.out.push_back(Effect::Relay {
+            app,
+            slot: id.slot,
+            on: true,
+        });
+        cx.out.push_back(Effect::Signal {
+            worker: id.clone(),
+            signal: SIGKILL,
+            reach: Reach::Tree,
+        });
         self.progress(id, Step::Killed, cx);
         self.note(format!("{instance} was killed: {why}"), true, cx);
     }
 
     pub(super) fn sweep(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else { return };
-        worker.state = State::Sweeping { kill_at: cx.now + SWEEP_AGAIN, killed: true };
-        cx.out.push_back(Effect::Signal { worker: id.clone(), signal: SIGKILL, reach: Reach::Tree });
+        let Some(worker) = self.worker(id) else {
+            return;
+        };
+        worker.state = State::Sweeping {
+            kill_at: cx.now + SWEEP_AGAIN,
+            killed: true,
+        };
+        cx.out.push_back(Effect::Signal {
+            worker: id.clone(),
+            signal: SIGKILL,
+            reach: Reach::Tree,
+        });
     }
 
     /// Everything that this app waits for.
@@ -159,7 +241,9 @@ impl App {
             Hold::Backoff { until } => Some(until),
             Hold::Open | Hold::Errored | Hold::Exited => None,
         });
-        let up = seats.chain(self.listening.again).filter(|_| self.goal() == Wanted::Up);
+        let up = seats
+            .chain(self.listening.again)
+            .filter(|_| self.goal() == Wanted::Up);
         let operation = self.operation.as_ref().and_then(|o| o.deadline());
         workers.chain(up).chain(operation).min()
     }

@@ -8,7 +8,12 @@ use super::super::worker::{Next, State};
 use super::*;
 
 /// `before`: who served before the step.
-pub fn step(world: &World, before: &BTreeMap<AppName, Vec<WorkerId>>, input: &Input, effects: &[Effect]) {
+pub fn step(
+    world: &World,
+    before: &BTreeMap<AppName, Vec<WorkerId>>,
+    input: &Input,
+    effects: &[Effect],
+) {
     for (name, app) in &world.core.apps {
         steering(world, name, app);
         if let Some(was) = before.get(name) {
@@ -17,7 +22,11 @@ pub fn step(world: &World, before: &BTreeMap<AppName, Vec<WorkerId>>, input: &In
         processes(world, name, app);
     }
     for effect in effects {
-        if let Effect::Finished { op, result: Err(error) } = effect {
+        if let Effect::Finished {
+            op,
+            result: Err(error),
+        } = effect
+        {
             after_failure(world, *op, error);
         }
     }
@@ -31,13 +40,22 @@ fn steering(world: &World, name: &AppName, app: &App) {
     for table in world.tables.get(name).into_iter().flatten() {
         for (slot, worker) in app.slots.iter().enumerate() {
             let weight = table.weights[slot];
-            let state = worker.as_ref().filter(|w| w.spec().listen.contains(&table.address)).map(|w| &w.state);
+            let state = worker
+                .as_ref()
+                .filter(|w| w.spec().listen.contains(&table.address))
+                .map(|w| &w.state);
             match state {
                 Some(State::Ready { unready: false, .. }) => {
-                    assert!(weight > 0, "slot {slot} is ready and takes no traffic: {app:#?}")
+                    assert!(
+                        weight > 0,
+                        "slot {slot} is ready and takes no traffic: {app:#?}"
+                    )
                 }
                 Some(State::Ready { unready: true, .. }) => {}
-                _ => assert_eq!(weight, 0, "slot {slot} takes traffic and is not ready: {app:#?}"),
+                _ => assert_eq!(
+                    weight, 0,
+                    "slot {slot} takes traffic and is not ready: {app:#?}"
+                ),
             }
         }
     }
@@ -49,17 +67,30 @@ pub fn serves(worker: &Worker) -> bool {
 
 /// No action but a stop or a restart takes a serving worker away without one to take its place.
 fn nobody_missed(served: &[WorkerId], app: &App, input: &Input, now: Time) {
-    let restart = app.operation.as_ref().is_some_and(|o| o.kind == OperationKind::Restart);
+    let restart = app
+        .operation
+        .as_ref()
+        .is_some_and(|o| o.kind == OperationKind::Restart);
     // A reload that waited has begun in the same step in which something else ended: two steps in one.
-    let two = app.operation.as_ref().is_some_and(|o| o.since == now) && !matches!(input, Input::Request { .. });
+    let two = app.operation.as_ref().is_some_and(|o| o.since == now)
+        && !matches!(input, Input::Request { .. });
     if app.goal() != Wanted::Up || restart || two {
         return;
     }
-    let leaves = |w: &Worker| matches!(w.state, State::Draining { .. } | State::Stopping { .. } | State::Killing { .. });
+    let leaves = |w: &Worker| {
+        matches!(
+            w.state,
+            State::Draining { .. } | State::Stopping { .. } | State::Killing { .. }
+        )
+    };
     let taken = app.workers().find(|w| served.contains(&w.id) && leaves(w));
     let Some(taken) = taken else { return };
     let left = app.workers().filter(|w| serves(w)).count();
-    let ended = app.seats.iter().filter(|s| matches!(s.hold, Hold::Exited | Hold::Errored)).count();
+    let ended = app
+        .seats
+        .iter()
+        .filter(|s| matches!(s.hold, Hold::Exited | Hold::Errored))
+        .count();
     assert!(
         left + ended >= usize::from(app.instances),
         "{} was taken away by {input:?} and left {left} of {}: {app:#?}",
@@ -71,10 +102,15 @@ fn nobody_missed(served: &[WorkerId], app: &App, input: &Input, now: Time) {
 /// The core's picture of the processes is right, and each worker it waits for is sure to end.
 fn processes(world: &World, name: &AppName, app: &App) {
     for worker in app.workers() {
-        let process = world.processes.get(&worker.id).unwrap_or_else(|| panic!("{} is made up", worker.id));
+        let process = world
+            .processes
+            .get(&worker.id)
+            .unwrap_or_else(|| panic!("{} is made up", worker.id));
         let sweeping = matches!(worker.state, State::Sweeping { .. });
         assert!(!(process.alive && sweeping), "{} lives", worker.id);
-        if let State::Starting { readiness: clock, .. } = &worker.state
+        if let State::Starting {
+            readiness: clock, ..
+        } = &worker.state
             && clock.next == Next::Never
         {
             assert_eq!(worker.spec().readiness.check, Check::Notify);
@@ -87,52 +123,106 @@ fn processes(world: &World, name: &AppName, app: &App) {
 /// A failed reload has changed nothing.
 fn after_failure(world: &World, op: OpId, error: &OpError) {
     let wish = &world.asked[&op];
-    let (Some(from), Some(app)) = (wish.reload_from, world.core.apps.get(&wish.app)) else { return };
+    let (Some(from), Some(app)) = (wish.reload_from, world.core.apps.get(&wish.app)) else {
+        return;
+    };
     // Unless the next one that waited has begun.
     if error.code != FailureCode::Superseded && app.operation.is_none() {
-        assert_eq!(app.target.number, from, "a failed reload left its revision: {app:#?}");
-        assert!(app.workers().all(|w| !(w.active() && w.goes_by_reload())), "a failed reload still takes workers: {app:#?}");
+        assert_eq!(
+            app.target.number, from,
+            "a failed reload left its revision: {app:#?}"
+        );
+        assert!(
+            app.workers().all(|w| !(w.active() && w.goes_by_reload())),
+            "a failed reload still takes workers: {app:#?}"
+        );
     }
 }
 
 pub fn spawn(world: &World, worker: &WorkerId) {
     let app = &world.core.apps[&worker.app];
-    assert!(!world.processes.keys().any(|id| id.app == worker.app && id.slot == worker.slot), "{worker}: its slot is taken");
     assert!(
-        world.processes.keys().chain(world.gone.last()).all(|id| id.generation < worker.generation),
+        !world
+            .processes
+            .keys()
+            .any(|id| id.app == worker.app && id.slot == worker.slot),
+        "{worker}: its slot is taken"
+    );
+    assert!(
+        world
+            .processes
+            .keys()
+            .chain(world.gone.last())
+            .all(|id| id.generation < worker.generation),
         "{worker} was there before"
     );
     for table in world.tables.get(&worker.app).into_iter().flatten() {
-        assert_eq!(table.weights[usize::from(worker.slot)], 0, "{worker} is started in the traffic");
+        assert_eq!(
+            table.weights[usize::from(worker.slot)],
+            0,
+            "{worker} is started in the traffic"
+        );
     }
-    assert_eq!(world.relays.get(&(worker.app.clone(), worker.slot)), Some(&false), "{worker} competes with the relay");
+    assert_eq!(
+        world.relays.get(&(worker.app.clone(), worker.slot)),
+        Some(&false),
+        "{worker} competes with the relay"
+    );
     let held = &world.listening[&worker.app];
     let spec = app.slots[usize::from(worker.slot)].as_ref().unwrap().spec();
-    assert!(spec.listen.iter().all(|l| held.contains(l)), "{worker} has no socket");
+    assert!(
+        spec.listen.iter().all(|l| held.contains(l)),
+        "{worker} has no socket"
+    );
     let (mut most, mut surge) = (app.instances, app.spec().reload.max_surge);
     if let Some(before) = app.operation.as_ref().and_then(|o| o.before.as_ref()) {
         most = most.max(before.instances);
         surge = surge.max(before.target.spec.reload.max_surge);
     }
-    let live = 1 + world.processes.keys().filter(|id| id.app == worker.app).count();
-    assert!(live <= usize::from(most + surge), "{live} workers of {most} + {surge}: {app:#?}");
+    let live = 1 + world
+        .processes
+        .keys()
+        .filter(|id| id.app == worker.app)
+        .count();
+    assert!(
+        live <= usize::from(most + surge),
+        "{live} workers of {most} + {surge}: {app:#?}"
+    );
 }
 
 pub fn signal(world: &mut World, worker: &WorkerId, signal: i32, reach: Reach) {
     let (now, hurried) = (world.now, world.hurried);
-    let process = world.processes.get_mut(worker).unwrap_or_else(|| panic!("{worker} is signalled after its end"));
+    let process = world
+        .processes
+        .get_mut(worker)
+        .unwrap_or_else(|| panic!("{worker} is signalled after its end"));
     let kill_timeout = process.revision.spec.kill_timeout;
     match (signal, reach) {
         (SIGKILL, Reach::Tree) => {
             let due = process.stop_sent.is_some_and(|at| at + kill_timeout <= now);
-            assert!(due || hurried || !process.alive, "{worker} is killed too early");
+            assert!(
+                due || hurried || !process.alive,
+                "{worker} is killed too early"
+            );
         }
         (_, Reach::Tree) => assert!(!process.alive, "a stop signal goes to the worker alone"),
         (_, Reach::Worker) => {
-            assert!(process.stop_sent.replace(now).is_none(), "{worker} is told to stop twice");
+            assert!(
+                process.stop_sent.replace(now).is_none(),
+                "{worker} is told to stop twice"
+            );
             let slot = (worker.app.clone(), worker.slot);
-            assert_eq!(world.relays.get(&slot), Some(&true), "{worker} is stopped and nobody accepts in its place");
-            let weighs = world.tables.get(&worker.app).into_iter().flatten().any(|t| t.weights[usize::from(worker.slot)] > 0);
+            assert_eq!(
+                world.relays.get(&slot),
+                Some(&true),
+                "{worker} is stopped and nobody accepts in its place"
+            );
+            let weighs = world
+                .tables
+                .get(&worker.app)
+                .into_iter()
+                .flatten()
+                .any(|t| t.weights[usize::from(worker.slot)] > 0);
             assert!(!weighs, "{worker} is stopped in the traffic");
         }
     }
@@ -141,7 +231,11 @@ pub fn signal(world: &mut World, worker: &WorkerId, signal: i32, reach: Reach) {
 /// Once no more faults happen and time has passed, everything is as wanted.
 pub fn quiet(world: &World, name: &AppName) {
     for (op, wish) in &world.asked {
-        assert!(world.finished.contains_key(op), "{op:?} was never answered: {:#?}", world.core.apps.get(&wish.app));
+        assert!(
+            world.finished.contains_key(op),
+            "{op:?} was never answered: {:#?}",
+            world.core.apps.get(&wish.app)
+        );
     }
     let Some(app) = world.core.apps.get(name) else {
         assert!(world.processes.is_empty() && world.listening.is_empty());
@@ -150,25 +244,37 @@ pub fn quiet(world: &World, name: &AppName) {
     assert!(app.operation.is_none() && app.queue.is_empty());
     match app.goal() {
         Wanted::Up => {
-            let healthy = app.workers().filter(|w| w.fresh() && serves(w)).count() >= usize::from(app.instances);
+            let healthy = app.workers().filter(|w| w.fresh() && serves(w)).count()
+                >= usize::from(app.instances);
             if let Some(reason) = app.reason.as_ref().filter(|_| healthy) {
-                assert_eq!(reason.explains, Explains::Action, "a reason outlives what it explains: {app:#?}");
+                assert_eq!(
+                    reason.explains,
+                    Explains::Action,
+                    "a reason outlives what it explains: {app:#?}"
+                );
             }
             for (instance, seat) in (0u16..).zip(&app.seats) {
                 let live: Vec<&Worker> = app.workers().filter(|w| w.instance == instance).collect();
                 match seat.hold {
-                    Hold::Open => assert!(live.len() == 1 && live[0].fresh() && serves(live[0]), "instance {instance}: {app:#?}"),
+                    Hold::Open => assert!(
+                        live.len() == 1 && live[0].fresh() && serves(live[0]),
+                        "instance {instance}: {app:#?}"
+                    ),
                     // Two old ones of an instance may stay where no new one comes: one of them serves in
                     // place of another instance that was given up.
                     Hold::Errored | Hold::Exited => {
-                        let in_place = live.iter().all(|w| !w.fresh()) && app.workers().count() <= usize::from(app.instances);
+                        let in_place = live.iter().all(|w| !w.fresh())
+                            && app.workers().count() <= usize::from(app.instances);
                         assert!(live.len() <= 1 || in_place, "instance {instance}: {app:#?}");
                     }
                     Hold::Backoff { .. } => panic!("instance {instance} still waits: {app:#?}"),
                 }
             }
         }
-        Wanted::Down => assert!(world.processes.is_empty() && world.listening.is_empty(), "{app:#?}"),
+        Wanted::Down => assert!(
+            world.processes.is_empty() && world.listening.is_empty(),
+            "{app:#?}"
+        ),
         Wanted::Deleted => panic!("{name} is not gone"),
     }
 }

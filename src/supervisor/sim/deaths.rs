@@ -42,7 +42,11 @@ impl World {
             self.carry_out(effect);
         }
         let after = done == effects.len() && self.random.bool();
-        let written = if after { serde_json::to_string(&self.core).unwrap() } else { before };
+        let written = if after {
+            serde_json::to_string(&self.core).unwrap()
+        } else {
+            before
+        };
         self.between();
         self.core = serde_json::from_str(&written).unwrap();
         self.come_back();
@@ -50,11 +54,19 @@ impl World {
 
     /// While there is no daemon, workers end; what they say waits.
     fn between(&mut self) {
-        let away = if self.random.u8(..) < 200 { self.random.u64(..400) } else { self.random.u64(..20_000) };
+        let away = if self.random.u8(..) < 200 {
+            self.random.u64(..400)
+        } else {
+            self.random.u64(..20_000)
+        };
         let back = self.now + ms(away);
         for (at, input) in std::mem::take(&mut self.coming) {
             match &input {
-                Input::Exited { worker, exit, descendants } if at.0 <= back => {
+                Input::Exited {
+                    worker,
+                    exit,
+                    descendants,
+                } if at.0 <= back => {
                     if let Some(process) = self.processes.get_mut(worker).filter(|p| p.alive) {
                         process.ended(*exit, *descendants);
                     }
@@ -100,19 +112,47 @@ impl World {
         let ops: BTreeSet<OpId> = apps.values().flat_map(App::ops).collect();
         assert_eq!(self.core.last_op(), ops.last().copied());
         let finished = &self.finished;
-        self.asked.retain(|op, _| finished.contains_key(op) || ops.contains(op));
-        let workers: Vec<Worker> = self.core.apps.values().flat_map(App::workers).cloned().collect();
-        let found: BTreeMap<WorkerId, Found> = workers.into_iter().map(|w| (w.id.clone(), self.find(&w.id, &w.state))).collect();
+        self.asked
+            .retain(|op, _| finished.contains_key(op) || ops.contains(op));
+        let workers: Vec<Worker> = self
+            .core
+            .apps
+            .values()
+            .flat_map(App::workers)
+            .cloned()
+            .collect();
+        let found: BTreeMap<WorkerId, Found> = workers
+            .into_iter()
+            .map(|w| (w.id.clone(), self.find(&w.id, &w.state)))
+            .collect();
         let core = &self.core;
-        let forgotten: Vec<WorkerId> = self.processes.keys().filter(|id| core.worker(id).is_none()).cloned().collect();
+        let forgotten: Vec<WorkerId> = self
+            .processes
+            .keys()
+            .filter(|id| core.worker(id).is_none())
+            .cloned()
+            .collect();
         for id in forgotten {
             let process = self.processes.remove(&id).unwrap();
-            assert!(!process.alive && !process.left, "{id} lives and nobody knows it");
+            assert!(
+                !process.alive && !process.left,
+                "{id} lives and nobody knows it"
+            );
             self.gone.push(id);
         }
         let was = self.core.apps.clone();
-        let serving = |app: &App| app.workers().filter(|w| checks::serves(w)).map(|w| w.id.clone()).collect();
-        let before = self.core.apps.iter().map(|(name, app)| (name.clone(), serving(app))).collect();
+        let serving = |app: &App| {
+            app.workers()
+                .filter(|w| checks::serves(w))
+                .map(|w| w.id.clone())
+                .collect()
+        };
+        let before = self
+            .core
+            .apps
+            .iter()
+            .map(|(name, app)| (name.clone(), serving(app)))
+            .collect();
         self.core.revive(self.now, &found);
         let effects = self.effects();
         in_order(&effects);
@@ -124,13 +164,19 @@ impl World {
             self.nothing_lost(name, was, &found);
         }
         self.reviving = false;
-        if self.core.poll_timeout(self.now).is_some_and(|at| at <= self.now) {
+        if self
+            .core
+            .poll_timeout(self.now)
+            .is_some_and(|at| at <= self.now)
+        {
             self.handle(Input::Tick);
         }
     }
 
     fn find(&mut self, id: &WorkerId, state: &State) -> Found {
-        let Some(process) = self.processes.get_mut(id) else { return Found::NeverStarted };
+        let Some(process) = self.processes.get_mut(id) else {
+            return Found::NeverStarted;
+        };
         if matches!(state, State::Stopping { told: false, .. }) {
             // It may have been told all the same.
             process.stop_sent = None;
@@ -144,27 +190,46 @@ impl World {
             return Found::NeverStarted;
         }
         let known = process.exit.filter(|_| self.random.bool());
-        Found::Gone { exit: known.unwrap_or(Exit::Unknown), descendants: process.left }
+        Found::Gone {
+            exit: known.unwrap_or(Exit::Unknown),
+            descendants: process.left,
+        }
     }
 
     /// Who serves goes on as the same process; nobody is punished for the daemon's death.
     fn nothing_lost(&self, name: &AppName, was: &App, found: &BTreeMap<WorkerId, Found>) {
-        let Some(app) = self.core.apps.get(name) else { return };
-        let stays = |w: &Worker| was.wanted == Wanted::Up && was.operation.is_none() && w.fresh() && w.ready();
+        let Some(app) = self.core.apps.get(name) else {
+            return;
+        };
+        let stays = |w: &Worker| {
+            was.wanted == Wanted::Up && was.operation.is_none() && w.fresh() && w.ready()
+        };
         for worker in was.workers().filter(|w| stays(w)) {
             if let Found::Alive { pid } = found[&worker.id] {
-                let now = self.core.worker(&worker.id).unwrap_or_else(|| panic!("{} was lost: {app:#?}", worker.id));
-                assert!(now.ready() && now.fresh() && now.pid == Some(pid), "{was:#?} {app:#?}");
+                let now = self
+                    .core
+                    .worker(&worker.id)
+                    .unwrap_or_else(|| panic!("{} was lost: {app:#?}", worker.id));
+                assert!(
+                    now.ready() && now.fresh() && now.pid == Some(pid),
+                    "{was:#?} {app:#?}"
+                );
             }
         }
-        let ended = |w: &Worker| matches!(found[&w.id], Found::Gone { .. }) && !matches!(w.state, State::Sweeping { .. });
+        let ended = |w: &Worker| {
+            matches!(found[&w.id], Found::Gone { .. }) && !matches!(w.state, State::Sweeping { .. })
+        };
         let queued = !was.queue.is_empty();
         if !was.workers().any(ended) && !queued {
             assert_eq!(app.target.number, was.target.number);
             for (now, was) in app.seats.iter().zip(&was.seats) {
                 assert_eq!((now.restarts, &now.hold), (was.restarts, &was.hold));
             }
-            let back = |app: &App| app.operation.as_ref().is_some_and(|o| matches!(o.course, Course::Back { .. }));
+            let back = |app: &App| {
+                app.operation
+                    .as_ref()
+                    .is_some_and(|o| matches!(o.course, Course::Back { .. }))
+            };
             assert!(back(was) || !back(app), "a reload turned back: {app:#?}");
         }
     }
@@ -194,12 +259,22 @@ impl World {
     /// Every app that was up is up again, from the revision that it had for certain, and no other.
     pub fn reboots(&mut self) {
         let wanted = |app: &App| {
-            let before = app.operation.as_ref().filter(|o| o.may_go_back()).and_then(|o| o.before.clone());
-            let (number, instances) = before.map_or((app.target.number, app.instances), |b| (b.target.number, b.instances));
+            let before = app
+                .operation
+                .as_ref()
+                .filter(|o| o.may_go_back())
+                .and_then(|o| o.before.clone());
+            let (number, instances) = before.map_or((app.target.number, app.instances), |b| {
+                (b.target.number, b.instances)
+            });
             (app.wanted, number, instances)
         };
-        let was: BTreeMap<AppName, (Wanted, u64, u16)> =
-            self.core.apps.iter().map(|(name, app)| (name.clone(), wanted(app))).collect();
+        let was: BTreeMap<AppName, (Wanted, u64, u16)> = self
+            .core
+            .apps
+            .iter()
+            .map(|(name, app)| (name.clone(), wanted(app)))
+            .collect();
         self.reboot();
         self.run(ms(30_000));
         for (name, (wanted, number, instances)) in was {
@@ -209,13 +284,22 @@ impl World {
             }
             checks::quiet(self, &name);
             let app = self.app(&name);
-            assert_eq!((app.wanted, app.target.number, app.instances), (wanted, number, instances));
+            assert_eq!(
+                (app.wanted, app.target.number, app.instances),
+                (wanted, number, instances)
+            );
             if wanted == Wanted::Up {
                 assert_eq!(
-                    app.workers().filter(|w| checks::serves(w) && w.revision.number == number).count(),
+                    app.workers()
+                        .filter(|w| checks::serves(w) && w.revision.number == number)
+                        .count(),
                     usize::from(instances)
                 );
-                assert!(app.seats.iter().all(|s| s.hold == Hold::Open && s.restarts == 0));
+                assert!(
+                    app.seats
+                        .iter()
+                        .all(|s| s.hold == Hold::Open && s.restarts == 0)
+                );
             }
         }
     }
@@ -262,7 +346,12 @@ fn at_every_step(story: impl Fn(&mut World)) {
 }
 
 fn revisions(world: &World, name: &AppName) -> Vec<u64> {
-    world.core.workers(name).filter(|w| checks::serves(w)).map(|w| w.revision.number).collect()
+    world
+        .core
+        .workers(name)
+        .filter(|w| checks::serves(w))
+        .map(|w| w.revision.number)
+        .collect()
 }
 
 /// `web` runs with three workers.
@@ -299,7 +388,13 @@ fn killed_at_any_step_of_a_reload_it_is_done_all_the_same() {
 #[test]
 fn killed_at_any_step_of_a_bad_reload_the_old_workers_stay() {
     at_every_step(|world| {
-        world.script = Box::new(|_, _, revision| if revision.number == 2 { Behaviour::never_ready() } else { Behaviour::good() });
+        world.script = Box::new(|_, _, revision| {
+            if revision.number == 2 {
+                Behaviour::never_ready()
+            } else {
+                Behaviour::good()
+            }
+        });
         let old = started(world);
         let name = go_on(world, reload(&web(3)));
         assert_eq!(world.ready(&name), old);
@@ -310,7 +405,13 @@ fn killed_at_any_step_of_a_bad_reload_the_old_workers_stay() {
 
 #[test]
 fn killed_at_any_step_of_other_actions_they_are_done() {
-    for request in [Request::Restart { spec: Box::new(web(2)), base_env: None }, Request::Scale { instances: 2 }] {
+    for request in [
+        Request::Restart {
+            spec: Box::new(web(2)),
+            base_env: None,
+        },
+        Request::Scale { instances: 2 },
+    ] {
         at_every_step(|world| {
             let name = asked_for(world, request.clone());
             assert_eq!(world.ready(&name).len(), 2);
@@ -351,16 +452,30 @@ fn a_stopping_worker_is_not_told_again_but_one_that_may_not_have_been_is() {
         world.done(&name, start(&web(1))).unwrap();
         let id = world.ready(&name)[0].clone();
         world.processes.get_mut(&id).unwrap().behaviour.stops_after = Some(ms(1500));
-        world.core.handle(world.now, Input::Request { op: OpId(9), app: name.clone(), request: Request::Stop });
+        world.core.handle(
+            world.now,
+            Input::Request {
+                op: OpId(9),
+                app: name.clone(),
+                request: Request::Stop,
+            },
+        );
         world.effects();
-        world.core.handle(world.now, Input::Drained { worker: id.clone() });
+        world
+            .core
+            .handle(world.now, Input::Drained { worker: id.clone() });
         if told {
             world.effects();
         }
         let written = serde_json::to_string(&world.core).unwrap();
         let mut read: Supervisor = serde_json::from_str(&written).unwrap();
-        read.revive(world.now, &BTreeMap::from([(id.clone(), Found::Alive { pid: 1 })]));
-        let signals = std::iter::from_fn(|| read.poll_effect()).filter(|e| matches!(e, Effect::Signal { .. })).count();
+        read.revive(
+            world.now,
+            &BTreeMap::from([(id.clone(), Found::Alive { pid: 1 })]),
+        );
+        let signals = std::iter::from_fn(|| read.poll_effect())
+            .filter(|e| matches!(e, Effect::Signal { .. }))
+            .count();
         assert_eq!(signals, usize::from(!told));
     }
 }
@@ -381,7 +496,11 @@ fn a_halt_that_was_cut_short_is_none_for_the_next_start() {
             world.run(ms(20 * step));
             let whole_machine = step % 2 == 0;
             if whole_machine {
-                world.processes.values_mut().filter(|p| p.alive).for_each(|p| p.ended(Exit::Unknown, false));
+                world
+                    .processes
+                    .values_mut()
+                    .filter(|p| p.alive)
+                    .for_each(|p| p.ended(Exit::Unknown, false));
                 world.coming.clear();
             }
             let written = serde_json::to_string(&world.core).unwrap();
@@ -391,9 +510,16 @@ fn a_halt_that_was_cut_short_is_none_for_the_next_start() {
             world.come_back();
             world.run(ms(60_000));
             checks::quiet(&world, &name);
-            assert_eq!(world.app(&name).wanted, if down { Wanted::Down } else { Wanted::Up });
+            assert_eq!(
+                world.app(&name).wanted,
+                if down { Wanted::Down } else { Wanted::Up }
+            );
             assert_eq!(world.ready(&name).len(), if down { 0 } else { 3 });
-            assert!(world.app(&name).seats.iter().all(|s| s.restarts == 0), "nobody is blamed: {:#?}", world.app(&name));
+            assert!(
+                world.app(&name).seats.iter().all(|s| s.restarts == 0),
+                "nobody is blamed: {:#?}",
+                world.app(&name)
+            );
             if down {
                 world.done(&name, start(&web(2))).unwrap();
                 assert_eq!(world.ready(&name).len(), 2);
@@ -423,7 +549,12 @@ fn the_reason_of_a_crash_ends_when_its_instance_serves_again() {
     world.done(&name, start(&web(2))).unwrap();
     let id = world.ready(&name)[0].clone();
     world.crash(&id);
-    assert!(world.view(&name).reason.is_some_and(|reason| reason.starts_with("0: ")));
+    assert!(
+        world
+            .view(&name)
+            .reason
+            .is_some_and(|reason| reason.starts_with("0: "))
+    );
     world.run(ms(10_000));
     assert_eq!(world.ready(&name).len(), 2);
     assert_eq!(world.view(&name).reason, None);

@@ -3,7 +3,12 @@
 use super::super::hiding::Hiding;
 use super::*;
 
-const TESTS: [PortTest; 4] = [PortTest::Exits, PortTest::BindsAnother, PortTest::Waits, PortTest::WaitsQuietly];
+const TESTS: [PortTest; 4] = [
+    PortTest::Exits,
+    PortTest::BindsAnother,
+    PortTest::Waits,
+    PortTest::WaitsQuietly,
+];
 
 fn world(test: PortTest) -> (World, AppName) {
     let mut world = World::new(1);
@@ -24,7 +29,12 @@ fn known(world: &World, name: &AppName) -> Hiding {
 }
 
 fn events(world: &World, name: &AppName) -> String {
-    world.core.events(name, world.now).iter().map(|event| event.text.clone() + "\n").collect()
+    world
+        .core
+        .events(name, world.now)
+        .iter()
+        .map(|event| event.text.clone() + "\n")
+        .collect()
 }
 
 #[test]
@@ -32,17 +42,44 @@ fn the_first_start_succeeds_and_what_it_found_out_is_remembered() {
     for test in TESTS {
         for instances in [1, 3] {
             let (mut world, name) = world(test);
-            world.done(&name, start(&web(instances))).unwrap_or_else(|error| panic!("{test:?}: {error:?}"));
+            world
+                .done(&name, start(&web(instances)))
+                .unwrap_or_else(|error| panic!("{test:?}: {error:?}"));
             assert_eq!(world.ready(&name).len(), usize::from(instances));
-            assert!(matches!(known(&world, &name), Hiding::Needed { .. }), "{test:?}");
-            assert!(world.app(&name).seats.iter().all(|seat| seat.restarts == 0), "no failure is counted");
-            assert_eq!(events(&world, &name).matches("from now on rsup hides").count(), 1, "{}", events(&world, &name));
+            assert!(
+                matches!(known(&world, &name), Hiding::Needed { .. }),
+                "{test:?}"
+            );
+            assert!(
+                world.app(&name).seats.iter().all(|seat| seat.restarts == 0),
+                "no failure is counted"
+            );
+            assert_eq!(
+                events(&world, &name)
+                    .matches("from now on rsup hides")
+                    .count(),
+                1,
+                "{}",
+                events(&world, &name)
+            );
             assert!(world.core.hides_since(&name).is_some());
             let before = world.spawned;
             world.restore();
-            world.done(&name, Request::Restart { spec: Box::new(web(instances)), base_env: None }).unwrap();
+            world
+                .done(
+                    &name,
+                    Request::Restart {
+                        spec: Box::new(web(instances)),
+                        base_env: None,
+                    },
+                )
+                .unwrap();
             world.done(&name, reload(&web(instances))).unwrap();
-            assert_eq!(world.spawned - before, 2 * u64::from(instances), "{test:?}: no worker fails any more");
+            assert_eq!(
+                world.spawned - before,
+                2 * u64::from(instances),
+                "{test:?}: no worker fails any more"
+            );
         }
     }
 }
@@ -54,16 +91,37 @@ fn a_reload_to_such_a_program_does_not_fail_and_one_away_from_it_forgets() {
         let name = web(2).name;
         world.done(&name, start(&web(2))).unwrap();
         assert_eq!(known(&world, &name), Hiding::Unneeded);
-        world.script =
-            Box::new(move |_, _, r| if r.spec.command == ["other"] { Behaviour::testing(test) } else { Behaviour::good() });
+        world.script = Box::new(move |_, _, r| {
+            if r.spec.command == ["other"] {
+                Behaviour::testing(test)
+            } else {
+                Behaviour::good()
+            }
+        });
         let mut other = web(2);
         other.command = vec!["other".into()];
-        world.done(&name, reload(&other)).unwrap_or_else(|error| panic!("{test:?}: {error:?}"));
-        assert!(matches!(known(&world, &name), Hiding::Needed { .. }), "{test:?}");
-        assert_eq!(world.core.workers(&name).filter(|w| w.hides_port()).count(), 2);
+        world
+            .done(&name, reload(&other))
+            .unwrap_or_else(|error| panic!("{test:?}: {error:?}"));
+        assert!(
+            matches!(known(&world, &name), Hiding::Needed { .. }),
+            "{test:?}"
+        );
+        assert_eq!(
+            world.core.workers(&name).filter(|w| w.hides_port()).count(),
+            2
+        );
         world.done(&name, reload(&web(2))).unwrap();
-        assert_eq!(world.core.workers(&name).filter(|w| w.hides_port()).count(), 0);
-        assert_eq!(world.app(&name).hiding.len(), 1, "{:?}", world.app(&name).hiding);
+        assert_eq!(
+            world.core.workers(&name).filter(|w| w.hides_port()).count(),
+            0
+        );
+        assert_eq!(
+            world.app(&name).hiding.len(),
+            1,
+            "{:?}",
+            world.app(&name).hiding
+        );
     }
 }
 
@@ -83,9 +141,16 @@ fn without_traces_a_failure_is_what_it_was() {
 fn a_failure_that_hiding_does_not_help_is_tried_once_and_then_told() {
     let mut world = World::new(1);
     let name = web(1).name;
-    world.script = Box::new(|_, _, _| Behaviour { port_test: PortTest::Exits, ..Behaviour::crashing() });
+    world.script = Box::new(|_, _, _| Behaviour {
+        port_test: PortTest::Exits,
+        ..Behaviour::crashing()
+    });
     let error = world.done(&name, start(&once())).unwrap_err();
-    assert!(error.message.contains("exited with code 1"), "{}", error.message);
+    assert!(
+        error.message.contains("exited with code 1"),
+        "{}",
+        error.message
+    );
     assert_eq!(world.spawned, 2);
 }
 
@@ -120,11 +185,31 @@ fn it_is_remembered_over_a_reboot() {
 fn a_worker_that_nobody_hears_is_replaced_without_a_gap() {
     let (mut world, name) = world(PortTest::Exits);
     world.done(&name, start(&web(1))).unwrap();
-    let [old] = world.ready(&name)[..].to_vec().try_into().unwrap_or_else(|all| panic!("{all:?}"));
+    let [old] = world.ready(&name)[..]
+        .to_vec()
+        .try_into()
+        .unwrap_or_else(|all| panic!("{all:?}"));
     let pid = world.core.worker(&old).unwrap().pid.unwrap();
-    world.core.revive(world.now, &BTreeMap::from([(old.clone(), Found::Deaf { pid })]));
+    world.core.revive(
+        world.now,
+        &BTreeMap::from([(old.clone(), Found::Deaf { pid })]),
+    );
     let effects = world.effects();
-    assert!(effects.iter().any(|effect| matches!(effect, Effect::Spawn { hide_port: true, .. })), "{effects:#?}");
-    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Signal { .. })), "it serves on: {effects:#?}");
+    assert!(
+        effects.iter().any(|effect| matches!(
+            effect,
+            Effect::Spawn {
+                hide_port: true,
+                ..
+            }
+        )),
+        "{effects:#?}"
+    );
+    assert!(
+        !effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Signal { .. })),
+        "it serves on: {effects:#?}"
+    );
     assert!(world.core.worker(&old).unwrap().ready());
 }

@@ -73,15 +73,25 @@ impl Behaviour {
     }
 
     pub fn never_ready() -> Self {
-        Self { ready_after: None, ..Self::good() }
+        Self {
+            ready_after: None,
+            ..Self::good()
+        }
     }
 
     pub fn testing(port_test: PortTest) -> Self {
-        Self { port_test, ..Self::good() }
+        Self {
+            port_test,
+            ..Self::good()
+        }
     }
 
     pub fn crashing() -> Self {
-        Self { ready_after: None, ends_after: Some((ms(100), 1)), ..Self::good() }
+        Self {
+            ready_after: None,
+            ends_after: Some((ms(100), 1)),
+            ..Self::good()
+        }
     }
 }
 
@@ -188,8 +198,18 @@ impl World {
             .get(app)
             .filter(|a| reload && a.operation.is_none() && a.wanted == Wanted::Up)
             .map(|a| a.target.number);
-        self.asked.insert(op, OperationWish { app: app.clone(), reload_from: from });
-        self.handle(Input::Request { op, app: app.clone(), request });
+        self.asked.insert(
+            op,
+            OperationWish {
+                app: app.clone(),
+                reload_from: from,
+            },
+        );
+        self.handle(Input::Request {
+            op,
+            app: app.clone(),
+            request,
+        });
         op
     }
 
@@ -202,8 +222,16 @@ impl World {
     pub fn answer(&mut self, op: OpId) -> Result<(), OpError> {
         let until = self.now + Duration::from_secs(1800);
         while !self.finished.contains_key(&op) {
-            assert!(self.now < until, "{op:?} is never answered: {:#?}", self.core.apps);
-            assert!(self.step(until), "{op:?}: nothing is awaited any more: {:#?}", self.core.apps);
+            assert!(
+                self.now < until,
+                "{op:?} is never answered: {:#?}",
+                self.core.apps
+            );
+            assert!(
+                self.step(until),
+                "{op:?}: nothing is awaited any more: {:#?}",
+                self.core.apps
+            );
         }
         self.finished[&op].clone()
     }
@@ -226,9 +254,15 @@ impl World {
                 }
                 self.now = self.now.max(key.0);
                 match self.coming.remove(&key).unwrap() {
-                    Input::Probed { worker, purpose, .. } if key.1 <= self.blind => {
+                    Input::Probed {
+                        worker, purpose, ..
+                    } if key.1 <= self.blind => {
                         let result = Err("no answer in time".into());
-                        self.handle(Input::Probed { worker, purpose, result });
+                        self.handle(Input::Probed {
+                            worker,
+                            purpose,
+                            result,
+                        });
                     }
                     input => self.happen(input),
                 }
@@ -247,7 +281,11 @@ impl World {
                 self.now = self.now.max(tick);
                 let effects = self.handle(Input::Tick);
                 let next = self.core.poll_timeout(self.now);
-                assert!(effects > 0 || next.is_none_or(|t| t > self.now), "busy loop at {tick:?}: {:#?}", self.core.apps);
+                assert!(
+                    effects > 0 || next.is_none_or(|t| t > self.now),
+                    "busy loop at {tick:?}: {:#?}",
+                    self.core.apps
+                );
                 true
             }
             (_, None) => false,
@@ -262,16 +300,30 @@ impl World {
     /// An event of the world: some are void by now, some have to be made up at the last moment.
     fn happen(&mut self, input: Input) {
         match &input {
-            Input::Exited { worker, exit, descendants } => {
-                let Some(process) = self.processes.get(worker) else { return };
+            Input::Exited {
+                worker,
+                exit,
+                descendants,
+            } => {
+                let Some(process) = self.processes.get(worker) else {
+                    return;
+                };
                 if !process.alive {
                     return;
                 }
                 if self.core.wonders(worker) {
                     let traces = self.traces(worker);
-                    self.core.handle(self.now, Input::Traces { worker: worker.clone(), traces });
+                    self.core.handle(
+                        self.now,
+                        Input::Traces {
+                            worker: worker.clone(),
+                            traces,
+                        },
+                    );
                 }
-                let Some(process) = self.processes.get_mut(worker) else { return };
+                let Some(process) = self.processes.get_mut(worker) else {
+                    return;
+                };
                 process.ended(*exit, *descendants);
             }
             Input::TreeGone { worker } => {
@@ -288,15 +340,31 @@ impl World {
                     return;
                 }
             }
-            Input::Probed { worker, purpose, .. } => {
+            Input::Probed {
+                worker, purpose, ..
+            } => {
                 let result = self.probe(worker, *purpose);
-                self.handle(Input::Probed { worker: worker.clone(), purpose: *purpose, result });
+                self.handle(Input::Probed {
+                    worker: worker.clone(),
+                    purpose: *purpose,
+                    result,
+                });
                 return;
             }
             Input::Memory { worker, .. } => {
-                let Some(bytes) = self.processes.get(worker).filter(|p| p.alive).map(|p| p.behaviour.bytes) else { return };
+                let Some(bytes) = self
+                    .processes
+                    .get(worker)
+                    .filter(|p| p.alive)
+                    .map(|p| p.behaviour.bytes)
+                else {
+                    return;
+                };
                 self.later(ms(5000), input.clone());
-                self.handle(Input::Memory { worker: worker.clone(), bytes });
+                self.handle(Input::Memory {
+                    worker: worker.clone(),
+                    bytes,
+                });
                 return;
             }
             Input::Request { .. }
@@ -313,12 +381,27 @@ impl World {
 
     /// Where an older worker serves, it answers the test.
     fn traces(&self, worker: &WorkerId) -> Traces {
-        let traces = self.processes.get(worker).map(|p| p.behaviour.port_test.traces()).unwrap_or_default();
-        if self.ready(&worker.app).is_empty() { traces } else { Traces { abandoned: 0, ..traces } }
+        let traces = self
+            .processes
+            .get(worker)
+            .map(|p| p.behaviour.port_test.traces())
+            .unwrap_or_default();
+        if self.ready(&worker.app).is_empty() {
+            traces
+        } else {
+            Traces {
+                abandoned: 0,
+                ..traces
+            }
+        }
     }
 
     fn probe(&self, worker: &WorkerId, purpose: Purpose) -> Result<(), String> {
-        let process = self.processes.get(worker).filter(|p| p.alive).ok_or("connection refused")?;
+        let process = self
+            .processes
+            .get(worker)
+            .filter(|p| p.alive)
+            .ok_or("connection refused")?;
         let age = self.now.since(process.started);
         let before = |limit: Option<Duration>| limit.is_none_or(|l| age < l);
         let b = &process.behaviour;
@@ -334,8 +417,18 @@ impl World {
     /// Gives an input to the core, carries out what comes of it, and checks; returns the number of effects.
     pub fn handle(&mut self, input: Input) -> usize {
         self.hurried |= input == Input::Hurry;
-        let serving = |app: &App| app.workers().filter(|w| checks::serves(w)).map(|w| w.id.clone()).collect();
-        let before = self.core.apps.iter().map(|(name, app)| (name.clone(), serving(app))).collect();
+        let serving = |app: &App| {
+            app.workers()
+                .filter(|w| checks::serves(w))
+                .map(|w| w.id.clone())
+                .collect()
+        };
+        let before = self
+            .core
+            .apps
+            .iter()
+            .map(|(name, app)| (name.clone(), serving(app)))
+            .collect();
         self.core.handle(self.now, input.clone());
         self.stood_still &= input != Input::Tick;
         if self.death.comes(&mut self.random) {
@@ -362,14 +455,26 @@ impl World {
     fn restore(&mut self) {
         let written = serde_json::to_string(&self.core).unwrap();
         let read: Supervisor = serde_json::from_str(&written).unwrap();
-        assert!(read.apps == self.core.apps, "the state does not survive being written down");
-        assert_eq!((read.seed, read.next_generation), (self.core.seed, self.core.next_generation));
+        assert!(
+            read.apps == self.core.apps,
+            "the state does not survive being written down"
+        );
+        assert_eq!(
+            (read.seed, read.next_generation),
+            (self.core.seed, self.core.next_generation)
+        );
         self.core = read;
     }
 
     /// Late inputs about former workers, and doubled ones about live workers, change nothing.
     fn inject(&mut self) {
-        let live: Vec<Worker> = self.core.apps.values().flat_map(App::workers).cloned().collect();
+        let live: Vec<Worker> = self
+            .core
+            .apps
+            .values()
+            .flat_map(App::workers)
+            .cloned()
+            .collect();
         let input = if let Some(worker) = self.random.choice(&live)
             && self.random.bool()
         {
@@ -383,26 +488,47 @@ impl World {
         let Some(input) = input else { return };
         let before = self.core.apps.clone();
         self.core.handle(self.now, input.clone());
-        assert!(self.core.apps == before && self.core.poll_effect().is_none(), "a late input had an effect: {input:?}");
+        assert!(
+            self.core.apps == before && self.core.poll_effect().is_none(),
+            "a late input had an effect: {input:?}"
+        );
     }
 
     fn carry_out(&mut self, effect: &Effect) {
         match effect {
-            Effect::Listen { app, addresses, slots, file: _ } => {
+            Effect::Listen {
+                app,
+                addresses,
+                slots,
+                file: _,
+            } => {
                 let refused = (self.refuses)(&mut self.random, addresses, *slots);
-                let result = if refused { Err("port 80 is taken".to_owned()) } else { Ok(()) };
+                let result = if refused {
+                    Err("port 80 is taken".to_owned())
+                } else {
+                    Ok(())
+                };
                 if result.is_ok() {
                     self.listening.insert(app.clone(), addresses.clone());
                     self.tables.remove(app);
                 }
                 let after = ms(self.random.u64(..5));
-                self.later(after, Input::Listening { app: app.clone(), result });
+                self.later(
+                    after,
+                    Input::Listening {
+                        app: app.clone(),
+                        result,
+                    },
+                );
             }
             Effect::Unlisten { app } => {
                 self.listening.remove(app);
                 self.tables.remove(app);
                 self.relays.retain(|(name, _), _| name != app);
-                assert!(self.processes.keys().all(|id| id.app != *app), "{app} stops listening under its workers");
+                assert!(
+                    self.processes.keys().all(|id| id.app != *app),
+                    "{app} stops listening under its workers"
+                );
             }
             Effect::Steer { app, tables, .. } => {
                 self.tables.insert(app.clone(), tables.clone());
@@ -410,21 +536,48 @@ impl World {
             Effect::Relay { app, slot, on } => {
                 self.relays.insert((app.clone(), *slot), *on);
             }
-            Effect::Spawn { worker, instance, revision, hide_port } => self.spawn(worker, *instance, revision, *hide_port),
+            Effect::Spawn {
+                worker,
+                instance,
+                revision,
+                hide_port,
+            } => self.spawn(worker, *instance, revision, *hide_port),
             Effect::LookForTraces { worker } => {
                 let traces = self.traces(worker);
-                self.later(ms(1), Input::Traces { worker: worker.clone(), traces });
+                self.later(
+                    ms(1),
+                    Input::Traces {
+                        worker: worker.clone(),
+                        traces,
+                    },
+                );
             }
             Effect::Probe { worker, purpose } => {
                 let after = ms(self.random.u64(1..40));
-                self.later(after, Input::Probed { worker: worker.clone(), purpose: *purpose, result: Ok(()) });
+                self.later(
+                    after,
+                    Input::Probed {
+                        worker: worker.clone(),
+                        purpose: *purpose,
+                        result: Ok(()),
+                    },
+                );
             }
             Effect::Drain { worker } => {
                 if let Some(after) = self.processes[worker].behaviour.drains_after {
-                    self.later(after, Input::Drained { worker: worker.clone() });
+                    self.later(
+                        after,
+                        Input::Drained {
+                            worker: worker.clone(),
+                        },
+                    );
                 }
             }
-            Effect::Signal { worker, signal, reach } => self.signal(worker, *signal, *reach),
+            Effect::Signal {
+                worker,
+                signal,
+                reach,
+            } => self.signal(worker, *signal, *reach),
             Effect::Forget { worker } => {
                 match self.processes.remove(worker) {
                     Some(process) => assert!(!process.alive, "{worker} is forgotten alive"),
@@ -442,22 +595,44 @@ impl World {
         }
     }
 
-    fn spawn(&mut self, worker: &WorkerId, instance: u16, revision: &Arc<Revision>, hide_port: bool) {
+    fn spawn(
+        &mut self,
+        worker: &WorkerId,
+        instance: u16,
+        revision: &Arc<Revision>,
+        hide_port: bool,
+    ) {
         let mut behaviour = (self.script)(&mut self.random, instance, revision);
         let tests = behaviour.spawns && behaviour.port_test != PortTest::No;
         if tests && !hide_port {
             behaviour.ready_after = None;
             match behaviour.port_test {
                 PortTest::Exits => behaviour.ends_after = Some((ms(60), 1)),
-                PortTest::BindsAnother => self.later(ms(60), Input::BoundElsewhere { worker: worker.clone() }),
+                PortTest::BindsAnother => self.later(
+                    ms(60),
+                    Input::BoundElsewhere {
+                        worker: worker.clone(),
+                    },
+                ),
                 PortTest::No | PortTest::Waits | PortTest::WaitsQuietly => {}
             }
         } else if tests {
-            self.later(ms(60), Input::Refused { worker: worker.clone() });
+            self.later(
+                ms(60),
+                Input::Refused {
+                    worker: worker.clone(),
+                },
+            );
         }
         if let Some(after) = behaviour.ready_after.filter(|_| behaviour.spawns) {
             let bound = after.mul_f64(0.8).max(ms(61));
-            self.later(bound, Input::Bound { worker: worker.clone(), port: 80 });
+            self.later(
+                bound,
+                Input::Bound {
+                    worker: worker.clone(),
+                    port: 80,
+                },
+            );
         }
         checks::spawn(self, worker);
         self.spawned += 1;
@@ -474,20 +649,47 @@ impl World {
             stop_sent: None,
         };
         if behaviour.spawns {
-            self.later(exec, Input::Spawned { worker: worker.clone(), pid });
-            self.later(ms(5000), Input::Memory { worker: worker.clone(), bytes: 0 });
+            self.later(
+                exec,
+                Input::Spawned {
+                    worker: worker.clone(),
+                    pid,
+                },
+            );
+            self.later(
+                ms(5000),
+                Input::Memory {
+                    worker: worker.clone(),
+                    bytes: 0,
+                },
+            );
             if let Some(after) = behaviour.ready_after
                 && revision.spec.readiness.check == Check::Notify
             {
-                self.later(after, Input::Notified { worker: worker.clone() });
+                self.later(
+                    after,
+                    Input::Notified {
+                        worker: worker.clone(),
+                    },
+                );
             }
             if let Some((after, code)) = behaviour.ends_after {
-                let exited = Input::Exited { worker: worker.clone(), exit: Exit::Code(code), descendants: behaviour.descendants };
+                let exited = Input::Exited {
+                    worker: worker.clone(),
+                    exit: Exit::Code(code),
+                    descendants: behaviour.descendants,
+                };
                 self.later(after.max(exec), exited);
             }
         } else {
             process.alive = false;
-            self.later(exec, Input::SpawnFailed { worker: worker.clone(), reason: "no such file".into() });
+            self.later(
+                exec,
+                Input::SpawnFailed {
+                    worker: worker.clone(),
+                    reason: "no such file".into(),
+                },
+            );
         }
         self.processes.insert(worker.clone(), process);
     }
@@ -499,25 +701,50 @@ impl World {
         if !process.alive {
             // Its descendants end at SIGKILL, or by their own will.
             if signal == SIGKILL || process.behaviour.stops_after.is_some() {
-                let after = if signal == SIGKILL { delay } else { process.behaviour.stops_after.unwrap_or_default() };
-                self.later(after, Input::TreeGone { worker: worker.clone() });
+                let after = if signal == SIGKILL {
+                    delay
+                } else {
+                    process.behaviour.stops_after.unwrap_or_default()
+                };
+                self.later(
+                    after,
+                    Input::TreeGone {
+                        worker: worker.clone(),
+                    },
+                );
             }
             return;
         }
         let (after, exit) = match (signal, process.behaviour.stops_after) {
-            (SIGKILL, _) => (delay, Exit::Signal { signal, core_dumped: false }),
+            (SIGKILL, _) => (
+                delay,
+                Exit::Signal {
+                    signal,
+                    core_dumped: false,
+                },
+            ),
             (_, Some(after)) => (after, Exit::Code(0)),
             (_, None) => return,
         };
         let descendants = process.behaviour.descendants && process.behaviour.spawns;
-        self.later(after, Input::Exited { worker: worker.clone(), exit, descendants });
+        self.later(
+            after,
+            Input::Exited {
+                worker: worker.clone(),
+                exit,
+                descendants,
+            },
+        );
     }
 
     /// A worker is killed from outside.
     pub fn crash(&mut self, worker: &WorkerId) {
         self.happen(Input::Exited {
             worker: worker.clone(),
-            exit: Exit::Signal { signal: SIGKILL, core_dumped: false },
+            exit: Exit::Signal {
+                signal: SIGKILL,
+                core_dumped: false,
+            },
             descendants: false,
         });
     }
@@ -529,13 +756,29 @@ impl World {
     }
 
     pub fn ready(&self, name: &AppName) -> Vec<WorkerId> {
-        self.core.workers(name).filter(|w| matches!(w.state, State::Ready { .. })).map(|w| w.id.clone()).collect()
+        self.core
+            .workers(name)
+            .filter(|w| matches!(w.state, State::Ready { .. }))
+            .map(|w| w.id.clone())
+            .collect()
     }
 
     /// Slots that take traffic at every address.
     pub fn steered(&self, name: &AppName) -> BTreeSet<u16> {
-        let takes = |t: &Steering| (0u16..).zip(&t.weights).filter(|(_, w)| **w > 0).map(|(s, _)| s).collect::<BTreeSet<u16>>();
-        self.tables.get(name).into_iter().flatten().map(takes).reduce(|a, b| &a & &b).unwrap_or_default()
+        let takes = |t: &Steering| {
+            (0u16..)
+                .zip(&t.weights)
+                .filter(|(_, w)| **w > 0)
+                .map(|(s, _)| s)
+                .collect::<BTreeSet<u16>>()
+        };
+        self.tables
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(takes)
+            .reduce(|a, b| &a & &b)
+            .unwrap_or_default()
     }
 
     pub fn view(&self, name: &AppName) -> AppView {
@@ -547,9 +790,18 @@ impl PortTest {
     fn traces(self) -> Traces {
         match self {
             Self::No => Traces::default(),
-            Self::Exits | Self::BindsAnother => Traces { abandoned: 1, others: true },
-            Self::Waits => Traces { abandoned: 1000, others: true },
-            Self::WaitsQuietly => Traces { abandoned: 2, others: true },
+            Self::Exits | Self::BindsAnother => Traces {
+                abandoned: 1,
+                others: true,
+            },
+            Self::Waits => Traces {
+                abandoned: 1000,
+                others: true,
+            },
+            Self::WaitsQuietly => Traces {
+                abandoned: 2,
+                others: true,
+            },
         }
     }
 }
@@ -557,20 +809,64 @@ impl PortTest {
 fn late(worker: &WorkerId) -> Vec<Input> {
     let worker = worker.clone();
     vec![
-        Input::Spawned { worker: worker.clone(), pid: 7 },
-        Input::SpawnFailed { worker: worker.clone(), reason: "late".into() },
-        Input::Exited { worker: worker.clone(), exit: Exit::Code(1), descendants: true },
-        Input::Exited { worker: worker.clone(), exit: Exit::Code(1), descendants: false },
-        Input::TreeGone { worker: worker.clone() },
-        Input::Probed { worker: worker.clone(), purpose: Purpose::Readiness, result: Ok(()) },
-        Input::Probed { worker: worker.clone(), purpose: Purpose::Liveness, result: Err("late".into()) },
-        Input::Notified { worker: worker.clone() },
-        Input::Bound { worker: worker.clone(), port: 80 },
-        Input::BoundElsewhere { worker: worker.clone() },
-        Input::Refused { worker: worker.clone() },
-        Input::Traces { worker: worker.clone(), traces: Traces { abandoned: 100, others: true } },
-        Input::Drained { worker: worker.clone() },
-        Input::Memory { worker, bytes: u64::MAX },
+        Input::Spawned {
+            worker: worker.clone(),
+            pid: 7,
+        },
+        Input::SpawnFailed {
+            worker: worker.clone(),
+            reason: "late".into(),
+        },
+        Input::Exited {
+            worker: worker.clone(),
+            exit: Exit::Code(1),
+            descendants: true,
+        },
+        Input::Exited {
+            worker: worker.clone(),
+            exit: Exit::Code(1),
+            descendants: false,
+        },
+        Input::TreeGone {
+            worker: worker.clone(),
+        },
+        Input::Probed {
+            worker: worker.clone(),
+            purpose: Purpose::Readiness,
+            result: Ok(()),
+        },
+        Input::Probed {
+            worker: worker.clone(),
+            purpose: Purpose::Liveness,
+            result: Err("late".into()),
+        },
+        Input::Notified {
+            worker: worker.clone(),
+        },
+        Input::Bound {
+            worker: worker.clone(),
+            port: 80,
+        },
+        Input::BoundElsewhere {
+            worker: worker.clone(),
+        },
+        Input::Refused {
+            worker: worker.clone(),
+        },
+        Input::Traces {
+            worker: worker.clone(),
+            traces: Traces {
+                abandoned: 100,
+                others: true,
+            },
+        },
+        Input::Drained {
+            worker: worker.clone(),
+        },
+        Input::Memory {
+            worker,
+            bytes: u64::MAX,
+        },
     ]
 }
 
@@ -579,14 +875,27 @@ fn doubled(worker: &Worker) -> Option<Input> {
     let id = worker.id.clone();
     match &worker.state {
         State::Spawning { .. } => Some(Input::TreeGone { worker: id }),
-        State::Starting { .. } => Some(Input::Spawned { worker: id, pid: worker.pid? }),
-        State::Ready { liveness, .. } if liveness.wakes().is_some() => {
-            Some(Input::Probed { worker: id, purpose: Purpose::Liveness, result: Err("late".into()) })
-        }
+        State::Starting { .. } => Some(Input::Spawned {
+            worker: id,
+            pid: worker.pid?,
+        }),
+        State::Ready { liveness, .. } if liveness.wakes().is_some() => Some(Input::Probed {
+            worker: id,
+            purpose: Purpose::Liveness,
+            result: Err("late".into()),
+        }),
         State::Ready { .. } => Some(Input::Notified { worker: id }),
-        State::Draining { .. } => Some(Input::Probed { worker: id, purpose: Purpose::Readiness, result: Ok(()) }),
+        State::Draining { .. } => Some(Input::Probed {
+            worker: id,
+            purpose: Purpose::Readiness,
+            result: Ok(()),
+        }),
         State::Stopping { .. } | State::Killing { .. } => Some(Input::Drained { worker: id }),
-        State::Sweeping { .. } => Some(Input::Exited { worker: id, exit: Exit::Code(1), descendants: true }),
+        State::Sweeping { .. } => Some(Input::Exited {
+            worker: id,
+            exit: Exit::Code(1),
+            descendants: true,
+        }),
     }
 }
 
@@ -603,14 +912,22 @@ pub fn web(instances: u16) -> AppSpec {
         socket_activation: false,
         hide_port: HidePort::Auto,
         env: BTreeMap::new(),
-        readiness: probe(Check::Http { path: "/".into(), host: None, headers: BTreeMap::new(), expect_status: vec![200..=399] }),
+        readiness: probe(Check::Http {
+            path: "/".into(),
+            host: None,
+            headers: BTreeMap::new(),
+            expect_status: vec![200..=399],
+        }),
         liveness: None,
         listen_timeout: ms(3000),
         drain_timeout: ms(1000),
         kill_timeout: ms(2000),
         max_memory: None,
         balance: Balance::Random,
-        stop: Stop { signal: SIGTERM, exit_codes: BTreeSet::new() },
+        stop: Stop {
+            signal: SIGTERM,
+            exit_codes: BTreeSet::new(),
+        },
         restart: Restart {
             policy: RestartPolicy::Always,
             max_restarts: 3,
@@ -619,8 +936,21 @@ pub fn web(instances: u16) -> AppSpec {
             backoff_max: ms(2000),
             reset_after: ms(10_000),
         },
-        reload: Reload { max_surge: 1, min_ready: ms(0), deadline: ms(60_000), auto_rollback: true },
-        log: Log { out: None, err: None, format: LogFormat::Text, timestamps: false, max_size: 0, keep: 0, compress: false },
+        reload: Reload {
+            max_surge: 1,
+            min_ready: ms(0),
+            deadline: ms(60_000),
+            auto_rollback: true,
+        },
+        log: Log {
+            out: None,
+            err: None,
+            format: LogFormat::Text,
+            timestamps: false,
+            max_size: 0,
+            keep: 0,
+            compress: false,
+        },
         run_as: None,
         umask: None,
         limits: Limits::default(),
@@ -629,17 +959,34 @@ pub fn web(instances: u16) -> AppSpec {
 }
 
 pub fn port(port: u16) -> Listen {
-    Listen::Tcp { addr: ([127, 0, 0, 1], port).into(), v6only: false }
+    Listen::Tcp {
+        addr: ([127, 0, 0, 1], port).into(),
+        v6only: false,
+    }
 }
 
 pub fn probe(check: Check) -> Probe {
-    Probe { check, interval: ms(200), timeout: ms(100), initial_delay: ms(0), success_threshold: 1, failure_threshold: 3 }
+    Probe {
+        check,
+        interval: ms(200),
+        timeout: ms(100),
+        initial_delay: ms(0),
+        success_threshold: 1,
+        failure_threshold: 3,
+    }
 }
 
 pub fn start(spec: &AppSpec) -> Request {
-    Request::Start { spec: Box::new(spec.clone()), base_env: Env::default() }
+    Request::Start {
+        spec: Box::new(spec.clone()),
+        base_env: Env::default(),
+    }
 }
 
 pub fn reload(spec: &AppSpec) -> Request {
-    Request::Reload { spec: Box::new(spec.clone()), base_env: None, queue: false }
+    Request::Reload {
+        spec: Box::new(spec.clone()),
+        base_env: None,
+        queue: false,
+    }
 }

@@ -55,28 +55,59 @@ impl Faults {
         b.ends_after = crash.then(|| (within(8000), 1));
         b.unready_after = unready.then(|| within(15_000));
         b.hangs_after = hang.then(|| within(15_000));
-        let kinds = [PortTest::Exits, PortTest::BindsAnother, PortTest::Waits, PortTest::WaitsQuietly];
-        b.port_test = random.choice(kinds).filter(|_| tests).unwrap_or(PortTest::No);
+        let kinds = [
+            PortTest::Exits,
+            PortTest::BindsAnother,
+            PortTest::Waits,
+            PortTest::WaitsQuietly,
+        ];
+        b.port_test = random
+            .choice(kinds)
+            .filter(|_| tests)
+            .unwrap_or(PortTest::No);
         b
     }
 }
 
 fn faults() -> impl Strategy<Value = Faults> {
     let often = || prop_oneof![3 => Just(0u8), 2 => 0u8..60, 1 => 60u8..200];
-    (often(), often(), often(), often(), often(), often(), often(), often(), often(), often()).prop_map(
-        |(spawn, never_ready, crash, stubborn, descendants, leak, unready, hang, listen, port_test)| Faults {
-            spawn,
-            never_ready,
-            crash,
-            stubborn,
-            descendants,
-            leak,
-            unready,
-            hang,
-            listen,
-            port_test,
-        },
+    (
+        often(),
+        often(),
+        often(),
+        often(),
+        often(),
+        often(),
+        often(),
+        often(),
+        often(),
+        often(),
     )
+        .prop_map(
+            |(
+                spawn,
+                never_ready,
+                crash,
+                stubborn,
+                descendants,
+                leak,
+                unready,
+                hang,
+                listen,
+                port_test,
+            )| Faults {
+                spawn,
+                never_ready,
+                crash,
+                stubborn,
+                descendants,
+                leak,
+                unready,
+                hang,
+                listen,
+                port_test,
+            },
+        )
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -95,36 +126,62 @@ fn act() -> impl Strategy<Value = Act> {
 
 fn spec() -> impl Strategy<Value = AppSpec> {
     let check = prop_oneof![4 => Just(0u8), 1 => Just(1), 1 => Just(2), 1 => Just(3)];
-    let policy =
-        prop_oneof![4 => Just(RestartPolicy::Always), 1 => Just(RestartPolicy::OnFailure), 1 => Just(RestartPolicy::Never)];
-    (1u16..6, 1u16..4, check, policy, 0usize..3, any::<(bool, bool, bool, bool)>(), 0u32..6).prop_map(
-        |(instances, surge, check, policy, ports, (min_ready, liveness, rollback, memory), restarts)| {
-            let mut spec = web(instances);
-            spec.reload.max_surge = surge;
-            spec.reload.auto_rollback = rollback;
-            spec.reload.min_ready = ms(if min_ready { 700 } else { 0 });
-            spec.readiness.check = match check {
-                0 => spec.readiness.check,
-                1 => Check::Tcp,
-                2 => Check::Notify,
-                _ => Check::Alive,
-            };
-            spec.listen = [port(80), port(81)].into_iter().take(ports).collect();
-            spec.restart.policy = policy;
-            spec.restart.max_restarts = restarts;
-            spec.liveness = liveness.then(|| Probe { interval: ms(1000), ..probe(Check::Tcp) });
-            spec.max_memory = memory.then_some(100);
-            spec
-        },
+    let policy = prop_oneof![4 => Just(RestartPolicy::Always), 1 => Just(RestartPolicy::OnFailure), 1 => Just(RestartPolicy::Never)];
+    (
+        1u16..6,
+        1u16..4,
+        check,
+        policy,
+        0usize..3,
+        any::<(bool, bool, bool, bool)>(),
+        0u32..6,
     )
+        .prop_map(
+            |(
+                instances,
+                surge,
+                check,
+                policy,
+                ports,
+                (min_ready, liveness, rollback, memory),
+                restarts,
+            )| {
+                let mut spec = web(instances);
+                spec.reload.max_surge = surge;
+                spec.reload.auto_rollback = rollback;
+                spec.reload.min_ready = ms(if min_ready { 700 } else { 0 });
+                spec.readiness.check = match check {
+                    0 => spec.readiness.check,
+                    1 => Check::Tcp,
+                    2 => Check::Notify,
+                    _ => Check::Alive,
+                };
+                spec.listen = [port(80), port(81)].into_iter().take(ports).collect();
+                spec.restart.policy = policy;
+                spec.restart.max_restarts = restarts;
+                spec.liveness = liveness.then(|| Probe {
+                    interval: ms(1000),
+                    ..probe(Check::Tcp)
+                });
+                spec.max_memory = memory.then_some(100);
+                spec
+            },
+        )
 }
 
-fn play(seed: u64, specs: &[AppSpec], faults: [Faults; 2], acts: Vec<(u64, Act)>, death: Death) -> World {
+fn play(
+    seed: u64,
+    specs: &[AppSpec],
+    faults: [Faults; 2],
+    acts: Vec<(u64, Act)>,
+    death: Death,
+) -> World {
     let mut world = World::new(seed);
     world.death = death;
     world.mischief = true;
     let refused = faults[0].listen;
-    world.script = Box::new(move |random, _, revision| faults[revision.number as usize % 2].behaviour(random));
+    world.script =
+        Box::new(move |random, _, revision| faults[revision.number as usize % 2].behaviour(random));
     world.refuses = Box::new(move |random, _, _| random.u8(..) < refused);
     let name = AppName::new("web");
     let pick = |n: u8| Box::new(specs[usize::from(n) % specs.len()].clone());
@@ -135,11 +192,23 @@ fn play(seed: u64, specs: &[AppSpec], faults: [Faults; 2], acts: Vec<(u64, Act)>
             Act::Resume => Request::Resume,
             Act::Stop => Request::Stop,
             Act::Delete => Request::Delete,
-            Act::Restart(to) => Request::Restart { spec: pick(to), base_env: None },
-            Act::Reload(to, queue) => Request::Reload { spec: pick(to), base_env: None, queue },
+            Act::Restart(to) => Request::Restart {
+                spec: pick(to),
+                base_env: None,
+            },
+            Act::Reload(to, queue) => Request::Reload {
+                spec: pick(to),
+                base_env: None,
+                queue,
+            },
             Act::Scale(instances) => Request::Scale { instances },
             Act::Crash(which) => {
-                let ids: Vec<WorkerId> = world.core.workers(&name).filter(|w| w.pid.is_some()).map(|w| w.id.clone()).collect();
+                let ids: Vec<WorkerId> = world
+                    .core
+                    .workers(&name)
+                    .filter(|w| w.pid.is_some())
+                    .map(|w| w.id.clone())
+                    .collect();
                 if !ids.is_empty() {
                     world.crash(&ids[usize::from(which) % ids.len()]);
                 }

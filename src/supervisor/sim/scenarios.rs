@@ -18,7 +18,13 @@ fn running_as(spec: &AppSpec) -> (World, AppName) {
 
 /// From now on, workers of later revisions than the first behave so.
 fn later_revisions(world: &mut World, behaviour: Behaviour) {
-    world.script = Box::new(move |_, _, revision| if revision.number > 1 { behaviour.clone() } else { Behaviour::good() });
+    world.script = Box::new(move |_, _, revision| {
+        if revision.number > 1 {
+            behaviour.clone()
+        } else {
+            Behaviour::good()
+        }
+    });
 }
 
 #[test]
@@ -39,7 +45,11 @@ fn a_reload_that_never_gets_ready_leaves_the_old_workers_serving() {
     later_revisions(&mut world, Behaviour::never_ready());
     let error = world.done(&name, reload(&web(3))).unwrap_err();
     assert_eq!(error.code, FailureCode::NotReady);
-    assert!(error.message.contains("listen_timeout"), "{}", error.message);
+    assert!(
+        error.message.contains("listen_timeout"),
+        "{}",
+        error.message
+    );
     world.run(ms(60_000));
     assert_eq!(world.ready(&name), old);
     assert_eq!(world.core.revision(&name).unwrap().number, 1);
@@ -48,11 +58,19 @@ fn a_reload_that_never_gets_ready_leaves_the_old_workers_serving() {
 #[test]
 fn when_a_later_worker_of_a_reload_fails_the_replaced_ones_go_back() {
     let (mut world, name) = running(3);
-    world.script = Box::new(
-        |_, instance, revision| if revision.number == 2 && instance == 2 { Behaviour::crashing() } else { Behaviour::good() },
-    );
+    world.script = Box::new(|_, instance, revision| {
+        if revision.number == 2 && instance == 2 {
+            Behaviour::crashing()
+        } else {
+            Behaviour::good()
+        }
+    });
     let error = world.done(&name, reload(&web(3))).unwrap_err();
-    assert!(error.message.contains("exited with code 1"), "{}", error.message);
+    assert!(
+        error.message.contains("exited with code 1"),
+        "{}",
+        error.message
+    );
     assert!(world.core.workers(&name).all(|w| w.revision.number == 1));
     assert_eq!(world.ready(&name).len(), 3);
 }
@@ -62,12 +80,20 @@ fn without_auto_rollback_the_replaced_workers_stay() {
     let mut spec = web(3);
     spec.reload.auto_rollback = false;
     let (mut world, name) = running(3);
-    world.script = Box::new(
-        |_, instance, revision| if revision.number == 2 && instance == 2 { Behaviour::crashing() } else { Behaviour::good() },
-    );
+    world.script = Box::new(|_, instance, revision| {
+        if revision.number == 2 && instance == 2 {
+            Behaviour::crashing()
+        } else {
+            Behaviour::good()
+        }
+    });
     world.done(&name, reload(&spec)).unwrap_err();
     world.run(ms(10_000));
-    let mut revisions: Vec<u64> = world.core.workers(&name).map(|w| w.revision.number).collect();
+    let mut revisions: Vec<u64> = world
+        .core
+        .workers(&name)
+        .map(|w| w.revision.number)
+        .collect();
     revisions.sort_unstable();
     assert_eq!(revisions, [1, 2, 2]);
 }
@@ -83,9 +109,19 @@ fn an_old_worker_that_crashes_while_a_bad_revision_is_tried_comes_back_from_its_
     world.crash(&old);
     world.run(ms(1000));
     assert!(!world.finished.contains_key(&op));
-    assert_eq!(world.steered(&name).len(), 1, "it serves again before the reload has ended");
+    assert_eq!(
+        world.steered(&name).len(),
+        1,
+        "it serves again before the reload has ended"
+    );
     world.answer(op).unwrap_err();
-    assert!(world.core.workers(&name).filter(|w| w.ready()).all(|w| w.revision.number == 1));
+    assert!(
+        world
+            .core
+            .workers(&name)
+            .filter(|w| w.ready())
+            .all(|w| w.revision.number == 1)
+    );
 }
 
 #[test]
@@ -97,7 +133,10 @@ fn a_fault_of_its_own_outlasts_a_failed_reload() {
     let old = world.ready(&name)[0].clone();
     let op = world.ask(&name, reload(&spec));
     for _ in 0..2 {
-        world.handle(Input::Memory { worker: old.clone(), bytes: 1000 });
+        world.handle(Input::Memory {
+            worker: old.clone(),
+            bytes: 1000,
+        });
     }
     world.answer(op).unwrap_err();
     assert_eq!(world.ready(&name), std::slice::from_ref(&old));
@@ -114,10 +153,17 @@ fn a_leaking_worker_goes_only_after_its_replacement_is_ready() {
     let old = world.ready(&name)[0].clone();
     world.script = Box::new(|_, _, _| Behaviour::crashing());
     for _ in 0..2 {
-        world.handle(Input::Memory { worker: old.clone(), bytes: 1000 });
+        world.handle(Input::Memory {
+            worker: old.clone(),
+            bytes: 1000,
+        });
     }
     world.run(ms(60_000));
-    assert_eq!(world.ready(&name), [old], "its replacements fail, so it stays");
+    assert_eq!(
+        world.ready(&name),
+        [old],
+        "its replacements fail, so it stays"
+    );
     assert_eq!(world.app(&name).seats[0].hold, Hold::Errored);
 }
 
@@ -127,7 +173,10 @@ fn a_first_start_without_its_port_leaves_no_app() {
     let name = AppName::new("web");
     world.refuses = Box::new(|_, _, _| true);
     let error = world.done(&name, start(&web(2))).unwrap_err();
-    assert_eq!((error.code, error.message.as_str()), (FailureCode::Listen, "port 80 is taken"));
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        (FailureCode::Listen, "port 80 is taken")
+    );
     assert_eq!(world.removed, [name]);
     assert!(world.core.apps.is_empty() && world.spawned == 0);
 }
@@ -137,7 +186,10 @@ fn a_stopped_app_outlives_a_resume_without_its_port() {
     let (mut world, name) = running(2);
     world.done(&name, Request::Stop).unwrap();
     world.refuses = Box::new(|_, _, _| true);
-    assert_eq!(world.done(&name, Request::Resume).unwrap_err().code, FailureCode::Listen);
+    assert_eq!(
+        world.done(&name, Request::Resume).unwrap_err().code,
+        FailureCode::Listen
+    );
     assert_eq!(world.view(&name).phase, AppPhase::Stopped);
     world.refuses = Box::new(|_, _, _| false);
     world.done(&name, Request::Resume).unwrap();
@@ -151,7 +203,10 @@ fn a_first_start_that_crashes_goes_on_being_tried() {
     world.script = Box::new(|_, _, _| Behaviour::crashing());
     let error = world.done(&name, start(&web(1))).unwrap_err();
     let hint = error.hint.unwrap();
-    assert!(hint.contains("keeps trying") && hint.contains("rsup delete web"), "{hint}");
+    assert!(
+        hint.contains("keeps trying") && hint.contains("rsup delete web"),
+        "{hint}"
+    );
     world.script = Box::new(|_, _, _| Behaviour::good());
     world.run(ms(5000));
     assert_eq!(world.ready(&name).len(), 1);
@@ -160,16 +215,39 @@ fn a_first_start_that_crashes_goes_on_being_tried() {
 #[test]
 fn a_worker_that_always_crashes_is_given_up_alone() {
     let (mut world, name) = running(3);
-    world.script = Box::new(|_, instance, _| if instance == 1 { Behaviour::crashing() } else { Behaviour::good() });
-    let others: Vec<WorkerId> = world.core.workers(&name).filter(|w| w.instance != 1).map(|w| w.id.clone()).collect();
-    let one = world.core.workers(&name).find(|w| w.instance == 1).unwrap().id.clone();
+    world.script = Box::new(|_, instance, _| {
+        if instance == 1 {
+            Behaviour::crashing()
+        } else {
+            Behaviour::good()
+        }
+    });
+    let others: Vec<WorkerId> = world
+        .core
+        .workers(&name)
+        .filter(|w| w.instance != 1)
+        .map(|w| w.id.clone())
+        .collect();
+    let one = world
+        .core
+        .workers(&name)
+        .find(|w| w.instance == 1)
+        .unwrap()
+        .id
+        .clone();
     world.crash(&one);
     world.run(ms(60_000));
     assert_eq!(world.ready(&name), others);
     let view = world.view(&name);
     let errored = view.workers.iter().find(|w| w.instance == 1).unwrap();
     assert_eq!((errored.phase, errored.restarts), (WorkerPhase::Errored, 3));
-    assert!(errored.reason.as_ref().unwrap().contains("given up after 3 restarts"));
+    assert!(
+        errored
+            .reason
+            .as_ref()
+            .unwrap()
+            .contains("given up after 3 restarts")
+    );
     world.script = Box::new(|_, _, _| Behaviour::good());
     world.done(&name, reload(&web(3))).unwrap();
     assert_eq!(world.ready(&name).len(), 3);
@@ -182,7 +260,10 @@ fn a_reload_to_a_port_that_is_taken_changes_nothing() {
     world.refuses = Box::new(|_, addresses, _| addresses.contains(&port(81)));
     let mut spec = web(4);
     spec.listen = vec![port(81)];
-    assert_eq!(world.done(&name, reload(&spec)).unwrap_err().code, FailureCode::Listen);
+    assert_eq!(
+        world.done(&name, reload(&spec)).unwrap_err().code,
+        FailureCode::Listen
+    );
     world.run(ms(60_000));
     assert_eq!((world.ready(&name), world.spawned), (old, 2));
 }
@@ -227,11 +308,21 @@ fn a_stop_ends_a_reload_and_the_old_revision_is_what_resumes() {
     let (mut world, name) = running(2);
     later_revisions(&mut world, Behaviour::never_ready());
     let op = world.ask(&name, reload(&web(2)));
-    let queued = world.ask(&name, Request::Reload { spec: Box::new(web(3)), base_env: None, queue: true });
+    let queued = world.ask(
+        &name,
+        Request::Reload {
+            spec: Box::new(web(3)),
+            base_env: None,
+            queue: true,
+        },
+    );
     world.run(ms(500));
     world.done(&name, Request::Stop).unwrap();
     for op in [op, queued] {
-        assert_eq!(world.finished[&op].as_ref().unwrap_err().code, FailureCode::Superseded);
+        assert_eq!(
+            world.finished[&op].as_ref().unwrap_err().code,
+            FailureCode::Superseded
+        );
     }
     world.done(&name, Request::Resume).unwrap();
     assert!(world.core.workers(&name).all(|w| w.revision.number == 1));
@@ -240,7 +331,13 @@ fn a_stop_ends_a_reload_and_the_old_revision_is_what_resumes() {
 #[test]
 fn a_restart_stops_first() {
     let (mut world, name) = running(2);
-    let op = world.ask(&name, Request::Restart { spec: Box::new(web(2)), base_env: None });
+    let op = world.ask(
+        &name,
+        Request::Restart {
+            spec: Box::new(web(2)),
+            base_env: None,
+        },
+    );
     assert!(world.steered(&name).is_empty());
     assert!(world.core.workers(&name).all(|w| !w.active()));
     world.answer(op).unwrap();
@@ -253,7 +350,10 @@ fn a_stop_drains_first_and_kills_what_does_not_end() {
     let id = world.ready(&name)[0].clone();
     world.processes.get_mut(&id).unwrap().behaviour.stops_after = None;
     let op = world.ask(&name, Request::Stop);
-    assert_eq!(world.core.worker(&id).unwrap().phase(), WorkerPhase::Draining);
+    assert_eq!(
+        world.core.worker(&id).unwrap().phase(),
+        WorkerPhase::Draining
+    );
     world.answer(op).unwrap();
     assert!(world.listening.is_empty());
 }
@@ -275,7 +375,10 @@ fn hurry_kills_at_once() {
 fn a_deleted_name_can_be_used_again() {
     let (mut world, name) = running(2);
     let op = world.ask(&name, Request::Delete);
-    assert_eq!(world.done(&name, start(&web(1))).unwrap_err().code, FailureCode::Busy);
+    assert_eq!(
+        world.done(&name, start(&web(1))).unwrap_err().code,
+        FailureCode::Busy
+    );
     world.answer(op).unwrap();
     assert_eq!(world.removed, std::slice::from_ref(&name));
     world.done(&name, start(&web(1))).unwrap();
@@ -286,14 +389,22 @@ fn a_deleted_name_can_be_used_again() {
 fn unready_workers_are_replaced_before_serving_ones() {
     let (mut world, name) = running(3);
     let ids = world.ready(&name);
-    world.processes.get_mut(&ids[2]).unwrap().behaviour.unready_after = Some(ms(0));
+    world
+        .processes
+        .get_mut(&ids[2])
+        .unwrap()
+        .behaviour
+        .unready_after = Some(ms(0));
     world.run(ms(15_000));
     assert_eq!(world.steered(&name).len(), 2);
     let op = world.ask(&name, reload(&web(3)));
     while world.core.workers(&name).all(Worker::active) {
         world.run(ms(10));
     }
-    assert_eq!(world.core.workers(&name).find(|w| !w.active()).unwrap().id, ids[2]);
+    assert_eq!(
+        world.core.workers(&name).find(|w| !w.active()).unwrap().id,
+        ids[2]
+    );
     world.answer(op).unwrap();
 }
 
@@ -304,7 +415,12 @@ fn if_every_worker_is_unready_all_of_them_take_traffic() {
         process.behaviour.unready_after = Some(ms(0));
     }
     world.run(ms(30_000));
-    assert!(world.core.workers(&name).all(|w| w.phase() == WorkerPhase::Unready));
+    assert!(
+        world
+            .core
+            .workers(&name)
+            .all(|w| w.phase() == WorkerPhase::Unready)
+    );
     assert_eq!(world.steered(&name).len(), 2);
 }
 
@@ -314,8 +430,15 @@ fn descendants_keep_the_slot_until_they_are_gone() {
     let id = world.ready(&name)[0].clone();
     world.processes.get_mut(&id).unwrap().behaviour.stops_after = None;
     world.processes.get_mut(&id).unwrap().alive = false;
-    world.handle(Input::Exited { worker: id.clone(), exit: Exit::Code(1), descendants: true });
-    assert_eq!(world.core.worker(&id).unwrap().phase(), WorkerPhase::Stopping);
+    world.handle(Input::Exited {
+        worker: id.clone(),
+        exit: Exit::Code(1),
+        descendants: true,
+    });
+    assert_eq!(
+        world.core.worker(&id).unwrap().phase(),
+        WorkerPhase::Stopping
+    );
     world.run(ms(1500));
     assert_eq!(world.ready(&name).len(), 1, "another slot serves meanwhile");
     world.run(ms(1500));
@@ -328,7 +451,14 @@ fn a_queued_reload_follows_the_one_under_way() {
     let first = world.ask(&name, reload(&web(2)));
     let refused = world.done(&name, reload(&web(2))).unwrap_err();
     assert_eq!(refused.code, FailureCode::Busy);
-    let second = world.ask(&name, Request::Reload { spec: Box::new(web(2)), base_env: None, queue: true });
+    let second = world.ask(
+        &name,
+        Request::Reload {
+            spec: Box::new(web(2)),
+            base_env: None,
+            queue: true,
+        },
+    );
     world.answer(first).unwrap();
     world.answer(second).unwrap();
     assert!(world.core.workers(&name).all(|w| w.revision.number == 3));

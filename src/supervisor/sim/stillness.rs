@@ -21,23 +21,46 @@ impl World {
         if who == Who::Machine {
             let coming = std::mem::take(&mut self.coming);
             let blind = |input: &Input| matches!(input, Input::Probed { .. });
-            self.coming =
-                coming.into_iter().map(|((at, n), input)| (if blind(&input) { (at, n) } else { (at + gap, n) }, input)).collect();
-            self.processes.values_mut().for_each(|p| p.started = p.started + gap);
+            self.coming = coming
+                .into_iter()
+                .map(|((at, n), input)| {
+                    (
+                        if blind(&input) {
+                            (at, n)
+                        } else {
+                            (at + gap, n)
+                        },
+                        input,
+                    )
+                })
+                .collect();
+            self.processes
+                .values_mut()
+                .for_each(|p| p.started = p.started + gap);
         }
     }
 
     /// What `describe` tells of kills.
     fn killed(&self) -> Vec<String> {
-        let events = self.core.names().flat_map(|name| self.core.events(name, self.now));
-        events.map(|event| event.text).filter(|text| text.contains("was killed")).collect()
+        let events = self
+            .core
+            .names()
+            .flat_map(|name| self.core.events(name, self.now));
+        events
+            .map(|event| event.text)
+            .filter(|text| text.contains("was killed"))
+            .collect()
     }
 }
 
 /// One failure of anything would have consequences.
 fn touchy() -> AppSpec {
     let mut spec = web(3);
-    spec.liveness = Some(Probe { interval: ms(500), failure_threshold: 1, ..probe(Check::Tcp) });
+    spec.liveness = Some(Probe {
+        interval: ms(500),
+        failure_threshold: 1,
+        ..probe(Check::Tcp)
+    });
     spec.readiness.failure_threshold = 1;
     spec.reload.min_ready = ms(300);
     spec.reload.deadline = ms(30_000);
@@ -61,12 +84,25 @@ fn at_each_instant(gap: Duration, who: Who) {
         world.core.poll_timeout(world.now);
         let over = world.finished.contains_key(&op);
         world.stand_still(gap, who);
-        world.answer(op).unwrap_or_else(|why| panic!("instant {instant}: {why:?}"));
+        world
+            .answer(op)
+            .unwrap_or_else(|why| panic!("instant {instant}: {why:?}"));
         world.run(ms(20_000));
-        assert!(world.killed().is_empty(), "instant {instant}: {:?}", world.killed());
-        assert_eq!(world.spawned, 6, "instant {instant}: nobody was replaced but by the reload");
+        assert!(
+            world.killed().is_empty(),
+            "instant {instant}: {:?}",
+            world.killed()
+        );
+        assert_eq!(
+            world.spawned, 6,
+            "instant {instant}: nobody was replaced but by the reload"
+        );
         assert_eq!(world.ready(&name).len(), 3);
-        let told = world.core.events(&name, world.now).iter().any(|e| e.text.contains("stood still"));
+        let told = world
+            .core
+            .events(&name, world.now)
+            .iter()
+            .any(|e| e.text.contains("stood still"));
         assert!(told || over, "instant {instant}: it is not said");
     }
 }
@@ -87,7 +123,10 @@ fn a_short_standstill_just_before_a_deadline_counts_as_well() {
     for who in [Who::Daemon, Who::Machine] {
         let mut world = World::new(1);
         let name = AppName::new("web");
-        world.script = Box::new(|_, _, _| Behaviour { ready_after: Some(ms(2800)), ..Behaviour::good() });
+        world.script = Box::new(|_, _, _| Behaviour {
+            ready_after: Some(ms(2800)),
+            ..Behaviour::good()
+        });
         let op = world.ask(&name, start(&touchy()));
         world.run(ms(300));
         world.core.poll_timeout(world.now);
@@ -101,10 +140,17 @@ fn a_short_standstill_just_before_a_deadline_counts_as_well() {
 fn whoever_is_told_to_stop_has_its_time_after_a_standstill() {
     let mut world = World::new(1);
     let name = AppName::new("web");
-    world.script = Box::new(|_, _, _| Behaviour { stops_after: Some(ms(1500)), ..Behaviour::good() });
+    world.script = Box::new(|_, _, _| Behaviour {
+        stops_after: Some(ms(1500)),
+        ..Behaviour::good()
+    });
     world.done(&name, start(&touchy())).unwrap();
     let op = world.ask(&name, Request::Stop);
-    while !world.core.workers(&name).any(|w| matches!(w.state, State::Stopping { .. })) {
+    while !world
+        .core
+        .workers(&name)
+        .any(|w| matches!(w.state, State::Stopping { .. }))
+    {
         let until = world.now + ms(2000);
         world.step(until);
     }
@@ -145,11 +191,22 @@ fn what_could_not_be_asked_is_no_failure() {
     // Nothing is asked: each try is answered so.
     for _ in 0..200 {
         let until = world.now + ms(60_000);
-        let waiting: Vec<(Time, u64)> =
-            world.coming.iter().filter(|(_, input)| matches!(input, Input::Probed { .. })).map(|(key, _)| *key).collect();
+        let waiting: Vec<(Time, u64)> = world
+            .coming
+            .iter()
+            .filter(|(_, input)| matches!(input, Input::Probed { .. }))
+            .map(|(key, _)| *key)
+            .collect();
         for key in waiting {
-            if let Some(Input::Probed { worker, purpose, .. }) = world.coming.remove(&key) {
-                world.handle(Input::NotProbed { worker, purpose, reason: "too many open files".into() });
+            if let Some(Input::Probed {
+                worker, purpose, ..
+            }) = world.coming.remove(&key)
+            {
+                world.handle(Input::NotProbed {
+                    worker,
+                    purpose,
+                    reason: "too many open files".into(),
+                });
             }
         }
         world.step(until);
@@ -157,7 +214,13 @@ fn what_could_not_be_asked_is_no_failure() {
     assert_eq!(world.spawned, 3);
     let view = world.view(&name);
     assert_eq!(view.phase, AppPhase::Ready);
-    assert!(view.workers.iter().any(|w| w.reason.as_ref().is_some_and(|r| r.contains("rsup could not ask"))), "{view:#?}");
+    assert!(
+        view.workers.iter().any(|w| w
+            .reason
+            .as_ref()
+            .is_some_and(|r| r.contains("rsup could not ask"))),
+        "{view:#?}"
+    );
     // Once there is an answer again, all is well.
     world.run(ms(30_000));
     assert!(world.view(&name).workers.iter().all(|w| w.reason.is_none()));

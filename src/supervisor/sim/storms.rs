@@ -18,7 +18,10 @@ fn storm(max_restarts: u32) -> (World, AppName, AppName, Vec<WorkerId>) {
     let (calm, stormy) = (named("calm", 3), named("stormy", max_restarts));
     world.done(&calm.name, start(&calm)).unwrap();
     let peaceful = world.ready(&calm.name);
-    world.script = Box::new(|_, _, _| Behaviour { ends_after: Some((ms(1), 1)), ..Behaviour::crashing() });
+    world.script = Box::new(|_, _, _| Behaviour {
+        ends_after: Some((ms(1), 1)),
+        ..Behaviour::crashing()
+    });
     world.done(&stormy.name, start(&stormy)).unwrap_err();
     (world, calm.name, stormy.name, peaceful)
 }
@@ -48,7 +51,13 @@ fn the_storm_ends_at_max_restarts() {
     world.run(ms(60_000));
     let view = world.view(&stormy);
     assert_eq!(view.phase, AppPhase::Errored, "{view:#?}");
-    assert!(view.workers.iter().all(|w| w.restarts == 5 && w.reason.as_ref().unwrap().contains("given up after 5 restarts")));
+    assert!(view.workers.iter().all(|w| {
+        w.restarts == 5
+            && w.reason
+                .as_ref()
+                .unwrap()
+                .contains("given up after 5 restarts")
+    }));
     assert_eq!(world.spawned, 2 + 2 * 6);
     assert_eq!(world.ready(&calm), peaceful);
 }

@@ -46,34 +46,56 @@ pub(super) fn folder_in(text: &str, root: &Path, point: &Path) -> Option<PathBuf
         return None;
     }
     let below = Path::new(path).strip_prefix(root).ok()?;
-    Some(if below.as_os_str().is_empty() { point.to_owned() } else { point.join(below) })
+    Some(if below.as_os_str().is_empty() {
+        point.to_owned()
+    } else {
+        point.join(below)
+    })
 }
 
 pub(super) fn find(name: &str) -> Result<Found, String> {
     let (root, point) = mount().ok_or("cgroup v2 is not mounted here")?;
-    let own = folder_of("/proc/self/cgroup", &root, &point).ok_or("rsup's own cgroup is not visible here")?;
+    let own = folder_of("/proc/self/cgroup", &root, &point)
+        .ok_or("rsup's own cgroup is not visible here")?;
     if own.ends_with(Path::new(name).join(SUPERVISOR))
         && let Some(above) = own.ancestors().nth(2)
     {
-        return Ok(Found { own: above.to_owned(), aside: true });
+        return Ok(Found {
+            own: above.to_owned(),
+            aside: true,
+        });
     }
     // DelegateSubgroup= of systemd puts us into a leaf of what is ours, and so it does with control processes.
     let above = match own.parent() {
-        Some(above) if above.starts_with(&point) && !is_marked(&own) && is_marked(above) => Some(above.to_owned()),
+        Some(above) if above.starts_with(&point) && !is_marked(&own) && is_marked(above) => {
+            Some(above.to_owned())
+        }
         // Not all managers of users mark what they delegate.
-        _ => controlled(&own).or_else(|| below_service(&own, SUPERVISOR)).map(Path::to_owned),
+        _ => controlled(&own)
+            .or_else(|| below_service(&own, SUPERVISOR))
+            .map(Path::to_owned),
     };
     let (own, aside) = above.map_or((own, false), |above| (above, true));
     for file in ["", "cgroup.procs", "cgroup.subtree_control"] {
-        let file = if file.is_empty() { own.clone() } else { own.join(file) };
+        let file = if file.is_empty() {
+            own.clone()
+        } else {
+            own.join(file)
+        };
         if nix::unistd::access(&file, nix::unistd::AccessFlags::W_OK).is_err() {
-            return Err(format!("{} is not delegated to rsup (Delegate=yes in a systemd unit does that)", own.display()));
+            return Err(format!(
+                "{} is not delegated to rsup (Delegate=yes in a systemd unit does that)",
+                own.display()
+            ));
         }
     }
     // Root may write everywhere: that alone says nothing where systemd manages the tree.
     let root_user = nix::unistd::geteuid().is_root();
     if root_user && own != point && Path::new("/run/systemd/system").exists() && !is_marked(&own) {
-        return Err(format!("systemd has not delegated {} to rsup (Delegate=yes in its unit does that)", own.display()));
+        return Err(format!(
+            "systemd has not delegated {} to rsup (Delegate=yes in its unit does that)",
+            own.display()
+        ));
     }
     Ok(Found { own, aside })
 }
@@ -87,25 +109,38 @@ pub(super) fn controlled(own: &Path) -> Option<&Path> {
 /// The cgroup of a service, if `own` is the one of this name below it.
 pub(super) fn below_service<'a>(own: &'a Path, name: &str) -> Option<&'a Path> {
     let is_service = |above: &&Path| above.extension().is_some_and(|end| end == "service");
-    own.parent().filter(|above| own.ends_with(name) && is_service(above))
+    own.parent()
+        .filter(|above| own.ends_with(name) && is_service(above))
 }
 
 /// systemd marks what it delegates.
 fn is_marked(folder: &Path) -> bool {
-    let Ok(path) = std::ffi::CString::new(folder.as_os_str().as_bytes()) else { return false };
-    [c"user.delegate", c"trusted.delegate"].into_iter().any(|name| {
-        let mut value = [0u8; 4];
-        // SAFETY: two strings that end with a zero, and a buffer with its length.
-        let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-        length == 1 && value.first() == Some(&b'1')
-    })
+    let Ok(path) = std::ffi::CString::new(folder.as_os_str().as_bytes()) else {
+        return false;
+    };
+    [c"user.delegate", c"trusted.delegate"]
+        .into_iter()
+        .any(|name| {
+            let mut value = [0u8; 4];
+            // SAFETY: two strings that end with a zero, and a buffer with its length.
+            let length = unsafe {
+                libc::getxattr(
+                    path.as_ptr(),
+                    name.as_ptr(),
+                    value.as_mut_ptr().cast(),
+                    value.len(),
+                )
+            };
+            length == 1 && value.first() == Some(&b'1')
+        })
 }
 
 /// Moves our own processes from one cgroup to another: this one, and those that run the same program
 /// (its keeper, the command line that started it). Others are not ours to move.
 pub(super) fn move_own(from: &Path, to: &Path) -> io::Result<()> {
     let me = std::process::id();
-    let program = |pid: u32| fs::metadata(format!("/proc/{pid}/exe")).map(|found| (found.dev(), found.ino()));
+    let program =
+        |pid: u32| fs::metadata(format!("/proc/{pid}/exe")).map(|found| (found.dev(), found.ino()));
     let mine = program(me)?;
     let text = fs::read_to_string(from.join("cgroup.procs"))?;
     for pid in text.lines().filter_map(|line| line.parse::<u32>().ok()) {
@@ -120,11 +155,15 @@ pub(super) fn move_own(from: &Path, to: &Path) -> io::Result<()> {
 /// Who keeps controllers from being enabled in a cgroup.
 pub(super) fn who_is_in(folder: &Path) -> String {
     let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-    let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim().to_owned());
+    let name = |pid: &str| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim().to_owned())
+    };
     match text.lines().next() {
         Some(pid) => {
             let name = name(pid).unwrap_or_else(|_| "?".into());
-            format!("process {pid} ({name}) is in it, and only a cgroup without processes can have them")
+            format!(
+                "process {pid} ({name}) is in it, and only a cgroup without processes can have them"
+            )
         }
         None => "it is busy".to_owned(),
     }

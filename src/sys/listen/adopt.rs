@@ -23,7 +23,10 @@ impl Group {
             let Some(fd) = fd else { continue };
             let this = identity(&Socket::from(fd.try_clone()?))?;
             if *seen.get_or_insert(this) != this {
-                return Err(invalid(format!("socket {slot} listens on {} instead", this.0)));
+                return Err(invalid(format!(
+                    "socket {slot} listens on {} instead",
+                    this.0
+                )));
             }
         }
         let (addr, family) = seen.ok_or_else(|| invalid("no sockets".to_owned()))?;
@@ -37,13 +40,23 @@ impl Group {
                     indexes.extend(left.next());
                 }
                 None => {
-                    sockets.push(open_socket(addr, family, Sharing::FromTheStart).map_err(io::Error::other)?);
+                    sockets.push(
+                        open_socket(addr, family, Sharing::FromTheStart)
+                            .map_err(io::Error::other)?,
+                    );
                     indexes.push(next);
                     next += 1;
                 }
             }
         }
-        let mut group = Group { addr, family, sockets, indexes, others: 0, given: false };
+        let mut group = Group {
+            addr,
+            family,
+            sockets,
+            indexes,
+            others: 0,
+            given: false,
+        };
         // Where the kernel does not list sockets there are probably none: they are rare.
         let _ = group.count_others();
         Ok(group)
@@ -56,11 +69,21 @@ impl Group {
     /// # Errors
     /// As for opening; nothing stays open.
     pub fn join(addr: SocketAddr, v6only: bool, size: usize) -> Result<Group, ListenError> {
-        let there = sockdiag::listeners(addr.port()).map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
+        let there = sockdiag::listeners(addr.port())
+            .map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
         let (addr, family) = as_found(addr, v6only, &there);
-        let mut group = Group { addr, family, sockets: Vec::new(), indexes: Vec::new(), others: 0, given: false };
+        let mut group = Group {
+            addr,
+            family,
+            sockets: Vec::new(),
+            indexes: Vec::new(),
+            others: 0,
+            given: false,
+        };
         group.grow(size)?;
-        group.count_others().map_err(|error| ListenError::new(addr, "sock_diag", error))?;
+        group
+            .count_others()
+            .map_err(|error| ListenError::new(addr, "sock_diag", error))?;
         for index in &mut group.indexes {
             *index += group.others;
         }
@@ -87,18 +110,30 @@ impl Group {
 
     /// Sockets that share the address and are not in our hands.
     fn count_others(&mut self) -> io::Result<()> {
-        let ours: Vec<u64> = self.sockets.iter().map(|s| holder::inode_of(s.as_fd())).collect::<io::Result<_>>()?;
+        let ours: Vec<u64> = self
+            .sockets
+            .iter()
+            .map(|s| holder::inode_of(s.as_fd()))
+            .collect::<io::Result<_>>()?;
         let all = sockdiag::listeners(self.addr.port())?;
         let mapped = self.family == Family::V6Mapped;
         let same = |other: &&ListeningSocket| other.local == self.addr && other.mapped == mapped;
-        self.others = all.iter().filter(same).filter(|other| !ours.contains(&other.inode)).count();
+        self.others = all
+            .iter()
+            .filter(same)
+            .filter(|other| !ours.contains(&other.inode))
+            .count();
         Ok(())
     }
 }
 
 /// Address and family of the group that was opened for `addr`, and may have changed since.
 fn as_found(addr: SocketAddr, v6only: bool, there: &[ListeningSocket]) -> (SocketAddr, Family) {
-    let at = |addr: SocketAddr, mapped| there.iter().any(|it| it.local == addr && it.mapped == mapped);
+    let at = |addr: SocketAddr, mapped| {
+        there
+            .iter()
+            .any(|it| it.local == addr && it.mapped == mapped)
+    };
     let of_v4 = |addr| match (at(addr, false), at(addr, true)) {
         (true, _) => Some((addr, Family::V4)),
         (false, true) => Some((addr, Family::V6Mapped)),
@@ -108,7 +143,9 @@ fn as_found(addr: SocketAddr, v6only: bool, there: &[ListeningSocket]) -> (Socke
         SocketAddr::V4(_) => of_v4(addr).unwrap_or((addr, Family::V4)),
         SocketAddr::V6(v6) => {
             let given_up = !v6only && v6.ip().is_unspecified() && !at(addr, false);
-            let changed = given_up.then(|| of_v4((Ipv4Addr::UNSPECIFIED, addr.port()).into())).flatten();
+            let changed = given_up
+                .then(|| of_v4((Ipv4Addr::UNSPECIFIED, addr.port()).into()))
+                .flatten();
             changed.unwrap_or((addr, Family::V6 { only: v6only }))
         }
     }

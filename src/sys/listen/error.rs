@@ -72,7 +72,9 @@ pub enum ListenError {
         want: Family,
     },
     /// A socket that was given to us is in the way.
-    #[error("the .socket unit listens on {given}, not on {addr}: write ListenStream={addr} there, or listen = \"{given}\" here")]
+    #[error(
+        "the .socket unit listens on {given}, not on {addr}: write ListenStream={addr} there, or listen = \"{given}\" here"
+    )]
     GivenElsewhere {
         /// The address asked for.
         addr: SocketAddr,
@@ -102,18 +104,28 @@ pub enum ListenError {
 impl ListenError {
     pub(super) fn new(addr: SocketAddr, step: &'static str, source: io::Error) -> ListenError {
         match source.raw_os_error() {
-            Some(libc::EADDRINUSE) => {
-                ListenError::InUse { addr, holder: holder::of_tcp(addr).ok().and_then(|holders| holders.into_iter().next()) }
+            Some(libc::EADDRINUSE) => ListenError::InUse {
+                addr,
+                holder: holder::of_tcp(addr)
+                    .ok()
+                    .and_then(|holders| holders.into_iter().next()),
+            },
+            Some(libc::EACCES | libc::EPERM) if step == "bind" => {
+                ListenError::Denied { addr, source }
             }
-            Some(libc::EACCES | libc::EPERM) if step == "bind" => ListenError::Denied { addr, source },
-            Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => ListenError::NotAvailable { addr, source },
+            Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => {
+                ListenError::NotAvailable { addr, source }
+            }
             _ => ListenError::Other { addr, step, source },
         }
     }
 }
 
 fn by(holder: Option<&Holder>) -> String {
-    holder.map_or_else(|| " by another process (of another user, perhaps)".to_owned(), |holder| format!(" by {holder}"))
+    holder.map_or_else(
+        || " by another process (of another user, perhaps)".to_owned(),
+        |holder| format!(" by {holder}"),
+    )
 }
 
 fn privileged(addr: SocketAddr) -> &'static str {
@@ -127,18 +139,28 @@ fn privileged(addr: SocketAddr) -> &'static str {
 }
 
 fn ipv6_hint(addr: SocketAddr) -> &'static str {
-    if addr.is_ipv6() { " (is IPv6 enabled?)" } else { "" }
+    if addr.is_ipv6() {
+        " (is IPv6 enabled?)"
+    } else {
+        ""
+    }
 }
 
 fn refused_hint(source: &io::Error) -> String {
     let refused = needs::is_refused(source);
-    if refused { format!(": the container or sandbox refuses it\n{}", needs::ALLOW) } else { String::new() }
+    if refused {
+        format!(": the container or sandbox refuses it\n{}", needs::ALLOW)
+    } else {
+        String::new()
+    }
 }
 
 fn given_hint(want: Family, port: u16) -> String {
     match want {
         Family::V4 => format!("let both the unit and the app's `listen` name 0.0.0.0:{port}"),
-        Family::V6 { .. } | Family::V6Mapped => format!("let both the unit and the app's `listen` name [::]:{port}"),
+        Family::V6 { .. } | Family::V6Mapped => {
+            format!("let both the unit and the app's `listen` name [::]:{port}")
+        }
     }
 }
 

@@ -37,7 +37,10 @@ impl Given {
     pub fn new(fds: Vec<OwnedFd>) -> (Given, Vec<OwnedFd>) {
         let listens = |fd: &OwnedFd| {
             let socket = SockRef::from(fd);
-            socket.is_listener().unwrap_or(false) && socket.r#type().is_ok_and(|kind| kind == socket2::Type::STREAM)
+            socket.is_listener().unwrap_or(false)
+                && socket
+                    .r#type()
+                    .is_ok_and(|kind| kind == socket2::Type::STREAM)
         };
         let (kept, rest) = fds.into_iter().partition(listens);
         (Given(kept), rest)
@@ -54,11 +57,15 @@ impl Given {
         };
         let mut other = Found::Nothing;
         for fd in &self.0 {
-            let Ok((local, family)) = identity(&SockRef::from(fd)) else { continue };
+            let Ok((local, family)) = identity(&SockRef::from(fd)) else {
+                continue;
+            };
             if local == addr && family == wanted {
                 return Ok(Found::Same(raw::dup_from(fd, 0)?));
             }
-            if local.port() == addr.port() && (local.ip().is_unspecified() || addr.ip().is_unspecified()) {
+            if local.port() == addr.port()
+                && (local.ip().is_unspecified() || addr.ip().is_unspecified())
+            {
                 other = Found::Other(local);
             }
         }
@@ -71,9 +78,15 @@ impl Given {
     /// `EMFILE` or `ENFILE`.
     pub fn unix(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
         let at = |fd: &&OwnedFd| {
-            SockRef::from(*fd).local_addr().is_ok_and(|addr| addr.as_pathname().is_some_and(|found| found == path))
+            SockRef::from(*fd)
+                .local_addr()
+                .is_ok_and(|addr| addr.as_pathname().is_some_and(|found| found == path))
         };
-        self.0.iter().find(at).map(|fd| raw::dup_from(fd, 0)).transpose()
+        self.0
+            .iter()
+            .find(at)
+            .map(|fd| raw::dup_from(fd, 0))
+            .transpose()
     }
 
     /// Where they listen, for people.
@@ -82,7 +95,10 @@ impl Given {
         let name = |fd: &OwnedFd| {
             let addr = SockRef::from(fd).local_addr().ok()?;
             let inet = addr.as_socket().map(|addr| addr.to_string());
-            inet.or_else(|| addr.as_pathname().map(|path| format!("unix:{}", path.display())))
+            inet.or_else(|| {
+                addr.as_pathname()
+                    .map(|path| format!("unix:{}", path.display()))
+            })
         };
         self.0.iter().filter_map(name).collect()
     }
@@ -93,8 +109,12 @@ impl Given {
     }
 
     fn has(&self, fd: impl AsFd) -> bool {
-        let Ok(inode) = holder::inode_of(fd.as_fd()) else { return false };
-        self.0.iter().any(|given| holder::inode_of(given.as_fd()).is_ok_and(|other| other == inode))
+        let Ok(inode) = holder::inode_of(fd.as_fd()) else {
+            return false;
+        };
+        self.0
+            .iter()
+            .any(|given| holder::inode_of(given.as_fd()).is_ok_and(|other| other == inode))
     }
 }
 
@@ -109,19 +129,44 @@ impl Group {
     pub fn open_given(first: OwnedFd, size: usize) -> Result<Group, ListenError> {
         let first = Socket::from(first);
         let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        let (addr, family) = identity(&first).map_err(|error| ListenError::new(unknown, "getsockname", error))?;
+        let (addr, family) =
+            identity(&first).map_err(|error| ListenError::new(unknown, "getsockname", error))?;
         let limit = steer::max_slots_of(addr, family);
         if size == 0 || size > limit {
-            return Err(ListenError::TooMany { addr, slots: size, limit });
+            return Err(ListenError::TooMany {
+                addr,
+                slots: size,
+                limit,
+            });
         }
-        let mut group = Group { addr, family, sockets: vec![first], indexes: vec![0], others: 0, given: true };
+        let mut group = Group {
+            addr,
+            family,
+            sockets: vec![first],
+            indexes: vec![0],
+            others: 0,
+            given: true,
+        };
         // Somebody's sockets in the group already would come before ours.
-        let joined = group.joiners().map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
-        let listeners = sockdiag::listeners(addr.port()).map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
-        if listeners.iter().filter(|other| other.local == group.addr).count() > 1 {
-            return Err(ListenError::InUse { addr, holder: joined.into_iter().next() });
+        let joined = group
+            .joiners()
+            .map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
+        let listeners = sockdiag::listeners(addr.port())
+            .map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
+        if listeners
+            .iter()
+            .filter(|other| other.local == group.addr)
+            .count()
+            > 1
+        {
+            return Err(ListenError::InUse {
+                addr,
+                holder: joined.into_iter().next(),
+            });
         }
-        group.sockets[0].set_reuse_port(true).map_err(|error| ListenError::new(addr, "SO_REUSEPORT", error))?;
+        group.sockets[0]
+            .set_reuse_port(true)
+            .map_err(|error| ListenError::new(addr, "SO_REUSEPORT", error))?;
         group.grow(size)?;
         Ok(group)
     }

@@ -36,7 +36,10 @@ const TCP_LISTEN: u8 = 10;
 pub fn backlog(fd: impl AsFd) -> io::Result<Backlog> {
     let info: libc::tcp_info = raw::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     Ok(if info.tcpi_state == TCP_LISTEN {
-        Backlog::Listening { queued: info.tcpi_unacked, max: info.tcpi_sacked }
+        Backlog::Listening {
+            queued: info.tcpi_unacked,
+            max: info.tcpi_sacked,
+        }
     } else {
         Backlog::NotListening
     })
@@ -67,7 +70,12 @@ pub fn accept_nonblocking(fd: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, Opt
     }
     match accepted {
         Ok((connection, peer)) => Ok(Some((connection, peer.as_socket()))),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock || error.kind() == io::ErrorKind::ConnectionAborted => Ok(None),
+        Err(error)
+            if error.kind() == io::ErrorKind::WouldBlock
+                || error.kind() == io::ErrorKind::ConnectionAborted =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -77,7 +85,9 @@ fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     let (connection, peer) = unsafe {
         SockAddr::try_init(|storage, len| {
             let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-            let new = raw::retry(|| raw::check(libc::accept4(fd.as_raw_fd(), storage.cast(), len, flags)))?;
+            let new = raw::retry(|| {
+                raw::check(libc::accept4(fd.as_raw_fd(), storage.cast(), len, flags))
+            })?;
             Ok(raw::own(new))
         })
     }?;
@@ -101,7 +111,11 @@ pub fn is_nonblocking(fd: impl AsFd) -> io::Result<bool> {
 pub fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<()> {
     let fd = fd.as_fd();
     let old = raw::status_flags(fd)?;
-    let new = if nonblocking { old | libc::O_NONBLOCK } else { old & !libc::O_NONBLOCK };
+    let new = if nonblocking {
+        old | libc::O_NONBLOCK
+    } else {
+        old & !libc::O_NONBLOCK
+    };
     if new != old {
         // SAFETY: F_SETFL takes an integer; the descriptor is borrowed for the call.
         raw::check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, new) })?;
@@ -111,8 +125,12 @@ pub fn set_nonblocking(fd: impl AsFd, nonblocking: bool) -> io::Result<()> {
 
 /// `SO_ATTACH_REUSEPORT_CBPF`, for the group that `socket` is in (socket(7)).
 pub(super) fn attach_program(socket: &Socket, program: &[sock_filter]) -> io::Result<()> {
-    let len = u16::try_from(program.len()).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "program too long"))?;
-    let fprog = sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    let len = u16::try_from(program.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "program too long"))?;
+    let fprog = sock_fprog {
+        len,
+        filter: program.as_ptr().cast_mut(),
+    };
     // SAFETY: `fprog` and the instructions it points to live through the call, and the kernel
     // only reads them.
     raw::check(unsafe {

@@ -62,7 +62,10 @@ pub fn open_unix(path: &Path, want: Ownership) -> Result<OwnedFd, ListenError> {
     let ready = own_unix(path, want).and_then(|()| socket.listen(BACKLOG).map_err(fail));
     if let Err(error) = ready {
         // Nobody has it yet. What is no socket is not what was made.
-        if path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket()) {
+        if path
+            .symlink_metadata()
+            .is_ok_and(|found| found.file_type().is_socket())
+        {
             let _ = std::fs::remove_file(path);
         }
         return Err(error);
@@ -79,10 +82,17 @@ pub fn open_unix(path: &Path, want: Ownership) -> Result<OwnedFd, ListenError> {
 /// # Errors
 /// [`ListenError::Path`] when the system refuses, or when something else is at `path`.
 pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
-    let broken = |reason: String| ListenError::Path { path: path.to_owned(), reason };
+    let broken = |reason: String| ListenError::Path {
+        path: path.to_owned(),
+        reason,
+    };
     // The file itself, whatever happens to its name: no link is followed, and none can be put in
     // its place from here on. open(2), O_PATH: neither read nor write permission is needed.
-    let file = match File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path) {
+    let file = match File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)
+    {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(broken(error.to_string())),
@@ -94,10 +104,17 @@ pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
     }
     // A hard link could be the socket of another program, which its owner would not want to give away.
     if !found.file_type().is_socket() || found.nlink() != 1 {
-        return Err(broken("what is there is not the socket that rsup made".to_owned()));
+        return Err(broken(
+            "what is there is not the socket that rsup made".to_owned(),
+        ));
     }
     // fchmod(2) does not take an O_PATH descriptor, and chmod(2) through /proc does (proc_pid_fd(5)).
-    let chmod = |mode: u32| std::fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), Permissions::from_mode(mode));
+    let chmod = |mode: u32| {
+        std::fs::set_permissions(
+            format!("/proc/self/fd/{}", file.as_raw_fd()),
+            Permissions::from_mode(mode),
+        )
+    };
     let refused = |what: String, error: io::Error| match error.kind() {
         io::ErrorKind::PermissionDenied if !geteuid().is_root() => broken(format!(
             "only a root rsup can give it {what}; leave that out of `[app.NAME.socket]`, or use `sudo rsup start`"
@@ -109,7 +126,8 @@ pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
         fchownat(&file, c"", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
             .map_err(|error| refused(format!("to user {uid}, group {gid}"), error.into()))
     };
-    let chmod = |mode: u32| chmod(mode).map_err(|error| refused(format!("the mode {mode:04o}"), error));
+    let chmod =
+        |mode: u32| chmod(mode).map_err(|error| refused(format!("the mode {mode:04o}"), error));
     if (found.uid(), found.gid()) == (want.uid, want.gid) {
         return chmod(want.mode);
     }
@@ -132,7 +150,10 @@ pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
 /// Removes a socket file that nobody listens on. A connection attempt tells: it is refused then
 /// and only then.
 fn remove_stale(path: &Path, addr: &SockAddr) -> Result<(), ListenError> {
-    let broken = |reason: String| ListenError::Path { path: path.to_owned(), reason };
+    let broken = |reason: String| ListenError::Path {
+        path: path.to_owned(),
+        reason,
+    };
     match path.symlink_metadata() {
         Ok(found) if found.file_type().is_socket() => {}
         Ok(_) => return Err(broken("it exists and is no socket".to_owned())),
@@ -143,18 +164,24 @@ fn remove_stale(path: &Path, addr: &SockAddr) -> Result<(), ListenError> {
         .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
         .map_err(|error| broken(error.to_string()))?;
     match probe.connect(addr) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(broken(format!("a stale socket that cannot be removed: {error}")))
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(broken(format!(
+                    "a stale socket that cannot be removed: {error}"
+                ))),
+                _ => Ok(()),
             }
-            _ => Ok(()),
-        },
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(broken("another user's socket is there".to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(broken("another user's socket is there".to_owned()))
+        }
         // Connected, or the queue of its listener is full (EAGAIN).
         _ => Err(ListenError::PathInUse {
             path: path.to_owned(),
-            holder: holder::of_unix(path).ok().and_then(|found| found.into_iter().next()),
+            holder: holder::of_unix(path)
+                .ok()
+                .and_then(|found| found.into_iter().next()),
         }),
     }
 }

@@ -16,26 +16,42 @@ const LIST: usize = 64 << 10;
 #[must_use]
 pub fn children_of(parent: u32, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
     let of_parent = |(_, stat): &(u32, Stat)| stat.parent == parent && stat.state != b'Z';
-    let all = super::all().into_iter().filter(|pid| !known(*pid)).filter_map(|pid| Some((pid, stat(pid).ok()?)));
-    all.filter(of_parent).map(|(pid, stat)| (pid, stat.started)).collect()
+    let all = super::all()
+        .into_iter()
+        .filter(|pid| !known(*pid))
+        .filter_map(|pid| Some((pid, stat(pid).ok()?)));
+    all.filter(of_parent)
+        .map(|(pid, stat)| (pid, stat.started))
+        .collect()
 }
 
 /// The children of this process, orphans that came to it included; zombies left out, and those that
 /// are `known`, which cost nothing.
 #[must_use]
 pub fn children(known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
-    looked_at(known).filter(|(_, stat)| stat.state != b'Z').map(|(pid, stat)| (pid, stat.started)).collect()
+    looked_at(known)
+        .filter(|(_, stat)| stat.state != b'Z')
+        .map(|(pid, stat)| (pid, stat.started))
+        .collect()
 }
 
 /// Our children that have ended and wait to be waited for, but for the `known`.
 pub fn zombie_children(known: impl Fn(u32) -> bool) -> Vec<u32> {
-    looked_at(known).filter(|(_, stat)| stat.state == b'Z').map(|(pid, _)| pid).collect()
+    looked_at(known)
+        .filter(|(_, stat)| stat.state == b'Z')
+        .map(|(pid, _)| pid)
+        .collect()
 }
 
 fn looked_at(known: impl Fn(u32) -> bool) -> impl Iterator<Item = (u32, Stat)> {
     let me = std::process::id();
-    let unknown = listed().unwrap_or_else(super::all).into_iter().filter(move |pid| !known(*pid));
-    unknown.filter_map(|pid| Some((pid, stat(pid).ok()?))).filter(move |(_, stat)| stat.parent == me)
+    let unknown = listed()
+        .unwrap_or_else(super::all)
+        .into_iter()
+        .filter(move |pid| !known(*pid));
+    unknown
+        .filter_map(|pid| Some((pid, stat(pid).ok()?)))
+        .filter(move |(_, stat)| stat.parent == me)
 }
 
 /// `/proc/PID/task/TID/children` lists by thread. `None` where the kernel has been built without
@@ -51,7 +67,10 @@ fn listed() -> Option<Vec<u32>> {
             Err(_) => return None,
         };
         let list = std::str::from_utf8(buffer.get(..length)?).ok()?;
-        pids.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        pids.extend(
+            list.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
     }
     Some(pids)
 }
@@ -94,8 +113,11 @@ impl PipeId {
 #[must_use]
 pub fn writes_to(pid: u32, pipes: &[PipeId]) -> bool {
     let is_one = |fd| {
-        let link = owner::with_access(pid, || fs::read_link(format!("/proc/{pid}/fd/{fd}"))).unwrap_or_default();
-        pipes.iter().any(|pipe| link == Path::new(&format!("pipe:[{}]", pipe.0)))
+        let link = owner::with_access(pid, || fs::read_link(format!("/proc/{pid}/fd/{fd}")))
+            .unwrap_or_default();
+        pipes
+            .iter()
+            .any(|pipe| link == Path::new(&format!("pipe:[{}]", pipe.0)))
     };
     is_one(1) || is_one(2)
 }
@@ -106,10 +128,17 @@ pub fn writes_to(pid: u32, pipes: &[PipeId]) -> bool {
 /// When there is no such process.
 pub fn resident(pid: u32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
-    let pages: u64 = text.split_ascii_whitespace().nth(1).and_then(|n| n.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    let pages: u64 = text
+        .split_ascii_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .ok_or(io::ErrorKind::InvalidData)?;
     Ok(pages * page_size())
 }
 
 fn page_size() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as u64)
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .map_or(4096, |size| size as u64)
 }

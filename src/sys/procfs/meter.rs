@@ -89,7 +89,9 @@ impl Meter {
             self.stat.retain(|pid, _| self.parents.contains_key(pid));
         }
         for root in roots {
-            self.trees.entry(*root).or_insert_with(|| self.children.below(*root));
+            self.trees
+                .entry(*root)
+                .or_insert_with(|| self.children.below(*root));
         }
     }
 
@@ -153,7 +155,12 @@ fn ticks(open: &mut HashMap<u32, File>, pid: u32) -> Option<u64> {
 }
 
 /// Reads a file of a process, which stays open for the next time unless the process is gone.
-fn read_open<T>(open: &mut HashMap<u32, File>, pid: u32, name: &str, read: impl Fn(&File) -> Option<T>) -> Option<T> {
+fn read_open<T>(
+    open: &mut HashMap<u32, File>,
+    pid: u32,
+    name: &str,
+    read: impl Fn(&File) -> Option<T>,
+) -> Option<T> {
     if let Some(file) = open.get(&pid) {
         let value = read(file);
         if value.is_none() {
@@ -170,5 +177,10 @@ fn read_open<T>(open: &mut HashMap<u32, File>, pid: u32, name: &str, read: impl 
 fn read_resident(file: &File) -> Option<u64> {
     let mut buffer = [0; 128];
     let len = file.read_at(&mut buffer, 0).ok()?;
-    std::str::from_utf8(buffer.get(..len)?).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    std::str::from_utf8(buffer.get(..len)?)
+        .ok()?
+        .split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }

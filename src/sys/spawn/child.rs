@@ -45,7 +45,11 @@ impl<'a> Prepared<'a> {
         parents_end: c_int,
     ) -> Prepared<'a> {
         let listen_pid = Box::new(*b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        let argv = argv.iter().map(|arg| arg.as_ptr()).chain([ptr::null()]).collect();
+        let argv = argv
+            .iter()
+            .map(|arg| arg.as_ptr())
+            .chain([ptr::null()])
+            .collect();
         // Two ends: the first is replaced by LISTEN_PID where there are sockets.
         let ends = [ptr::null(), ptr::null()];
         let envp = env.iter().map(|entry| entry.as_ptr()).chain(ends).collect();
@@ -112,7 +116,12 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
         // Whatever else this process had open. Where the kernel cannot (before Linux 5.11), there
         // should be nothing: all that rsup opens is close-on-exec.
         let first = plan.sources.len() as libc::c_uint;
-        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
         if let Err(failed) = plan.confine.privileged() {
             return failed;
         }
@@ -154,7 +163,11 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
         let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
-        libc::execve(plan.program.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr());
+        libc::execve(
+            plan.program.as_ptr(),
+            plan.argv.as_ptr(),
+            plan.envp.as_ptr(),
+        );
         (Step::Exec, errno())
     }
 }
@@ -170,7 +183,13 @@ fn default_signals() {
         // SAFETY: the kernel reads one structure of the size that the mask's length implies, and
         // resetting is always sound here, this thread being the only one.
         unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), MASK);
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                ptr::null_mut::<u64>(),
+                MASK,
+            );
         }
     }
 }
@@ -188,7 +207,10 @@ fn write_number(buffer: &mut [u8], number: u32) {
             break;
         }
     }
-    let start = buffer.iter().position(|&byte| byte == b'=').map_or(0, |at| at + 1);
+    let start = buffer
+        .iter()
+        .position(|&byte| byte == b'=')
+        .map_or(0, |at| at + 1);
     let text = digits.iter().skip(first).chain(&[0]);
     for (to, from) in buffer.iter_mut().skip(start).zip(text) {
         *to = *from;
@@ -204,7 +226,10 @@ mod tests {
         for number in [0, 1, 9, 10, 4_194_304, u32::MAX] {
             let mut buffer = *b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0\0";
             write_number(&mut buffer, number);
-            let text = CStr::from_bytes_until_nul(&buffer).unwrap().to_str().unwrap();
+            let text = CStr::from_bytes_until_nul(&buffer)
+                .unwrap()
+                .to_str()
+                .unwrap();
             assert_eq!(text, format!("LISTEN_PID={number}"));
         }
     }

@@ -32,7 +32,10 @@ impl Confine<'_> {
         // SAFETY: integers, and a pointer to a local structure.
         unsafe {
             if let Some(Limit { soft, hard }) = self.nofile {
-                let limit = libc::rlimit { rlim_cur: soft.min(hard) as _, rlim_max: hard as _ };
+                let limit = libc::rlimit {
+                    rlim_cur: soft.min(hard) as _,
+                    rlim_max: hard as _,
+                };
                 if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) < 0 {
                     return Err((Step::Limit, errno()));
                 }
@@ -65,7 +68,8 @@ impl Confine<'_> {
             // The raw system calls: those of libc would signal other threads, of which there are none.
             // SAFETY: integers, and a pointer with its length.
             unsafe {
-                let groups = libc::syscall(libc::SYS_setgroups, who.groups.len(), who.groups.as_ptr());
+                let groups =
+                    libc::syscall(libc::SYS_setgroups, who.groups.len(), who.groups.as_ptr());
                 if groups < 0
                     || libc::syscall(libc::SYS_setresgid, who.gid, who.gid, who.gid) < 0
                     || libc::syscall(libc::SYS_setresuid, who.uid, who.uid, who.uid) < 0
@@ -85,7 +89,11 @@ impl Confine<'_> {
 fn move_to(folder: RawFd) -> Result<(), c_int> {
     // SAFETY: a name that ends with a zero, a constant of one byte, and descriptors of our own.
     unsafe {
-        let procs = libc::openat(folder, c"cgroup.procs".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        let procs = libc::openat(
+            folder,
+            c"cgroup.procs".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        );
         if procs < 0 {
             return Err(errno());
         }

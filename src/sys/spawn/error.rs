@@ -44,11 +44,26 @@ pub enum Step {
 impl Step {
     pub(super) fn from_code(code: u8) -> Option<Step> {
         use Step::{
-            Capabilities, Cgroup, Directory, Exec, Files, Filter, Fork, Identify, Limit, Nice, NoNewPrivs, Session, User,
+            Capabilities, Cgroup, Directory, Exec, Files, Filter, Fork, Identify, Limit, Nice,
+            NoNewPrivs, Session, User,
         };
-        [Files, Fork, Identify, Session, Limit, Filter, User, Directory, Exec, Cgroup, Nice, Capabilities, NoNewPrivs]
-            .into_iter()
-            .find(|&step| step as u8 == code)
+        [
+            Files,
+            Fork,
+            Identify,
+            Session,
+            Limit,
+            Filter,
+            User,
+            Directory,
+            Exec,
+            Cgroup,
+            Nice,
+            Capabilities,
+            NoNewPrivs,
+        ]
+        .into_iter()
+        .find(|&step| step as u8 == code)
     }
 
     fn words(self) -> &'static str {
@@ -161,24 +176,48 @@ pub enum SpawnError {
 impl SpawnError {
     pub(in crate::sys) fn system(step: Step, error: &io::Error) -> SpawnError {
         match (step, error.raw_os_error()) {
-            (Step::Fork, Some(libc::EAGAIN)) => SpawnError::ProcessLimit { limit: limits::processes(None) },
+            (Step::Fork, Some(libc::EAGAIN)) => SpawnError::ProcessLimit {
+                limit: limits::processes(None),
+            },
             // EINVAL: F_DUPFD beyond the limit.
-            (_, Some(libc::EMFILE | libc::ENFILE)) | (Step::Files, Some(libc::EINVAL)) => SpawnError::FileLimit,
-            (_, errno) => SpawnError::System { step, message: error.to_string(), errno },
+            (_, Some(libc::EMFILE | libc::ENFILE)) | (Step::Files, Some(libc::EINVAL)) => {
+                SpawnError::FileLimit
+            }
+            (_, errno) => SpawnError::System {
+                step,
+                message: error.to_string(),
+                errno,
+            },
         }
     }
 
     /// What a child reported. `program` is as given to exec, relative to `cwd` perhaps.
-    pub(super) fn in_child(step: Step, errno: i32, program: &Path, cwd: &Path, user: Option<&Credentials>) -> SpawnError {
+    pub(super) fn in_child(
+        step: Step,
+        errno: i32,
+        program: &Path,
+        cwd: &Path,
+        user: Option<&Credentials>,
+    ) -> SpawnError {
         let file = super::from(cwd, program);
         let program = program.to_owned();
         if let (libc::EACCES, Some(user)) = (errno, user) {
             match step {
                 Step::Directory => {
-                    let reason = format!("{} may not enter it: {}", user.words(), closed(cwd, user));
-                    return SpawnError::Directory { cwd: cwd.to_owned(), reason };
+                    let reason =
+                        format!("{} may not enter it: {}", user.words(), closed(cwd, user));
+                    return SpawnError::Directory {
+                        cwd: cwd.to_owned(),
+                        reason,
+                    };
                 }
-                Step::Exec => return SpawnError::Denied { program, user: user.words(), reason: closed(&file, user) },
+                Step::Exec => {
+                    return SpawnError::Denied {
+                        program,
+                        user: user.words(),
+                        reason: closed(&file, user),
+                    };
+                }
                 _ => {}
             }
         }
@@ -187,10 +226,19 @@ impl SpawnError {
             (Step::Exec, libc::ENOEXEC) => SpawnError::BadFormat { program },
             (Step::Exec, libc::EACCES) => SpawnError::NotExecutable { program },
             (Step::Exec, libc::ENOENT) => match interpreter(&file) {
-                Some(interpreter) => SpawnError::NoInterpreter { program, interpreter },
+                Some(interpreter) => SpawnError::NoInterpreter {
+                    program,
+                    interpreter,
+                },
                 // A binary without its loader shows so too.
-                None if file.exists() => SpawnError::NoInterpreter { program, interpreter: "or dynamic loader".to_owned() },
-                None => SpawnError::NotFound { program, hint: String::new() },
+                None if file.exists() => SpawnError::NoInterpreter {
+                    program,
+                    interpreter: "or dynamic loader".to_owned(),
+                },
+                None => SpawnError::NotFound {
+                    program,
+                    hint: String::new(),
+                },
             },
             _ => SpawnError::system(step, &io::Error::from_raw_os_error(errno)),
         }
@@ -203,7 +251,10 @@ impl SpawnError {
             libc::EACCES => "may not be entered".to_owned(),
             errno => io::Error::from_raw_os_error(errno).to_string(),
         };
-        SpawnError::Directory { cwd: cwd.to_owned(), reason }
+        SpawnError::Directory {
+            cwd: cwd.to_owned(),
+            reason,
+        }
     }
 }
 
@@ -220,7 +271,11 @@ fn closed(path: &Path, user: &Credentials) -> String {
 fn interpreter(file: &Path) -> Option<String> {
     let mut head = [0; 256];
     let len = File::open(file).ok()?.read(&mut head).ok()?;
-    let line = head.get(..len)?.strip_prefix(b"#!")?.split(|&byte| byte == b'\n').next()?;
+    let line = head
+        .get(..len)?
+        .strip_prefix(b"#!")?
+        .split(|&byte| byte == b'\n')
+        .next()?;
     let line = String::from_utf8_lossy(line);
     // A file written on Windows asks for "/bin/sh\r": shown, so that it can be seen.
     let word = line.trim_matches([' ', '\t']).split([' ', '\t']).next()?;

@@ -39,9 +39,14 @@ pub(super) unsafe fn fork(cgroup: Option<RawFd>) -> (c_int, bool) {
         // SAFETY: without CLONE_VM the child has memory of its own, as after fork; `args` is read
         // before this returns. What fork(2) of libc does beyond this is for its locks and caches,
         // which the child does not use.
-        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+        let pid =
+            unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
         // SAFETY: the address of this thread's errno is always valid.
-        let full = pid < 0 && matches!(unsafe { *libc::__errno_location() }, libc::EAGAIN | libc::ENOMEM);
+        let full = pid < 0
+            && matches!(
+                unsafe { *libc::__errno_location() },
+                libc::EAGAIN | libc::ENOMEM
+            );
         if pid >= 0 || full {
             return (pid as c_int, true);
         }

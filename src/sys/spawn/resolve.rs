@@ -12,7 +12,11 @@ use super::{SpawnError, value_of};
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 
 /// The path to give to `execve(2)`, relative to `cwd` if it was given so.
-pub(super) fn program(argv: &[CString], env: &[CString], cwd: &Path) -> Result<PathBuf, SpawnError> {
+pub(super) fn program(
+    argv: &[CString],
+    env: &[CString],
+    cwd: &Path,
+) -> Result<PathBuf, SpawnError> {
     let name = argv.first().map(|name| name.to_bytes()).unwrap_or_default();
     if name.is_empty() {
         return Err(SpawnError::Empty);
@@ -23,18 +27,32 @@ pub(super) fn program(argv: &[CString], env: &[CString], cwd: &Path) -> Result<P
         // The child may be a user who can look into it.
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {}
         Err(error) => {
-            return Err(SpawnError::directory(cwd, error.raw_os_error().unwrap_or(libc::EIO)));
+            return Err(SpawnError::directory(
+                cwd,
+                error.raw_os_error().unwrap_or(libc::EIO),
+            ));
         }
     }
     let program = Path::new(OsStr::from_bytes(name));
     if name.contains(&b'/') {
         return match look(&super::from(cwd, program)) {
             Found::Missing => {
-                let hint = if program.is_absolute() { String::new() } else { format!(" in {}", cwd.display()) };
-                Err(SpawnError::NotFound { program: program.to_owned(), hint })
+                let hint = if program.is_absolute() {
+                    String::new()
+                } else {
+                    format!(" in {}", cwd.display())
+                };
+                Err(SpawnError::NotFound {
+                    program: program.to_owned(),
+                    hint,
+                })
             }
-            Found::Directory => Err(SpawnError::IsDirectory { program: program.to_owned() }),
-            Found::Plain => Err(SpawnError::NotExecutable { program: program.to_owned() }),
+            Found::Directory => Err(SpawnError::IsDirectory {
+                program: program.to_owned(),
+            }),
+            Found::Plain => Err(SpawnError::NotExecutable {
+                program: program.to_owned(),
+            }),
             Found::Program | Found::Unknown => Ok(program.to_owned()),
         };
     }
@@ -42,11 +60,17 @@ pub(super) fn program(argv: &[CString], env: &[CString], cwd: &Path) -> Result<P
 }
 
 fn search(program: &Path, env: &[CString], cwd: &Path) -> Result<PathBuf, SpawnError> {
-    let path = env.iter().find_map(|entry| value_of(entry.to_bytes(), b"PATH"));
+    let path = env
+        .iter()
+        .find_map(|entry| value_of(entry.to_bytes(), b"PATH"));
     let mut plain = None;
     for directory in path.unwrap_or(DEFAULT_PATH).split(|&byte| byte == b':') {
         // An empty entry means the working directory.
-        let directory = if directory.is_empty() { b"." } else { directory };
+        let directory = if directory.is_empty() {
+            b"."
+        } else {
+            directory
+        };
         let candidate = Path::new(OsStr::from_bytes(directory)).join(program);
         match look(&super::from(cwd, &candidate)) {
             Found::Program => return Ok(candidate),
@@ -70,7 +94,10 @@ fn search(program: &Path, env: &[CString], cwd: &Path) -> Result<PathBuf, SpawnE
         _ if path.is_none() => " (PATH is not set)".to_owned(),
         _ => " on the PATH".to_owned(),
     };
-    Err(SpawnError::NotFound { program: program.to_owned(), hint })
+    Err(SpawnError::NotFound {
+        program: program.to_owned(),
+        hint,
+    })
 }
 
 enum Found {

@@ -38,16 +38,30 @@ fn read_memory(thread: u32, pointer: u64, into: &mut [u8]) -> io::Result<usize> 
     };
     // The right to read is checked when the file is opened (proc(5), ptrace(2): PTRACE_MODE_ATTACH_FSCREDS).
     let path = format!("/proc/{thread}/mem");
-    let memory = owner::with_access(thread, || File::open(&path))
-        .map_err(|error| io::Error::new(error.kind(), format!("process_vm_readv: {first}; /proc/PID/mem: {error}")))?;
-    memory.read_at(into, pointer).map_err(|error| raw::context("/proc/PID/mem", &error))
+    let memory = owner::with_access(thread, || File::open(&path)).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("process_vm_readv: {first}; /proc/PID/mem: {error}"),
+        )
+    })?;
+    memory
+        .read_at(into, pointer)
+        .map_err(|error| raw::context("/proc/PID/mem", &error))
 }
 
 fn process_vm_readv(thread: u32, pointer: u64, into: &mut [u8]) -> io::Result<usize> {
-    let local = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let remote = libc::iovec { iov_base: pointer as *mut _, iov_len: into.len() };
+    let local = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    let remote = libc::iovec {
+        iov_base: pointer as *mut _,
+        iov_len: into.len(),
+    };
     // SAFETY: the local vector is `into` and its length; the kernel checks the remote one.
-    let got = unsafe { libc::process_vm_readv(thread as i32, &raw const local, 1, &raw const remote, 1, 0) };
+    let got = unsafe {
+        libc::process_vm_readv(thread as i32, &raw const local, 1, &raw const remote, 1, 0)
+    };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
@@ -65,7 +79,9 @@ fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
             let (flow, rest) = rest.split_first_chunk::<4>()?;
             let (ip, rest) = rest.split_first_chunk::<16>()?;
             // RFC 2133 had no scope id, and the kernel still takes addresses without.
-            let scope = rest.split_first_chunk::<4>().map_or(0, |(s, _)| u32::from_ne_bytes(*s));
+            let scope = rest
+                .split_first_chunk::<4>()
+                .map_or(0, |(s, _)| u32::from_ne_bytes(*s));
             let flow = u32::from_be_bytes(*flow);
             Some(SocketAddrV6::new(Ipv6Addr::from(*ip), port, flow, scope).into())
         }
@@ -76,7 +92,9 @@ fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
 /// The process that a thread belongs to.
 pub(super) fn thread_group(thread: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
 }
 
 /// The socket that is number `fd` of a thread.
@@ -86,15 +104,31 @@ pub(super) fn thread_group(thread: u32) -> Option<u32> {
 pub(super) fn socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSocket> {
     let flags = || owner::with_access(thread, || descriptor_flags(thread, fd));
     let first = match by_duplicate(thread, process, fd) {
-        Ok(Duplicate { nonblocking, v6only, is_stream, is_v6 }) => {
+        Ok(Duplicate {
+            nonblocking,
+            v6only,
+            is_stream,
+            is_v6,
+        }) => {
             let cloexec = flags()? & libc::O_CLOEXEC != 0;
-            return Ok(AppSocket { nonblocking, cloexec, v6only: Some(v6only), is_stream, is_v6 });
+            return Ok(AppSocket {
+                nonblocking,
+                cloexec,
+                v6only: Some(v6only),
+                is_stream,
+                is_v6,
+            });
         }
         Err(error) if refused(&error) => error,
         Err(error) => return Err(raw::context("pidfd_getfd", &error)),
     };
     let beside = |what: &'static str| {
-        move |error: io::Error| io::Error::new(error.kind(), format!("pidfd_getfd: {first}; {what}: {error}"))
+        move |error: io::Error| {
+            io::Error::new(
+                error.kind(),
+                format!("pidfd_getfd: {first}; {what}: {error}"),
+            )
+        }
     };
     let path = CString::new(format!("/proc/{thread}/fd/{fd}"))?;
     let name = match owner::with_access(thread, || protocol_name(&path)) {
@@ -132,7 +166,8 @@ fn by_duplicate(thread: u32, process: u32, fd: c_int) -> io::Result<Duplicate> {
     let is_v6 = option(libc::SO_DOMAIN)? == libc::AF_INET6;
     Ok(Duplicate {
         nonblocking: listen::is_nonblocking(&copy)?,
-        v6only: is_v6 && raw::getsockopt::<c_int>(&copy, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0,
+        v6only: is_v6
+            && raw::getsockopt::<c_int>(&copy, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)? != 0,
         is_stream: option(libc::SO_TYPE)? == libc::SOCK_STREAM,
         is_v6,
     })
@@ -142,7 +177,9 @@ fn by_duplicate(thread: u32, process: u32, fd: c_int) -> io::Result<Duplicate> {
 /// proc(5), fdinfo.
 fn descriptor_flags(thread: u32, fd: c_int) -> io::Result<c_int> {
     let text = std::fs::read_to_string(format!("/proc/{thread}/fdinfo/{fd}"))?;
-    let flags = text.lines().find_map(|line| c_int::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    let flags = text
+        .lines()
+        .find_map(|line| c_int::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
     Ok(flags.unwrap_or(0))
 }
 
@@ -151,7 +188,14 @@ fn descriptor_flags(thread: u32, fd: c_int) -> io::Result<c_int> {
 fn protocol_name(path: &CString) -> io::Result<Vec<u8>> {
     let mut name = vec![0u8; 64];
     // SAFETY: both strings end with a zero, and the buffer is valid for writes of its length.
-    let got = unsafe { libc::getxattr(path.as_ptr(), c"system.sockprotoname".as_ptr(), name.as_mut_ptr().cast(), name.len()) };
+    let got = unsafe {
+        libc::getxattr(
+            path.as_ptr(),
+            c"system.sockprotoname".as_ptr(),
+            name.as_mut_ptr().cast(),
+            name.len(),
+        )
+    };
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     name.truncate(got);
     name.retain(|byte| *byte != 0);
@@ -160,7 +204,10 @@ fn protocol_name(path: &CString) -> io::Result<Vec<u8>> {
 
 /// Whether a protocol is one of TCP's, and of IPv6. Go's servers use MPTCP where the kernel has it.
 fn kind(name: &[u8]) -> (bool, bool) {
-    (matches!(name, b"TCP" | b"TCPv6" | b"MPTCP" | b"MPTCPv6"), name.ends_with(b"v6"))
+    (
+        matches!(name, b"TCP" | b"TCPv6" | b"MPTCP" | b"MPTCPv6"),
+        name.ends_with(b"v6"),
+    )
 }
 
 #[cfg(test)]
@@ -195,16 +242,25 @@ mod tests {
             (Domain::IPV6, Type::DGRAM, true, false),
             (Domain::UNIX, Type::STREAM, false, true),
         ] {
-            let Ok(socket) = Socket::new(domain, kind_of, None) else { continue };
+            let Ok(socket) = Socket::new(domain, kind_of, None) else {
+                continue;
+            };
             socket.set_nonblocking(nonblocking).unwrap();
             socket.set_cloexec(cloexec).unwrap();
             let fd = socket.as_raw_fd();
             let path = CString::new(format!("/proc/{me}/fd/{fd}")).unwrap();
             let flags = descriptor_flags(me, fd).unwrap();
-            assert_eq!((flags & libc::O_NONBLOCK != 0, flags & libc::O_CLOEXEC != 0), (nonblocking, cloexec));
+            assert_eq!(
+                (flags & libc::O_NONBLOCK != 0, flags & libc::O_CLOEXEC != 0),
+                (nonblocking, cloexec)
+            );
             let (is_stream, is_v6) = kind(&protocol_name(&path).unwrap());
             let inet_stream = kind_of == Type::STREAM && domain != Domain::UNIX;
-            assert_eq!((is_stream, is_v6), (inet_stream, domain == Domain::IPV6), "{domain:?} {kind_of:?}");
+            assert_eq!(
+                (is_stream, is_v6),
+                (inet_stream, domain == Domain::IPV6),
+                "{domain:?} {kind_of:?}"
+            );
         }
     }
 

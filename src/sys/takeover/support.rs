@@ -39,7 +39,9 @@ impl Untried {
     /// There is no thread that could wait for a trial.
     #[must_use]
     pub fn no_thread(error: &io::Error) -> Untried {
-        untried(Step::Fork)(io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EAGAIN)))
+        untried(Step::Fork)(io::Error::from_raw_os_error(
+            error.raw_os_error().unwrap_or(libc::EAGAIN),
+        ))
     }
 }
 
@@ -62,13 +64,18 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 /// [`Untried`].
 pub fn probe_support() -> Result<Support, Untried> {
     let Some(filter) = filter(false) else {
-        return Ok(Support::No { why: "rsup does not know this processor's system calls".to_owned() });
+        return Ok(Support::No {
+            why: "rsup does not know this processor's system calls".to_owned(),
+        });
     };
     let needs_no_new_privs = match attempt(&filter, false)? {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => true,
         found => return Ok(support(found, false)),
     };
-    Ok(support(attempt(&filter, needs_no_new_privs)?, needs_no_new_privs))
+    Ok(support(
+        attempt(&filter, needs_no_new_privs)?,
+        needs_no_new_privs,
+    ))
 }
 
 /// The same as `user`, by a program started as a worker is; [`probe_support`] said yes.
@@ -77,9 +84,21 @@ pub fn probe_support() -> Result<Support, Untried> {
 ///
 /// # Errors
 /// [`Untried`].
-pub fn probe_support_as(user: &Credentials, capabilities: Option<u64>, needs_no_new_privs: bool) -> Result<Support, Untried> {
-    let null = || fs::File::options().write(true).open("/dev/null").map_err(|error| Untried(format!("/dev/null: {error}")));
-    let program = ["/proc/self/exe", TRIAL].into_iter().filter_map(|word| CString::new(word).ok()).collect();
+pub fn probe_support_as(
+    user: &Credentials,
+    capabilities: Option<u64>,
+    needs_no_new_privs: bool,
+) -> Result<Support, Untried> {
+    let null = || {
+        fs::File::options()
+            .write(true)
+            .open("/dev/null")
+            .map_err(|error| Untried(format!("/dev/null: {error}")))
+    };
+    let program = ["/proc/self/exe", TRIAL]
+        .into_iter()
+        .filter_map(|word| CString::new(word).ok())
+        .collect();
     let (said, says) = io::pipe().map_err(untried(Step::Files))?;
     let mut plan = Plan::new(program, "/".into(), says.into(), null()?.into());
     plan.takeover = true;
@@ -141,7 +160,11 @@ fn closed(error: &io::Error, yama: Option<u32>, may_trace_all: bool) -> String {
 }
 
 fn yama() -> Option<u32> {
-    fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?.trim().parse().ok()
+    fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// Errors that come of a lack of something for the moment.
@@ -177,8 +200,16 @@ fn end(pidfd: &OwnedFd) {
 
 fn in_time(result: io::Result<()>) -> Result<io::Result<()>, Untried> {
     match result {
-        Err(error) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
-            Err(Untried(format!("a trial of takeover was not done within {} s", PATIENCE.as_secs())))
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+            ) =>
+        {
+            Err(Untried(format!(
+                "a trial of takeover was not done within {} s",
+                PATIENCE.as_secs()
+            )))
         }
         other => Ok(other),
     }
@@ -210,14 +241,28 @@ fn bind_once() -> c_int {
     let addr = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: ADDRESS.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip) },
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(ip),
+        },
         sin_zero: [0; 8],
     };
     // SAFETY: integers, and a pointer to a local with its length.
     unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0);
-        let bound = libc::bind(fd, (&raw const addr).cast(), size_of_val(&addr) as libc::socklen_t);
-        if bound == 0 { 0 } else { *libc::__errno_location() }
+        let fd = libc::socket(
+            libc::AF_INET,
+            libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+            0,
+        );
+        let bound = libc::bind(
+            fd,
+            (&raw const addr).cast(),
+            size_of_val(&addr) as libc::socklen_t,
+        );
+        if bound == 0 {
+            0
+        } else {
+            *libc::__errno_location()
+        }
     }
 }
 
@@ -229,7 +274,13 @@ fn answer_bind(listener: &Listener) -> io::Result<()> {
     // SAFETY: integers only, for which zero is a value.
     let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: `call` is what this ioctl fills in.
-    raw::check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV as _, &raw mut call) })?;
+    raw::check(unsafe {
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_RECV as _,
+            &raw mut call,
+        )
+    })?;
     // A number that cannot exist: EBADF says that the kernel knows the request, EINVAL that not.
     let exchange = libc::seccomp_notif_addfd {
         id: call.id,
@@ -239,18 +290,38 @@ fn answer_bind(listener: &Listener) -> io::Result<()> {
         newfd_flags: 0,
     };
     // SAFETY: `exchange` is what this ioctl reads.
-    let known =
-        raw::check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD as _, &raw const exchange) });
+    let known = raw::check(unsafe {
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_ADDFD as _,
+            &raw const exchange,
+        )
+    });
     let looked = look(&call);
     listener.respond(call.id, -SIGN, 0)?;
     match looked {
         Ok(Some(Call::Bind(bind)))
-            if bind.addr == ADDRESS && bind.socket.is_stream && bind.socket.nonblocking && bind.socket.cloexec => {}
-        Ok(other) => return Err(io::Error::other(format!("a trial of takeover saw another bind than was made: {other:?}"))),
-        Err(error) if refused(&error) || error.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(io::Error::other(closed(&error, yama(), capability::may_trace_all())));
+            if bind.addr == ADDRESS
+                && bind.socket.is_stream
+                && bind.socket.nonblocking
+                && bind.socket.cloexec => {}
+        Ok(other) => {
+            return Err(io::Error::other(format!(
+                "a trial of takeover saw another bind than was made: {other:?}"
+            )));
         }
-        Err(error) => return Err(io::Error::other(format!("rsup cannot look at the app's bind: {error}"))),
+        Err(error) if refused(&error) || error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(io::Error::other(closed(
+                &error,
+                yama(),
+                capability::may_trace_all(),
+            )));
+        }
+        Err(error) => {
+            return Err(io::Error::other(format!(
+                "rsup cannot look at the app's bind: {error}"
+            )));
+        }
     }
     match known {
         Err(error) if !raw::is_errno(&error, libc::EBADF) => Err(error),
@@ -259,7 +330,11 @@ fn answer_bind(listener: &Listener) -> io::Result<()> {
 }
 
 fn delivered(errno: [u8; 4]) -> io::Result<()> {
-    if c_int::from_ne_bytes(errno) == SIGN { Ok(()) } else { Err(not_delivered()) }
+    if c_int::from_ne_bytes(errno) == SIGN {
+        Ok(())
+    } else {
+        Err(not_delivered())
+    }
 }
 
 fn not_delivered() -> io::Error {
@@ -278,8 +353,16 @@ fn answer(ours: &std::os::unix::net::UnixDatagram) -> io::Result<()> {
     delivered(errno)
 }
 
-fn answer_program(child: &mut spawn::Child, said: &io::PipeReader) -> Result<io::Result<()>, Untried> {
-    let late = || Untried(format!("a trial of takeover did not begin within {} s", PATIENCE.as_secs()));
+fn answer_program(
+    child: &mut spawn::Child,
+    said: &io::PipeReader,
+) -> Result<io::Result<()>, Untried> {
+    let late = || {
+        Untried(format!(
+            "a trial of takeover did not begin within {} s",
+            PATIENCE.as_secs()
+        ))
+    };
     let deadline = Instant::now() + PATIENCE;
     let started = loop {
         match child.exec.read() {
@@ -295,9 +378,12 @@ fn answer_program(child: &mut spawn::Child, said: &io::PipeReader) -> Result<io:
         if left.is_zero() {
             return Err(late());
         }
-        raw::poll(child.exec.as_fd(), libc::POLLIN, left).map_err(|error| Untried(error.to_string()))?;
+        raw::poll(child.exec.as_fd(), libc::POLLIN, left)
+            .map_err(|error| Untried(error.to_string()))?;
     };
-    let Some(listener) = started.notify else { return Err(Untried("a descriptor did not arrive".into())) };
+    let Some(listener) = started.notify else {
+        return Err(Untried("a descriptor did not arrive".into()));
+    };
     let ended = answer_bind(&listener).and_then(|()| {
         if raw::poll(said, libc::POLLIN, PATIENCE)? == 0 {
             return Err(io::ErrorKind::TimedOut.into());
@@ -324,8 +410,16 @@ mod tests {
         let closed = |yama, all| closed(&refused, yama, all);
         assert!(closed(Some(3), true).contains("ptrace_scope is 3"));
         assert!(closed(Some(2), false).contains("ptrace_scope is 2"));
-        for (yama, all) in [(Some(2), true), (Some(1), false), (Some(0), false), (None, false)] {
-            assert!(closed(yama, all).contains("--cap-add SYS_PTRACE"), "{yama:?}");
+        for (yama, all) in [
+            (Some(2), true),
+            (Some(1), false),
+            (Some(0), false),
+            (None, false),
+        ] {
+            assert!(
+                closed(yama, all).contains("--cap-add SYS_PTRACE"),
+                "{yama:?}"
+            );
         }
     }
 

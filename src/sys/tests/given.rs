@@ -32,19 +32,26 @@ fn group(listener: &TcpListener, addr: SocketAddr, size: usize) -> Group {
 fn sole(size: usize, slot: usize) -> Table {
     let mut weights = vec![0; size];
     weights[slot] = 1;
-    Table { weights, balance: Balance::Random, hold: 0 }
+    Table {
+        weights,
+        balance: Balance::Random,
+        hold: 0,
+    }
 }
 
 /// Where a connection arrives.
 fn arrives_at(group: &Group, connect: impl FnOnce() -> TcpStream) -> usize {
     let _client = connect();
-    let took: Vec<usize> = (0..group.len()).filter(|slot| accept_nonblocking(group.fd(*slot)).unwrap().is_some()).collect();
+    let took: Vec<usize> = (0..group.len())
+        .filter(|slot| accept_nonblocking(group.fd(*slot)).unwrap().is_some())
+        .collect();
     assert_eq!(took.len(), 1, "{took:?}");
     took[0]
 }
 
 fn nonblocking(group: &Group) {
-    (0..group.len()).for_each(|slot| crate::sys::listen::set_nonblocking(group.fd(slot), true).unwrap());
+    (0..group.len())
+        .for_each(|slot| crate::sys::listen::set_nonblocking(group.fd(slot), true).unwrap());
 }
 
 #[test]
@@ -59,7 +66,9 @@ fn a_given_socket_is_index_0_of_the_kernels_group() {
     for slot in [0, 3, 1, 2] {
         let probe = || {
             let socket = steer::probe_socket(target, slot).unwrap();
-            socket.connect_timeout(&target.into(), super::PATIENCE).unwrap();
+            socket
+                .connect_timeout(&target.into(), super::PATIENCE)
+                .unwrap();
             socket.into()
         };
         assert_eq!(arrives_at(&group, probe), slot);
@@ -73,7 +82,9 @@ fn what_was_queued_before_is_kept() {
     early.write_all(b"early").unwrap();
     let group = group(&listener, addr, 3);
     nonblocking(&group);
-    let (connection, _) = accept_nonblocking(group.fd(0)).unwrap().expect("in the queue of slot 0");
+    let (connection, _) = accept_nonblocking(group.fd(0))
+        .unwrap()
+        .expect("in the queue of slot 0");
     let mut text = [0; 5];
     TcpStream::from(connection).read_exact(&mut text).unwrap();
     assert_eq!(&text, b"early");
@@ -153,11 +164,22 @@ fn given_sockets_are_found_by_address_alone() {
     let (read, _write) = std::io::pipe().unwrap();
     let (given, rest) = Given::new(vec![listener.into(), unix.into(), read.into()]);
     assert_eq!(rest.len(), 1, "a pipe does not listen");
-    assert!(given.unix(&path).unwrap().is_some_and(|fd| fd.as_fd().try_clone_to_owned().is_ok()));
+    assert!(
+        given
+            .unix(&path)
+            .unwrap()
+            .is_some_and(|fd| fd.as_fd().try_clone_to_owned().is_ok())
+    );
     assert!(given.unix(&folder.path().join("other")).unwrap().is_none());
     let any = SocketAddr::new("0.0.0.0".parse().unwrap(), addr.port());
     assert!(matches!(given.tcp(any, false).unwrap(), Found::Other(found) if found == addr));
     let elsewhere = SocketAddr::new("127.0.0.1".parse().unwrap(), addr.port() ^ 1);
-    assert!(matches!(given.tcp(elsewhere, false).unwrap(), Found::Nothing));
-    assert_eq!(given.addresses(), [addr.to_string(), format!("unix:{}", path.display())]);
+    assert!(matches!(
+        given.tcp(elsewhere, false).unwrap(),
+        Found::Nothing
+    ));
+    assert_eq!(
+        given.addresses(),
+        [addr.to_string(), format!("unix:{}", path.display())]
+    );
 }

@@ -12,8 +12,8 @@ use socket2::{Domain, Socket, Type};
 use super::localhost;
 use crate::sys::holder;
 use crate::sys::listen::{
-    Backlog, Family, Group, ListenError, Mended, Ownership, accept_nonblocking, backlog, is_nonblocking, open_unix, own_unix,
-    set_nonblocking,
+    Backlog, Family, Group, ListenError, Mended, Ownership, accept_nonblocking, backlog,
+    is_nonblocking, open_unix, own_unix, set_nonblocking,
 };
 use crate::sys::sockdiag;
 use crate::sys::steer::{Balance, Table};
@@ -21,7 +21,11 @@ use crate::sys::steer::{Balance, Table};
 fn sole(len: usize, slot: usize) -> Table {
     let mut weights = vec![0; len];
     weights[slot] = 1;
-    Table { weights, balance: Balance::Random, hold: 0 }
+    Table {
+        weights,
+        balance: Balance::Random,
+        hold: 0,
+    }
 }
 
 #[test]
@@ -32,9 +36,15 @@ fn a_holder_is_named_even_if_it_would_share() {
     holder.bind(&localhost().into()).unwrap();
     holder.listen(1).unwrap();
     let addr = holder.local_addr().unwrap().as_socket().unwrap();
-    for wanted in [addr, SocketAddr::new("0.0.0.0".parse().unwrap(), addr.port())] {
+    for wanted in [
+        addr,
+        SocketAddr::new("0.0.0.0".parse().unwrap(), addr.port()),
+    ] {
         match Group::open(wanted, false, 2) {
-            Err(ListenError::InUse { holder: Some(found), .. }) => {
+            Err(ListenError::InUse {
+                holder: Some(found),
+                ..
+            }) => {
                 assert_eq!(found.pid, std::process::id());
                 assert!(!found.name.is_empty() && !found.command.is_empty());
             }
@@ -43,7 +53,10 @@ fn a_holder_is_named_even_if_it_would_share() {
     }
     let dual = SocketAddr::new("::".parse().unwrap(), addr.port());
     let text = Group::open(dual, false, 1).unwrap_err().to_string();
-    assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+    assert!(
+        text.contains(&format!("pid {}", std::process::id())),
+        "{text}"
+    );
     // IPv6 alone does not overlap.
     Group::open(dual, true, 1).unwrap();
 }
@@ -108,7 +121,10 @@ fn a_group_survives_its_process_state() {
         }
         let fds = (0..3).map(|slot| group.dup(slot).ok()).collect();
         let same = Group::adopt(fds).unwrap();
-        assert_eq!((same.addr(), same.family(), same.len()), (group.addr(), family, 3));
+        assert_eq!(
+            (same.addr(), same.family(), same.len()),
+            (group.addr(), family, 3)
+        );
     }
     assert!(Group::adopt(Vec::new()).is_err());
     let one = Group::open(localhost(), false, 1).unwrap();
@@ -124,17 +140,28 @@ fn assert_steered(group: &Group) {
     for slot in 0..group.len() {
         group.steer(&sole(group.len(), slot)).unwrap();
         let _client = TcpStream::connect(group.addr()).unwrap();
-        assert!(accept_nonblocking(group.fd(slot)).unwrap().is_some(), "slot {slot} of {group:?}");
+        assert!(
+            accept_nonblocking(group.fd(slot)).unwrap().is_some(),
+            "slot {slot} of {group:?}"
+        );
     }
 }
 
 #[test]
 fn what_is_left_of_a_group_becomes_whole_again() {
-    for left in [[false, true, true, false, true], [true, false, false, false, false], [false, false, false, false, true]] {
+    for left in [
+        [false, true, true, false, true],
+        [true, false, false, false, false],
+        [false, false, false, false, true],
+    ] {
         let group = Group::open(localhost(), false, 5).unwrap();
         group.steer(&sole(5, 4)).unwrap();
         // As workers hold them: of the others, the kernel moves the last into each hole.
-        let copies: Vec<_> = left.iter().enumerate().map(|(slot, held)| held.then(|| group.dup(slot).unwrap())).collect();
+        let copies: Vec<_> = left
+            .iter()
+            .enumerate()
+            .map(|(slot, held)| held.then(|| group.dup(slot).unwrap()))
+            .collect();
         drop(group);
         let mut again = Group::adopt(copies).unwrap();
         again.steer(&sole(5, 0)).unwrap();
@@ -179,7 +206,11 @@ fn such_a_group_is_found_in_the_family_that_it_changed_to() {
         let _beyond_reach: Vec<_> = [1, 2].map(|slot| group.dup(slot).unwrap()).into();
         drop(group);
         let mut ours = Group::join(configured, false, 4).unwrap();
-        assert_eq!((ours.addr(), ours.family()), (actual, family), "{addr} {changes:?}");
+        assert_eq!(
+            (ours.addr(), ours.family()),
+            (actual, family),
+            "{addr} {changes:?}"
+        );
         ours.steer(&sole(4, 0)).unwrap();
         ours.find_order().unwrap();
         assert_steered(&ours);
@@ -191,7 +222,9 @@ fn a_connection_is_counted_taken_and_alive() {
     let group = Group::open(localhost(), false, 1).unwrap();
     assert!(accept_nonblocking(group.fd(0)).unwrap().is_none());
     let mut client = TcpStream::connect(group.addr()).unwrap();
-    let Backlog::Listening { queued: 1, max } = group.backlog(0).unwrap() else { panic!() };
+    let Backlog::Listening { queued: 1, max } = group.backlog(0).unwrap() else {
+        panic!()
+    };
     assert!(max >= 128);
     let (connection, peer) = accept_nonblocking(group.fd(0)).unwrap().unwrap();
     assert_eq!(peer, Some(client.local_addr().unwrap()));
@@ -204,8 +237,13 @@ fn a_connection_is_counted_taken_and_alive() {
     connection.read_exact(&mut byte).unwrap();
     let copy = group.dup(0).unwrap();
     set_nonblocking(&copy, true).unwrap();
-    assert!(is_nonblocking(group.fd(0)).unwrap(), "shared by all holders");
-    socket2::SockRef::from(&copy).shutdown(std::net::Shutdown::Both).unwrap();
+    assert!(
+        is_nonblocking(group.fd(0)).unwrap(),
+        "shared by all holders"
+    );
+    socket2::SockRef::from(&copy)
+        .shutdown(std::net::Shutdown::Both)
+        .unwrap();
     assert_eq!(group.backlog(0).unwrap(), Backlog::NotListening);
 }
 
@@ -220,7 +258,9 @@ fn nothing_is_lost_when_the_family_changes() {
         let client = SocketAddr::new(client.parse().unwrap(), group.addr().port());
         // What a worker inherited.
         let inherited: Vec<_> = (0..3).map(|slot| group.dup(slot).unwrap()).collect();
-        let before: Vec<_> = (0..20).map(|_| TcpStream::connect(client).unwrap()).collect();
+        let before: Vec<_> = (0..20)
+            .map(|_| TcpStream::connect(client).unwrap())
+            .collect();
         let stop = std::sync::atomic::AtomicBool::new(false);
         let relaxed = std::sync::atomic::Ordering::Relaxed;
         let (during, mut accepted) = std::thread::scope(|scope| {
@@ -237,7 +277,11 @@ fn nothing_is_lost_when_the_family_changes() {
             (clients.join().unwrap(), accepted)
         });
         assert_eq!(group.family(), want);
-        assert!(inherited.iter().all(|fd| backlog(fd).unwrap() == Backlog::NotListening));
+        assert!(
+            inherited
+                .iter()
+                .all(|fd| backlog(fd).unwrap() == Backlog::NotListening)
+        );
         assert!(accepted.len() >= before.len());
         for slot in 0..3 {
             while let Some((connection, _)) = accept_nonblocking(group.fd(slot)).unwrap() {
@@ -257,7 +301,11 @@ fn nothing_is_lost_when_the_family_changes() {
 fn paths() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a b.sock");
-    let want = |mode: u32| Ownership { mode, uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw() };
+    let want = |mode: u32| Ownership {
+        mode,
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+    };
     let open_unix = |path: &Path| open_unix(path, want(0o777));
     let mode = || path.metadata().unwrap().permissions().mode() & 0o7777;
     let first = open_unix(&path).unwrap();
@@ -265,7 +313,10 @@ fn paths() {
     own_unix(&path, want(0o620)).unwrap();
     assert_eq!(mode(), 0o620);
     let text = open_unix(&path).unwrap_err().to_string();
-    assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+    assert!(
+        text.contains(&format!("pid {}", std::process::id())),
+        "{text}"
+    );
     let _client = UnixStream::connect(&path).unwrap();
     let (_connection, peer) = accept_nonblocking(first.as_fd()).unwrap().unwrap();
     assert_eq!(peer, None);
@@ -275,13 +326,28 @@ fn paths() {
     assert_eq!(holder::of_unix(&path).unwrap().len(), 1);
     let plain = dir.path().join("plain");
     std::fs::write(&plain, "precious").unwrap();
-    assert!(open_unix(&plain).unwrap_err().to_string().contains("no socket"));
+    assert!(
+        open_unix(&plain)
+            .unwrap_err()
+            .to_string()
+            .contains("no socket")
+    );
     assert_eq!(std::fs::read_to_string(&plain).unwrap(), "precious");
-    assert!(own_unix(&plain, want(0o600)).unwrap_err().to_string().contains("not the socket"));
+    assert!(
+        own_unix(&plain, want(0o600))
+            .unwrap_err()
+            .to_string()
+            .contains("not the socket")
+    );
     // A link at the end of the path is nobody's invitation, and neither is a second name.
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    assert!(open_unix(&link).unwrap_err().to_string().contains("no socket"));
+    assert!(
+        open_unix(&link)
+            .unwrap_err()
+            .to_string()
+            .contains("no socket")
+    );
     assert!(own_unix(&link, want(0o600)).is_err());
     std::fs::hard_link(&path, dir.path().join("twice")).unwrap();
     assert!(own_unix(&path, want(0o600)).is_err());
@@ -295,14 +361,23 @@ fn paths() {
 fn half_open_handshakes_are_seen() {
     // TCP_DEFER_ACCEPT keeps a connection half open until data comes.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    crate::sys::raw::setsockopt_int(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5).unwrap();
+    crate::sys::raw::setsockopt_int(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5)
+        .unwrap();
     let addr = listener.local_addr().unwrap();
     assert!(sockdiag::half_open(addr.port()).unwrap().is_empty());
     let mut client = TcpStream::connect(addr).unwrap();
     let found = sockdiag::half_open(addr.port()).unwrap();
-    assert_eq!(found.into_iter().collect::<Vec<_>>(), [(addr, client.local_addr().unwrap())]);
+    assert_eq!(
+        found.into_iter().collect::<Vec<_>>(),
+        [(addr, client.local_addr().unwrap())]
+    );
     client.write_all(b"x").unwrap();
-    super::until("complete", || sockdiag::half_open(addr.port()).unwrap().is_empty().then_some(()));
+    super::until("complete", || {
+        sockdiag::half_open(addr.port())
+            .unwrap()
+            .is_empty()
+            .then_some(())
+    });
 }
 
 /// What a program leaves that looks whether its port is taken, and what it must not be taken for.
@@ -311,7 +386,12 @@ fn traces_of_a_test_by_connecting() {
     for ip in ["127.0.0.1", "::1"] {
         let listener = TcpListener::bind((ip, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
-        let traces = || (sockdiag::abandoned(addr.port()).unwrap(), sockdiag::closed_by_clients(addr.port()).unwrap());
+        let traces = || {
+            (
+                sockdiag::abandoned(addr.port()).unwrap(),
+                sockdiag::closed_by_clients(addr.port()).unwrap(),
+            )
+        };
         assert_eq!(traces(), (0, false));
         let waits = TcpStream::connect(addr).unwrap();
         let mut asks = TcpStream::connect(addr).unwrap();
@@ -338,7 +418,15 @@ fn sockets_that_were_shut_down_listen_again_where_they_are_found() {
         let mut group = Group::open(addr.parse().unwrap(), false, 7).unwrap();
         group.steer(&sole(7, 0)).unwrap();
         assert_eq!(group.mend().unwrap(), Mended::Whole);
-        for shut in [&[3][..], &[6], &[1, 2], &[5, 2, 4], &[1, 6, 2, 3], &[6, 5, 4, 3, 2, 1], &[2]] {
+        for shut in [
+            &[3][..],
+            &[6],
+            &[1, 2],
+            &[5, 2, 4],
+            &[1, 6, 2, 3],
+            &[6, 5, 4, 3, 2, 1],
+            &[2],
+        ] {
             for slot in shut {
                 let socket = Socket::from(group.dup(*slot).unwrap());
                 socket.shutdown(std::net::Shutdown::Both).unwrap();
@@ -352,7 +440,10 @@ fn sockets_that_were_shut_down_listen_again_where_they_are_found() {
                 group.steer(&sole(7, slot)).unwrap();
                 let target = crate::sys::steer::probe_target(group.addr(), group.family());
                 let _client = TcpStream::connect(target).unwrap();
-                assert!(accept_nonblocking(group.fd(slot)).unwrap().is_some(), "{addr} {shut:?}: slot {slot}");
+                assert!(
+                    accept_nonblocking(group.fd(slot)).unwrap().is_some(),
+                    "{addr} {shut:?}: slot {slot}"
+                );
             }
             group.steer(&sole(7, 0)).unwrap();
         }

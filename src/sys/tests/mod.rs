@@ -37,9 +37,14 @@ fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 /// The path of a program, or `None` where it may be missing.
 fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file());
     if found.is_none() {
-        assert!(std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none(), "{name} is required");
+        assert!(
+            std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none(),
+            "{name} is required"
+        );
         eprintln!("skipped: no {name}");
     }
     found
@@ -104,7 +109,9 @@ fn text(mut file: std::fs::File) -> String {
 fn http(mut stream: std::net::TcpStream) -> String {
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer

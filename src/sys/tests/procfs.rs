@@ -22,7 +22,11 @@ fn a_tree_and_its_memory() {
     assert_eq!(start_time(pid).unwrap(), child.0.started);
     for &(pid, started) in &tree {
         assert_eq!(start_time(pid).unwrap(), started);
-        until("its own environment", || environ_of(pid, "RSUP_WORKER").unwrap().filter(|value| value == "web.2.7"));
+        until("its own environment", || {
+            environ_of(pid, "RSUP_WORKER")
+                .unwrap()
+                .filter(|value| value == "web.2.7")
+        });
     }
     let mut meter = Meter::new();
     let me = std::process::id();
@@ -32,9 +36,13 @@ fn a_tree_and_its_memory() {
     // One branch goes: no new process, and yet it is seen.
     let (leaf, _) = tree[0];
     process::signal(process::pidfd_open(leaf).unwrap(), libc::SIGKILL).unwrap();
-    until("less", || (meter.rss_tree(&[pid])[0] < all[0]).then_some(()));
+    until("less", || {
+        (meter.rss_tree(&[pid])[0] < all[0]).then_some(())
+    });
     drop(child);
-    until("nothing left", || (meter.rss_tree(&[pid]) == [0]).then_some(()));
+    until("nothing left", || {
+        (meter.rss_tree(&[pid]) == [0]).then_some(())
+    });
 }
 
 #[test]
@@ -49,7 +57,9 @@ fn a_new_branch_is_noticed() {
     let mut meter = Meter::new();
     let before = meter.rss_tree(&[child.0.pid])[0];
     drop(opener);
-    until("more", || (meter.rss_tree(&[child.0.pid])[0] > before + 200 * 1024).then_some(()));
+    until("more", || {
+        (meter.rss_tree(&[child.0.pid])[0] > before + 200 * 1024).then_some(())
+    });
     drop((child, out));
 }
 

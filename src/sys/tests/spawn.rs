@@ -32,13 +32,28 @@ fn what_a_child_gets() {
     assert_eq!(exit, Exit::Code(7));
     let lines: Vec<&str> = text.lines().collect();
     let pid = lines[0];
-    let fields: Vec<&str> = lines[1].rsplit(')').next().unwrap().split_whitespace().collect();
+    let fields: Vec<&str> = lines[1]
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
     assert_eq!((fields[2], fields[3]), (pid, pid), "group and session");
     let tail = &lines[lines.len() - 5..];
-    assert_eq!(tail, ["0", "1", "2", "/dev/null", cwd.to_str().unwrap()], "{text}");
+    assert_eq!(
+        tail,
+        ["0", "1", "2", "/dev/null", cwd.to_str().unwrap()],
+        "{text}"
+    );
     // Not of a shell, which blocks signals while it forks.
     let (text, _) = output(&["cat", "/proc/self/status"], |_| {});
-    let status = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    let status = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
     assert_eq!(status("SigBlk:"), "0000000000000000");
     assert_eq!(status("SigIgn:"), "0000000000000000");
     assert_eq!(status("NoNewPrivs:"), "0");
@@ -54,7 +69,8 @@ fn descriptors_by_number_and_name() {
     let (text, exit) = output(&["sh", "-c", script], |plan| {
         plan.listen = vec![group.dup(0).unwrap(), group.dup(1).unwrap()];
         plan.extra = vec![(gate.into(), "CHANNEL".to_owned())];
-        plan.env.extend(strings(&["LISTEN_PID=1", "LISTEN_FDS=9", "CHANNEL=x"]));
+        plan.env
+            .extend(strings(&["LISTEN_PID=1", "LISTEN_FDS=9", "CHANNEL=x"]));
     });
     assert_eq!(exit, Exit::Code(0));
     let lines: Vec<&str> = text.lines().collect();
@@ -70,7 +86,10 @@ fn descriptors_by_number_and_name() {
 #[test]
 fn what_is_given_up_stays_given_up() {
     if !nix::unistd::geteuid().is_root() {
-        assert!(std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none(), "root is required");
+        assert!(
+            std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none(),
+            "root is required"
+        );
         eprintln!("skipped: only root can give capabilities up");
         return;
     }
@@ -78,11 +97,18 @@ fn what_is_given_up_stays_given_up() {
     let sets = |change: &dyn Fn(&mut crate::sys::spawn::Plan)| {
         let (text, _) = output(&["cat", "/proc/self/status"], |plan| change(plan));
         ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"].map(|name| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap();
             u64::from_str_radix(line.trim(), 16).unwrap()
         })
     };
-    let nobody = Credentials { uid: 65534, gid: 65534, groups: vec![] };
+    let nobody = Credentials {
+        uid: 65534,
+        gid: 65534,
+        groups: vec![],
+    };
     for keep in [0, NET_BIND] {
         for user in [None, Some(nobody.clone())] {
             let found = sets(&|plan| {
@@ -94,7 +120,10 @@ fn what_is_given_up_stays_given_up() {
     }
     // Without a word about capabilities, another user has none and could get them back by a setuid program only.
     let all = crate::sys::capability::effective().unwrap();
-    assert_eq!(sets(&|plan| plan.credentials = Some(nobody.clone())), [0, 0, 0, all, 0]);
+    assert_eq!(
+        sets(&|plan| plan.credentials = Some(nobody.clone())),
+        [0, 0, 0, all, 0]
+    );
 }
 
 #[test]
@@ -111,24 +140,43 @@ fn the_first_closed_part_of_a_path() {
     let folder = tempfile::tempdir().unwrap();
     let inner = folder.path().join("a/b");
     std::fs::create_dir_all(&inner).unwrap();
-    let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    let stranger = Credentials { uid: 54321, gid: 54321, groups: vec![] };
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+    };
+    let stranger = Credentials {
+        uid: 54321,
+        gid: 54321,
+        groups: vec![],
+    };
     open(folder.path(), 0o711);
     open(&inner, 0o755);
     open(&folder.path().join("a"), 0o750);
-    assert_eq!(stranger.first_closed(&inner), Some(folder.path().canonicalize().unwrap().join("a")));
+    assert_eq!(
+        stranger.first_closed(&inner),
+        Some(folder.path().canonicalize().unwrap().join("a"))
+    );
     open(&folder.path().join("a"), 0o711);
     assert_eq!(stranger.first_closed(&inner), None);
     let own = nix::unistd::getgid().as_raw();
     open(&inner, 0o710);
-    assert_eq!(Credentials { groups: vec![own], ..stranger.clone() }.first_closed(&inner), None);
+    assert_eq!(
+        Credentials {
+            groups: vec![own],
+            ..stranger.clone()
+        }
+        .first_closed(&inner),
+        None
+    );
     assert!(stranger.first_closed(&inner).is_some());
 }
 
 #[test]
 fn limits_users_and_privileges() {
     let (text, _) = output(&["sh", "-c", "ulimit -Sn; ulimit -Hn"], |plan| {
-        plan.nofile = Some(Limit { soft: 99, hard: 100 });
+        plan.nofile = Some(Limit {
+            soft: 99,
+            hard: 100,
+        });
     });
     assert_eq!(text, "99\n100\n");
     let (text, _) = output(&["grep", "NoNewPrivs", "/proc/self/status"], |plan| {
@@ -137,9 +185,16 @@ fn limits_users_and_privileges() {
     assert_eq!(text, "NoNewPrivs:\t1\n");
     if nix::unistd::geteuid().is_root() {
         let (text, _) = output(&["id"], |plan| {
-            plan.credentials = Some(Credentials { uid: 12345, gid: 54321, groups: vec![777] });
+            plan.credentials = Some(Credentials {
+                uid: 12345,
+                gid: 54321,
+                groups: vec![777],
+            });
         });
-        assert!(text.starts_with("uid=12345 gid=54321 groups=54321,777"), "{text}");
+        assert!(
+            text.starts_with("uid=12345 gid=54321 groups=54321,777"),
+            "{text}"
+        );
     } else {
         eprintln!("skipped: becoming another user needs root");
     }
@@ -150,7 +205,11 @@ fn limits_users_and_privileges() {
 fn file(dir: &Path, name: &str, text: &str, mode: u32) {
     let written = dir.join(format!("{name}.text"));
     std::fs::write(&written, text).unwrap();
-    let status = std::process::Command::new("install").arg("-m").arg(format!("{mode:o}")).args([&written, &dir.join(name)]).status();
+    let status = std::process::Command::new("install")
+        .arg("-m")
+        .arg(format!("{mode:o}"))
+        .args([&written, &dir.join(name)])
+        .status();
     assert!(status.unwrap().success());
 }
 
@@ -202,7 +261,12 @@ fn what_cannot_be_started_says_why() {
 fn the_path_is_the_childs() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("bin")).unwrap();
-    file(&dir.path().join("bin"), "greet", "#!/bin/sh\necho \"$0 $1\"\n", 0o755);
+    file(
+        &dir.path().join("bin"),
+        "greet",
+        "#!/bin/sh\necho \"$0 $1\"\n",
+        0o755,
+    );
     let (text, _) = output(&["greet", "you"], |plan| {
         plan.cwd = dir.path().to_owned();
         plan.env = strings(&["PATH=/nowhere:bin:/bin"]);
@@ -221,10 +285,19 @@ fn signals_reach_the_tree_but_for_what_left_it() {
     assert!(!process::has_ended(&child.pidfd).unwrap());
     assert_eq!(process::wait(&child.pidfd).unwrap(), None);
     process::signal_group(child.pid, libc::SIGTERM).unwrap();
-    assert_eq!(ended(&child), Exit::Signal { signal: libc::SIGTERM, core_dumped: false });
+    assert_eq!(
+        ended(&child),
+        Exit::Signal {
+            signal: libc::SIGTERM,
+            core_dumped: false
+        }
+    );
     // The pipe ends when the last of them is gone.
     std::io::BufRead::read_line(&mut out, &mut line).unwrap();
-    assert_eq!(process::signal(&child.pidfd, 0).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    assert_eq!(
+        process::signal(&child.pidfd, 0).unwrap_err().raw_os_error(),
+        Some(libc::ESRCH)
+    );
 }
 
 #[test]
@@ -235,7 +308,8 @@ fn many_at_once_from_many_threads() {
             scope.spawn(move || {
                 for round in 0..5 {
                     let code = thread * 10 + round;
-                    let (text, exit) = output(&["sh", "-c", &format!("echo x; exit {code}")], |_| {});
+                    let (text, exit) =
+                        output(&["sh", "-c", &format!("echo x; exit {code}")], |_| {});
                     assert_eq!((text.as_str(), exit), ("x\n", Exit::Code(code)));
                 }
             });

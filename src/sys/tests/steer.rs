@@ -10,7 +10,10 @@ use socket2::{Domain, Socket, Type};
 
 use super::{PATIENCE, until};
 use crate::sys::listen::{Backlog, Family, Group, accept_nonblocking};
-use crate::sys::steer::{Balance, Table, max_slots, probe_socket, probe_source_v4, probe_target, probe_tclass_v6, program};
+use crate::sys::steer::{
+    Balance, Table, max_slots, probe_socket, probe_source_v4, probe_target, probe_tclass_v6,
+    program,
+};
 
 /// Runs a program as the kernel would, for a packet with this IP header.
 fn run(program: &[sock_filter], header: &[u8], random: u32) -> u32 {
@@ -59,17 +62,33 @@ fn packet_v6(source: Ipv6Addr, tclass: u32) -> Vec<u8> {
 }
 
 fn table(weights: &[u32]) -> Table {
-    Table { weights: weights.to_vec(), balance: Balance::Random, hold: 0 }
+    Table {
+        weights: weights.to_vec(),
+        balance: Balance::Random,
+        hold: 0,
+    }
 }
 
 fn any_table() -> impl Strategy<Value = Table> {
     let weight = prop_oneof![2 => Just(0u32), 4 => 1u32..100, 1 => any::<u32>()];
-    let weights = prop_oneof![proptest::collection::vec(weight.clone(), 1..12), proptest::collection::vec(weight, 100..400),];
+    let weights = prop_oneof![
+        proptest::collection::vec(weight.clone(), 1..12),
+        proptest::collection::vec(weight, 100..400),
+    ];
     let balance = prop_oneof![Just(Balance::Random), Just(Balance::SourceIp)];
-    (weights, balance, 0usize..500).prop_map(|(weights, balance, hold)| Table { weights, balance, hold })
+    (weights, balance, 0usize..500).prop_map(|(weights, balance, hold)| Table {
+        weights,
+        balance,
+        hold,
+    })
 }
 
-const FAMILIES: [Family; 4] = [Family::V4, Family::V6 { only: true }, Family::V6 { only: false }, Family::V6Mapped];
+const FAMILIES: [Family; 4] = [
+    Family::V4,
+    Family::V6 { only: true },
+    Family::V6 { only: false },
+    Family::V6Mapped,
+];
 
 fn takes(family: Family) -> (bool, bool) {
     match family {
@@ -138,7 +157,10 @@ proptest! {
 
 #[test]
 fn neighbouring_addresses_spread_evenly() {
-    let table = Table { balance: Balance::SourceIp, ..table(&[1, 1, 0, 2]) };
+    let table = Table {
+        balance: Balance::SourceIp,
+        ..table(&[1, 1, 0, 2])
+    };
     let program = program(&table, Family::V6 { only: false }).unwrap();
     let mut counts = [0u32; 4];
     for n in 0..8000u32 {
@@ -206,13 +228,22 @@ fn behaves(group: &Group, client: SocketAddr) {
         clear(group);
         for index in 0..group.len() {
             let _probe = probe(group, index);
-            assert_eq!(arrivals(group), HashMap::from([(index, 1)]), "gate at {open}");
+            assert_eq!(
+                arrivals(group),
+                HashMap::from([(index, 1)]),
+                "gate at {open}"
+            );
             clear(group);
         }
     }
-    let held = Table { hold: 1, ..table(&vec![0; group.len()]) };
+    let held = Table {
+        hold: 1,
+        ..table(&vec![0; group.len()])
+    };
     group.steer(&held).unwrap();
-    let clients: Vec<_> = (0..10).map(|_| TcpStream::connect(client).unwrap()).collect();
+    let clients: Vec<_> = (0..10)
+        .map(|_| TcpStream::connect(client).unwrap())
+        .collect();
     assert_eq!(arrivals(group), HashMap::from([(1, clients.len())]));
     clear(group);
 }
@@ -263,13 +294,21 @@ fn mapped() {
 fn shares_and_stickiness() {
     let group = group("127.0.0.1:0", false, 3);
     group.steer(&table(&[1, 0, 3])).unwrap();
-    let clients: Vec<_> = (0..400).map(|_| TcpStream::connect(group.addr()).unwrap()).collect();
+    let clients: Vec<_> = (0..400)
+        .map(|_| TcpStream::connect(group.addr()).unwrap())
+        .collect();
     let found = arrivals(&group);
     // Six standard deviations.
-    assert!(found[&0].abs_diff(100) < 52 && found[&0] + found[&2] == clients.len(), "{found:?}");
+    assert!(
+        found[&0].abs_diff(100) < 52 && found[&0] + found[&2] == clients.len(),
+        "{found:?}"
+    );
     drop(clients);
     clear(&group);
-    let sticky = Table { balance: Balance::SourceIp, ..table(&[1, 1, 1]) };
+    let sticky = Table {
+        balance: Balance::SourceIp,
+        ..table(&[1, 1, 1])
+    };
     group.steer(&sticky).unwrap();
     let mut used = HashMap::new();
     for host in 1..40u8 {
@@ -322,14 +361,19 @@ fn swaps_under_load_lose_nothing() {
             })
             .collect();
         let mut swaps = 0usize;
-        while !clients.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+        while !clients
+            .iter()
+            .all(std::thread::ScopedJoinHandle::is_finished)
+        {
             let mut weights = [1, 1, 1, 1];
             weights[swaps % 4] = 0;
             group.steer(&table(&weights)).unwrap();
             swaps += 1;
             std::thread::yield_now();
         }
-        until("all taken", || (taken.load(Ordering::Relaxed) == made.load(Ordering::Relaxed)).then_some(()));
+        until("all taken", || {
+            (taken.load(Ordering::Relaxed) == made.load(Ordering::Relaxed)).then_some(())
+        });
         stop.store(true, Ordering::Relaxed);
         assert_eq!(made.load(Ordering::Relaxed), 600);
     });
@@ -345,9 +389,20 @@ fn as_many_slots_as_promised() {
     let group = group("[::]:0", false, 1);
     let weights: Vec<u32> = (1..).take(limit).collect();
     let balance = Balance::SourceIp;
-    let program = program(&Table { weights, balance, hold: 0 }, group.family()).unwrap();
+    let program = program(
+        &Table {
+            weights,
+            balance,
+            hold: 0,
+        },
+        group.family(),
+    )
+    .unwrap();
     crate::sys::listen::attach_for_test(&group, &program).unwrap();
-    assert!(Group::open("[::1]:0".parse().unwrap(), true, 64).is_err(), "63 can be probed");
+    assert!(
+        Group::open("[::1]:0".parse().unwrap(), true, 64).is_err(),
+        "63 can be probed"
+    );
 }
 
 /// Runs `test` on a thread in a network namespace of its own, where addresses and limits may be
@@ -363,7 +418,13 @@ fn in_own_network(test: impl FnOnce() + Send) {
                 return;
             };
             // Forked from this thread, so in its namespace.
-            let ip = |line: &str| std::process::Command::new(&ip).args(line.split(' ')).status().unwrap().success();
+            let ip = |line: &str| {
+                std::process::Command::new(&ip)
+                    .args(line.split(' '))
+                    .status()
+                    .unwrap()
+                    .success()
+            };
             assert!(ip("link set lo up"));
             if !ip("link add name net0 type bridge") {
                 eprintln!("skipped: no network bridges");
@@ -415,7 +476,11 @@ fn a_small_optmem_is_respected() {
         let group = group("[::]:0", false, 1);
         let fits = |slots: usize| {
             let weights: Vec<u32> = (1..).take(slots).collect();
-            let table = Table { weights, balance: Balance::SourceIp, hold: 0 };
+            let table = Table {
+                weights,
+                balance: Balance::SourceIp,
+                hold: 0,
+            };
             let program = program(&table, group.family()).unwrap();
             crate::sys::listen::attach_for_test(&group, &program)
         };

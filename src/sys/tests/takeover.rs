@@ -48,13 +48,23 @@ fn next_call(listener: &Listener) -> Call {
 fn group() -> Group {
     let group = Group::open(localhost(), false, 2).unwrap();
     let weights = vec![0, 1];
-    group.steer(&Table { weights, balance: Balance::Random, hold: 0 }).unwrap();
+    group
+        .steer(&Table {
+            weights,
+            balance: Balance::Random,
+            hold: 0,
+        })
+        .unwrap();
     group
 }
 
 #[test]
 fn a_call_that_was_received_and_not_answered_is_noticed() {
-    let (mut plan, _out) = plan(&["python3", "-c", "import socket; socket.socket().bind(('127.0.0.1', 0))"]);
+    let (mut plan, _out) = plan(&[
+        "python3",
+        "-c",
+        "import socket; socket.socket().bind(('127.0.0.1', 0))",
+    ]);
     if !prepare(&mut plan) {
         return;
     }
@@ -62,7 +72,10 @@ fn a_call_that_was_received_and_not_answered_is_noticed() {
     let listener = report(&mut child.exec).unwrap().notify.unwrap();
     let child = Guard(child);
     raw::poll(&listener, libc::POLLIN, PATIENCE).unwrap();
-    assert!(!left_unanswered(&listener, &[child.0.pid]), "it waits to be received");
+    assert!(
+        !left_unanswered(&listener, &[child.0.pid]),
+        "it waits to be received"
+    );
     let bind = next(&listener);
     assert!(left_unanswered(&listener, &[child.0.pid]));
     listener.proceed(&bind).unwrap();
@@ -75,7 +88,10 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
     let group = group();
     let port = group.addr().port();
     let (mut plan, _out) = plan(argv);
-    plan.env.extend(super::strings(&[&format!("PORT={port}"), "PYTHONUNBUFFERED=1"]));
+    plan.env.extend(super::strings(&[
+        &format!("PORT={port}"),
+        "PYTHONUNBUFFERED=1",
+    ]));
     if !prepare(&mut plan) {
         return;
     }
@@ -91,12 +107,18 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
         }
         assert_eq!(listener.proceed(&bind).unwrap(), Answer::Delivered);
     };
-    assert_eq!(bind.addr, format!("{bound}:{port}").parse::<SocketAddr>().unwrap());
+    assert_eq!(
+        bind.addr,
+        format!("{bound}:{port}").parse::<SocketAddr>().unwrap()
+    );
     assert_eq!(bind.socket.nonblocking, nonblocking);
     assert!(bind.socket.cloexec);
     assert_eq!(bind.socket.is_v6, bind.addr.is_ipv6());
     assert!(
-        bind.process == child.0.pid || super::sys_procfs::descendants(child.0.pid).iter().any(|&(pid, _)| pid == bind.process)
+        bind.process == child.0.pid
+            || super::sys_procfs::descendants(child.0.pid)
+                .iter()
+                .any(|&(pid, _)| pid == bind.process)
     );
     let mut group = group;
     let mut early = Some(early);
@@ -106,9 +128,18 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
         assert_eq!(rescued.len(), 1);
         early = None;
         let weights = vec![0, 1];
-        group.steer(&Table { weights, balance: Balance::Random, hold: 0 }).unwrap();
+        group
+            .steer(&Table {
+                weights,
+                balance: Balance::Random,
+                hold: 0,
+            })
+            .unwrap();
     }
-    assert_eq!(listener.inject(&bind, group.fd(1)).unwrap(), Answer::Delivered);
+    assert_eq!(
+        listener.inject(&bind, group.fd(1)).unwrap(),
+        Answer::Delivered
+    );
     // An app that asked for it later, as asyncio does, may have it by now.
     assert!(!nonblocking || is_nonblocking(group.fd(1)).unwrap());
     if let Some(early) = early {
@@ -118,11 +149,17 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
         let answer = http(TcpStream::connect(group.addr()).unwrap());
         assert!(answer.contains("200 OK"), "{answer}");
     }
-    assert!(matches!(group.backlog(1).unwrap(), Backlog::Listening { queued: 0, .. }));
+    assert!(matches!(
+        group.backlog(1).unwrap(),
+        Backlog::Listening { queued: 0, .. }
+    ));
     drop(child);
     // Dead, and the socket lives: a connection waits.
     let _late = TcpStream::connect(group.addr()).unwrap();
-    assert!(matches!(group.backlog(1).unwrap(), Backlog::Listening { queued: 1, .. }));
+    assert!(matches!(
+        group.backlog(1).unwrap(),
+        Backlog::Listening { queued: 1, .. }
+    ));
     raw::poll(&listener, libc::POLLIN, PATIENCE).unwrap();
     let over = listener.receive().unwrap_err();
     assert_eq!(over.kind(), std::io::ErrorKind::BrokenPipe);
@@ -206,15 +243,27 @@ fn other_binds_pass_and_can_be_refused() {
     assert!(!udp.socket.is_stream && udp.addr.port() == port);
     listener.proceed(&udp).unwrap();
     let v6 = next(&listener);
-    assert!(v6.socket.v6only == Some(true) && v6.socket.is_v6 && v6.socket.is_stream && !v6.socket.cloexec);
+    assert!(
+        v6.socket.v6only == Some(true)
+            && v6.socket.is_v6
+            && v6.socket.is_stream
+            && !v6.socket.cloexec
+    );
     listener.refuse(&v6, libc::EADDRINUSE).unwrap();
     let other = next(&listener);
     assert_eq!(other.addr, localhost());
     listener.proceed(&other).unwrap();
-    assert_eq!(listener.proceed(&other).unwrap(), Answer::Vanished, "only once");
+    assert_eq!(
+        listener.proceed(&other).unwrap(),
+        Answer::Vanished,
+        "only once"
+    );
     assert_eq!(text(out), "udp\nunix\nEADDRINUSE\nother True\n");
     assert_eq!(ended(&child), Exit::Code(0));
-    assert_eq!(listener.inject(&other, group().fd(0)).unwrap(), Answer::Vanished);
+    assert_eq!(
+        listener.inject(&other, group().fd(0)).unwrap(),
+        Answer::Vanished
+    );
 }
 
 const CONNECTS: &str = r"
@@ -245,11 +294,20 @@ fn connects_are_seen_where_they_are_asked_for() {
         if trapped {
             let connects: Vec<_> = (0..3)
                 .map(|at| {
-                    let Call::Connect(connect) = next_call(&listener) else { panic!("a bind comes last") };
-                    assert!(connect.addr == there.local_addr().unwrap() && connect.is_to_this_machine());
+                    let Call::Connect(connect) = next_call(&listener) else {
+                        panic!("a bind comes last")
+                    };
+                    assert!(
+                        connect.addr == there.local_addr().unwrap() && connect.is_to_this_machine()
+                    );
                     let stream = connect.is_stream().unwrap();
                     let refused = at == 1;
-                    if refused { listener.refuse(&connect, libc::ECONNREFUSED) } else { listener.proceed(&connect) }.unwrap();
+                    if refused {
+                        listener.refuse(&connect, libc::ECONNREFUSED)
+                    } else {
+                        listener.proceed(&connect)
+                    }
+                    .unwrap();
                     stream
                 })
                 .collect();
@@ -278,6 +336,12 @@ fn a_caller_that_dies_is_no_error() {
     let bind = next(&listener);
     drop(Guard(child));
     let group = group();
-    assert_eq!(listener.inject(&bind, group.fd(0)).unwrap(), Answer::Vanished);
-    assert_eq!(listener.refuse(&bind, libc::EACCES).unwrap(), Answer::Vanished);
+    assert_eq!(
+        listener.inject(&bind, group.fd(0)).unwrap(),
+        Answer::Vanished
+    );
+    assert_eq!(
+        listener.refuse(&bind, libc::EACCES).unwrap(),
+        Answer::Vanished
+    );
 }
