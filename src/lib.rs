@@ -1,16 +1,18 @@
 //! rsup: a process supervisor that deploys new versions of web apps without a failed request.
 //!
-//! Data flows one way: [`cli`] → [`control`] → [`supervisor`] (pure) → effects → [`daemon`] → [`sys`].
+//! Data flows one way: [`cli`] → [`control`] → [`core`] (pure) → effects → [`daemon`] → [`sys`].
 
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod core;
 pub mod daemon;
 pub mod exit;
+pub mod human;
 pub mod keeper;
 pub mod load;
 mod lock;
 pub mod logs;
 pub mod paths;
-pub mod supervisor;
+
 pub mod sys;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use rsup::config::AppName;
 use rsup::control::{self, Answer, Call, Failure, FailureCode, Outcome, Reply, Request};
+use rsup::core::{AppPhase, AppView, OperationKind, Progress, Step};
 use rsup::paths::Paths;
-use rsup::supervisor::{AppPhase, AppView, OperationKind, Progress, Step};
 
 struct Home(tempfile::TempDir);
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 mod fuzzing;
 
 use rsup::control::{self, Answer, Call};
-use rsup::supervisor::Supervisor;
+use rsup::core::Supervisor;
 
 fn seeds(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,5 +1,5 @@
 #![no_main]
 
-use rsup::supervisor::Supervisor;
+use rsup::core::Supervisor;
 
 libfuzzer_sys::fuzz_target!(|story: &[u8]| rsup_fuzz::story::play(Supervisor::new(1), story));

@@ -4,10 +4,10 @@ pub mod story;
 
 use std::path::Path;
 
-use rsup::config::{self, AppSpec, Problem, Script};
+use rsup::config::{self, AppSpec, CliError, Script};
 use rsup::control::{self, Answer, Call, MAX_FRAME};
+use rsup::core::Supervisor;
 use rsup::keeper::wire::{self, FromKeeper, ToKeeper};
-use rsup::supervisor::Supervisor;
 
 /// Any text as `supervisor.toml`.
 pub fn configuration(text: &str) {
@@ -159,7 +159,7 @@ pub fn state(data: &[u8]) {
 }
 
 /// Every problem can be shown, and points into its own text.
-fn sayable<'a>(problems: impl Iterator<Item = &'a Problem>) {
+fn sayable<'a>(problems: impl Iterator<Item = &'a CliError>) {
     for problem in problems {
         assert!(
             problem.fits(),
@@ -176,7 +176,7 @@ fn sayable<'a>(problems: impl Iterator<Item = &'a Problem>) {
 /// The rest of the program can rely on it, and it comes out of the control socket and the state file
 /// as it went in.
 fn travels(spec: &AppSpec) {
-    spec.sound()
+    spec.validate()
         .unwrap_or_else(|why| panic!("accepted, and yet: {why}"));
     let text = serde_json::to_string(spec).expect("a spec can be written");
     assert_eq!(

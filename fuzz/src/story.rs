@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 use rsup::config::{self, AppName, AppSpec};
-use rsup::supervisor::{
+use rsup::core::{
     Effect, Exit, Found, Input, OpId, Purpose, Request, Supervisor, Time, Traces, WorkerId,
 };
 
@@ -427,7 +427,7 @@ fn wish(app: &AppName, specs: &[AppSpec], bytes: &mut Unstructured<'_>) -> Resul
             spec,
             base_env: base_env.unwrap_or_default(),
         },
-        2 => Request::Resume,
+        2 => Request::StartStopped,
         3 => Request::Stop,
         4 => Request::Delete,
         5 => Request::Restart { spec, base_env },

@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use super::client::{CallError, Client, Interrupt};
-use super::problem::{FAILED, Problem, Report};
+use super::error::{CliError, FAILED, Report};
 use super::progress::Progress;
 use super::render::{self, Output};
 use super::targets;
 use crate::config::AppName;
 use crate::control::{Failure, Outcome, Reply, Request, Target};
-use crate::supervisor::OperationKind;
+use crate::core::OperationKind;
 
 /// Sends one request and waits for its outcomes.
 pub fn one(
@@ -17,7 +17,7 @@ pub fn one(
     client: &Client,
     request: Request,
     wait: bool,
-) -> Result<Vec<Outcome>, Problem> {
+) -> Result<Vec<Outcome>, CliError> {
     let interrupt = if wait {
         Interrupt::hold()
     } else {
@@ -40,7 +40,7 @@ pub fn each(
     kind: OperationKind,
     request: impl Fn(Target) -> Request,
     wait: bool,
-) -> Result<Vec<Outcome>, Problem> {
+) -> Result<Vec<Outcome>, CliError> {
     if let [target] = targets {
         return one(out, client, request(target.clone()), wait);
     }
@@ -105,7 +105,7 @@ pub fn failed(app: &AppName, kind: OperationKind, took_ms: u64, failure: Failure
 }
 
 /// Prints what became of each app; an error if one of them failed.
-pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Problem> {
+pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), CliError> {
     if out.json {
         out.document(outcomes)?;
     }
@@ -127,7 +127,7 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Pr
         }
     }
     if outcomes.iter().any(|outcome| outcome.failure.is_some()) {
-        Err(Problem::Said(FAILED))
+        Err(CliError::AlreadyReported(FAILED))
     } else {
         Ok(())
     }

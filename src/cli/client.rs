@@ -12,13 +12,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::daemonize::{self, Wish};
-use super::problem::{FAILED, Problem, Report};
+use super::error::{CliError, FAILED, Report};
 use super::systemctl;
 use crate::control::{self, Accepted, Answer, Call, Failure, Reply, Request};
+use crate::core::Progress;
 use crate::daemon::is_of_foreground;
 use crate::keeper;
 use crate::paths::Paths;
-use crate::supervisor::Progress;
 
 /// How long the daemon may take for an answer that needs no waiting.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -67,8 +67,8 @@ pub struct Client {
 
 impl Client {
     /// Refuses to talk to a socket in a folder that others can write to.
-    pub fn new(paths: &Paths) -> Result<Self, Problem> {
-        paths.check().map_err(Problem::usage)?;
+    pub fn new(paths: &Paths) -> Result<Self, CliError> {
+        paths.check().map_err(CliError::usage)?;
         Ok(Self {
             paths: paths.clone(),
             patience: PATIENCE,
@@ -109,7 +109,7 @@ impl Client {
     }
 
     /// As [`Self::try_ask`], with the error in words.
-    pub fn ask(&self, request: Request) -> Result<Reply, Problem> {
+    pub fn ask(&self, request: Request) -> Result<Reply, CliError> {
         self.try_ask(request).map_err(|error| self.explain(error))
     }
 
@@ -271,7 +271,7 @@ impl Client {
     }
 
     /// An error of a call in words.
-    pub fn explain(&self, error: CallError) -> Problem {
+    pub fn explain(&self, error: CallError) -> CliError {
         let log = || {
             format!(
                 "the daemon's log may tell more: {}",
@@ -280,21 +280,21 @@ impl Client {
         };
         match error {
             CallError::NoDaemon => systemctl::trouble(&self.paths)
-                .unwrap_or_else(|| Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT)),
+                .unwrap_or_else(|| CliError::failed("no_daemon", NO_DAEMON).hint(START_HINT)),
             CallError::Dead => {
                 let what = format!(
                     "the daemon is dead, and its keeper has started none that lives\nwaited {} s; it goes on trying",
                     RETURN.as_secs()
                 );
-                Problem::failed("no_daemon", what).hint(log())
+                CliError::failed("no_daemon", what).hint(log())
             }
             CallError::Failed(failure) => failure.into(),
-            CallError::Interrupted => Problem::Detached,
+            CallError::Interrupted => CliError::Interrupted,
             CallError::Silent => {
-                Problem::failed("timeout", format!("the daemon does not answer\nwaited {} s", self.patience.as_secs())).hint(log())
+                CliError::failed("timeout", format!("the daemon does not answer\nwaited {} s", self.patience.as_secs())).hint(log())
             }
-            CallError::Broken(what) => Problem::failed("broken", format!("the daemon's answer is incomplete\n{what}")).hint(log()),
-            CallError::Version { daemon, protocol } => Problem::Report {
+            CallError::Broken(what) => CliError::failed("broken", format!("the daemon's answer is incomplete\n{what}")).hint(log()),
+            CallError::Version { daemon, protocol } => CliError::Report {
                 exit: FAILED,
                 report: Report::new(
                     "version",
@@ -306,7 +306,7 @@ impl Client {
                 )
                 .hint("use the version of rsup that the daemon was started with"),
             },
-            CallError::Local(what) => Problem::failed("local", what),
+            CallError::Local(what) => CliError::failed("local", what),
         }
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use std::thread::JoinHandle;
 
 use super::client::*;
-use super::made_up::{app, name};
-use super::problem::Problem;
+use super::error::CliError;
+use super::fixtures::{app, name};
 use crate::control::{self, Answer, Call, Failure, FailureCode, Outcome, Reply, Request};
+use crate::core::{AppPhase, OperationKind, Progress, Step};
 use crate::paths::Paths;
-use crate::supervisor::{AppPhase, OperationKind, Progress, Step};
 
 /// Answers the first connection with `first`, all others as a ping of protocol `protocol`.
 fn daemon(
@@ -174,7 +174,7 @@ fn another_version_is_named() {
         matches!(&error, CallError::Version { daemon, protocol: 99 } if daemon == "9.9.9"),
         "{error:?}"
     );
-    let Problem::Report { exit: 1, report } = client.explain(error) else {
+    let CliError::Report { exit: 1, report } = client.explain(error) else {
         panic!()
     };
     assert!(

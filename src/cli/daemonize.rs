@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::client::{CallError, Client, NO_DAEMON, START_HINT};
 use super::environment;
-use super::problem::{FAILED, Problem, Report};
+use super::error::{CliError, FAILED, Report};
 use super::systemctl;
 use crate::control::{self, Reply, Request};
 use crate::paths::{self, Paths};
@@ -30,7 +30,7 @@ const LOG_LINES: usize = 10;
 ///
 /// Of two that are started at once, one gets the lock and the other ends; both callers then talk
 /// to the first.
-pub fn ensure(paths: &Paths) -> Result<Client, Problem> {
+pub fn ensure(paths: &Paths) -> Result<Client, CliError> {
     let client = Client::new(paths)?;
     // One that was killed in the midst of a stop is to begin with this start, not to go on with the stop.
     match client.clone().of_next_daemon().try_ask(Request::Ping) {
@@ -52,13 +52,13 @@ pub enum Wish {
 
 /// Starts a keeper, which starts the daemon, and waits until that answers; where a unit of systemd's
 /// is to start it, has that done.
-pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, Problem> {
+pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, CliError> {
     if let Some((manager, unit)) = systemctl::installed() {
         manager.start(&unit, false)?;
         return until_service_answers(paths, client, &unit);
     }
-    needs::check_all().map_err(|why| Problem::failed("machine", why))?;
-    paths.create().map_err(Problem::usage)?;
+    needs::check_all().map_err(|why| CliError::failed("machine", why))?;
+    paths.create().map_err(CliError::usage)?;
     let log = Log::open(paths)?;
     let mut command = command("keeper", &log)?;
     if wish == Wish::GoOn {
@@ -70,10 +70,10 @@ pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, Proble
 
 /// A daemon of the caller's own, in a folder of its own. Once the caller is gone, by whatever end,
 /// the daemon stops its apps and ends.
-pub fn own(home: &Path) -> Result<(Client, Child), Problem> {
-    let paths = Paths::in_home(home).map_err(Problem::usage)?;
+pub fn own(home: &Path) -> Result<(Client, Child), CliError> {
+    let paths = Paths::in_home(home).map_err(CliError::usage)?;
     let client = Client::new(&paths)?;
-    paths.create().map_err(Problem::usage)?;
+    paths.create().map_err(CliError::usage)?;
     let log = Log::open(&paths)?;
     let mut command = command("daemon", &log)?;
     // The other end of the pipe is the child's `stdin`, in our hands.
@@ -98,7 +98,7 @@ fn until_it_answers(
     client: Client,
     child: &mut Child,
     log: &Log,
-) -> Result<Client, Problem> {
+) -> Result<Client, CliError> {
     let deadline = Instant::now() + WITHIN;
     let failed = |what: String| {
         let log = log.tail(&paths.daemon_log());
@@ -110,7 +110,7 @@ fn until_it_answers(
             "the daemon's log: {}",
             paths.daemon_log().display()
         ));
-        Problem::Report {
+        CliError::Report {
             exit: FAILED,
             report,
         }
@@ -128,7 +128,7 @@ fn until_it_answers(
         match ended {
             // It had nothing to do but to end a stop that was cut short.
             Ok(Some(status)) if status.success() && !lock::is_taken(&paths.lock()) => {
-                return Err(Problem::failed("no_daemon", NO_DAEMON).hint(START_HINT));
+                return Err(CliError::failed("no_daemon", NO_DAEMON).hint(START_HINT));
             }
             // Perhaps another one that was started at the same time holds the lock and is about to
             // listen; if not, this is the end.
@@ -154,7 +154,7 @@ fn until_it_answers(
 }
 
 /// A daemon that is systemd's to start: it answers before all its apps are ready.
-fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Client, Problem> {
+fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Client, CliError> {
     let deadline = Instant::now() + WITHIN;
     loop {
         match client.try_ask(Request::Ping) {
@@ -171,14 +171,14 @@ fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Cl
                 );
                 let hint = format!("systemctl status {unit}; journalctl -t rsup");
                 return Err(systemctl::trouble(paths)
-                    .unwrap_or_else(|| Problem::failed("spawn", what).hint(hint)));
+                    .unwrap_or_else(|| CliError::failed("spawn", what).hint(hint)));
             }
             Err(error) => return Err(client.explain(error)),
         }
     }
 }
 
-fn accept(client: Client, reply: Reply) -> Result<Client, Problem> {
+fn accept(client: Client, reply: Reply) -> Result<Client, CliError> {
     match reply {
         Reply::Pong {
             version, protocol, ..
@@ -203,7 +203,7 @@ struct Log {
 }
 
 impl Log {
-    fn open(paths: &Paths) -> Result<Self, Problem> {
+    fn open(paths: &Paths) -> Result<Self, CliError> {
         let path = paths.daemon_log();
         let open = || {
             let file = OpenOptions::new()
@@ -218,7 +218,7 @@ impl Log {
             Ok(Self { file, begin, words })
         };
         open().map_err(|error: io::Error| {
-            Problem::failed(
+            CliError::failed(
                 "local",
                 format!(
                     "cannot write {}: {error}\n{}",
@@ -256,9 +256,9 @@ impl Log {
     }
 }
 
-fn command(verb: &str, log: &Log) -> Result<Command, Problem> {
+fn command(verb: &str, log: &Log) -> Result<Command, CliError> {
     let failed =
-        |error: io::Error| Problem::failed("spawn", format!("cannot start the daemon: {error}"));
+        |error: io::Error| CliError::failed("spawn", format!("cannot start the daemon: {error}"));
     let mut command = Command::new(paths::program());
     // Not in the caller's folder, which would stay in use for ever.
     command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null());
@@ -282,7 +282,7 @@ fn command(verb: &str, log: &Log) -> Result<Command, Problem> {
     Ok(command)
 }
 
-fn spawn(mut command: Command) -> Result<Child, Problem> {
+fn spawn(mut command: Command) -> Result<Child, CliError> {
     let failed = |error: std::io::Error, command: &Command| {
         needs::words(
             &format!(
@@ -294,7 +294,7 @@ fn spawn(mut command: Command) -> Result<Child, Problem> {
     };
     command
         .spawn()
-        .map_err(|error| Problem::failed("spawn", failed(error, &command)))
+        .map_err(|error| CliError::failed("spawn", failed(error, &command)))
 }
 
 fn waited(deadline: Instant) -> Duration {

@@ -8,21 +8,21 @@ mod client;
 mod commands;
 mod daemonize;
 mod environment;
-mod problem;
+mod error;
+mod load_test;
 mod progress;
 mod render;
-mod respec;
+mod reread;
 mod settings;
 mod systemctl;
 mod targets;
-mod trial;
 mod unit;
 mod values;
 
 #[cfg(test)]
 mod client_tests;
 #[cfg(test)]
-pub(crate) mod made_up;
+pub(crate) mod fixtures;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +32,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use client::Client;
-use problem::{DONE, Problem, USAGE};
+use error::{CliError, DONE, USAGE};
 use render::Output;
 
 use crate::paths::Paths;
@@ -96,8 +96,8 @@ pub struct Context {
 
 impl Context {
     /// The folders of the daemon that is meant.
-    fn paths(&self) -> Result<Paths, Problem> {
-        Paths::from_env().map_err(Problem::usage)
+    fn paths(&self) -> Result<Paths, CliError> {
+        Paths::from_env().map_err(CliError::usage)
     }
 
     /// The environment of this shell, for apps.
@@ -113,7 +113,7 @@ impl Context {
     }
 
     /// Calls that daemon, if it runs.
-    fn client(&self) -> Result<Client, Problem> {
+    fn client(&self) -> Result<Client, CliError> {
         Client::new(&self.paths()?)
     }
 }
@@ -158,7 +158,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-fn dispatch(verb: Verb, cx: &Context) -> Result<(), Problem> {
+fn dispatch(verb: Verb, cx: &Context) -> Result<(), CliError> {
     match verb {
         Verb::Start(args) => commands::start::run(*args, cx),
         Verb::Stop(args) => commands::stop::run(args, cx),

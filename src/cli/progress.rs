@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::render::{self, Output};
 use crate::config::AppName;
-use crate::supervisor::Progress as Event;
+use crate::core::Progress as Event;
 
 /// Shows steps on stderr, so that stdout has the result alone.
 pub struct Progress(Kind);

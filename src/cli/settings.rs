@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::client::Client;
-use super::problem::Problem;
+use super::error::CliError;
 use super::render::Output;
 use super::targets;
 use crate::config::Loaded;
 use crate::control::{Reply, Request};
-use crate::supervisor::Settings;
+use crate::core::Settings;
 
 /// As the daemon wants it.
 pub fn of(file: &Path, loaded: &Loaded) -> Settings {
@@ -21,7 +21,7 @@ pub fn of(file: &Path, loaded: &Loaded) -> Settings {
 }
 
 /// Tells the daemon, and the user what came of it. Apps do not depend on it: what fails is said, no more.
-pub fn tell(client: &Client, settings: Settings, out: &Output) -> Result<(), Problem> {
+pub fn tell(client: &Client, settings: Settings, out: &Output) -> Result<(), CliError> {
     match client.ask(Request::Supervise { settings })? {
         Reply::Supervised { notes } => notes
             .iter()

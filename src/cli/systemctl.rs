@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
 
-use super::problem::{FAILED, Problem, Report};
+use super::error::{CliError, FAILED, Report};
 use super::unit::{self, MARK, Scope};
 use crate::daemon;
 use crate::paths::Paths;
@@ -45,16 +45,16 @@ pub struct Manager(pub Scope);
 
 impl Manager {
     /// That of this user, which must run.
-    pub fn reach(scope: Scope) -> Result<Self, Problem> {
+    pub fn reach(scope: Scope) -> Result<Self, CliError> {
         if !is_init() {
             let what = "systemd does not run here (there is no /run/systemd/system), so no unit was installed";
             let hint = "in a container, or under another init, let it run `rsup start --foreground FILE`; \
                         `rsup startup --print` shows the unit for a machine with systemd";
-            return Err(Problem::failed("no_systemd", what).hint(hint));
+            return Err(CliError::failed("no_systemd", what).hint(hint));
         }
         let manager = Self(scope);
         match scope {
-            Scope::System if !geteuid().is_root() => Err(Problem::usage("the system's units are for root to write")
+            Scope::System if !geteuid().is_root() => Err(CliError::usage("the system's units are for root to write")
                 .hint("sudo rsup startup for root's apps; `rsup startup --user` for those of this user")),
             Scope::System => Ok(manager),
             Scope::User => manager.ask(&["show", "--property=Version"]).map(|_| manager).map_err(|error| {
@@ -69,7 +69,7 @@ impl Manager {
     }
 
     /// Where the units go that an administrator or a user installs.
-    pub fn folder(self) -> Result<PathBuf, Problem> {
+    pub fn folder(self) -> Result<PathBuf, CliError> {
         match self.0 {
             Scope::System => Ok("/etc/systemd/system".into()),
             Scope::User => {
@@ -81,7 +81,7 @@ impl Manager {
                 let config = absolute("XDG_CONFIG_HOME")
                     .or_else(|| absolute("HOME").map(|home| home.join(".config")));
                 let config = config.ok_or_else(|| {
-                    Problem::usage("HOME is not set, so there is no place for a unit")
+                    CliError::usage("HOME is not set, so there is no place for a unit")
                 })?;
                 Ok(config.join("systemd/user"))
             }
@@ -89,7 +89,7 @@ impl Manager {
     }
 
     /// What `systemctl` prints.
-    pub fn ask(self, words: &[&str]) -> Result<String, Problem> {
+    pub fn ask(self, words: &[&str]) -> Result<String, CliError> {
         let shown = || format!("systemctl {}", [self.0.flag(), words].concat().join(" "));
         let output = Command::new("systemctl")
             .args(self.0.flag())
@@ -97,9 +97,9 @@ impl Manager {
             .output()
             .map_err(|error| match error.kind() {
                 ErrorKind::NotFound => {
-                    Problem::failed("no_systemd", "there is no systemctl in PATH")
+                    CliError::failed("no_systemd", "there is no systemctl in PATH")
                 }
-                _ => Problem::failed("systemd", format!("cannot run {}: {error}", shown())),
+                _ => CliError::failed("systemd", format!("cannot run {}: {error}", shown())),
             })?;
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr);
@@ -109,7 +109,7 @@ impl Manager {
             } else {
                 why.to_owned()
             };
-            return Err(Problem::failed(
+            return Err(CliError::failed(
                 "systemd",
                 format!("{} failed\n{why}", shown()),
             ));
@@ -118,14 +118,14 @@ impl Manager {
     }
 
     /// Starts a unit; what the journal says of it goes with the error.
-    pub fn start(self, unit: &str, wait: bool) -> Result<(), Problem> {
+    pub fn start(self, unit: &str, wait: bool) -> Result<(), CliError> {
         let words: &[&str] = if wait {
             &["start", unit]
         } else {
             &["start", "--no-block", unit]
         };
         self.ask(words).map(drop).map_err(|problem| {
-            let Problem::Report { report, .. } = problem else {
+            let CliError::Report { report, .. } = problem else {
                 return problem;
             };
             let log = self.journal(unit);
@@ -133,7 +133,7 @@ impl Manager {
                 "journalctl {}",
                 [self.0.flag(), &["-u", unit]].concat().join(" ")
             );
-            Problem::Report {
+            CliError::Report {
                 exit: FAILED,
                 report: Report { log, ..report }.hint(hint),
             }
@@ -273,7 +273,7 @@ fn step_of_start(status: u32) -> Option<&'static str> {
 }
 
 /// What to say where no daemon answers because systemd cannot start it; `None` if that is not why.
-pub fn trouble(paths: &Paths) -> Option<Problem> {
+pub fn trouble(paths: &Paths) -> Option<CliError> {
     let (manager, unit) = installed()?;
     let why = manager.why_down(&unit)?;
     let mut message = format!("no daemon runs: systemd cannot start {unit}\n{why}");
@@ -295,14 +295,14 @@ pub fn trouble(paths: &Paths) -> Option<Problem> {
         ..Report::new("systemd", message)
     }
     .hint(hint);
-    Some(Problem::Report {
+    Some(CliError::Report {
         exit: FAILED,
         report,
     })
 }
 
 /// Variables that a daemon under systemd needs to be the one of these folders and settings.
-pub fn environment(scope: Scope) -> Result<Vec<(String, String)>, Problem> {
+pub fn environment(scope: Scope) -> Result<Vec<(String, String)>, CliError> {
     let names: &[&str] = match scope {
         Scope::System => &["RSUP_HOME", "RSUP_TAKEOVER"],
         Scope::User => &["RSUP_HOME", "RSUP_TAKEOVER", "XDG_STATE_HOME"],
@@ -310,9 +310,9 @@ pub fn environment(scope: Scope) -> Result<Vec<(String, String)>, Problem> {
     let text = |name: &str, value: OsString| {
         let value = value
             .into_string()
-            .map_err(|_| Problem::usage(format!("{name} is not UTF-8, which a unit has to be")))?;
+            .map_err(|_| CliError::usage(format!("{name} is not UTF-8, which a unit has to be")))?;
         if value.contains(char::is_control) {
-            return Err(Problem::usage(format!(
+            return Err(CliError::usage(format!(
                 "{name} has a control character in it, which a unit cannot have"
             )));
         }
@@ -373,9 +373,9 @@ impl Manager {
 }
 
 /// Writes a unit, all of it or nothing. One that is not ours stays.
-pub fn write(path: &Path, text: &str) -> Result<(), Problem> {
+pub fn write(path: &Path, text: &str) -> Result<(), CliError> {
     let fail = |error: std::io::Error| {
-        Problem::failed("local", format!("cannot write {}: {error}", path.display()))
+        CliError::failed("local", format!("cannot write {}: {error}", path.display()))
     };
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(fail)?;
@@ -395,16 +395,16 @@ pub fn write(path: &Path, text: &str) -> Result<(), Problem> {
 }
 
 /// What is in a unit file of ours; `None` if there is none.
-pub fn read_own(path: &Path) -> Result<Option<String>, Problem> {
+pub fn read_own(path: &Path) -> Result<Option<String>, CliError> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.starts_with(MARK) => Ok(Some(text)),
-        Ok(_) => Err(Problem::usage(format!(
+        Ok(_) => Err(CliError::usage(format!(
             "{} was not written by `rsup startup`\nnothing was changed",
             path.display()
         ))
         .hint("move it away, or choose another name with --name")),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Problem::failed(
+        Err(error) => Err(CliError::failed(
             "local",
             format!("cannot read {}: {error}", path.display()),
         )),

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::client::Client;
-use super::problem::Problem;
+use super::error::CliError;
 use crate::config::{AppName, AppSpec};
 use crate::control::{Reply, Request, Target};
-use crate::supervisor::AppView;
+use crate::core::AppView;
 
 /// What was asked for, and the apps that the daemon knows.
 #[derive(Debug)]
@@ -30,14 +30,14 @@ impl Selection {
     }
 
     /// For verbs that take whole apps only.
-    pub fn whole_apps(self, verb: &str) -> Result<Self, Problem> {
+    pub fn whole_apps(self, verb: &str) -> Result<Self, CliError> {
         match self
             .targets
             .iter()
             .find(|target| matches!(target, Target::Worker(..)))
         {
             Some(Target::Worker(app, instance)) => {
-                let problem = Problem::usage(format!(
+                let problem = CliError::usage(format!(
                     "`{app}:{instance}` is one worker; {verb} is for whole apps"
                 ));
                 Err(problem.hint(format!(
@@ -50,7 +50,7 @@ impl Selection {
 }
 
 /// All that the daemon knows.
-pub fn known(client: &Client) -> Result<Vec<AppSpec>, Problem> {
+pub fn known(client: &Client) -> Result<Vec<AppSpec>, CliError> {
     match client.ask(Request::Specs {
         target: Target::All,
     })? {
@@ -60,7 +60,7 @@ pub fn known(client: &Client) -> Result<Vec<AppSpec>, Problem> {
 }
 
 /// How they all do.
-pub fn views(client: &Client) -> Result<Vec<AppView>, Problem> {
+pub fn views(client: &Client) -> Result<Vec<AppView>, CliError> {
     match client.ask(Request::List)? {
         Reply::List(views) => Ok(views),
         _ => Err(unexpected()),
@@ -68,19 +68,19 @@ pub fn views(client: &Client) -> Result<Vec<AppView>, Problem> {
 }
 
 /// A reply that belongs to another request.
-pub fn unexpected() -> Problem {
-    Problem::failed(
+pub fn unexpected() -> CliError {
+    CliError::failed(
         "broken",
         "the daemon answered something else than was asked",
     )
 }
 
 /// Looks up names, `name:worker`, `all` and files. Nothing is done if one of them means nothing.
-pub fn select(client: &Client, words: &[String]) -> Result<Selection, Problem> {
+pub fn select(client: &Client, words: &[String]) -> Result<Selection, CliError> {
     resolve(words, known(client)?)
 }
 
-fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> {
+fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, CliError> {
     let mut targets = Vec::new();
     for word in words {
         if is_file(word) {
@@ -93,7 +93,7 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> 
                 })
                 .collect();
             if of_file.is_empty() {
-                return Err(Problem::failed(
+                return Err(CliError::failed(
                     "unknown_app",
                     format!("no app of {word} has been started"),
                 )
@@ -107,7 +107,7 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> 
             continue;
         }
         let target: Target = word.parse().map_err(|error| {
-            Problem::usage(format!("`{word}` is not the name of an app\n{error}"))
+            CliError::usage(format!("`{word}` is not the name of an app\n{error}"))
         })?;
         if let Target::App(app) | Target::Worker(app, _) = &target
             && !known.iter().any(|spec| spec.name == *app)
@@ -143,8 +143,8 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, Problem> 
 }
 
 /// An app that the daemon does not know, and which one may have been meant.
-pub fn unknown(name: &str, known: &[AppSpec]) -> Problem {
-    let problem = Problem::failed("unknown_app", format!("no app is called `{name}`"));
+pub fn unknown(name: &str, known: &[AppSpec]) -> CliError {
+    let problem = CliError::failed("unknown_app", format!("no app is called `{name}`"));
     let similar = |spec: &&AppSpec| {
         strsim::damerau_levenshtein(spec.name.as_str(), name) <= 1 + name.len() / 4
     };
@@ -187,10 +187,10 @@ fn same_file(source: &Path, given: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::made_up::spec;
+    use super::super::fixtures::spec;
     use super::*;
 
-    fn targets(words: &[&str]) -> Result<Vec<String>, Problem> {
+    fn targets(words: &[&str]) -> Result<Vec<String>, CliError> {
         let mut web = spec("web");
         web.source = Some("/srv/web/supervisor.toml".into());
         let mut job = spec("job");
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn what_means_nothing_is_told_with_what_may_have_been_meant() {
         let hint = |word: &str| match targets(&[word]).unwrap_err() {
-            Problem::Report { exit, report } => {
+            CliError::Report { exit, report } => {
                 (exit, report.code, report.hint.unwrap_or_default())
             }
             other => panic!("{other:?}"),

@@ -75,7 +75,7 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
             "no app in this file"
         };
         let hint = "an app is a table `[app.NAME]` with a `command`; `rsup init` writes an example";
-        let problem = super::error::Problem::error(&cx.source, message).hint(hint);
+        let problem = super::error::CliError::error(&cx.source, message).hint(hint);
         cx.push(problem);
     }
     if let Some(folder) = &supervisor.log_dir {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::error::{Problem, Source};
+use super::error::{CliError, Source};
 use super::keys::Section;
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::suggest;
@@ -38,7 +38,7 @@ pub(super) struct Context {
     /// What relative paths are relative to; absolute.
     pub base: PathBuf,
     pub machine: Machine,
-    pub problems: Vec<Problem>,
+    pub problems: Vec<CliError>,
     pub failed: bool,
 }
 
@@ -53,7 +53,7 @@ impl Context {
         }
     }
 
-    pub fn push(&mut self, problem: Problem) {
+    pub fn push(&mut self, problem: CliError) {
         self.failed = true;
         self.problems.push(problem);
     }
@@ -68,8 +68,8 @@ impl Context {
         self.problems.push(problem);
     }
 
-    pub fn problem(&self, bad: Bad) -> Problem {
-        let problem = Problem::error(&self.source, bad.message).at(bad.span);
+    pub fn problem(&self, bad: Bad) -> CliError {
+        let problem = CliError::error(&self.source, bad.message).at(bad.span);
         match bad.hint {
             Some(hint) => problem.hint(hint),
             None => problem,

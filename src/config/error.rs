@@ -78,7 +78,7 @@ impl SourceCode for Source {
 
 /// One mistake, or one thing that deserves a second look.
 #[derive(Clone, Debug)]
-pub struct Problem {
+pub struct CliError {
     source: Arc<Source>,
     warning: bool,
     /// Bytes of the text; `None` if it is about the file as a whole.
@@ -90,7 +90,7 @@ pub struct Problem {
     hint: Option<String>,
 }
 
-/// A [`Problem`] as data, for `--json`.
+/// A [`CliError`] as data, for `--json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// `error` or `warning`.
@@ -104,7 +104,7 @@ pub struct Finding {
     pub hint: Option<String>,
 }
 
-impl Problem {
+impl CliError {
     pub(super) fn error(source: &Arc<Source>, message: impl Into<String>) -> Self {
         let message = message.into();
         Self {
@@ -211,7 +211,7 @@ fn place(text: &str, at: usize) -> (usize, usize) {
     )
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.span.is_none() {
             write!(f, "{}: ", self.source.path.display())?;
@@ -220,9 +220,9 @@ impl fmt::Display for Problem {
     }
 }
 
-impl std::error::Error for Problem {}
+impl std::error::Error for CliError {}
 
-impl Diagnostic for Problem {
+impl Diagnostic for CliError {
     fn severity(&self) -> Option<Severity> {
         Some(if self.warning {
             Severity::Warning
@@ -257,12 +257,12 @@ impl Diagnostic for Problem {
 /// All mistakes of a configuration at once, in the order of the file.
 #[derive(Clone, Debug)]
 pub struct ConfigErrors {
-    problems: Vec<Problem>,
+    problems: Vec<CliError>,
 }
 
 impl ConfigErrors {
     /// `problems` has at least one error; warnings among them are shown too.
-    pub(super) fn new(problems: Vec<Problem>) -> Self {
+    pub(super) fn new(problems: Vec<CliError>) -> Self {
         Self { problems }
     }
 
@@ -273,13 +273,13 @@ impl ConfigErrors {
     }
 
     /// Every error, and the warnings of the same file.
-    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+    pub fn iter(&self) -> impl Iterator<Item = &CliError> {
         self.problems.iter()
     }
 
     /// As plain data, for `--json`.
     pub fn findings(&self) -> Vec<Finding> {
-        self.problems.iter().map(Problem::finding).collect()
+        self.problems.iter().map(CliError::finding).collect()
     }
 
     /// Every problem with its line and a caret under it, and a last line that counts them.

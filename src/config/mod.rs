@@ -20,11 +20,11 @@ mod probe;
 mod raw;
 mod script;
 mod socket;
-mod sound;
 mod suggest;
 mod types;
 mod units;
 mod user;
+mod validate;
 
 #[cfg(test)]
 mod tests;
@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 
 pub use accounts::User;
 pub use check::MOST_INSTANCES;
-pub use error::{ConfigErrors, Finding, Problem};
+pub use error::{CliError, ConfigErrors, Finding};
 pub use init::sample;
 pub use script::{Script, from_script};
 pub use types::*;
@@ -49,7 +49,7 @@ const MAX_FILE: u64 = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<CliError>,
 }
 
 /// Reads and checks a file.
@@ -95,7 +95,7 @@ fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigE
     let base = absolute.parent().unwrap_or(Path::new("/")).to_owned();
     let mut cx = Context::new(source, base, machine);
     let config = check::config(&mut cx, &table, &absolute);
-    cx.problems.sort_by_key(Problem::order);
+    cx.problems.sort_by_key(CliError::order);
     if cx.failed {
         Err(ConfigErrors::new(cx.problems))
     } else {
@@ -157,23 +157,23 @@ fn read_text(path: &Path) -> io::Result<String> {
     })
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> Problem {
+fn unreadable(path: &Path, error: &io::Error) -> CliError {
     let source = Source::new(path, "");
     match error.kind() {
         io::ErrorKind::NotFound => {
-            Problem::error(&source, "no such file").hint("`rsup init` writes one")
+            CliError::error(&source, "no such file").hint("`rsup init` writes one")
         }
         io::ErrorKind::IsADirectory => {
             let hint = format!(
                 "name the file in it: {}",
                 path.join("supervisor.toml").display()
             );
-            Problem::error(&source, "this is a folder").hint(hint)
+            CliError::error(&source, "this is a folder").hint(hint)
         }
-        io::ErrorKind::PermissionDenied => Problem::error(&source, "no permission to read it"),
+        io::ErrorKind::PermissionDenied => CliError::error(&source, "no permission to read it"),
         io::ErrorKind::InvalidData => {
-            Problem::error(&source, error.to_string()).hint("save it as UTF-8")
+            CliError::error(&source, error.to_string()).hint("save it as UTF-8")
         }
-        _ => Problem::error(&source, format!("cannot be read: {error}")),
+        _ => CliError::error(&source, format!("cannot be read: {error}")),
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
-use super::error::{Problem, Source};
+use super::error::{CliError, Source};
 
 pub(super) type Span = Range<usize>;
 
@@ -90,7 +90,7 @@ impl Value {
     }
 }
 
-/// A value that cannot be used; becomes a [`Problem`] once the reader of the table knows the key.
+/// A value that cannot be used; becomes a [`CliError`] once the reader of the table knows the key.
 #[derive(Clone, Debug)]
 pub(super) struct Bad {
     pub span: Span,
@@ -106,12 +106,12 @@ impl Bad {
 }
 
 /// Reads TOML; all errors of its syntax, if there are any.
-pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<Problem>> {
+pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<CliError>> {
     let (table, errors) = DeTable::parse_recoverable(&source.text);
-    let mut problems: Vec<Problem> = errors
+    let mut problems: Vec<CliError> = errors
         .iter()
         .map(|error| {
-            let problem = Problem::error(source, error.message());
+            let problem = CliError::error(source, error.message());
             match error.span().map(|span| within_line(&source.text, span)) {
                 Some(span) => match syntax_hint(&source.text, &span, error.message()) {
                     Some(hint) => problem.at(span).hint(hint),
@@ -122,7 +122,7 @@ pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<Problem>> {
         })
         .collect();
     let table = convert_table(table.get_ref(), source, &mut problems);
-    problems.sort_by_key(Problem::order);
+    problems.sort_by_key(CliError::order);
     if problems.is_empty() {
         Ok(table)
     } else {
@@ -182,7 +182,7 @@ fn syntax_hint(text: &str, span: &Span, message: &str) -> Option<String> {
     }
 }
 
-fn convert_table(table: &DeTable<'_>, source: &Arc<Source>, problems: &mut Vec<Problem>) -> Table {
+fn convert_table(table: &DeTable<'_>, source: &Arc<Source>, problems: &mut Vec<CliError>) -> Table {
     let mut entries: Vec<Entry> = table
         .iter()
         .map(|(key, value)| Entry {
@@ -199,14 +199,15 @@ fn convert(
     value: &DeValue<'_>,
     span: Span,
     source: &Arc<Source>,
-    problems: &mut Vec<Problem>,
+    problems: &mut Vec<CliError>,
 ) -> Value {
     let kind = match value {
         DeValue::String(text) => Kind::String(text.to_string()),
         DeValue::Integer(n) => match i64::from_str_radix(n.as_str(), n.radix()) {
             Ok(n) => Kind::Int(n),
             Err(_) => {
-                problems.push(Problem::error(source, "this integer is too large").at(span.clone()));
+                problems
+                    .push(CliError::error(source, "this integer is too large").at(span.clone()));
                 Kind::Int(0)
             }
         },

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::check;
 use super::cursor::{Context, Machine};
-use super::error::{ConfigErrors, Problem, Source};
+use super::error::{CliError, ConfigErrors, Source};
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::AppSpec;
 
@@ -240,7 +240,7 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
         }
         _ => {
             let source = Source::excerpt(Path::new("command line"), &line.text);
-            let problem = Problem::error(&source, "nothing to start")
+            let problem = CliError::error(&source, "nothing to start")
                 .hint("write `rsup start server.js`, or `rsup start -n api -- ./server --flag`");
             Err(ConfigErrors::new(vec![problem]))
         }
@@ -268,7 +268,7 @@ fn finish(
     match spec {
         Some(spec) if !cx.failed => Ok(spec),
         _ => {
-            cx.problems.sort_by_key(Problem::order);
+            cx.problems.sort_by_key(CliError::order);
             Err(ConfigErrors::new(cx.problems))
         }
     }

@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{AppName, AppSpec};
-pub use crate::supervisor::FailureCode;
-use crate::supervisor::{AppView, Description, OpId, OperationKind, Progress, Settings};
+pub use crate::core::FailureCode;
+use crate::core::{AppView, Description, OpId, OperationKind, Progress, Settings};
 
 /// Raised when an older peer could misread a frame. A daemon refuses other versions in words.
 pub const VERSION: u32 = 1;
@@ -58,7 +58,7 @@ pub enum Request {
         base_env: BTreeMap<String, String>,
     },
     /// Start stopped apps (or errored workers) as they were last configured.
-    Resume {
+    StartStopped {
         target: Target,
     },
     Stop {
@@ -136,7 +136,7 @@ impl Request {
             | Self::HowUpgraded { .. }
             | Self::Await { .. } => true,
             Self::Start { .. }
-            | Self::Resume { .. }
+            | Self::StartStopped { .. }
             | Self::Stop { .. }
             | Self::Restart { .. }
             | Self::Reload { .. }

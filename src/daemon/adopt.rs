@@ -1,4 +1,4 @@
-//! Going on from where a dead daemon was: its workers live, its descriptors are in the vault, and
+//! Going on from where a dead daemon was: its workers live, its descriptors are in the fdstore, and
 //! its state is on file.
 
 use std::collections::{BTreeMap, HashMap};
@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::fdstore::name;
 use super::isolation::Confinement;
 use super::spawn::{answer_calls, until_end, wants_takeover};
 use super::state::{self, Process, State};
 use super::tree::{self, Marks, Orphans};
-use super::vault::name;
 use super::{Daemon, complain, notify, now};
 use crate::config::{AppName, Check, Listen, Log};
+use crate::core::{Found, Worker, WorkerId, WorkerPhase};
 use crate::logs::{Source, Stream};
-use crate::supervisor::{Found, Worker, WorkerId, WorkerPhase};
 use crate::sys::listen::local_address;
 use crate::sys::procfs::{self, PipeId};
 use crate::sys::{process, rescue, takeover};
@@ -43,11 +43,11 @@ impl Daemon {
             daemon, supervisor, ..
         } = state;
         self.supervisor = supervisor;
-        self.rest = state::Rest {
+        self.state = state::DaemonState {
             foreground: self.options.foreground,
             ..daemon
         };
-        self.ending = self.rest.ending.is_some();
+        self.ending = self.state.ending.is_some();
         self.calls.go_on_after(self.last_op());
         let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
         let workers: Vec<Worker> = apps
@@ -90,7 +90,7 @@ impl Daemon {
             );
         }
         self.isolation.adopted();
-        self.rest
+        self.state
             .processes
             .retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
         self.adopt_output(&workers);
@@ -130,7 +130,7 @@ impl Daemon {
     fn living(&mut self, worker: &Worker) -> Option<Living> {
         let id = &worker.id;
         let early = worker.phase() == WorkerPhase::Spawning;
-        let process = self.rest.processes.get(&id.generation).copied()?;
+        let process = self.state.processes.get(&id.generation).copied()?;
         let Process { pid, started } = process;
         // The pidfd is taken first and the identity checked after: then it cannot be a stranger's.
         let pidfd = Arc::new(process::pidfd_open(pid).ok()?);
@@ -166,7 +166,7 @@ impl Daemon {
             );
             end(process);
             // As if it had never been.
-            self.rest.processes.remove(&id.generation);
+            self.state.processes.remove(&id.generation);
             return None;
         }
         Some(Living {
@@ -180,7 +180,7 @@ impl Daemon {
     /// Nobody can answer the worker's `bind(2)`: nobody holds the listener of its filter, or the daemon died between
     /// receiving the call and answering it.
     fn has_lost_its_bind(&self, id: &WorkerId, pid: u32) -> bool {
-        let Some(listener) = self.vault.get(&name::binds(id.generation)) else {
+        let Some(listener) = self.fdstore.get(&name::binds(id.generation)) else {
             return true;
         };
         let tree: Vec<u32> = std::iter::once(pid)
@@ -220,9 +220,9 @@ impl Daemon {
             let others = by_slot
                 .values()
                 .any(|generation| living.contains_key(generation));
-            let vault = &self.vault;
-            let kept = |place| vault.get(&name::socket(app, &address, place));
-            // Borrowed apart from the vault.
+            let fdstore = &self.fdstore;
+            let kept = |place| fdstore.get(&name::socket(app, &address, place));
+            // Borrowed apart from the fdstore.
             let resources = Self::resources(&mut self.apps, &self.events, &self.given, app);
             if let Err(why) =
                 resources
@@ -249,7 +249,7 @@ impl Daemon {
         let marks = self.marks(worker, pid, &confinement);
         self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
         tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
-        if let Some(listener) = self.vault.get(&name::binds(id.generation)) {
+        if let Some(listener) = self.fdstore.get(&name::binds(id.generation)) {
             tokio::spawn(answer_calls(
                 id.clone(),
                 takeover::Listener::from(listener),
@@ -275,7 +275,7 @@ impl Daemon {
                 .for_each(|address| app.sockets.handed(address, id.generation));
         }
         let within_reach = spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
-        let deaf = worker.hides_port() && self.vault.get(&name::binds(id.generation)).is_none();
+        let deaf = worker.hides_port() && self.fdstore.get(&name::binds(id.generation)).is_none();
         match within_reach {
             false => Found::OutOfReach { pid },
             true if deaf => Found::Deaf { pid },
@@ -286,7 +286,7 @@ impl Daemon {
     /// What is left of a worker that ended while there was no daemon.
     fn adopt_remains(&mut self, worker: &Worker) -> Found {
         let id = &worker.id;
-        let Some(Process { pid, .. }) = self.rest.processes.get(&id.generation).copied() else {
+        let Some(Process { pid, .. }) = self.state.processes.get(&id.generation).copied() else {
             return Found::NeverStarted;
         };
         // After an upgrade it may be a zombie of our own.
@@ -295,7 +295,7 @@ impl Daemon {
             .filter(|_| procfs::parent_of(pid) == Some(std::process::id()));
         let exit = ours
             .and_then(|pidfd| process::wait(pidfd).ok().flatten())
-            .unwrap_or_else(|| self.vault.how_ended_now(pid));
+            .unwrap_or_else(|| self.fdstore.how_ended_now(pid));
         let confinement = self.isolation.adopt(worker, None);
         let exit = self.isolation.judge(&confinement, exit);
         let marks = self.marks(worker, pid, &confinement);
@@ -310,7 +310,7 @@ impl Daemon {
             worker.phase(),
             WorkerPhase::Spawning | WorkerPhase::Starting
         ) && wants_takeover(worker.spec())
-            && self.vault.get(&name::binds(id.generation)).is_none()
+            && self.fdstore.get(&name::binds(id.generation)).is_none()
         {
             // Its bind(2) failed because nobody was there to answer it, and that is not its fault.
             info!(
@@ -345,7 +345,7 @@ impl Daemon {
         }
     }
 
-    /// From the vault, or else from the worker itself.
+    /// From the fdstore, or else from the worker itself.
     fn output_pipe(
         &self,
         id: &WorkerId,
@@ -358,7 +358,7 @@ impl Daemon {
             Stream::Err => 2,
         };
         let name = name::output(id.generation, stream, id.app.as_str(), instance);
-        self.vault
+        self.fdstore
             .get(&name)
             .or_else(|| rescue::output_pipe(pid, number).ok())
     }
@@ -368,8 +368,8 @@ impl Daemon {
         if worker.spec().readiness.check != Check::Notify {
             return None;
         }
-        let datagrams = self.vault.get(&name::notify(id.generation))?;
-        let node = self.vault.get(&name::node(id.generation))?;
+        let datagrams = self.fdstore.get(&name::notify(id.generation))?;
+        let node = self.fdstore.get(&name::node(id.generation))?;
         let ends = notify::Ends { datagrams, node };
         notify::Channel::listen(
             ends,
@@ -386,23 +386,23 @@ impl Daemon {
     fn adopt_output(&mut self, workers: &[Worker]) {
         for worker in workers {
             let (id, instance) = (&worker.id, u32::from(worker.instance));
-            let Some(pid) = self.rest.processes.get(&id.generation).map(|p| p.pid) else {
+            let Some(pid) = self.state.processes.get(&id.generation).map(|p| p.pid) else {
                 continue;
             };
             for stream in [Stream::Out, Stream::Err] {
                 let name = name::output(id.generation, stream, id.app.as_str(), instance);
                 if let Some(pipe) = self.output_pipe(id, stream, instance, pid) {
-                    self.vault
+                    self.fdstore
                         .keep_exactly(&name, vec![(name.clone(), std::os::fd::AsFd::as_fd(&pipe))]);
                 }
             }
         }
-        let names: Vec<String> = self.vault.names().map(str::to_owned).collect();
+        let names: Vec<String> = self.fdstore.names().map(str::to_owned).collect();
         for kept in names {
             let Some((generation, stream, app, instance)) = name::parse_output(&kept) else {
                 continue;
             };
-            let Some(pipe) = self.vault.get(&kept) else {
+            let Some(pipe) = self.fdstore.get(&kept) else {
                 continue;
             };
             let app = AppName::new(app);

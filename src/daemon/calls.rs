@@ -13,8 +13,8 @@ use crate::control::{
     Accepted, Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo,
     Target, WorkerEnv,
 };
+use crate::core::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
 use crate::exit::signal_name;
-use crate::supervisor::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
 use crate::sys::procfs;
 use crate::sys::takeover::Support;
 
@@ -201,8 +201,8 @@ impl Daemon {
     fn actions(
         &mut self,
         request: Request,
-    ) -> Result<(Vec<(AppName, supervisor::Request)>, bool), Failure> {
-        let each = |apps: Vec<AppName>, make: fn() -> supervisor::Request| {
+    ) -> Result<(Vec<(AppName, core::Request)>, bool), Failure> {
+        let each = |apps: Vec<AppName>, make: fn() -> core::Request| {
             apps.into_iter()
                 .map(|app| (app, make()))
                 .collect::<Vec<_>>()
@@ -221,7 +221,7 @@ impl Daemon {
                     let start = |spec: AppSpec| {
                         (
                             spec.name.clone(),
-                            supervisor::Request::Start {
+                            core::Request::Start {
                                 spec: Box::new(spec),
                                 base_env: base_env.clone(),
                             },
@@ -229,14 +229,16 @@ impl Daemon {
                     };
                     apps.into_iter().map(start).collect()
                 }
-                Request::Resume { target } => each(self.whole_apps(&target, "start")?, || {
-                    supervisor::Request::Resume
-                }),
-                Request::Stop { target } => each(self.whole_apps(&target, "stop")?, || {
-                    supervisor::Request::Stop
-                }),
+                Request::StartStopped { target } => {
+                    each(self.whole_apps(&target, "start")?, || {
+                        core::Request::StartStopped
+                    })
+                }
+                Request::Stop { target } => {
+                    each(self.whole_apps(&target, "stop")?, || core::Request::Stop)
+                }
                 Request::Delete { target } => each(self.whole_apps(&target, "delete")?, || {
-                    supervisor::Request::Delete
+                    core::Request::Delete
                 }),
                 Request::Restart { apps, base_env } => {
                     self.check_specs(&apps)?;
@@ -244,7 +246,7 @@ impl Daemon {
                     let restart = |spec: AppSpec| {
                         (
                             spec.name.clone(),
-                            supervisor::Request::Restart {
+                            core::Request::Restart {
                                 spec: Box::new(spec),
                                 base_env: base_env.clone(),
                             },
@@ -262,7 +264,7 @@ impl Daemon {
                     let reload = |spec: AppSpec| {
                         (
                             spec.name.clone(),
-                            supervisor::Request::Reload {
+                            core::Request::Reload {
                                 spec: Box::new(spec),
                                 base_env: base_env.clone(),
                                 queue,
@@ -290,7 +292,7 @@ impl Daemon {
                     }
                     vec![(
                         app,
-                        supervisor::Request::Scale {
+                        core::Request::Scale {
                             instances: wanted as u16,
                         },
                     )]
@@ -299,7 +301,7 @@ impl Daemon {
                     self.note_end(Ending::Kill);
                     return Ok((
                         each(self.supervisor.names().cloned().collect(), || {
-                            supervisor::Request::Halt
+                            core::Request::Halt
                         }),
                         true,
                     ));
@@ -322,7 +324,7 @@ impl Daemon {
 
     fn begin(
         &mut self,
-        requests: Vec<(AppName, supervisor::Request)>,
+        requests: Vec<(AppName, core::Request)>,
         kill: bool,
         wait: bool,
         answer: UnboundedSender<Answer>,
@@ -381,7 +383,7 @@ impl Daemon {
             if self.supervisor.is_under_way(op) {
                 continue;
             }
-            let result = match self.rest.results.iter().find(|(of, _)| *of == op) {
+            let result = match self.state.results.iter().find(|(of, _)| *of == op) {
                 Some((_, result)) => result.clone(),
                 None => Err(OpError {
                     code: FailureCode::Internal,
@@ -429,18 +431,18 @@ impl Daemon {
     pub(super) fn last_op(&self) -> Option<OpId> {
         self.supervisor
             .last_op()
-            .max(self.rest.results.iter().map(|(op, _)| *op).max())
+            .max(self.state.results.iter().map(|(op, _)| *op).max())
     }
 
     /// Before the state is written that knows nothing of these actions any more.
     pub(super) fn note_results(&mut self) {
-        self.rest.results.extend(
+        self.state.results.extend(
             self.supervisor
                 .ends()
                 .map(|(op, result)| (op, result.clone())),
         );
-        let surplus = self.rest.results.len().saturating_sub(RESULTS);
-        self.rest.results.drain(..surplus);
+        let surplus = self.state.results.len().saturating_sub(RESULTS);
+        self.state.results.drain(..surplus);
     }
 
     pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
@@ -629,7 +631,7 @@ impl Daemon {
             self.handle(Input::Request {
                 op,
                 app,
-                request: supervisor::Request::Halt,
+                request: core::Request::Halt,
             });
         }
     }
@@ -839,7 +841,7 @@ impl Daemon {
                     format!("`{}` is named twice", spec.name),
                 ));
             }
-            spec.sound()
+            spec.validate()
                 .map_err(|why| Failure::new(FailureCode::BadRequest, why))?;
             self.isolation.refuse(spec)?;
             let taken: BTreeMap<_, _> = self

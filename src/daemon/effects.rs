@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{AbortOnDrop, Daemon, Event, complain, drain, messages, probe, vault};
+use super::{AbortOnDrop, Daemon, Event, complain, drain, fdstore, messages, probe};
 use crate::config::{AppName, Listen, SocketFile};
+use crate::core::{Effect, Input, Reach, Steering, WorkerId};
 use crate::exit::signal_name;
-use crate::supervisor::{Effect, Input, Reach, Steering, WorkerId};
 use crate::sys::listen::{is_nonblocking, set_nonblocking};
 use std::os::fd::AsFd;
 
@@ -106,12 +106,16 @@ impl Daemon {
                 if let Some(app) = self.apps.get_mut(&worker.app) {
                     app.sockets.taken_back(worker.generation);
                 }
-                self.rest.processes.remove(&worker.generation);
+                self.state.processes.remove(&worker.generation);
                 self.forget_output(worker.generation);
-                let others = [vault::name::binds, vault::name::notify, vault::name::node];
+                let others = [
+                    fdstore::name::binds,
+                    fdstore::name::notify,
+                    fdstore::name::node,
+                ];
                 others
                     .iter()
-                    .for_each(|name| self.vault.forget(&name(worker.generation)));
+                    .for_each(|name| self.fdstore.forget(&name(worker.generation)));
                 self.forget_later(worker.generation);
                 self.meter.forget(worker.generation);
             }

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::{Daemon, Error, Event, StartRequest, now};
 use crate::config::{self, AppName, AppSpec, Loaded};
 use crate::control::{Answer, Call, Reply, Request, Target, VERSION};
-use crate::supervisor::{AppPhase, End, Settings};
+use crate::core::{AppPhase, Completion, Settings};
 use crate::sys::needs;
 
 /// When a daemon in the foreground ends though nobody told it to.
@@ -29,7 +29,7 @@ pub enum ExitWhen {
 /// What the end of the daemon is to be called.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Verdict {
-    ended: Option<End>,
+    ended: Option<Completion>,
     /// The signal that was a second one.
     hurried: Option<i32>,
 }
@@ -46,7 +46,7 @@ impl Verdict {
         let hurried = self
             .hurried
             .map(|signal| u8::try_from(128 + signal).unwrap_or(1));
-        match hurried.or(self.ended.map(End::code)) {
+        match hurried.or(self.ended.map(Completion::code)) {
             None | Some(0) => Ok(()),
             Some(code) => Err(Error::Ended { code }),
         }
@@ -128,18 +128,18 @@ impl Daemon {
         }
         let (who, end) = match self.options.exit_when {
             ExitWhen::Never => return,
-            ExitWhen::All => match self.supervisor.end_of_all() {
+            ExitWhen::All => match self.supervisor.completion_of_all() {
                 Some(end) => ("every app".to_owned(), end),
                 None => return,
             },
-            ExitWhen::Any => match self.supervisor.end_of_any() {
+            ExitWhen::Any => match self.supervisor.completion_of_any() {
                 Some((app, end)) => (app.to_string(), end),
                 None => return,
             },
         };
         match end {
-            End::Well => info!("{who} has ended by itself, and so does rsup"),
-            End::Failed(code) => {
+            Completion::Succeeded => info!("{who} has ended by itself, and so does rsup"),
+            Completion::Failed(code) => {
                 error!("{who} has ended by itself, and so does rsup: exit code {code}")
             }
         }

@@ -5,7 +5,7 @@ use nix::libc::ECONNREFUSED;
 
 use super::{Daemon, Event, complain};
 use crate::config::{AppSpec, Listen};
-use crate::supervisor::{Input, Traces, WorkerId};
+use crate::core::{Input, Traces, WorkerId};
 use crate::sys::sockdiag;
 use crate::sys::takeover::{Answer, Connect, Listener, Support};
 

@@ -9,9 +9,9 @@ use tracing::{debug, warn};
 
 use crate::config::{AppName, AppSpec, Capabilities, RunAs};
 use crate::control::{Failure, FailureCode};
+use crate::core::{Worker, WorkerId};
 use crate::exit::Exit;
 use crate::paths::Paths;
-use crate::supervisor::{Worker, WorkerId};
 use crate::sys::capability;
 use crate::sys::cgroup::{self, Bounds, Leaf, Tree};
 use crate::sys::limits;
@@ -400,7 +400,7 @@ pub fn follow_user(env: &mut BTreeMap<String, String>, spec: &AppSpec) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::made_up;
+    use crate::cli::fixtures;
 
     fn powerless() -> Isolation {
         Isolation {
@@ -433,11 +433,11 @@ mod tests {
     #[test]
     fn what_takes_privileges_is_refused_with_a_reason() {
         let refused = |change: fn(&mut AppSpec)| {
-            let mut spec = made_up::spec("api");
+            let mut spec = fixtures::spec("api");
             change(&mut spec);
             powerless().refuse(&spec).unwrap_err()
         };
-        assert!(powerless().refuse(&made_up::spec("api")).is_ok());
+        assert!(powerless().refuse(&fixtures::spec("api")).is_ok());
         assert!(
             refused(|spec| spec.run_as = Some(other()))
                 .message
@@ -458,14 +458,14 @@ mod tests {
                 .message
                 .contains("1000")
         );
-        let mut spec = made_up::spec("api");
+        let mut spec = fixtures::spec("api");
         (spec.limits.nice, spec.limits.nofile) = (Some(19), Some(1000));
         assert!(powerless().refuse(&spec).is_ok());
     }
 
     #[test]
     fn nobody_runs_as_somebody_else_than_was_said() {
-        let mut spec = made_up::spec("api");
+        let mut spec = fixtures::spec("api");
         spec.run_as = Some(other());
         // As after a reboot, with a daemon that has lost its privileges: the change of user fails then.
         assert_eq!(
@@ -492,7 +492,7 @@ mod tests {
 
     #[test]
     fn what_is_not_enforced_is_said() {
-        let mut spec = made_up::spec("api");
+        let mut spec = fixtures::spec("api");
         assert_eq!(powerless().lacking(&spec), None);
         spec.limits.tasks = Some(9);
         assert!(powerless().lacking(&spec).unwrap().contains("no tree"));
@@ -500,7 +500,7 @@ mod tests {
 
     #[test]
     fn variables_follow_the_user() {
-        let mut spec = made_up::spec("api");
+        let mut spec = fixtures::spec("api");
         spec.run_as = Some(other());
         spec.env.insert("SHELL".into(), "/bin/mine".into());
         let pairs = [

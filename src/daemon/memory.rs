@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::{Daemon, now};
-use crate::supervisor::{AppView, Input, Time, WorkerId};
+use crate::core::{AppView, Input, Time, WorkerId};
 use crate::sys::procfs::Meter;
 
 #[derive(Default)]

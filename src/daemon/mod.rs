@@ -6,12 +6,15 @@ mod adopt;
 mod calls;
 mod drain;
 mod effects;
+mod fdstore;
 mod foreground;
 mod hiding;
 mod isolation;
+mod log_health;
 mod memory;
 mod messages;
 mod notify;
+mod port_conflicts;
 mod probe;
 mod relay;
 mod saving;
@@ -21,13 +24,10 @@ mod sockets;
 mod spawn;
 mod start;
 mod state;
-mod strangers;
 pub mod systemd;
 mod takeover_support;
 mod tree;
-mod troubles;
 mod upgrade;
-mod vault;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -43,10 +43,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{AppName, AppSpec, Log, LogFormat};
 use crate::control::{Answer, Call, Failure};
+use crate::core::{Input, OpId, Settings, Supervisor, Time, Traces, WorkerId};
 use crate::exit::Exit;
 use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
-use crate::supervisor::{Input, OpId, Settings, Supervisor, Time, Traces, WorkerId};
 use crate::sys::listen::Given;
 use crate::sys::{needs, process, takeover};
 use calls::Calls;
@@ -233,8 +233,8 @@ struct Daemon {
     calls: Calls,
     /// Ended workers whose last log lines are still there.
     remembered: std::collections::VecDeque<u64>,
-    strangers: strangers::Strangers,
-    troubles: troubles::Troubles,
+    strangers: port_conflicts::Strangers,
+    troubles: log_health::Troubles,
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
@@ -247,15 +247,15 @@ struct Daemon {
     /// Sockets of `.socket` units.
     given: Arc<Given>,
     /// What outlives this process.
-    vault: vault::Vault,
+    fdstore: fdstore::FdStore,
     /// The keeper that started us.
     keeper: Option<u32>,
     /// Lines of the keeper that had been lost when it started us.
     lost_by_keeper: u64,
-    /// The names in the vault when this daemon came.
+    /// The names in the fdstore when this daemon came.
     kept_before: HashSet<String>,
     /// What is written down beside the supervisor.
-    rest: state::Rest,
+    state: state::DaemonState,
     saving: saving::Saving,
     /// What this process passes on if it becomes another program.
     handles: start::Handles,
@@ -419,7 +419,7 @@ async fn serve(
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
-            () = daemon.vault.turn() => {}
+            () = daemon.fdstore.turn() => {}
             () = sleep_until(upgrade_wakes) => {}
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => daemon.troubles.note(problem),
@@ -432,7 +432,7 @@ async fn serve(
             daemon.on_event(event);
         }
     }
-    tree::sweep_all(daemon.vault.made_keeper()).await;
+    tree::sweep_all(daemon.fdstore.made_keeper()).await;
     let _ = std::fs::remove_file(paths.socket());
     server.abort();
     daemon.pump.shutdown();
@@ -528,9 +528,9 @@ impl Daemon {
                 pid,
                 listener,
             } => self.on_executed(worker, pid, listener),
-            Event::HowEnded { pid, answer } => self.vault.how_ended(pid, answer),
+            Event::HowEnded { pid, answer } => self.fdstore.how_ended(pid, answer),
             Event::Silent { generation } => self
-                .vault
+                .fdstore
                 .forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),
             Event::Saved(how) => self.on_saved(how),
             Event::Upgrade(pending) => self.on_upgrade(pending),
@@ -582,7 +582,7 @@ impl Daemon {
         self.isolation.look_at_memory();
         self.save_again();
         self.open_admin_again();
-        self.vault.store_again();
+        self.fdstore.store_again();
         self.stay_in_use();
     }
 
@@ -671,18 +671,18 @@ impl Daemon {
         })
     }
 
-    /// Makes the vault hold the app's sockets as they are now.
+    /// Makes the fdstore hold the app's sockets as they are now.
     fn keep_sockets(&mut self, name: &AppName) {
-        let beginning = vault::name::sockets(name);
+        let beginning = fdstore::name::sockets(name);
         let wanted = self
             .apps
             .get(name)
             .into_iter()
             .flat_map(|app| app.sockets.all());
         let wanted = wanted
-            .map(|(address, place, fd)| (vault::name::socket(name, address, place), fd))
+            .map(|(address, place, fd)| (fdstore::name::socket(name, address, place), fd))
             .collect();
-        self.vault.keep_exactly(&beginning, wanted);
+        self.fdstore.keep_exactly(&beginning, wanted);
     }
 }
 

@@ -19,8 +19,8 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::{Daemon, Event, Events};
+use crate::core::{Input, WorkerId};
 use crate::paths::Paths;
-use crate::supervisor::{Input, WorkerId};
 use crate::sys::procfs;
 use crate::sys::spawn::Credentials;
 

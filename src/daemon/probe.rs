@@ -19,7 +19,7 @@ use super::isolation::Confinement;
 use super::sockets::ProbeTarget;
 use super::spawn::{c_environment, c_strings, ended, environment};
 use crate::config::{Check, Probe};
-use crate::supervisor::{Exit, Purpose, WorkerId};
+use crate::core::{Exit, Purpose, WorkerId};
 use crate::sys::listen::{Backlog, backlog};
 use crate::sys::spawn::SpawnError;
 use crate::sys::{process, spawn, steer};
@@ -140,7 +140,7 @@ async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Result<T, 
     }
     Err(Failed::Worker(format!(
         "no answer within {}",
-        crate::supervisor::humane(limit)
+        crate::core::format_duration(limit)
     )))
 }
 
@@ -265,7 +265,7 @@ async fn exec(
         Ok(exit) => Err(Failed::Worker(format!("`{name}` {exit}"))),
         Err(Failed::Worker(_)) => Err(Failed::Worker(format!(
             "`{name}` took longer than {}",
-            crate::supervisor::humane(limit)
+            crate::core::format_duration(limit)
         ))),
         Err(failed @ Failed::Rsup(_)) => Err(failed),
     }

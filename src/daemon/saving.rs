@@ -8,12 +8,12 @@ use nix::sys::time::TimeSpec;
 
 use tracing::{error, info, warn};
 
+use super::fdstore::name::STATE;
 use super::state::{self, Ending, Process, ReadError, Saver, State};
-use super::vault::name::STATE;
 use super::{Daemon, Event, Events, Options, complain, now};
+use crate::core::{Time, WorkerId};
 use crate::keeper::{AGAIN, GO_ON};
 use crate::paths::Paths;
-use crate::supervisor::{Time, WorkerId};
 use crate::sys::process;
 
 /// How often files are touched, so that they are not taken for forgotten.
@@ -84,7 +84,7 @@ impl Daemon {
     }
 
     pub(super) fn record(&mut self, worker: &WorkerId, process: Process) {
-        self.rest.processes.insert(worker.generation, process);
+        self.state.processes.insert(worker.generation, process);
         // At once: until then nobody else knows of it.
         self.save();
     }
@@ -97,7 +97,7 @@ impl Daemon {
     }
 
     pub(super) fn encoded(&self) -> io::Result<Vec<u8>> {
-        state::encode(&self.saving.boot, &self.rest, &self.supervisor)
+        state::encode(&self.saving.boot, &self.state, &self.supervisor)
     }
 
     /// Everything is on the disk when this returns, as far as it can be.
@@ -111,7 +111,7 @@ impl Daemon {
 
     fn save(&mut self) {
         self.saving.unsaved = false;
-        self.rest.written += 1;
+        self.state.written += 1;
         let bytes = match self.encoded() {
             Ok(bytes) => bytes,
             Err(why) => return complain("the state cannot be put into words", why),
@@ -132,7 +132,7 @@ impl Daemon {
             how,
         );
         if !kept {
-            self.vault.forget(STATE);
+            self.fdstore.forget(STATE);
         }
         if std::mem::take(&mut self.saving.unsaved_for_reboot)
             && let Some(saver) = &self.saving.saver
@@ -144,13 +144,13 @@ impl Daemon {
     /// Whether the next daemon gets the state from who holds descriptors for it.
     fn keep_state(&mut self, bytes: &[u8]) -> bool {
         match state::in_memory(bytes) {
-            Ok(memory) => self.vault.keep(STATE.to_owned(), memory),
+            Ok(memory) => self.fdstore.keep(STATE.to_owned(), memory),
             Err(why) => {
                 complain("the state cannot be held in memory either", why);
                 return false;
             }
         }
-        self.vault.outlives_us()
+        self.fdstore.outlives_us()
     }
 
     /// Files in /tmp that nobody touches are cleaned away (tmpfiles.d(5)), and these are needed as long as
@@ -197,7 +197,7 @@ impl Daemon {
 
     /// Everything is to be stopped: what is wanted now is what a later daemon is to know.
     pub(super) fn note_end(&mut self, why: Ending) {
-        self.rest.ending = Some(why);
+        self.state.ending = Some(why);
         self.unsaved_for_reboot();
         self.save();
         self.ending = true;
@@ -210,14 +210,14 @@ impl Daemon {
         {
             complain("the state of this daemon cannot be removed", why);
         }
-        self.vault.forget(STATE);
-        self.vault.bye();
+        self.fdstore.forget(STATE);
+        self.fdstore.bye();
         self.saving.saver = None;
     }
 
     /// Goes on from where an earlier daemon was, if there was one.
     pub(super) fn go_on(&mut self) {
-        let kept = self.vault.get(STATE).and_then(|memory| {
+        let kept = self.fdstore.get(STATE).and_then(|memory| {
             state::read_memory(memory)
                 .inspect_err(|why| warn!("the state in memory cannot be used: {why}"))
                 .ok()
@@ -250,7 +250,7 @@ impl Daemon {
             return;
         }
         // Whatever was kept belongs to workers that nobody knows any more.
-        self.vault.forget_all(
+        self.fdstore.forget_all(
             &[
                 "listen/", "out/", "err/", "bind/", "notify/", "node/", STATE,
             ]

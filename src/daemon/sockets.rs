@@ -14,7 +14,7 @@ use nix::unistd::{getegid, geteuid};
 use tracing::warn;
 
 use crate::config::{self, Listen, SocketFile};
-use crate::supervisor::Steering;
+use crate::core::Steering;
 use crate::sys::holder::Holder;
 use crate::sys::listen::{self, Family, Found, Given, Group, ListenError, Mended, Ownership};
 use crate::sys::process;

@@ -11,14 +11,14 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
+use super::fdstore::name;
 use super::isolation::{self, Confinement};
 use super::state::Process;
 use super::tree::{self, Marks, Orphans};
-use super::vault::name;
 use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
 use crate::config::{AppName, AppSpec, Check, Listen};
+use crate::core::{Exit, Input, Revision, WorkerId};
 use crate::logs::{self, Source, Stream};
-use crate::supervisor::{Exit, Input, Revision, WorkerId};
 use crate::sys::cgroup::Leaf;
 use crate::sys::procfs::{self, PipeId, StartTime};
 use crate::sys::readiness::readable;
@@ -237,9 +237,9 @@ impl Daemon {
             let owner = confinement.owner();
             let failed = |why: String| format!("no channel for its notification: {why}");
             let (ends, theirs) = notify::Ends::open(&self.paths, id, owner).map_err(failed)?;
-            self.vault
+            self.fdstore
                 .keep(name::notify(id.generation), &ends.datagrams);
-            self.vault.keep(name::node(id.generation), &ends.node);
+            self.fdstore.keep(name::node(id.generation), &ends.node);
             let ours = notify::Channel::listen(ends, &self.paths, id, owner, self.events.clone())
                 .map_err(|why| failed(why.to_string()))?;
             env.insert("NOTIFY_SOCKET".into(), ours.path().display().to_string());
@@ -248,7 +248,7 @@ impl Daemon {
         }
         plan.env = c_environment(&env)?;
         for (stream, pipe) in [(Stream::Out, &out), (Stream::Err, &err)] {
-            self.vault.keep(
+            self.fdstore.keep(
                 name::output(
                     id.generation,
                     stream,
@@ -343,7 +343,7 @@ impl Daemon {
         listener: Option<takeover::Listener>,
     ) {
         if let Some(listener) = listener {
-            self.vault.keep(name::binds(worker.generation), &listener);
+            self.fdstore.keep(name::binds(worker.generation), &listener);
             tokio::spawn(answer_calls(worker.clone(), listener, self.events.clone()));
         }
         self.handle(Input::Spawned { worker, pid });

@@ -11,19 +11,19 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::calls::Calls;
+use super::fdstore::{self, FdStore};
 use super::isolation::Isolation;
 use super::saving::Saving;
 use super::signals::Signals;
-use super::state::{self, Rest};
+use super::state::{self, DaemonState};
 use super::systemd::{self, Received};
 use super::takeover_support::TakeoverSupport;
-use super::vault::{self, Vault};
 use super::{Daemon, Error, Options, Started, memory, now, server, system};
+use crate::core::Supervisor;
 use crate::keeper::LOST;
 use crate::lock;
 use crate::logs::{self, Pump, stderr};
 use crate::paths::Paths;
-use crate::supervisor::Supervisor;
 use crate::sys::process;
 
 /// Descriptors that every daemon of these folders needs, and passes on when it becomes another program.
@@ -40,7 +40,7 @@ pub struct Inheritance {
     pub handles: Handles,
     /// From the service manager.
     pub received: Received,
-    /// What the program before had in its vault.
+    /// What the program before had in its fdstore.
     pub held: BTreeMap<String, OwnedFd>,
     pub keeper: Option<OwnedFd>,
     pub made_keeper: Option<u32>,
@@ -131,18 +131,18 @@ impl Daemon {
             .ok();
         let received = std::mem::take(&mut inheritance.received);
         let store = received.notifier.link().cloned();
-        let mut vault = match is_upgrade {
-            true => inheritance.vault(store),
-            false => Vault::open(store, received.stored),
+        let mut fdstore = match is_upgrade {
+            true => inheritance.fdstore(store),
+            false => FdStore::open(store, received.stored),
         };
         let keeper = if is_upgrade {
             inheritance.born_of
         } else {
-            vault.has_keeper().then(std::os::unix::process::parent_id)
+            fdstore.has_keeper().then(std::os::unix::process::parent_id)
         };
-        let kept_before = vault.names().map(str::to_owned).collect();
+        let kept_before = fdstore.names().map(str::to_owned).collect();
         let (log_events, log_problems) = mpsc::unbounded_channel();
-        let pump = start_pump(paths, &mut vault, log_events).map_err(|why| {
+        let pump = start_pump(paths, &mut fdstore, log_events).map_err(|why| {
             let limit =
                 " (its journal, a sparse file in memory, is larger than `ulimit -f` allows)";
             let limit = if why.kind() == io::ErrorKind::FileTooLarge {
@@ -196,16 +196,16 @@ impl Daemon {
             started: now(),
             systemd: received.notifier,
             given: systemd::given(received.sockets),
-            vault,
+            fdstore,
             keeper,
             lost_by_keeper: std::env::var(LOST)
                 .ok()
                 .and_then(|lost| lost.parse().ok())
                 .unwrap_or(0),
             kept_before,
-            rest: Rest {
+            state: DaemonState {
                 foreground,
-                ..Rest::default()
+                ..DaemonState::default()
             },
             saving,
             handles,
@@ -220,7 +220,7 @@ impl Daemon {
             Some(state) => daemon.go_on_as(state, failed),
             None => daemon.go_on(),
         }
-        daemon.vault.keep_program();
+        daemon.fdstore.keep_program();
         daemon.start_given();
         daemon.open_admin();
         // It is up: what becomes of it from here on, a client may ask.
@@ -241,10 +241,10 @@ impl Daemon {
 /// With the journal of an earlier daemon, if there is one: then none of its lines is lost.
 fn start_pump(
     paths: &Paths,
-    vault: &mut Vault,
+    fdstore: &mut FdStore,
     events: mpsc::UnboundedSender<logs::Event>,
 ) -> io::Result<Pump> {
-    if let Some(journal) = vault.get(vault::name::JOURNAL) {
+    if let Some(journal) = fdstore.get(fdstore::name::JOURNAL) {
         match Pump::start_with_journal(events.clone(), journal) {
             Ok(pump) => return Ok(pump),
             Err(why) => warn!(
@@ -253,6 +253,6 @@ fn start_pump(
         }
     }
     let journal = logs::Journal::create(&paths.runtime)?;
-    vault.keep(vault::name::JOURNAL.to_owned(), &journal);
+    fdstore.keep(fdstore::name::JOURNAL.to_owned(), &journal);
     Pump::start_with_journal(events, journal)
 }

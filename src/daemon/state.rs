@@ -17,9 +17,9 @@ use std::thread::JoinHandle;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::core::{OpError, OpId, STATE_VERSION, Supervisor};
 use crate::lock;
 use crate::paths::Paths;
-use crate::supervisor::{OpError, OpId, STATE_VERSION, Supervisor};
 use crate::sys::process;
 use crate::sys::procfs::{self, StartTime};
 
@@ -29,7 +29,7 @@ struct Writing<'a> {
     version: u32,
     rsup: &'static str,
     boot: &'a str,
-    daemon: &'a Rest,
+    daemon: &'a DaemonState,
     supervisor: &'a Supervisor,
 }
 
@@ -38,13 +38,13 @@ struct Writing<'a> {
 pub struct State {
     /// The kernel's name of the boot in which it was written.
     pub boot: String,
-    pub daemon: Rest,
+    pub daemon: DaemonState,
     pub supervisor: Supervisor,
 }
 
 /// What the daemon knows beside the supervisor. Fields that are new get `#[serde(default)]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Rest {
+pub struct DaemonState {
     /// Every app is being stopped, and then the daemon ends.
     #[serde(default)]
     pub ending: Option<Ending>,
@@ -111,7 +111,7 @@ pub enum ReadError {
 ///
 /// # Errors
 /// None is known: everything in it can be written as JSON.
-pub fn encode(boot: &str, rest: &Rest, supervisor: &Supervisor) -> io::Result<Vec<u8>> {
+pub fn encode(boot: &str, rest: &DaemonState, supervisor: &Supervisor) -> io::Result<Vec<u8>> {
     let state = Writing {
         version: STATE_VERSION,
         rsup: env!("CARGO_PKG_VERSION"),
@@ -349,7 +349,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         assert!(matches!(read(&path), Err(ReadError::None)));
-        let rest = Rest {
+        let rest = DaemonState {
             ending: None,
             foreground: true,
             processes: [(

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::{Daemon, Error, now};
+use crate::core::{AppView, Time};
 use crate::paths::Paths;
-use crate::supervisor::{AppView, Time};
 use crate::sys::listen::Given;
 use crate::sys::service;
 pub use link::Link;

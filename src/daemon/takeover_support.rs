@@ -10,7 +10,7 @@ use super::isolation::Isolation;
 use super::spawn::wants_takeover;
 use super::{Daemon, Event};
 use crate::config::{AppName, AppSpec, Capabilities};
-use crate::supervisor::{Input, Revision, WorkerId};
+use crate::core::{Input, Revision, WorkerId};
 use crate::sys::spawn::Credentials;
 use crate::sys::takeover::{Support, Untried, probe_support, probe_support_as};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::supervisor::WorkerId;
+use crate::core::WorkerId;
 use crate::sys::cgroup::Leaf;
 use crate::sys::process;
 use crate::sys::procfs::{self, PipeId, StartTime};

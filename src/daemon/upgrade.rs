@@ -22,15 +22,15 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
 
+use super::fdstore::{Backend, FdStore};
 use super::start::{Handles, Inheritance};
 use super::state::{self, State, Upgrade};
 use super::systemd::{self, Received};
-use super::vault::{Backend, Vault};
 use super::{Daemon, Event, Options, complain, now, probe, spawn as workers};
 use crate::control::{Answer, Failure, FailureCode, HowUpgraded, Reply};
+use crate::core::{Time, WorkerPhase};
 use crate::exit::Exit;
 use crate::keeper::link::Link;
-use crate::supervisor::{Time, WorkerPhase};
 use crate::sys::spawn::{self, Plan};
 use crate::sys::{durable, inherit, process};
 
@@ -58,7 +58,7 @@ struct Manifest {
     /// As in the file, which is not read again: a full disk must not matter.
     state: String,
     options: Options,
-    /// By name in the vault.
+    /// By name in the fdstore.
     held: BTreeMap<String, i32>,
     /// The socket to the keeper, if there is one.
     keeper: Option<i32>,
@@ -158,8 +158,8 @@ fn take_over(manifest: OwnedFd) -> io::Result<(Inheritance, Back)> {
 }
 
 impl Inheritance {
-    /// The vault of the program before.
-    pub fn vault(&mut self, systemd: Option<Arc<systemd::Link>>) -> Vault {
+    /// The fdstore of the program before.
+    pub fn fdstore(&mut self, systemd: Option<Arc<systemd::Link>>) -> FdStore {
         let backend = match self.keeper.take().map(Link::take_up) {
             Some(Ok((link, _))) => Backend::Keeper(link),
             Some(Err(why)) => {
@@ -170,7 +170,7 @@ impl Inheritance {
             }
             None => systemd.map_or(Backend::Nobody, Backend::Systemd),
         };
-        Vault::new(backend, std::mem::take(&mut self.held), self.made_keeper)
+        FdStore::new(backend, std::mem::take(&mut self.held), self.made_keeper)
     }
 }
 
@@ -366,7 +366,7 @@ impl Daemon {
 
     pub(super) fn on_upgrade(&mut self, pending: Pending) {
         let Pending { program, token, .. } = &pending;
-        self.rest.upgrade = Some(Upgrade {
+        self.state.upgrade = Some(Upgrade {
             token: *token,
             program: program.clone(),
             result: None,
@@ -377,7 +377,7 @@ impl Daemon {
     /// What became of an upgrade.
     pub(super) fn how_upgraded(&self, token: u64) -> HowUpgraded {
         match self
-            .rest
+            .state
             .upgrade
             .as_ref()
             .filter(|upgrade| upgrade.token == token)
@@ -439,7 +439,7 @@ impl Daemon {
     fn upgrade_failed(&mut self, why: String) {
         warn!("not upgraded: {why}");
         self.upgrading = None;
-        if let Some(upgrade) = &mut self.rest.upgrade {
+        if let Some(upgrade) = &mut self.state.upgrade {
             upgrade.result = Some(Err(why));
         }
         self.unsaved();
@@ -451,7 +451,7 @@ impl Daemon {
         self.save_for_upgrade();
         let state = String::from_utf8(self.encoded()?).map_err(io::Error::other)?;
         let previous = File::open("/proc/self/exe")?;
-        let (held, keeper) = self.vault.descriptors();
+        let (held, keeper) = self.fdstore.descriptors();
         let manifest = Manifest {
             state,
             options: self.options.clone(),
@@ -460,7 +460,7 @@ impl Daemon {
                 .map(|(name, fd)| ((*name).to_owned(), fd.as_raw_fd()))
                 .collect(),
             keeper: keeper.map(|fd| fd.as_raw_fd()),
-            made_keeper: self.vault.made_keeper(),
+            made_keeper: self.fdstore.made_keeper(),
             born_of: self.keeper,
             lock: self.handles.lock.as_fd().as_raw_fd(),
             control: self.handles.control.as_raw_fd(),
@@ -494,7 +494,7 @@ impl Daemon {
     /// Goes on as the new program, or as the old one again.
     pub(super) fn go_on_as(&mut self, state: State, failed: Option<String>) {
         self.adopt(state);
-        if let Some(upgrade) = &mut self.rest.upgrade {
+        if let Some(upgrade) = &mut self.state.upgrade {
             upgrade.result = Some(match failed {
                 None => Ok(env!("CARGO_PKG_VERSION").to_owned()),
                 Some(why) => Err(format!(
@@ -509,7 +509,7 @@ impl Daemon {
     /// A daemon that died in an upgrade was the new program; this is the old one.
     pub(super) fn upgrade_died(&mut self) {
         if let Some(upgrade) = self
-            .rest
+            .state
             .upgrade
             .as_mut()
             .filter(|upgrade| upgrade.result.is_none())

@@ -2,7 +2,7 @@
 //! by whatever end, and before it starts the next one.
 
 use crate::cli::Context;
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::systemctl::Manager;
 use crate::cli::unit::Scope;
 use crate::daemon;
@@ -21,7 +21,7 @@ pub struct Args {
     make_room: bool,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let stopped = see_to_workers(&args, cx);
     // Last: whoever stops the workers may have enabled them.
     let emptied = if args.make_room { make_room() } else { Ok(()) };
@@ -30,7 +30,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
 
 /// Workers of a main process that was killed serve on, for the next one to adopt. When systemd was asked for
 /// a stop there is no next one; nor may the state say to one that comes later that it is to stop.
-fn see_to_workers(args: &Args, cx: &Context) -> Result<(), Problem> {
+fn see_to_workers(args: &Args, cx: &Context) -> Result<(), CliError> {
     let paths = cx.paths()?;
     let Some(left) = daemon::left_behind(&paths) else {
         return Ok(());
@@ -56,13 +56,13 @@ fn see_to_workers(args: &Args, cx: &Context) -> Result<(), Problem> {
     Ok(())
 }
 
-fn make_room() -> Result<(), Problem> {
+fn make_room() -> Result<(), CliError> {
     // Nothing to be done where there is no cgroup v2.
     let Some(folder) = cgroup::of_controlled_service() else {
         return Ok(());
     };
     let failed = |why| {
-        Problem::failed(
+        CliError::failed(
             "cgroup",
             format!("systemd will not be able to start rsup again\n{why}"),
         )

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, render};
 use crate::config::{self, AppSpec};
 
@@ -17,7 +17,7 @@ pub struct Args {
     file: PathBuf,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let loaded = config::load(&args.file)?;
     for warning in &loaded.warnings {
         cx.out.warning(&warning.render(cx.out.error_look.color));

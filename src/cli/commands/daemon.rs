@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::getpid;
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, render};
 use crate::logs::stderr;
 use crate::paths::Paths;
@@ -34,9 +34,9 @@ pub struct Args {
     service: bool,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     if args.try_state {
-        daemon::try_state().map_err(|why| Problem::failed("state", why))?;
+        daemon::try_state().map_err(|why| CliError::failed("state", why))?;
         return cx.out.text(&format!("{}\n", daemon::CAN_GO_ON));
     }
     // Before there is a second thread.
@@ -44,10 +44,10 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         stderr::set_witness(words);
     }
     let paths = cx.paths()?;
-    paths.create().map_err(Problem::usage)?;
+    paths.create().map_err(CliError::usage)?;
     // Whoever started us may hold signals back; that passes from process to process.
     SigSet::empty().thread_set_mask().map_err(|error| {
-        Problem::failed("local", format!("cannot let signals through: {error}"))
+        CliError::failed("local", format!("cannot let signals through: {error}"))
     })?;
     if args.service {
         return serve(paths, cx);
@@ -63,7 +63,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     match left {
         Ok(_) | Err(Errno::EPERM) => {}
         Err(error) => {
-            return Err(Problem::failed(
+            return Err(CliError::failed(
                 "local",
                 format!("cannot leave the terminal: setsid: {error}"),
             ));
@@ -74,7 +74,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             .name("until-eof".into())
             .spawn(end_with_stdin)
             .map_err(|error| {
-                Problem::failed(
+                CliError::failed(
                     "local",
                     crate::sys::needs::words("cannot start a thread", &error),
                 )
@@ -93,7 +93,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
 
 /// As a service. Started again at once by whoever watches over it, it must not fill the journal
 /// with an error that stays.
-fn serve(paths: Paths, cx: &Context) -> Result<(), Problem> {
+fn serve(paths: Paths, cx: &Context) -> Result<(), CliError> {
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         point_to_journal(&paths.daemon_log());
     }
@@ -103,10 +103,10 @@ fn serve(paths: Paths, cx: &Context) -> Result<(), Problem> {
         ..daemon::Options::default()
     };
     daemon::run(paths, options).map_err(|error| {
-        let problem = Problem::from(error);
+        let problem = CliError::from(error);
         cx.out.problem(&problem);
         std::thread::sleep(PAUSE);
-        Problem::Said(problem.exit())
+        CliError::AlreadyReported(problem.exit())
     })
 }
 

@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::cli::client::{CallError, Client, Interrupt};
-use crate::cli::problem::{INTERRUPTED, Problem};
-use crate::cli::trial::{self, Expected, Halt, Step, Trial};
+use crate::cli::error::{CliError, INTERRUPTED};
+use crate::cli::load_test::{self, Expected, Halt, Step, Trial};
 use crate::cli::values::duration;
 use crate::cli::{Context, daemonize, render, targets};
 use crate::config::AppSpec;
@@ -52,7 +52,7 @@ const END: Duration = Duration::from_secs(5);
 /// Tries to find a port that nobody takes in between.
 const PORTS: usize = 5;
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     // Before anything exists that would have to be cleaned up.
     let interrupt = Interrupt::hold_all();
     let sandbox = Sandbox::new()?;
@@ -72,7 +72,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         ))?;
     }
     let script = |trial: &mut Trial<'_>| releases(trial, &spec, duration);
-    let mut verdict = trial::run(
+    let mut verdict = load_test::run(
         &cx.out,
         &sandbox.client,
         &interrupt,
@@ -139,7 +139,7 @@ fn start(
     sandbox: &Sandbox,
     interrupt: &Interrupt,
     cx: &Context,
-) -> Result<(AppSpec, SocketAddr), Problem> {
+) -> Result<(AppSpec, SocketAddr), CliError> {
     let begin = Instant::now();
     let mut tries = PORTS;
     loop {
@@ -161,7 +161,7 @@ fn start(
                 .next()
                 .ok_or_else(targets::unexpected)?,
             Ok(_) => return Err(targets::unexpected()),
-            Err(CallError::Interrupted) => return Err(Problem::Said(INTERRUPTED)),
+            Err(CallError::Interrupted) => return Err(CliError::AlreadyReported(INTERRUPTED)),
             Err(error) => return Err(sandbox.client.explain(error)),
         };
         match outcome.failure {
@@ -183,17 +183,17 @@ fn start(
     }
 }
 
-fn free_port() -> Result<SocketAddr, Problem> {
+fn free_port() -> Result<SocketAddr, CliError> {
     let port = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr();
     port().map_err(|error| {
-        Problem::failed(
+        CliError::failed(
             "listen",
             format!("there is no free port on 127.0.0.1: {error}"),
         )
     })
 }
 
-fn sample_app(sandbox: &Sandbox, addr: SocketAddr) -> Result<AppSpec, Problem> {
+fn sample_app(sandbox: &Sandbox, addr: SocketAddr) -> Result<AppSpec, CliError> {
     let program = crate::paths::program()
         .into_os_string()
         .into_string()
@@ -221,7 +221,7 @@ struct Sandbox {
 }
 
 impl Sandbox {
-    fn new() -> Result<Self, Problem> {
+    fn new() -> Result<Self, CliError> {
         let home = home()?;
         let (client, daemon) = daemonize::own(home.path())?;
         Ok(Self {
@@ -232,7 +232,7 @@ impl Sandbox {
     }
 
     /// Why the sample app could not be started; most likely because takeover is not possible here.
-    fn not_started(&self, outcome: Outcome) -> Problem {
+    fn not_started(&self, outcome: Outcome) -> CliError {
         let target = Target::App(outcome.app);
         let notes = match self.client.ask(Request::Describe { target }) {
             Ok(Reply::Descriptions(all)) => all.into_iter().flat_map(|one| one.notes).collect(),
@@ -249,7 +249,7 @@ impl Sandbox {
         failure
             .message
             .insert_str(0, "the sample app could not be started\n");
-        let problem = Problem::from(failure);
+        let problem = CliError::from(failure);
         if notes.is_empty() {
             return problem;
         }
@@ -302,7 +302,7 @@ impl Drop for Sandbox {
 }
 
 /// A new folder that can be written to, and whose path a socket's fits into.
-fn home() -> Result<TempDir, Problem> {
+fn home() -> Result<TempDir, CliError> {
     let places = [
         Some(std::env::temp_dir()),
         std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
@@ -325,7 +325,7 @@ fn home() -> Result<TempDir, Problem> {
         }
     }
     why.dedup();
-    Err(Problem::failed(
+    Err(CliError::failed(
         "local",
         format!(
             "there is no place for a temporary folder\n{}",

@@ -1,6 +1,6 @@
 //! `rsup describe`.
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, render, targets};
 use crate::control::{Reply, Request};
 
@@ -13,7 +13,7 @@ pub struct Args {
     targets: Vec<String>,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let mut all = Vec::new();
     for target in targets::select(&client, &args.targets)?.targets {

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, render};
 use crate::config;
 
@@ -22,7 +22,7 @@ pub struct Args {
     force: bool,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let shown = args.file.display();
     let folder = args
         .file
@@ -45,11 +45,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         Ok(()) => cx
             .out
             .text(&render::Written { file: args.file }.to_string()),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Problem::usage(format!(
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(CliError::usage(format!(
             "{shown} exists already\nnothing was changed"
         ))
         .hint("--force overwrites it")),
-        Err(error) => Err(Problem::failed(
+        Err(error) => Err(CliError::failed(
             "local",
             format!("cannot write {shown}: {error}"),
         )),

@@ -1,7 +1,7 @@
 //! `rsup kill`.
 
 use crate::cli::client::Interrupt;
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::progress::Progress;
 use crate::cli::{Context, render, targets};
 use crate::control::{Reply, Request};
@@ -11,7 +11,7 @@ use crate::control::{Reply, Request};
 #[command(after_long_help = "Example:\n  rsup kill")]
 pub struct Args {}
 
-pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(Args {}: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let progress = Progress::new(&cx.out);
     let reply = client.act(Request::Kill, true, &Interrupt::hold(), &|step| {

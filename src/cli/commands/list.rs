@@ -1,17 +1,17 @@
 //! `rsup list`.
 
 use crate::cli::client::{CallError, NO_DAEMON, START_HINT};
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, render, systemctl, targets};
 use crate::control::{Reply, Request};
-use crate::supervisor::AppView;
+use crate::core::AppView;
 
 /// Show all apps and their workers
 #[derive(Debug, clap::Args)]
 #[command(visible_aliases = ["ls", "ps", "status"], after_long_help = "Examples:\n  rsup list\n  rsup list --json | jq '.[].workers[].pid'")]
 pub struct Args {}
 
-pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(Args {}: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let apps = match client.try_ask(Request::List) {
         Ok(Reply::List(apps)) => {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::render::LogLines;
 use crate::cli::{Context, targets};
 use crate::config::AppName;
@@ -41,7 +41,7 @@ struct Source {
     paths: Vec<(Stream, PathBuf)>,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let targets = if args.targets.is_empty() {
         vec![Target::All]
@@ -96,7 +96,7 @@ fn source(files: LogFiles, args: &Args) -> Source {
     }
 }
 
-fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Problem> {
+fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), CliError> {
     for source in sources {
         let mut lines = Vec::new();
         for (stream, path) in &source.paths {
@@ -104,7 +104,7 @@ fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Proble
                 Ok(found) => lines.push(found.into_iter().map(|line| (*stream, line)).collect()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    return Err(Problem::failed(
+                    return Err(CliError::failed(
                         "local",
                         format!("cannot read {}: {error}", path.display()),
                     ));
@@ -121,7 +121,7 @@ fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Proble
 }
 
 /// One thread per app waits for its files; this one prints.
-fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Problem> {
+fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), CliError> {
     let (sender, receiver) = mpsc::sync_channel(64);
     let last = args.lines;
     for Source { app, paths } in sources {
@@ -140,7 +140,7 @@ fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Prob
             }
         };
         std::thread::Builder::new().spawn(wait).map_err(|error| {
-            Problem::failed(
+            CliError::failed(
                 "local",
                 crate::sys::needs::words("cannot start a thread", &error),
             )
@@ -149,7 +149,7 @@ fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), Prob
     drop(sender);
     for (app, lines) in receiver {
         let lines = lines.map_err(|error| {
-            Problem::failed("local", format!("cannot follow the logs of {app}: {error}"))
+            CliError::failed("local", format!("cannot follow the logs of {app}: {error}"))
         })?;
         show.write(&app, &lines)?;
     }

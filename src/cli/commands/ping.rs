@@ -1,6 +1,6 @@
 //! `rsup ping`.
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, render, targets};
 use crate::control::{Reply, Request};
 
@@ -9,7 +9,7 @@ use crate::control::{Reply, Request};
 #[command(after_long_help = "Example:\n  rsup ping --json")]
 pub struct Args {}
 
-pub fn run(Args {}: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(Args {}: Args, cx: &Context) -> Result<(), CliError> {
     match cx.client()?.ask(Request::Ping)? {
         Reply::Pong {
             pid,

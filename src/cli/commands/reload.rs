@@ -1,7 +1,7 @@
 //! `rsup reload`.
 
-use crate::cli::problem::Problem;
-use crate::cli::{Context, action, respec, targets};
+use crate::cli::error::CliError;
+use crate::cli::{Context, action, reread, targets};
 use crate::control::Request;
 
 /// Replace the workers of an app one by one, without a failed request
@@ -29,10 +29,10 @@ pub struct Args {
     no_wait: bool,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
-    let apps = respec::reread(&selection.apps(), &client, &cx.out)?;
+    let apps = reread::reread(&selection.apps(), &client, &cx.out)?;
     let base_env = args.update_env.then(|| cx.base_env());
     let request = Request::Reload {
         apps,

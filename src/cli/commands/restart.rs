@@ -1,7 +1,7 @@
 //! `rsup restart`.
 
-use crate::cli::problem::Problem;
-use crate::cli::{Context, action, respec, targets};
+use crate::cli::error::CliError;
+use crate::cli::{Context, action, reread, targets};
 use crate::control::Request;
 
 /// Stop and start all workers of an app at once
@@ -22,10 +22,10 @@ pub struct Args {
     no_wait: bool,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("restart")?;
-    let apps = respec::reread(&selection.apps(), &client, &cx.out)?;
+    let apps = reread::reread(&selection.apps(), &client, &cx.out)?;
     let base_env = args.update_env.then(|| cx.base_env());
     let outcomes = action::one(
         &cx.out,

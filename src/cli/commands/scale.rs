@@ -1,6 +1,6 @@
 //! `rsup scale`.
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, action};
 use crate::config::AppName;
 use crate::control::{Request, ScaleTo};
@@ -36,7 +36,7 @@ fn parse(text: &str) -> Result<ScaleTo, String> {
     }
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let request = Request::Scale {
         app: args.app,

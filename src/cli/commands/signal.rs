@@ -1,6 +1,6 @@
 //! `rsup signal`.
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, render, targets};
 use crate::control::{Reply, Request};
 use crate::exit::signal_number;
@@ -23,7 +23,7 @@ fn parse(text: &str) -> Result<i32, String> {
     signal_number(text).ok_or_else(|| "no such signal; `kill -l` lists them".into())
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let mut pids = Vec::new();
     for target in targets::select(&client, &args.targets)?.targets {

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::SigSet;
 
 use crate::cli::client::{CallError, Client};
-use crate::cli::problem::{FAILED, Problem};
+use crate::cli::error::{CliError, FAILED};
 use crate::cli::targets::{self, Selection};
 use crate::cli::{Context, action, daemonize, render, settings};
 use crate::config::AppSpec;
 use crate::config::{self, Script};
 use crate::control::{Failure, FailureCode, Outcome, Reply, Request, Target};
+use crate::core::{AppPhase, AppView, OperationKind, Settings, WorkerPhase};
 use crate::daemon::{self, StartRequest};
 use crate::logs;
-use crate::supervisor::{AppPhase, AppView, OperationKind, Settings, WorkerPhase};
 
 /// Start the apps of a file, a script, a command, or stopped apps by name
 ///
@@ -165,14 +165,15 @@ impl ScriptArgs {
             .find_map(|(given, name)| given.then_some(name))
     }
 
-    fn into_script(self, command: Vec<String>) -> Result<Script, Problem> {
+    fn into_script(self, command: Vec<String>) -> Result<Script, CliError> {
         let here = || {
-            std::env::current_dir()
-                .map_err(|error| Problem::usage(format!("cannot tell the current folder: {error}")))
+            std::env::current_dir().map_err(|error| {
+                CliError::usage(format!("cannot tell the current folder: {error}"))
+            })
         };
         let cwd = match self.cwd {
             Some(cwd) => std::path::absolute(&cwd)
-                .map_err(|error| Problem::usage(format!("--cwd {}: {error}", cwd.display())))?,
+                .map_err(|error| CliError::usage(format!("--cwd {}: {error}", cwd.display())))?,
             None => here()?,
         };
         Ok(Script {
@@ -209,18 +210,18 @@ enum Plan {
     NameOrScript(String),
 }
 
-fn plan(args: &Args) -> Result<Plan, Problem> {
+fn plan(args: &Args) -> Result<Plan, CliError> {
     let given = args.script.given();
     let no_script = |plan| match given {
         None => Ok(plan),
-        Some(option) => Err(Problem::usage(format!(
+        Some(option) => Err(CliError::usage(format!(
             "{option} is for apps without a file\nin a file, the app's table says it"
         ))),
     };
     let plan = match (args.what.as_slice(), args.command.as_slice()) {
         ([], []) if given.is_some() => {
             return Err(
-                Problem::usage("what is to be started?").hint("rsup start -n NAME -- COMMAND")
+                CliError::usage("what is to be started?").hint("rsup start -n NAME -- COMMAND")
             );
         }
         ([], []) => Plan::File("supervisor.toml".into()),
@@ -231,7 +232,9 @@ fn plan(args: &Args) -> Result<Plan, Problem> {
         }
         (words, []) => match words.iter().find(|word| is_config(word)) {
             Some(file) => {
-                return Err(Problem::usage("one file at a time").hint(format!("rsup start {file}")));
+                return Err(
+                    CliError::usage("one file at a time").hint(format!("rsup start {file}"))
+                );
             }
             None => no_script(Plan::Names(words.to_vec()))?,
         },
@@ -240,13 +243,13 @@ fn plan(args: &Args) -> Result<Plan, Problem> {
             Plan::Command([std::slice::from_ref(script), arguments].concat())
         }
         _ => {
-            return Err(Problem::usage("before `--` there is room for one script")
+            return Err(CliError::usage("before `--` there is room for one script")
                 .hint("rsup start -n NAME -- COMMAND"));
         }
     };
     match plan {
         Plan::File(_) => Ok(plan),
-        _ if !args.only.is_empty() => Err(Problem::usage("--only goes with a configuration file")),
+        _ if !args.only.is_empty() => Err(CliError::usage("--only goes with a configuration file")),
         _ => Ok(plan),
     }
 }
@@ -263,7 +266,7 @@ fn is_config(word: &str) -> bool {
             .any(|end| name.ends_with(end))
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let mut settings = None;
     let apps = match plan(&args)? {
         Plan::File(file) => {
@@ -273,7 +276,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         }
         Plan::Command(command) => vec![config::from_script(&args.script.into_script(command)?)?],
         Plan::Names(names) if args.foreground => {
-            return Err(Problem::usage(format!(
+            return Err(CliError::usage(format!(
                 "--foreground needs a file, a script or a command, not `{}`",
                 names.join(" ")
             )));
@@ -297,11 +300,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
 }
 
 /// A name means nothing while no daemon runs; it may have been meant as a file.
-fn without_daemon(problem: Problem, names: &[String]) -> Problem {
+fn without_daemon(problem: CliError, names: &[String]) -> CliError {
     match problem {
-        Problem::Report { report, .. } if report.code == "no_daemon" => {
+        CliError::Report { report, .. } if report.code == "no_daemon" => {
             let words = names.join(" ");
-            Problem::failed(
+            CliError::failed(
                 "no_daemon",
                 format!("there is no file `{words}`, and no daemon runs that would know an app of that name"),
             )
@@ -315,9 +318,9 @@ fn from_file(
     file: &Path,
     only: &[String],
     cx: &Context,
-) -> Result<(Vec<AppSpec>, Settings), Problem> {
+) -> Result<(Vec<AppSpec>, Settings), CliError> {
     if file.extension().is_none_or(|extension| extension != "toml") {
-        return Err(Problem::usage(format!(
+        return Err(CliError::usage(format!(
             "{} is not a supervisor.toml\nPM2's files cannot be started as they are",
             file.display()
         ))
@@ -335,21 +338,21 @@ fn from_file(
     {
         let names = targets::names(&apps);
         return Err(
-            Problem::usage(format!("{} has no app `{missing}`", file.display()))
+            CliError::usage(format!("{} has no app `{missing}`", file.display()))
                 .hint(format!("it has: {names}")),
         );
     }
     apps.retain(|spec| only.is_empty() || only.iter().any(|name| name == spec.name.as_str()));
     if apps.is_empty() {
         return Err(
-            Problem::usage(format!("{} describes no apps", file.display()))
+            CliError::usage(format!("{} describes no apps", file.display()))
                 .hint("add a table [app.NAME] with a command"),
         );
     }
     Ok((apps, settings))
 }
 
-fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, Problem> {
+fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, CliError> {
     let client = cx.client()?.for_a_start();
     match client.try_ask(Request::Specs {
         target: Target::All,
@@ -362,7 +365,7 @@ fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, Problem> {
 }
 
 /// Starts apps as they were last configured.
-fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), Problem> {
+fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?.for_a_start();
     let selection = targets::select(&client, names)?;
     let views = targets::views(&client)?;
@@ -387,7 +390,7 @@ fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), Problem> {
             &client,
             &idle,
             OperationKind::Start,
-            |target| Request::Resume { target },
+            |target| Request::StartStopped { target },
             wait,
         )?;
     }
@@ -424,14 +427,14 @@ fn foreground(
     settings: Option<Settings>,
     args: &ForegroundArgs,
     cx: &Context,
-) -> Result<(), Problem> {
+) -> Result<(), CliError> {
     let paths = cx.paths()?;
-    paths.create().map_err(Problem::usage)?;
+    paths.create().map_err(CliError::usage)?;
     let client = Client::new(&paths)?.of_next_daemon();
     match client.try_ask(Request::Ping) {
         Err(CallError::NoDaemon) => {}
         Ok(Reply::Pong { pid, .. }) => {
-            let problem = Problem::failed(
+            let problem = CliError::failed(
                 "already_running",
                 format!("a daemon runs already (pid {pid})"),
             );
@@ -446,7 +449,7 @@ fn foreground(
     });
     // Whoever started us may hold signals back, and the first process of a container is told to stop by one.
     SigSet::empty().thread_set_mask().map_err(|error| {
-        Problem::failed("local", format!("cannot let signals through: {error}"))
+        CliError::failed("local", format!("cannot let signals through: {error}"))
     })?;
     let format = match args.log_format {
         Some(LogFormat::Json) => logs::Format::Json,
@@ -471,7 +474,7 @@ fn foreground(
     daemon::run(paths, options).map_err(|error| match format {
         // It is among the other objects.
         logs::Format::Json if !matches!(error, daemon::Error::Ended { .. }) => {
-            Problem::Said(FAILED)
+            CliError::AlreadyReported(FAILED)
         }
         logs::Format::Json | logs::Format::Text => error.into(),
     })
@@ -482,7 +485,7 @@ fn background(
     settings: Option<Settings>,
     wait: bool,
     cx: &Context,
-) -> Result<(), Problem> {
+) -> Result<(), CliError> {
     let client = daemonize::ensure(&cx.paths()?)?;
     if let Some(settings) = settings {
         settings::tell(&client, settings, &cx.out)?;
@@ -569,7 +572,7 @@ fn conclude(
     outcomes: Vec<Outcome>,
     wait: bool,
     cx: &Context,
-) -> Result<(), Problem> {
+) -> Result<(), CliError> {
     let shown = if cx.out.json {
         [running, outcomes].concat()
     } else {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::geteuid;
 
 use crate::cli::client::CallError;
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::systemctl::{self, Manager, NAME};
 use crate::cli::unit::{self, Scope, StopTimeout, Unit};
 use crate::cli::{Context, render, targets};
@@ -71,7 +71,7 @@ fn parse_name(name: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let scope = args.which.scope();
     let (apps, from, daemon) = apps(args.file.as_deref(), cx)?;
     let held = if args.socket {
@@ -81,7 +81,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     };
     if args.socket && held.listen.is_empty() {
         let problem =
-            Problem::usage("no app is known that listens, so a .socket unit would be empty");
+            CliError::usage("no app is known that listens, so a .socket unit would be empty");
         return Err(problem.hint(
             "start the apps first, or name their file: rsup startup --socket supervisor.toml",
         ));
@@ -108,7 +108,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         .as_ref()
         .is_some_and(|text| !unit::is_for(text, &unit.env))
     {
-        let problem = Problem::usage(format!(
+        let problem = CliError::usage(format!(
             "{} is for another RSUP_HOME\nnothing was changed",
             path("service").display()
         ));
@@ -165,7 +165,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
 fn apps(
     file: Option<&Path>,
     cx: &Context,
-) -> Result<(Vec<AppSpec>, &'static str, Option<u32>), Problem> {
+) -> Result<(Vec<AppSpec>, &'static str, Option<u32>), CliError> {
     let client = cx.client()?;
     let (mut apps, daemon) = match client.try_ask(Request::Ping) {
         Ok(Reply::Pong { pid, .. }) => (targets::known(&client)?, Some(pid)),
@@ -187,7 +187,7 @@ fn apps(
     Ok((apps, from, daemon))
 }
 
-fn describe(args: &Args, scope: Scope, stop: StopTimeout, cx: &Context) -> Result<Unit, Problem> {
+fn describe(args: &Args, scope: Scope, stop: StopTimeout, cx: &Context) -> Result<Unit, CliError> {
     let paths = cx.paths()?;
     let runtime = match scope {
         Scope::System => Some(PathBuf::from("/run")),
@@ -220,9 +220,9 @@ fn describe(args: &Args, scope: Scope, stop: StopTimeout, cx: &Context) -> Resul
 
 /// This program, by the path that it was called by where that is one: a link to the newest version
 /// stays, the version that it names today does not.
-fn program() -> Result<PathBuf, Problem> {
+fn program() -> Result<PathBuf, CliError> {
     let actual = std::env::current_exe()
-        .map_err(|error| Problem::failed("local", format!("cannot find this program: {error}")))?;
+        .map_err(|error| CliError::failed("local", format!("cannot find this program: {error}")))?;
     let called = std::env::args_os()
         .next()
         .map(PathBuf::from)
@@ -240,7 +240,7 @@ fn program() -> Result<PathBuf, Problem> {
     let program = candidates.into_iter().find(same).unwrap_or(actual);
     let good = |text: &str| !text.contains(|c: char| c.is_control() || "\"'\\".contains(c));
     if program.to_str().is_none_or(|text| !good(text)) {
-        let problem = Problem::usage(format!(
+        let problem = CliError::usage(format!(
             "{} cannot name a program in a unit\nsystemd takes no quotes, backslashes and control characters there, and UTF-8 alone",
             program.display()
         ));
@@ -254,7 +254,7 @@ fn print(
     service: String,
     socket: Option<String>,
     cx: &Context,
-) -> Result<(), Problem> {
+) -> Result<(), CliError> {
     let folder = Manager(unit.scope).folder()?;
     let file = |kind: &str| folder.join(format!("{}.{kind}", unit.name));
     let units: Vec<_> = [(file("service"), Some(service)), (file("socket"), socket)]
@@ -268,11 +268,11 @@ fn print(
     }
 }
 
-fn remove_socket(manager: Manager, path: &Path) -> Result<(), Problem> {
+fn remove_socket(manager: Manager, path: &Path) -> Result<(), CliError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     manager.ask(&["disable", "--now", &name])?;
     std::fs::remove_file(path).map_err(|error| {
-        Problem::failed(
+        CliError::failed(
             "local",
             format!("cannot remove {}: {error}", path.display()),
         )
@@ -280,12 +280,12 @@ fn remove_socket(manager: Manager, path: &Path) -> Result<(), Problem> {
 }
 
 /// An rsup that died under an older unit may have left its cgroup such that systemd before 254 cannot start another.
-fn make_room(manager: Manager, unit: &str) -> Result<(), Problem> {
+fn make_room(manager: Manager, unit: &str) -> Result<(), CliError> {
     let Some(folder) = manager.cgroup(unit).and_then(|path| cgroup::folder(&path)) else {
         return Ok(());
     };
     cgroup::make_room(&folder)
-        .map_err(|why| Problem::failed("cgroup", format!("systemd cannot start {unit}\n{why}")))
+        .map_err(|why| CliError::failed("cgroup", format!("systemd cannot start {unit}\n{why}")))
 }
 
 /// A daemon that a shell has started has the folders and the ports: the unit waits for its end.
@@ -295,7 +295,7 @@ fn start(
     installed: &render::Installed,
     ours: Option<u32>,
     cx: &Context,
-) -> Result<(), Problem> {
+) -> Result<(), CliError> {
     for unit in words {
         let socket = unit.ends_with(".socket");
         if socket && (installed.waits_for.is_some() || ours.is_some()) {

@@ -1,9 +1,9 @@
 //! `rsup stop`.
 
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, action, targets};
 use crate::control::Request;
-use crate::supervisor::OperationKind;
+use crate::core::OperationKind;
 
 /// Stop apps; they stay known and can be started again
 ///
@@ -20,7 +20,7 @@ pub struct Args {
     no_wait: bool,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("stop")?;
     let request = |target| Request::Stop { target };

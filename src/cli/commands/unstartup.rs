@@ -1,7 +1,7 @@
 //! `rsup unstartup`.
 
 use super::startup::Which;
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::systemctl::{self, Manager};
 use crate::cli::{Context, render};
 
@@ -16,7 +16,7 @@ pub struct Args {
     no_stop: bool,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let scope = args.which.scope();
     let manager = Manager::reach(scope)?;
     let folder = manager.folder()?;
@@ -34,7 +34,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
         };
         manager.ask(words)?;
         std::fs::remove_file(&path).map_err(|error| {
-            Problem::failed(
+            CliError::failed(
                 "local",
                 format!("cannot remove {}: {error}", path.display()),
             )
@@ -43,7 +43,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     }
     if removed.is_empty() {
         let path = folder.join(format!("{}.service", args.which.name));
-        let problem = Problem::failed("not_installed", format!("there is no {}", path.display()));
+        let problem = CliError::failed("not_installed", format!("there is no {}", path.display()));
         return Err(
             problem.hint("`rsup startup` installs it; --user and --system say whose, --name which")
         );

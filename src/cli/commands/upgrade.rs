@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::cli::client::CallError;
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::cli::{Context, render, targets};
 use crate::control::{HowUpgraded, Reply, Request};
 use crate::paths;
@@ -30,10 +30,10 @@ pub struct Args {
 const PATIENCE: Duration = Duration::from_secs(40);
 const POLL: Duration = Duration::from_millis(20);
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let program = match args.program {
         Some(given) => std::path::absolute(&given)
-            .map_err(|error| Problem::usage(format!("{}: {error}", given.display())))?,
+            .map_err(|error| CliError::usage(format!("{}: {error}", given.display())))?,
         None => paths::program(),
     };
     let client = cx.client()?;
@@ -70,7 +70,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
                 };
             }
             Ok(Reply::HowUpgraded(HowUpgraded::Failed { why })) => {
-                return Err(Problem::failed("upgrade", why)
+                return Err(CliError::failed("upgrade", why)
                     .hint("rsup list: workers and sockets are untouched"));
             }
             Ok(Reply::HowUpgraded(HowUpgraded::UnderWay | HowUpgraded::Unknown))
@@ -84,7 +84,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
                 PATIENCE.as_secs()
             );
             return Err(
-                Problem::failed("timeout", what).hint("rsup ping tells the version that runs")
+                CliError::failed("timeout", what).hint("rsup ping tells the version that runs")
             );
         }
         std::thread::sleep(POLL);

@@ -4,14 +4,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::cli::client::{Client, Interrupt};
-use crate::cli::problem::Problem;
-use crate::cli::trial::{self, Expected, Halt, Step, Trial, Verdict};
+use crate::cli::error::CliError;
+use crate::cli::load_test::{self, Expected, Halt, Step, Trial, Verdict};
 use crate::cli::values::{duration, http_path};
-use crate::cli::{Context, respec, targets};
+use crate::cli::{Context, reread, targets};
 use crate::config::{AppSpec, Check, Listen};
 use crate::control::{Reply, Request, Target};
+use crate::core::{AppPhase, AppView, WorkerPhase};
 use crate::load::{self, FailureKind, Plan};
-use crate::supervisor::{AppPhase, AppView, WorkerPhase};
 
 /// Put load on an app, reload it meanwhile, and count the failed requests
 ///
@@ -69,16 +69,16 @@ pub struct Args {
     pub allow_keep_alive_races: bool,
 }
 
-pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
+pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let interrupt = Interrupt::hold_all();
     let client = cx.client()?;
     let selection =
         targets::select(&client, std::slice::from_ref(&args.app))?.whole_apps("verify")?;
     let [old] = selection.apps()[..] else {
-        return Err(Problem::usage("verify takes one app at a time"));
+        return Err(CliError::usage("verify takes one app at a time"));
     };
     let listen = fit(&client, old)?;
-    let spec = respec::reread(&[old], &client, &cx.out)?
+    let spec = reread::reread(&[old], &client, &cx.out)?
         .pop()
         .ok_or_else(targets::unexpected)?;
     if !spec.listen.contains(listen) {
@@ -88,7 +88,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join(", ");
-        return Err(Problem::failed(
+        return Err(CliError::failed(
             "listen",
             format!(
                 "{} listens on {listen}, and its file says another address now: {now}",
@@ -115,7 +115,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), Problem> {
     }
     let name = spec.name.clone();
     let script = |trial: &mut Trial<'_>| reload(trial, spec, args.duration);
-    let mut verdict = trial::run(&cx.out, &client, &interrupt, &name, plan, script)?;
+    let mut verdict = load_test::run(&cx.out, &client, &interrupt, &name, plan, script)?;
     if args.allow_keep_alive_races && verdict.only_races() {
         verdict.reasons.clear();
         verdict.passed = true;
@@ -139,7 +139,7 @@ fn reload(trial: &mut Trial<'_>, spec: AppSpec, duration: Duration) -> Result<()
 }
 
 /// The address that the load goes to, if the app is in a state to be tried.
-fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, Problem> {
+fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, CliError> {
     let app = &spec.name;
     let view = match client.ask(Request::Describe {
         target: Target::App(app.clone()),
@@ -158,7 +158,7 @@ fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, Problem> {
     if let Some(operation) = operation {
         let what = operation.kind.as_str();
         return Err(
-            Problem::failed("busy", format!("{app} is busy: {what} is under way"))
+            CliError::failed("busy", format!("{app} is busy: {what} is under way"))
                 .hint("try again when `rsup list` shows it ready"),
         );
     }
@@ -174,11 +174,11 @@ fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, Problem> {
         if let Some(reason) = reason {
             what.push_str(&format!("\n{reason}"));
         }
-        return Err(Problem::failed("not_ready", what).hint(format!("rsup describe {app}")));
+        return Err(CliError::failed("not_ready", what).hint(format!("rsup describe {app}")));
     }
     let tcp = spec.listen.iter().find(|listen| listen.tcp().is_some());
     tcp.or(spec.listen.first()).ok_or_else(|| {
-        Problem::failed(
+        CliError::failed(
             "bad_request",
             format!(
                 "{app} has no address that rsup knows of, so there is nothing to send requests to"
@@ -224,13 +224,13 @@ fn choose_path(
     plan: &mut Plan,
     spec: &AppSpec,
     interrupt: &Interrupt,
-) -> Result<bool, Problem> {
+) -> Result<bool, CliError> {
     let Check::Http { path, .. } = &spec.readiness.check else {
         return Ok(false);
     };
     if args.path.is_some()
         || *path == plan.path
-        || trial::one_request(plan, interrupt)?.failures.is_empty()
+        || load_test::one_request(plan, interrupt)?.failures.is_empty()
     {
         return Ok(false);
     }
@@ -244,8 +244,8 @@ fn try_once(
     plan: &Plan,
     spec: &AppSpec,
     interrupt: &Interrupt,
-) -> Result<(), Problem> {
-    let report = trial::one_request(plan, interrupt)?;
+) -> Result<(), CliError> {
+    let report = load_test::one_request(plan, interrupt)?;
     let Some(failure) = report.failures.first() else {
         return Ok(());
     };
@@ -264,7 +264,7 @@ fn try_once(
         }
         _ => format!("rsup describe {0}; rsup logs {0}", spec.name),
     };
-    Err(Problem::failed("bad_answer", what).hint(hint))
+    Err(CliError::failed("bad_answer", what).hint(hint))
 }
 
 fn remarks(verdict: &Verdict, args: &Args, default_path: bool) -> Vec<String> {

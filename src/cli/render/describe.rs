@@ -7,8 +7,8 @@ use super::list::is_past;
 use super::style::{Look, Paint, Phase};
 use super::units::{bytes, count, duration, harmless, round};
 use crate::config::{AppSpec, Balance, Check, Named, Probe, RestartPolicy};
+use crate::core::{AppView, Description, WorkerPhase, WorkerView};
 use crate::exit::signal_name;
-use crate::supervisor::{AppView, Description, WorkerPhase, WorkerView};
 
 /// Room for the names of fields.
 const FIELD: usize = 12;

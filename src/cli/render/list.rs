@@ -6,7 +6,7 @@ use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, pre
 
 use super::style::{Look, Paint, Phase};
 use super::units::{bytes, duration, harmless};
-use crate::supervisor::{AppPhase, AppView, WorkerPhase, WorkerView};
+use crate::core::{AppPhase, AppView, WorkerPhase, WorkerView};
 
 /// Blanks between columns.
 const GAP: u16 = 2;

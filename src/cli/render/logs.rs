@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Output, Paint};
-use crate::cli::problem::Problem;
+use crate::cli::error::CliError;
 use crate::config::AppName;
 use crate::logs::Stream;
 
@@ -35,7 +35,7 @@ impl<'a> LogLines<'a> {
     }
 
     /// Writes some lines of one app.
-    pub fn write(&self, app: &AppName, lines: &[(Stream, Vec<u8>)]) -> Result<(), Problem> {
+    pub fn write(&self, app: &AppName, lines: &[(Stream, Vec<u8>)]) -> Result<(), CliError> {
         let mut bytes = Vec::new();
         for (stream, line) in lines {
             if self.out.json {
@@ -45,7 +45,7 @@ impl<'a> LogLines<'a> {
                     line: String::from_utf8_lossy(line),
                 };
                 serde_json::to_writer(&mut bytes, &document)
-                    .map_err(|error| Problem::failed("local", error.to_string()))?;
+                    .map_err(|error| CliError::failed("local", error.to_string()))?;
             } else {
                 bytes.extend_from_slice(self.prefix(app, *stream).as_bytes());
                 bytes.extend_from_slice(line);

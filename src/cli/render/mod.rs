@@ -6,6 +6,7 @@
 mod console;
 mod describe;
 mod list;
+mod load_test;
 mod logs;
 mod outcome;
 mod report;
@@ -13,7 +14,6 @@ mod small;
 mod startup;
 mod step;
 mod style;
-mod trial;
 mod units;
 
 #[cfg(test)]
@@ -26,6 +26,7 @@ use serde::Serialize;
 pub use console::to_stdout;
 pub use describe::descriptions;
 pub use list::list;
+pub use load_test::{Moment, activity_line, moment, took, verdict};
 pub use logs::LogLines;
 pub use outcome::outcome;
 pub use report::report;
@@ -33,11 +34,10 @@ pub use small::{Environment, Killed, Pong, Upgraded, Written, checked, environme
 pub use startup::{Installed, Removed, UnitFile, units};
 pub use step::{activity, step};
 pub use style::{Look, Paint};
-pub use trial::{Moment, activity_line, moment, took, verdict};
 pub use units::count;
 use units::harmless;
 
-use super::problem::{Problem, Report};
+use super::error::{CliError, Report};
 use crate::config::ConfigErrors;
 use crate::logs::stderr;
 
@@ -89,12 +89,12 @@ impl Output {
     }
 
     /// Writes text to stdout.
-    pub fn text(&self, text: &str) -> Result<(), Problem> {
+    pub fn text(&self, text: &str) -> Result<(), CliError> {
         self.bytes(text.as_bytes())
     }
 
     /// Writes to stdout whatever it is.
-    pub fn bytes(&self, bytes: &[u8]) -> Result<(), Problem> {
+    pub fn bytes(&self, bytes: &[u8]) -> Result<(), CliError> {
         let mut out = io::stdout().lock();
         out.write_all(bytes)
             .and_then(|()| out.flush())
@@ -102,9 +102,9 @@ impl Output {
     }
 
     /// Writes one JSON document and a line end.
-    pub fn document<T: Serialize + ?Sized>(&self, value: &T) -> Result<(), Problem> {
+    pub fn document<T: Serialize + ?Sized>(&self, value: &T) -> Result<(), CliError> {
         let mut text = serde_json::to_string_pretty(value)
-            .map_err(|error| Problem::failed("local", error.to_string()))?;
+            .map_err(|error| CliError::failed("local", error.to_string()))?;
         text.push('\n');
         self.text(&text)
     }
@@ -145,14 +145,14 @@ impl Output {
     }
 
     /// The error that ended a verb.
-    pub fn problem(&self, problem: &Problem) {
+    pub fn problem(&self, problem: &CliError) {
         let shown = match problem {
-            Problem::Report { report, .. } if self.json => self.document(report),
-            Problem::Report { report, .. } => {
+            CliError::Report { report, .. } if self.json => self.document(report),
+            CliError::Report { report, .. } => {
                 self.error(report);
                 Ok(())
             }
-            Problem::Config(errors) if self.json => {
+            CliError::Config(errors) if self.json => {
                 let findings: Vec<_> = errors.iter().flat_map(ConfigErrors::findings).collect();
                 let errors: usize = errors.iter().map(ConfigErrors::len).sum();
                 let message = format!("{} in the configuration", count(errors as u64, "error"));
@@ -161,17 +161,19 @@ impl Output {
                     findings,
                 })
             }
-            Problem::Config(errors) => {
+            CliError::Config(errors) => {
                 errors.iter().for_each(|errors| self.config(errors));
                 Ok(())
             }
-            Problem::Detached if self.json => self.document(&Report::new("interrupted", DETACHED)),
-            Problem::Detached => {
+            CliError::Interrupted if self.json => {
+                self.document(&Report::new("interrupted", DETACHED))
+            }
+            CliError::Interrupted => {
                 // After the ^C that the terminal shows.
                 error_text(&format!("\n{DETACHED}\n"));
                 Ok(())
             }
-            Problem::Said(_) | Problem::BrokenPipe => Ok(()),
+            CliError::AlreadyReported(_) | CliError::BrokenPipe => Ok(()),
         };
         // Nobody reads stdout any more, and the exit code is still true.
         drop(shown);
@@ -182,10 +184,10 @@ impl Output {
     }
 }
 
-fn written(error: io::Error) -> Problem {
+fn written(error: io::Error) -> CliError {
     match error.kind() {
-        ErrorKind::BrokenPipe => Problem::BrokenPipe,
-        _ => Problem::failed("local", format!("cannot write to stdout: {error}")),
+        ErrorKind::BrokenPipe => CliError::BrokenPipe,
+        _ => CliError::failed("local", format!("cannot write to stdout: {error}")),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::style::{Look, Paint};
 use super::units::{count, duration, harmless};
 use crate::control::Outcome;
-use crate::supervisor::{AppView, OperationKind, WorkerPhase};
+use crate::core::{AppView, OperationKind, WorkerPhase};
 
 /// The line of an action that did not fail. `accepted`: it was only begun (`--no-wait`).
 pub fn outcome(outcome: &Outcome, accepted: bool, look: Look) -> String {

@@ -2,7 +2,7 @@
 
 use super::style::{Look, Paint};
 use super::units::harmless;
-use crate::cli::problem::Report;
+use crate::cli::error::Report;
 
 /// An error as it goes to stderr.
 pub fn report(report: &Report, look: Look) -> String {

@@ -1,7 +1,7 @@
 //! The steps of a long action in words.
 
 use super::units::{duration, harmless};
-use crate::supervisor::{Progress, Step};
+use crate::core::{Progress, Step};
 
 /// One step as a line of its own: `api:0 ready after 512 ms (pid 123)`.
 pub fn step(progress: &Progress) -> String {

@@ -2,7 +2,7 @@
 
 use comfy_table::Color;
 
-use crate::supervisor::{AppPhase, WorkerPhase};
+use crate::core::{AppPhase, WorkerPhase};
 
 /// What the place that we write to can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 use super::*;
-use crate::cli::made_up::{app, described, name, worker, zoo};
+use crate::cli::fixtures::{app, described, name, worker, zoo};
 use crate::control::{Failure, FailureCode, Outcome, WorkerEnv};
-use crate::supervisor::{AppPhase, OperationKind, WorkerPhase};
+use crate::core::{AppPhase, OperationKind, WorkerPhase};
 
 fn terminal(width: u16) -> Look {
     Look {
@@ -132,7 +132,7 @@ fn outcomes() {
 
 #[test]
 fn steps() {
-    use crate::supervisor::{Exit, Progress, Step};
+    use crate::core::{Exit, Progress, Step};
     let text: String = [
         Step::Started,
         Step::Ready { after_ms: 512 },

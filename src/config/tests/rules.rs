@@ -541,7 +541,7 @@ fn only_root_becomes_another() {
         loaded
             .warnings
             .iter()
-            .map(Problem::message)
+            .map(CliError::message)
             .collect::<Vec<_>>(),
         ["only a root rsup can run workers as `4242424`"]
     );
@@ -673,7 +673,7 @@ fn what_the_machine_cannot_enforce_is_said() {
         Path::new("/s.toml"),
     )
     .expect("right");
-    let warnings: Vec<&str> = loaded.warnings.iter().map(Problem::message).collect();
+    let warnings: Vec<&str> = loaded.warnings.iter().map(CliError::message).collect();
     assert!(
         warnings.len() == 2 && warnings[0].contains("`cpu`") && warnings[1].contains("`pids`"),
         "{warnings:?}"

@@ -8,9 +8,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::Reloads;
 use super::readiness::Readiness;
 use crate::config::AppName;
+use crate::core::{AppView, Completion};
 use crate::daemon::{Daemon, now};
 use crate::logs::{Loss, Stats};
-use crate::supervisor::{AppView, End};
 use crate::sys::procfs;
 
 /// A question, which holds one of the few places in the loop's queue until it is answered.
@@ -53,7 +53,7 @@ pub struct Facts {
 
 pub struct AppFacts {
     pub view: AppView,
-    pub end: Option<End>,
+    pub end: Option<Completion>,
     /// Processor time by generation.
     pub cpu: HashMap<u64, Duration>,
 }
@@ -87,7 +87,7 @@ impl Daemon {
             let view = self.supervisor.view(name, now())?;
             Some(AppFacts {
                 view,
-                end: self.supervisor.end_of(name),
+                end: self.supervisor.completion_of(name),
                 cpu: HashMap::new(),
             })
         };

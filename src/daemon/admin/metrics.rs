@@ -15,8 +15,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::ask::{AppFacts, Facts};
+use crate::core::WorkerPhase;
 use crate::logs::{Loss, Stats};
-use crate::supervisor::WorkerPhase;
 
 const PHASES: [WorkerPhase; 10] = [
     WorkerPhase::Spawning,

@@ -18,7 +18,7 @@ pub use ask::Ask;
 use super::Daemon;
 use crate::config::AppName;
 use crate::control::{AdminView, Reply};
-use crate::supervisor::{OpId, Settings};
+use crate::core::{OpId, Settings};
 use crate::sys::holder;
 
 /// What the daemon keeps for it.

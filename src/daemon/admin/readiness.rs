@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::ask::AppFacts;
 use crate::config::AppName;
-use crate::supervisor::{AppPhase, End, OperationKind, WorkerPhase};
+use crate::core::{AppPhase, Completion, OperationKind, WorkerPhase};
 
 /// The answer of `/readiness`.
 #[derive(Debug, Serialize)]
@@ -51,8 +51,10 @@ fn of_app(AppFacts { view, end, .. }: &AppFacts) -> Option<AppReadiness> {
         .as_ref()
         .is_some_and(|operation| operation.kind == OperationKind::Start);
     let ready = match (view.phase, end) {
-        (AppPhase::Stopping | AppPhase::Stopped, None) | (_, Some(End::Well)) => return None,
-        (_, Some(End::Failed(_))) => false,
+        (AppPhase::Stopping | AppPhase::Stopped, None) | (_, Some(Completion::Succeeded)) => {
+            return None;
+        }
+        (_, Some(Completion::Failed(_))) => false,
         // A start is over when all workers are ready. Later one is enough: the others share the traffic
         // of one that is being replaced, and nobody is helped if they get none.
         (

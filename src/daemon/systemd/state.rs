@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::supervisor::{AppPhase, AppView, OperationKind, WorkerPhase};
+use crate::core::{AppPhase, AppView, OperationKind, WorkerPhase};
 
 /// What the daemon knows at one moment.
 pub struct Facts<'a> {
@@ -186,7 +186,7 @@ fn names<'a>(apps: impl Iterator<Item = &'a AppView>) -> String {
 mod tests {
     use super::*;
     use crate::config::AppName;
-    use crate::supervisor::{OperationView, WorkerView};
+    use crate::core::{OperationView, WorkerView};
 
     fn worker(instance: u16, phase: WorkerPhase) -> WorkerView {
         WorkerView {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// `512 ms`, `3.2 s`, then minutes and more in whole seconds.
-pub fn humane(duration: Duration) -> String {
+pub fn format_duration(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms {
         0..1000 => format!("{ms} ms"),

@@ -12,7 +12,7 @@ impl AppSpec {
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn sound(&self) -> Result<(), String> {
+    pub fn validate(&self) -> Result<(), String> {
         let wrong = |what: &str| Err(format!("`{}` {what}", self.name));
         if self.command.first().is_none_or(String::is_empty) {
             return wrong("has no command");

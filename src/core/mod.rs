@@ -2,10 +2,10 @@
 //! socket and no process, so that every sequence of events can be replayed in a test.
 
 mod app;
+mod completion;
 mod hiding;
 mod io;
 mod operation;
-mod over;
 mod plan;
 mod reason;
 mod requests;
@@ -17,7 +17,6 @@ mod show;
 mod sim;
 mod types;
 mod view;
-mod words;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,14 +25,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::human::{format_duration, size};
+pub use completion::Completion;
 pub use hiding::Traces;
 pub use io::*;
-pub use over::End;
 pub use revive::Found;
 pub use saved::STATE_VERSION;
 pub use types::*;
 pub use view::*;
-pub use words::{humane, size};
 pub use worker::Worker;
 
 use crate::config::{AppName, SupervisorSpec};

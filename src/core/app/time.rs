@@ -7,11 +7,11 @@ use super::super::operation::Course;
 use super::super::seat::Hold;
 use super::super::types::{Time, WorkerId};
 use super::super::view::{FailureCode, Step};
-use super::super::words::humane;
 use super::super::worker::{State, Worker};
 use super::{App, Context, Wanted};
 use crate::config::Check;
 use crate::exit::SIGKILL;
+use crate::human::format_duration;
 
 /// What is left of a dead worker's tree is killed this often.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ impl App {
             };
             let message = format!(
                 "{what} was not done within reload.deadline {}",
-                humane(self.spec().reload.deadline)
+                format_duration(self.spec().reload.deadline)
             );
             let hint = Some("raise reload.deadline, or look at the log of the worker".into());
             let worker = self
@@ -119,7 +119,7 @@ impl App {
             State::Stopping { kill_at, .. } if *kill_at <= now => {
                 let why = format!(
                     "it had not ended within kill_timeout {}",
-                    humane(worker.spec().kill_timeout)
+                    format_duration(worker.spec().kill_timeout)
                 );
                 self.kill(id, &why, cx);
             }
@@ -159,7 +159,7 @@ impl App {
             self.note(
                 format!(
                     "rsup or its machine stood still for {}: nobody is blamed for it",
-                    humane(gap)
+                    format_duration(gap)
                 ),
                 true,
                 cx,
@@ -172,7 +172,7 @@ impl App {
         let Some(worker) = self.worker(id) else {
             return;
         };
-        let timeout = humane(worker.spec().listen_timeout);
+        let timeout = format_duration(worker.spec().listen_timeout);
         let last = worker
             .reason
             .take()

@@ -10,8 +10,8 @@ use super::operation::{Before, Course, Operation};
 use super::seat::{Hold, Seat};
 use super::types::{OpId, Revision};
 use super::view::{FailureCode, OperationKind};
-use super::words::humane;
 use crate::config::{AppName, AppSpec};
+use crate::human::format_duration;
 
 /// Begins the action, or refuses it with a reason and leaves everything as it is.
 pub fn handle(
@@ -81,7 +81,7 @@ fn begin(
             come_up(app, kind, op, None, cx);
             Ok(())
         }
-        Request::Resume => {
+        Request::StartStopped => {
             not_busy(app, cx)?;
             let given_up = app
                 .seats
@@ -170,7 +170,7 @@ fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Re
             app.note("started".into(), false, cx);
             Ok(app)
         }
-        Request::Resume
+        Request::StartStopped
         | Request::Stop
         | Request::Halt
         | Request::Delete
@@ -283,7 +283,7 @@ fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), OpError> {
     let message = format!(
         "`{}` is busy: {kind} in progress since {}",
         app.name,
-        humane(cx.now.since(operation.since))
+        format_duration(cx.now.since(operation.since))
     );
     let hint = format!(
         "wait for it (rsup reload {} --wait), or end it: rsup stop {}",

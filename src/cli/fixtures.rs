@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::*;
-use crate::supervisor::*;
+use crate::core::*;
 
 pub fn name(name: &str) -> AppName {
     AppName::new(name)

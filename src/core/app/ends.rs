@@ -7,9 +7,9 @@ use super::super::reason::Explains;
 use super::super::seat::{Ending, Hold, Seat};
 use super::super::types::OpId;
 use super::super::view::{Exit, FailureCode, OperationKind, Step};
-use super::super::words::humane;
 use super::super::worker::Worker;
 use super::{App, Context, RESTARTED, Wanted, stage};
+use crate::human::format_duration;
 
 impl App {
     /// Ends what is finished: a stop, a delete, a start, a reload, a rollback. True if that changes
@@ -55,7 +55,7 @@ impl App {
                     format!(
                         "{} done after {}",
                         operation.kind.as_str(),
-                        humane(cx.now.since(operation.since))
+                        format_duration(cx.now.since(operation.since))
                     ),
                     false,
                     cx,

@@ -536,7 +536,7 @@ fn a_halt_stops_what_is_wanted_and_a_reboot_starts_it() {
     world.done(&name, Request::Halt).unwrap();
     assert!(world.core.idle() && world.processes.is_empty());
     assert_eq!(world.view(&name).phase, AppPhase::Stopped);
-    assert_eq!(world.core.end_of(&name), None);
+    assert_eq!(world.core.completion_of(&name), None);
     world.reboot();
     world.run(ms(10_000));
     assert_eq!(world.ready(&name).len(), 2);

@@ -103,7 +103,7 @@ pub enum Request {
         base_env: Env,
     },
     /// A stopped app, or one with errored workers, as it was last configured.
-    Resume,
+    StartStopped,
     Stop,
     /// Stop it because the whole supervisor ends: what is wanted of the app stays as it is, and counts for the
     /// next one ([`super::Supervisor::halt_is_over`]).

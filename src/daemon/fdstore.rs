@@ -23,7 +23,7 @@ use crate::sys::inherit;
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Named duplicates, and who else holds them.
-pub struct Vault {
+pub struct FdStore {
     held: BTreeMap<String, OwnedFd>,
     backend: Backend,
     made: Option<u32>,
@@ -45,7 +45,7 @@ pub enum Backend {
     },
 }
 
-impl Vault {
+impl FdStore {
     /// `held` is what was taken back from the backend.
     pub fn new(backend: Backend, held: BTreeMap<String, OwnedFd>, made: Option<u32>) -> Self {
         Self {
@@ -222,7 +222,7 @@ impl Vault {
         match &mut self.backend {
             Backend::Keeper(link) => link.how_ended(pid, answer),
             Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => {
-                drop(answer.send(Exit::Unknown))
+                _ = answer.send(Exit::Unknown);
             }
         }
     }

@@ -220,7 +220,7 @@ impl TryFrom<SavedApp> for App {
             .map(|r| &r.spec)
             .chain(queue.iter().map(|(_, spec, _)| &**spec));
         for spec in specs {
-            spec.sound()?;
+            spec.validate()?;
             if spec.name != name {
                 return Err(format!("a revision of `{name}` is one of `{}`", spec.name));
             }

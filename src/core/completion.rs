@@ -9,20 +9,20 @@ use crate::exit::SIGKILL;
 
 /// How an app ended for good that nobody had told to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Completion {
     /// Every worker exited with 0, and by policy none is started again.
-    Well,
+    Succeeded,
     /// With the exit code of the worker that failed, 128 and the signal's number if one killed it. 1 if several
     /// failed in different ways, or one was given up that had not failed by itself.
     Failed(u8),
 }
 
-impl End {
+impl Completion {
     /// Of two apps, or workers, together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Well, end) | (end, Self::Well) => end,
+            (Self::Succeeded, end) | (end, Self::Succeeded) => end,
             (Self::Failed(one), Self::Failed(another)) => {
                 Self::Failed(if one == another { one } else { 1 })
             }
@@ -33,7 +33,7 @@ impl End {
     #[must_use]
     pub fn code(self) -> u8 {
         match self {
-            Self::Well => 0,
+            Self::Succeeded => 0,
             Self::Failed(code) => code,
         }
     }
@@ -41,29 +41,29 @@ impl End {
 
 impl Supervisor {
     /// `None` while the app runs, will be started again, or was stopped by a command.
-    pub fn end_of(&self, app: &AppName) -> Option<End> {
-        self.apps.get(app).and_then(App::end)
+    pub fn completion_of(&self, app: &AppName) -> Option<Completion> {
+        self.apps.get(app).and_then(App::completion)
     }
 
     /// The end of all apps together; `None` while one of them has not come to its end, and without any.
-    pub fn end_of_all(&self) -> Option<End> {
+    pub fn completion_of_all(&self) -> Option<Completion> {
         self.apps
             .values()
-            .map(App::end)
+            .map(App::completion)
             .reduce(|one, another| Some(one?.and(another?)))
             .flatten()
     }
 
     /// That of the first app that has come to its end.
-    pub fn end_of_any(&self) -> Option<(&AppName, End)> {
+    pub fn completion_of_any(&self) -> Option<(&AppName, Completion)> {
         self.apps
             .iter()
-            .find_map(|(name, app)| Some((name, app.end()?)))
+            .find_map(|(name, app)| Some((name, app.completion()?)))
     }
 }
 
 impl App {
-    fn end(&self) -> Option<End> {
+    fn completion(&self) -> Option<Completion> {
         let settled =
             self.goal() == Wanted::Up && self.operation.is_none() && self.queue.is_empty();
         if !settled || self.workers().next().is_some() {
@@ -71,29 +71,29 @@ impl App {
         }
         self.seats
             .iter()
-            .map(Seat::end)
+            .map(Seat::completion)
             .reduce(|one, another| Some(one?.and(another?)))
             .flatten()
     }
 }
 
 impl Seat {
-    fn end(&self) -> Option<End> {
+    fn completion(&self) -> Option<Completion> {
         let given_up = match self.hold {
             Hold::Open | Hold::Backoff { .. } => return None,
             Hold::Errored => true,
             Hold::Exited => false,
         };
         Some(match self.exit {
-            Some(Exit::Code(0)) if !given_up => End::Well,
-            Some(Exit::Code(0) | Exit::Unknown) | None => End::Failed(1),
+            Some(Exit::Code(0)) if !given_up => Completion::Succeeded,
+            Some(Exit::Code(0) | Exit::Unknown) | None => Completion::Failed(1),
             // exit(3) hands on the lower eight bits, so it fits.
-            Some(Exit::Code(code)) => End::Failed(u8::try_from(code).unwrap_or(1)),
+            Some(Exit::Code(code)) => Completion::Failed(u8::try_from(code).unwrap_or(1)),
             Some(Exit::OutOfMemory | Exit::Starved { .. }) => {
-                End::Failed(u8::try_from(128 + SIGKILL).unwrap_or(1))
+                Completion::Failed(u8::try_from(128 + SIGKILL).unwrap_or(1))
             }
             Some(Exit::Signal { signal, .. }) => {
-                End::Failed(u8::try_from(128 + signal).unwrap_or(1))
+                Completion::Failed(u8::try_from(128 + signal).unwrap_or(1))
             }
         })
     }
@@ -107,7 +107,7 @@ mod tests {
     use super::super::types::Revision;
     use super::*;
 
-    fn app(seats: &[(Hold, Option<Exit>)]) -> Option<End> {
+    fn app(seats: &[(Hold, Option<Exit>)]) -> Option<Completion> {
         let spec = web(seats.len() as u16);
         let mut app = App::new(Arc::new(Revision {
             number: 1,
@@ -122,7 +122,7 @@ mod tests {
                 ..Seat::default()
             })
             .collect();
-        app.end()
+        app.completion()
     }
 
     #[test]
@@ -134,26 +134,29 @@ mod tests {
         });
         assert_eq!(
             app(&[(Hold::Exited, code(0)), (Hold::Exited, code(0))]),
-            Some(End::Well)
+            Some(Completion::Succeeded)
         );
         assert_eq!(app(&[(Hold::Exited, code(0)), (Hold::Open, None)]), None);
         assert_eq!(
             app(&[(Hold::Exited, code(0)), (Hold::Exited, code(3))]),
-            Some(End::Failed(3))
+            Some(Completion::Failed(3))
         );
-        assert_eq!(app(&[(Hold::Exited, killed)]), Some(End::Failed(137)));
+        assert_eq!(
+            app(&[(Hold::Exited, killed)]),
+            Some(Completion::Failed(137))
+        );
         assert_eq!(
             app(&[(Hold::Exited, code(3)), (Hold::Errored, code(4))]),
-            Some(End::Failed(1))
+            Some(Completion::Failed(1))
         );
         assert_eq!(
             app(&[(Hold::Errored, code(0))]),
-            Some(End::Failed(1)),
+            Some(Completion::Failed(1)),
             "it ended again and again"
         );
         assert_eq!(
             app(&[(Hold::Errored, None)]),
-            Some(End::Failed(1)),
+            Some(Completion::Failed(1)),
             "it was never ready"
         );
         assert_eq!(app(&[]), None);

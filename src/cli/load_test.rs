@@ -12,13 +12,13 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::client::{CallError, Client, Interrupt};
-use super::problem::{self, FAILED, INTERRUPTED, Problem};
+use super::error::{self, CliError, FAILED, INTERRUPTED};
 use super::render::{self, Moment, Output};
 use super::targets;
 use crate::config::{AppName, AppSpec};
 use crate::control::{Outcome, Reply, Request};
+use crate::core::WorkerPhase;
 use crate::load::{self, Handle, Phase, Plan};
-use crate::supervisor::WorkerPhase;
 
 /// How often Ctrl-C and the load are looked at.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -54,7 +54,7 @@ pub struct Change {
     /// That runs now, where the reload was done.
     pub revision: Option<u64>,
     /// Why it was not done.
-    pub failure: Option<problem::Report>,
+    pub failure: Option<error::Report>,
     /// Whether exactly the workers that were ready before it are ready now.
     pub old_workers_serve: bool,
     #[serde(skip)]
@@ -88,12 +88,12 @@ pub enum Halt {
     Interrupted,
     /// It makes no sense to go on.
     Early(String),
-    Problem(Problem),
+    CliError(CliError),
 }
 
-impl From<Problem> for Halt {
-    fn from(problem: Problem) -> Self {
-        Self::Problem(problem)
+impl From<CliError> for Halt {
+    fn from(problem: CliError) -> Self {
+        Self::CliError(problem)
     }
 }
 
@@ -117,7 +117,7 @@ pub fn run(
     app: &AppName,
     plan: Plan,
     script: impl FnOnce(&mut Trial<'_>) -> Result<(), Halt>,
-) -> Result<Verdict, Problem> {
+) -> Result<Verdict, CliError> {
     let (load, thread) = begin(plan)?;
     let status = Status::new(out);
     let mut trial = Trial {
@@ -142,7 +142,7 @@ pub fn run(
             interrupt.take();
         }
         Err(Halt::Early(why)) => early = Some(why),
-        Err(Halt::Problem(problem)) => return Err(problem),
+        Err(Halt::CliError(problem)) => return Err(problem),
     }
     let Trial { load, reloads, .. } = trial;
     let report = thread.end(load, interrupt)?;
@@ -197,7 +197,7 @@ impl Trial<'_> {
             Ok(_) => return Err(targets::unexpected().into()),
             Err(CallError::Interrupted) => return Err(Halt::Interrupted),
             Err(CallError::Failed(failure)) => {
-                let (app, kind) = (self.app.clone(), crate::supervisor::OperationKind::Reload);
+                let (app, kind) = (self.app.clone(), crate::core::OperationKind::Reload);
                 Outcome {
                     app,
                     kind,
@@ -223,7 +223,7 @@ impl Trial<'_> {
             expected: step.expected,
             as_expected,
             revision: outcome.view.filter(|_| !refused).map(|view| view.revision),
-            failure: outcome.failure.as_ref().map(problem::Report::from),
+            failure: outcome.failure.as_ref().map(error::Report::from),
             old_workers_serve,
             ready: after.len() as u64,
         };
@@ -283,7 +283,7 @@ impl Trial<'_> {
     }
 
     /// The processes that take traffic.
-    fn serving(&self) -> Result<Vec<u32>, Problem> {
+    fn serving(&self) -> Result<Vec<u32>, CliError> {
         let Reply::List(views) = self.client.ask(Request::List)? else {
             return Err(targets::unexpected());
         };
@@ -299,7 +299,7 @@ impl Trial<'_> {
         Ok(pids)
     }
 
-    fn say(&self, moment: &Moment<'_>) -> Result<(), Problem> {
+    fn say(&self, moment: &Moment<'_>) -> Result<(), CliError> {
         if self.out.json {
             return Ok(());
         }
@@ -368,22 +368,22 @@ impl Verdict {
     }
 
     /// Prints it all; an error if it did not pass.
-    pub fn conclude(&self, out: &Output) -> Result<(), Problem> {
+    pub fn conclude(&self, out: &Output) -> Result<(), CliError> {
         if out.json {
             out.document(self)?;
         } else {
             out.text(&render::verdict(self, out.look))?;
         }
         match (self.interrupted, self.passed) {
-            (true, _) => Err(Problem::Said(INTERRUPTED)),
-            (false, false) => Err(Problem::Said(FAILED)),
+            (true, _) => Err(CliError::AlreadyReported(INTERRUPTED)),
+            (false, false) => Err(CliError::AlreadyReported(FAILED)),
             (false, true) => Ok(()),
         }
     }
 }
 
 /// One request, before anything else; the report of it.
-pub fn one_request(plan: &Plan, interrupt: &Interrupt) -> Result<load::Report, Problem> {
+pub fn one_request(plan: &Plan, interrupt: &Interrupt) -> Result<load::Report, CliError> {
     let plan = Plan {
         connections: 1,
         max_requests: Some(1),
@@ -393,7 +393,7 @@ pub fn one_request(plan: &Plan, interrupt: &Interrupt) -> Result<load::Report, P
     let (load, thread) = begin(plan)?;
     while !load.is_finished() {
         if interrupt.wait(Duration::from_millis(5)) {
-            return Err(Problem::Said(INTERRUPTED));
+            return Err(CliError::AlreadyReported(INTERRUPTED));
         }
     }
     thread.end(load, interrupt)
@@ -405,9 +405,10 @@ struct LoadThread {
     end: oneshot::Sender<Handle>,
 }
 
-fn begin(plan: Plan) -> Result<(Handle, LoadThread), Problem> {
-    let failed =
-        |error: std::io::Error| Problem::failed("local", format!("cannot start the load: {error}"));
+fn begin(plan: Plan) -> Result<(Handle, LoadThread), CliError> {
+    let failed = |error: std::io::Error| {
+        CliError::failed("local", format!("cannot start the load: {error}"))
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -430,19 +431,19 @@ fn begin(plan: Plan) -> Result<(Handle, LoadThread), Problem> {
 
 impl LoadThread {
     /// Begins no more requests, waits for those under way, and reports. A signal ends the wait.
-    fn end(self, load: Handle, interrupt: &Interrupt) -> Result<load::Report, Problem> {
+    fn end(self, load: Handle, interrupt: &Interrupt) -> Result<load::Report, CliError> {
         self.end.send(load).map_err(|_| lost())?;
         while !self.thread.is_finished() {
             if interrupt.wait(Duration::from_millis(5)) {
-                return Err(Problem::Said(INTERRUPTED));
+                return Err(CliError::AlreadyReported(INTERRUPTED));
             }
         }
         self.thread.join().ok().flatten().ok_or_else(lost)
     }
 }
 
-fn lost() -> Problem {
-    Problem::failed("local", "the load ended early")
+fn lost() -> CliError {
+    CliError::failed("local", "the load ended early")
 }
 
 fn ms(time: Duration) -> u64 {

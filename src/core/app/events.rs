@@ -6,10 +6,10 @@ use super::super::io::{Effect, OpError, Purpose, Reach};
 use super::super::reason::Explains;
 use super::super::types::{Time, WorkerId};
 use super::super::view::{Exit, FailureCode, Step, WorkerPhase};
-use super::super::words::{humane, size};
 use super::super::worker::{State, Verdict, Worker};
 use super::{App, Context, Listening, Wanted};
 use crate::config::Check;
+use crate::human::{format_duration, size};
 
 /// Leftover descendants of a worker that died by itself get this long after their stop signal:
 /// its slot waits for them.
@@ -70,7 +70,7 @@ impl App {
             self.note(format!("{who} {exit}"), false, cx);
             return;
         }
-        let uptime = humane(cx.now.since(before.started));
+        let uptime = format_duration(cx.now.since(before.started));
         let too_soon = if before.ready() {
             ""
         } else {
@@ -247,7 +247,7 @@ impl App {
             "{} (pid {}) is ready after {}",
             worker.instance,
             worker.pid.unwrap_or(0),
-            humane(after)
+            format_duration(after)
         );
         self.note(text, false, cx);
         self.progress(

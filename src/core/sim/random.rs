@@ -8,7 +8,7 @@ use super::*;
 #[derive(Clone, Debug)]
 enum Act {
     Start,
-    Resume,
+    StartStopped,
     Stop,
     Delete,
     Restart(u8),
@@ -113,7 +113,7 @@ fn faults() -> impl Strategy<Value = Faults> {
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         3 => Just(Act::Start),
-        2 => Just(Act::Resume),
+        2 => Just(Act::StartStopped),
         2 => Just(Act::Stop),
         1 => Just(Act::Delete),
         1 => any::<u8>().prop_map(Act::Restart),
@@ -189,7 +189,7 @@ fn play(
         world.run(ms(pause));
         let request = match act {
             Act::Start => start(&specs[0]),
-            Act::Resume => Request::Resume,
+            Act::StartStopped => Request::StartStopped,
             Act::Stop => Request::Stop,
             Act::Delete => Request::Delete,
             Act::Restart(to) => Request::Restart {

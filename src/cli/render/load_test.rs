@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::style::{Look, Paint};
 use super::units::{count, duration, harmless};
-use crate::cli::trial::{Change, Expected, Verdict};
+use crate::cli::load_test::{Change, Expected, Verdict};
 use crate::load::{self, Snapshot};
 
 /// Columns where there is no terminal to ask.

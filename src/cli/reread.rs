@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::client::Client;
-use super::problem::{Problem, Report, USAGE};
+use super::error::{CliError, Report, USAGE};
 use super::render::{self, Output};
 use super::settings;
 use super::targets;
@@ -17,7 +17,7 @@ pub fn reread(
     running: &[&AppSpec],
     client: &Client,
     out: &Output,
-) -> Result<Vec<AppSpec>, Problem> {
+) -> Result<Vec<AppSpec>, CliError> {
     let mut files: BTreeMap<&PathBuf, Loaded> = BTreeMap::new();
     let mut broken = Vec::new();
     for source in running.iter().filter_map(|spec| spec.source.as_ref()) {
@@ -30,7 +30,7 @@ pub fn reread(
         }
     }
     if !broken.is_empty() {
-        return Err(Problem::Config(
+        return Err(CliError::Config(
             broken.into_iter().map(|(_, errors)| errors).collect(),
         ));
     }
@@ -48,17 +48,17 @@ pub fn reread(
     Ok(fresh)
 }
 
-fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, Problem> {
+fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, CliError> {
     let Some(loaded) = old.source.as_ref().and_then(|source| files.get(source)) else {
         let mut spec = old.clone();
         config::resolve_cwd(&mut spec).map_err(|error| {
-            Problem::failed(
+            CliError::failed(
                 "bad_request",
                 format!("{} cannot run in {}\n{error}", old.name, old.cwd.display()),
             )
         })?;
         config::resolve_user(&mut spec).map_err(|why| {
-            Problem::failed(
+            CliError::failed(
                 "bad_request",
                 format!("{} has lost its user\n{why}", old.name),
             )
@@ -77,7 +77,7 @@ fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, P
                 "gone",
                 format!("{} is no longer in {file}\nnothing was changed", old.name),
             );
-            Err(Problem::Report {
+            Err(CliError::Report {
                 exit: USAGE,
                 report: report.hint(format!("rsup delete {}", old.name)),
             })
@@ -86,7 +86,7 @@ fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, P
 }
 
 /// `rsup scale` does not outlive this: better told now than found out under load.
-fn note_scaling(fresh: &[AppSpec], client: &Client, out: &Output) -> Result<(), Problem> {
+fn note_scaling(fresh: &[AppSpec], client: &Client, out: &Output) -> Result<(), CliError> {
     for view in targets::views(client)? {
         if let Some(spec) = fresh
             .iter()

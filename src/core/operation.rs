@@ -60,7 +60,7 @@ pub type Queue = VecDeque<(OpId, Box<AppSpec>, Option<Env>)>;
 impl Request {
     pub fn kind(&self) -> OperationKind {
         match self {
-            Self::Start { .. } | Self::Resume => OperationKind::Start,
+            Self::Start { .. } | Self::StartStopped => OperationKind::Start,
             Self::Stop | Self::Halt => OperationKind::Stop,
             Self::Delete => OperationKind::Delete,
             Self::Restart { .. } => OperationKind::Restart,

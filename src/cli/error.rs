@@ -16,15 +16,15 @@ pub const INTERRUPTED: u8 = 130;
 
 /// The end of a verb other than success.
 #[derive(Debug)]
-pub enum Problem {
+pub enum CliError {
     /// To be shown once, by [`super::run`].
     Report { exit: u8, report: Report },
     /// Configuration files with their errors.
     Config(Vec<ConfigErrors>),
     /// All has been said already; this is the exit code.
-    Said(u8),
+    AlreadyReported(u8),
     /// Ctrl-C while waiting: the work goes on without us.
-    Detached,
+    Interrupted,
     /// Whoever read our output has had enough.
     BrokenPipe,
 }
@@ -57,11 +57,11 @@ impl Report {
     }
 }
 
-impl From<crate::daemon::Error> for Problem {
+impl From<crate::daemon::Error> for CliError {
     fn from(error: crate::daemon::Error) -> Self {
         match error {
             // The log has said why.
-            crate::daemon::Error::Ended { code } => Self::Said(code),
+            crate::daemon::Error::Ended { code } => Self::AlreadyReported(code),
             other => Self::failed("local", other.to_string()),
         }
     }
@@ -83,7 +83,7 @@ impl From<&Failure> for Report {
     }
 }
 
-impl Problem {
+impl CliError {
     /// The operation failed.
     pub fn failed(code: &str, message: impl Into<String>) -> Self {
         Self::Report {
@@ -111,15 +111,15 @@ impl Problem {
     /// The exit code of the process.
     pub fn exit(&self) -> u8 {
         match self {
-            Self::Report { exit, .. } | Self::Said(exit) => *exit,
+            Self::Report { exit, .. } | Self::AlreadyReported(exit) => *exit,
             Self::Config(_) => USAGE,
-            Self::Detached => INTERRUPTED,
+            Self::Interrupted => INTERRUPTED,
             Self::BrokenPipe => DONE,
         }
     }
 }
 
-impl From<Failure> for Problem {
+impl From<Failure> for CliError {
     fn from(failure: Failure) -> Self {
         Self::Report {
             exit: FAILED,
@@ -128,7 +128,7 @@ impl From<Failure> for Problem {
     }
 }
 
-impl From<ConfigErrors> for Problem {
+impl From<ConfigErrors> for CliError {
     fn from(errors: ConfigErrors) -> Self {
         Self::Config(vec![errors])
     }

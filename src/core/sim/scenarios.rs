@@ -187,12 +187,12 @@ fn a_stopped_app_outlives_a_resume_without_its_port() {
     world.done(&name, Request::Stop).unwrap();
     world.refuses = Box::new(|_, _, _| true);
     assert_eq!(
-        world.done(&name, Request::Resume).unwrap_err().code,
+        world.done(&name, Request::StartStopped).unwrap_err().code,
         FailureCode::Listen
     );
     assert_eq!(world.view(&name).phase, AppPhase::Stopped);
     world.refuses = Box::new(|_, _, _| false);
-    world.done(&name, Request::Resume).unwrap();
+    world.done(&name, Request::StartStopped).unwrap();
     assert_eq!(world.ready(&name).len(), 2);
 }
 
@@ -297,7 +297,7 @@ fn scaling_keeps_the_workers_that_are_wanted_and_outlives_a_stop() {
     world.done(&name, Request::Scale { instances: 4 }).unwrap();
     assert!(old.iter().all(|id| world.ready(&name).contains(id)));
     world.done(&name, Request::Stop).unwrap();
-    world.done(&name, Request::Resume).unwrap();
+    world.done(&name, Request::StartStopped).unwrap();
     assert_eq!(world.ready(&name).len(), 4);
     world.done(&name, Request::Scale { instances: 1 }).unwrap();
     assert_eq!(world.processes.len(), 1);
@@ -324,7 +324,7 @@ fn a_stop_ends_a_reload_and_the_old_revision_is_what_resumes() {
             FailureCode::Superseded
         );
     }
-    world.done(&name, Request::Resume).unwrap();
+    world.done(&name, Request::StartStopped).unwrap();
     assert!(world.core.workers(&name).all(|w| w.revision.number == 1));
 }
 
