@@ -13,6 +13,7 @@ pub mod keeper;
 pub mod load;
 mod lock;
 pub mod logs;
+pub mod model;
 pub mod paths;
 
 pub mod sys;

@@ -105,6 +105,11 @@ impl Paths {
         self.runtime.join("state.json")
     }
 
+    /// What happened, one event a line.
+    pub fn events(&self) -> PathBuf {
+        self.state.join("events.jsonl")
+    }
+
     /// What is started again after a reboot.
     pub fn saved_state(&self) -> PathBuf {
         self.state.join("state.json")

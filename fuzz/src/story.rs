@@ -10,6 +10,7 @@ use rsup::config::{self, AppName, AppSpec};
 use rsup::core::{
     Effect, Exit, Found, Input, OpId, Purpose, Request, Supervisor, Time, Traces, WorkerId,
 };
+use rsup::model::Cause;
 
 const NAMES: [&str; 2] = ["web", "job"];
 
@@ -123,7 +124,6 @@ fn shown(supervisor: &mut Supervisor, now: Time) {
     for name in names(supervisor) {
         let view = supervisor.view(&name, now).expect("it is there");
         assert_eq!(view.name, name);
-        supervisor.events(&name, now);
         assert!(supervisor.revision(&name).is_some());
     }
     supervisor.poll_timeout(now);
@@ -179,7 +179,8 @@ impl Open {
                 | Effect::Relay { .. }
                 | Effect::Forget { .. }
                 | Effect::Progress(_)
-                | Effect::Log { .. } => {}
+                | Effect::KeepOn { .. }
+                | Effect::Record(_) => {}
             }
         }
     }
@@ -296,6 +297,7 @@ fn step(
                 op: OpId(*next_op),
                 request: wish(&app, specs, bytes)?,
                 app,
+                cause: Cause::Command,
             }
         }
     };
@@ -338,7 +340,9 @@ fn answer(effect: &Effect, bytes: &mut Unstructured<'_>) -> Result<Option<Input>
             worker: worker.clone(),
             reason: "EAGAIN".into(),
         },
-        Effect::Probe { worker, purpose } => Input::Probed {
+        Effect::Probe {
+            worker, purpose, ..
+        } => Input::Probed {
             worker: worker.clone(),
             purpose: *purpose,
             result: said(bytes)?,

@@ -58,7 +58,7 @@ pub fn spec(app: &str) -> AppSpec {
             reset_after: seconds(30),
         },
         reload: Reload {
-            max_surge: 1,
+            max_surge: Surge::Workers(1),
             min_ready: Duration::ZERO,
             deadline: seconds(600),
             auto_rollback: true,

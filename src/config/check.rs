@@ -231,7 +231,7 @@ pub(super) fn app(
     let balance = c.get(cx, "balance", Balance::Random, balance);
     let stop = policy::stop(cx, &mut c);
     let restart = policy::restart(cx, &mut c);
-    let reload = policy::reload(cx, &mut c, instances, listen_timeout);
+    let reload = policy::reload(cx, &mut c, restart.min_uptime, listen_timeout);
     let log = policy::log(cx, &mut c);
     let run_as = user::read(cx, &mut c);
     let text = cx.source.clone();

@@ -119,12 +119,12 @@ fn restart_policy(value: &Value) -> Result<RestartPolicy, Bad> {
 pub(super) fn reload(
     cx: &mut Context,
     app: &mut Cursor<'_>,
-    instances: u16,
+    min_uptime: Duration,
     listen_timeout: Duration,
 ) -> Reload {
     let mut c = app.sub(cx, "reload", &keys::RELOAD);
-    let max_surge = c.get(cx, "max_surge", 1, |value| max_surge(value, instances));
-    let min_ready = c.get(cx, "min_ready", Duration::ZERO, units::duration);
+    let max_surge = c.get(cx, "max_surge", Surge::Percent(25), max_surge);
+    let min_ready = c.get(cx, "min_ready", min_uptime, units::duration);
     let least = min_ready.saturating_add(listen_timeout);
     // Long timeouts of one worker stretch the default for all; a deadline of one's own must have room for one.
     let deadline = c.get(
@@ -156,7 +156,7 @@ pub(super) fn reload(
     }
 }
 
-fn max_surge(value: &Value, instances: u16) -> Result<u16, Bad> {
+fn max_surge(value: &Value) -> Result<Surge, Bad> {
     const HINT: &str = "write a number of workers from 1 on, or a share of `instances` as \"50%\"";
     if let Some(text) = value.as_str()
         && text.contains('%')
@@ -166,11 +166,10 @@ fn max_surge(value: &Value, instances: u16) -> Result<u16, Bad> {
                 .bad(format!("`{text}` is not a share"))
                 .hint("from \"1%\" to \"100%\"")
         })?;
-        let workers = (u32::from(instances) * share).div_ceil(100);
-        return Ok(u16::try_from(workers).unwrap_or(u16::MAX).max(1));
+        return Ok(Surge::Percent(u8::try_from(share).unwrap_or(100)));
     }
     match value.as_int() {
-        Some(n @ 1..=250) => Ok(n as u16),
+        Some(n @ 1..=250) => Ok(Surge::Workers(n as u16)),
         Some(0) => Err(value
             .bad("without room for a replacement nothing can be replaced")
             .hint(HINT)),

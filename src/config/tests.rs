@@ -98,8 +98,8 @@ fn a_basic_app_gets_every_default() {
     assert_eq!(
         spec.reload,
         Reload {
-            max_surge: 1,
-            min_ready: Duration::ZERO,
+            max_surge: Surge::Percent(25),
+            min_ready: Duration::from_secs(1),
             deadline: Duration::from_secs(600),
             auto_rollback: true
         }

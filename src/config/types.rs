@@ -347,14 +347,94 @@ pub struct Restart {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reload {
-    /// Workers beyond `instances` that may live during a reload, at least 1.
-    pub max_surge: u16,
+    /// Workers beyond `instances` that may live during a reload.
+    pub max_surge: Surge,
     /// A replacement counts only after it has been ready this long.
     pub min_ready: Duration,
     /// For the whole reload.
     pub deadline: Duration,
     /// Workers already replaced go back to the old revision when a later one fails.
     pub auto_rollback: bool,
+}
+
+/// A number of workers, at least 1, or a share of the wanted ones; written as in the file: `2`, `"25%"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "WrittenSurge", into = "WrittenSurge")]
+pub enum Surge {
+    Workers(u16),
+    Percent(u8),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum WrittenSurge {
+    Workers(u16),
+    Share(String),
+}
+
+impl From<Surge> for WrittenSurge {
+    fn from(surge: Surge) -> Self {
+        match surge {
+            Surge::Workers(workers) => Self::Workers(workers),
+            Surge::Percent(percent) => Self::Share(format!("{percent}%")),
+        }
+    }
+}
+
+impl TryFrom<WrittenSurge> for Surge {
+    type Error = String;
+
+    fn try_from(written: WrittenSurge) -> Result<Self, String> {
+        match written {
+            WrittenSurge::Workers(workers) => Ok(Self::Workers(workers)),
+            WrittenSurge::Share(text) => text
+                .strip_suffix('%')
+                .and_then(|percent| percent.parse().ok())
+                .map(Self::Percent)
+                .ok_or_else(|| format!("`{text}` is no max_surge")),
+        }
+    }
+}
+
+impl fmt::Display for Surge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workers(workers) => write!(f, "{workers}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+impl AppSpec {
+    /// Workers beyond `instances` wanted ones that may live during a reload. A share of them is rounded up, and
+    /// takes no more slots than there can be.
+    pub fn surge(&self, instances: u16) -> u16 {
+        match self.reload.max_surge {
+            Surge::Workers(workers) => workers,
+            Surge::Percent(percent) => {
+                let share = (u32::from(instances) * u32::from(percent)).div_ceil(100);
+                // One more slot is nobody's: connections wait there while no worker is ready.
+                let room = self.most_slots().saturating_sub(u32::from(instances) + 1);
+                u16::try_from(share.min(room).max(1)).unwrap_or(u16::MAX)
+            }
+        }
+    }
+
+    /// Slots of the address that can have the fewest.
+    fn most_slots(&self) -> u32 {
+        let only_v6 = |listen: &Listen| match listen {
+            Listen::Tcp { addr, v6only } => {
+                addr.is_ipv6() && (*v6only || !addr.ip().is_unspecified())
+            }
+            Listen::Unix(_) => false,
+        };
+        if self.listen.iter().any(only_v6) {
+            // See `sys/steer.rs`, `MAX_PROBED_V6`.
+            63
+        } else {
+            u32::from(super::MOST_INSTANCES) * 2
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

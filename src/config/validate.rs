@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::check::MOST_INSTANCES;
-use super::types::{AppSpec, Check, Probe};
+use super::types::{AppSpec, Check, Probe, Surge};
 use super::units::YEAR;
 
 impl AppSpec {
@@ -23,9 +23,13 @@ impl AppSpec {
                 self.instances
             ));
         }
-        if !(1..=MOST_INSTANCES).contains(&self.reload.max_surge) {
+        let surge = match self.reload.max_surge {
+            Surge::Workers(workers) => (1..=MOST_INSTANCES).contains(&workers),
+            Surge::Percent(percent) => (1..=100).contains(&percent),
+        };
+        if !surge {
             return wrong(&format!(
-                "has a max_surge of {}: 1 to {MOST_INSTANCES} are possible",
+                "has a max_surge of {}: 1 to {MOST_INSTANCES}, or 1% to 100%, are possible",
                 self.reload.max_surge
             ));
         }

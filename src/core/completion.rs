@@ -2,7 +2,7 @@
 
 use super::Supervisor;
 use super::app::{App, Wanted};
-use super::seat::{Hold, Seat};
+use super::restart::{Instance, RestartState};
 use super::view::Exit;
 use crate::config::AppName;
 use crate::exit::SIGKILL;
@@ -64,25 +64,25 @@ impl Supervisor {
 
 impl App {
     fn completion(&self) -> Option<Completion> {
-        let settled =
-            self.goal() == Wanted::Up && self.operation.is_none() && self.queue.is_empty();
+        let settled = self.goal() == Wanted::Up && self.rollout.is_none() && self.queue.is_empty();
         if !settled || self.workers().next().is_some() {
             return None;
         }
-        self.seats
-            .iter()
-            .map(Seat::completion)
+        self.sets
+            .values()
+            .flat_map(|set| set.instances.values())
+            .map(Instance::completion)
             .reduce(|one, another| Some(one?.and(another?)))
             .flatten()
     }
 }
 
-impl Seat {
+impl Instance {
     fn completion(&self) -> Option<Completion> {
-        let given_up = match self.hold {
-            Hold::Open | Hold::Backoff { .. } => return None,
-            Hold::Errored => true,
-            Hold::Exited => false,
+        let given_up = match self.state {
+            RestartState::Open | RestartState::Backoff { .. } => return None,
+            RestartState::Errored => true,
+            RestartState::Exited => false,
         };
         Some(match self.exit {
             Some(Exit::Code(0)) if !given_up => Completion::Succeeded,
@@ -107,19 +107,22 @@ mod tests {
     use super::super::types::Revision;
     use super::*;
 
-    fn app(seats: &[(Hold, Option<Exit>)]) -> Option<Completion> {
-        let spec = web(seats.len() as u16);
+    fn app(instances: &[(RestartState, Option<Exit>)]) -> Option<Completion> {
+        let spec = web(instances.len().max(1) as u16);
         let mut app = App::new(Arc::new(Revision {
             number: 1,
             spec,
             base_env: Default::default(),
         }));
-        app.seats = seats
-            .iter()
-            .map(|(hold, exit)| Seat {
-                hold: hold.clone(),
-                exit: *exit,
-                ..Seat::default()
+        app.set().instances = (0..)
+            .zip(instances)
+            .map(|(number, (state, exit))| {
+                let instance = Instance {
+                    state: state.clone(),
+                    exit: *exit,
+                    ..Instance::default()
+                };
+                (number, instance)
             })
             .collect();
         app.completion()
@@ -133,29 +136,41 @@ mod tests {
             core_dumped: false,
         });
         assert_eq!(
-            app(&[(Hold::Exited, code(0)), (Hold::Exited, code(0))]),
+            app(&[
+                (RestartState::Exited, code(0)),
+                (RestartState::Exited, code(0))
+            ]),
             Some(Completion::Succeeded)
         );
-        assert_eq!(app(&[(Hold::Exited, code(0)), (Hold::Open, None)]), None);
         assert_eq!(
-            app(&[(Hold::Exited, code(0)), (Hold::Exited, code(3))]),
+            app(&[(RestartState::Exited, code(0)), (RestartState::Open, None)]),
+            None
+        );
+        assert_eq!(
+            app(&[
+                (RestartState::Exited, code(0)),
+                (RestartState::Exited, code(3))
+            ]),
             Some(Completion::Failed(3))
         );
         assert_eq!(
-            app(&[(Hold::Exited, killed)]),
+            app(&[(RestartState::Exited, killed)]),
             Some(Completion::Failed(137))
         );
         assert_eq!(
-            app(&[(Hold::Exited, code(3)), (Hold::Errored, code(4))]),
+            app(&[
+                (RestartState::Exited, code(3)),
+                (RestartState::Errored, code(4))
+            ]),
             Some(Completion::Failed(1))
         );
         assert_eq!(
-            app(&[(Hold::Errored, code(0))]),
+            app(&[(RestartState::Errored, code(0))]),
             Some(Completion::Failed(1)),
             "it ended again and again"
         );
         assert_eq!(
-            app(&[(Hold::Errored, None)]),
+            app(&[(RestartState::Errored, None)]),
             Some(Completion::Failed(1)),
             "it was never ready"
         );

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::hiding::Traces;
 use super::types::{OpId, Revision, WorkerId};
-use super::view::{Exit, FailureCode, Progress};
+use super::view::{Exit, Progress};
 use crate::config::{AppName, AppSpec, Balance, Listen, SocketFile};
+use crate::model::{ActionError, Cause, Event};
 
 pub type Env = Arc<BTreeMap<String, String>>;
 
@@ -20,6 +21,8 @@ pub enum Input {
         op: OpId,
         app: AppName,
         request: Request,
+        #[serde(default)]
+        cause: Cause,
     },
     /// The answer to [`Effect::Listen`].
     Listening {
@@ -167,6 +170,9 @@ pub enum Effect {
         app: AppName,
         slot: u16,
         on: bool,
+        /// The slot has a worker that accepts nothing any more: how it accepts does not matter.
+        #[serde(default)]
+        hung: bool,
     },
     Spawn {
         worker: WorkerId,
@@ -183,9 +189,16 @@ pub enum Effect {
     Probe {
         worker: WorkerId,
         purpose: Purpose,
+        instance: u16,
+        pid: Option<u32>,
+        revision: Arc<Revision>,
     },
     /// Answered by [`Input::Drained`] once nothing waits at the slot any more.
     Drain {
+        worker: WorkerId,
+    },
+    /// Its drain is over: it takes traffic again.
+    KeepOn {
         worker: WorkerId,
     },
     Signal {
@@ -200,13 +213,9 @@ pub enum Effect {
     Progress(Progress),
     Finished {
         op: OpId,
-        result: Result<(), OpError>,
+        result: Result<(), ActionError>,
     },
-    Log {
-        app: AppName,
-        text: String,
-        bad: bool,
-    },
+    Record(Event),
     /// The app is deleted.
     Removed {
         app: AppName,
@@ -218,17 +227,20 @@ impl Effect {
     /// not be written down for it.
     pub fn matters(&self) -> bool {
         match self {
-            Self::Probe { .. } | Self::LookForTraces { .. } | Self::Progress(_) => false,
+            Self::Probe { .. }
+            | Self::LookForTraces { .. }
+            | Self::Progress(_)
+            | Self::Record(_) => false,
             Self::Listen { .. }
             | Self::Unlisten { .. }
             | Self::Steer { .. }
             | Self::Relay { .. }
             | Self::Spawn { .. }
             | Self::Drain { .. }
+            | Self::KeepOn { .. }
             | Self::Signal { .. }
             | Self::Forget { .. }
             | Self::Finished { .. }
-            | Self::Log { .. }
             | Self::Removed { .. } => true,
         }
     }
@@ -246,13 +258,4 @@ pub enum Reach {
     Worker,
     /// The process, its group and every descendant.
     Tree,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OpError {
-    pub code: FailureCode,
-    pub message: String,
-    pub hint: Option<String>,
-    /// Whose last log lines explain it.
-    pub worker: Option<WorkerId>,
 }

@@ -5,22 +5,25 @@ mod app;
 mod completion;
 mod hiding;
 mod io;
-mod operation;
-mod plan;
 mod reason;
+mod release;
 mod requests;
+mod restart;
 mod revive;
+mod rollout;
 mod saved;
-mod seat;
+mod set;
 mod show;
 #[cfg(test)]
 mod sim;
 mod types;
 mod view;
+mod weights;
 mod worker;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -30,14 +33,17 @@ pub use completion::Completion;
 pub use hiding::Traces;
 pub use io::*;
 pub use revive::Found;
-pub use saved::STATE_VERSION;
+pub use saved::{OLDEST_STATE, STATE_VERSION};
 pub use types::*;
 pub use view::*;
 pub use worker::Worker;
 
 use crate::config::{AppName, SupervisorSpec};
+use crate::model::ActionError;
 use app::{App, Context, Wanted};
 use hiding::Hiding;
+use requests::Asked;
+use rollout::Queued;
 
 /// All apps of one daemon. Its whole state can be written down and read back (see [`STATE_VERSION`]).
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,7 +94,12 @@ impl Supervisor {
     pub fn handle(&mut self, now: Time, input: Input) {
         self.make_up(now);
         self.act(now, |apps, cx| match input {
-            Input::Request { op, app, request } => requests::handle(apps, &app, op, request, cx),
+            Input::Request {
+                op,
+                app,
+                request,
+                cause,
+            } => requests::handle(apps, &app, Asked { op, cause }, request, cx),
             Input::Listening { app, result } => {
                 with(apps, &app, cx, |app, cx| app.on_listening(&result, cx))
             }
@@ -208,7 +219,7 @@ impl Supervisor {
     }
 
     /// The actions whose end is among the effects that wait, with what became of them.
-    pub fn ends(&self) -> impl Iterator<Item = (OpId, &Result<(), OpError>)> {
+    pub fn ends(&self) -> impl Iterator<Item = (OpId, &Result<(), ActionError>)> {
         self.out.iter().filter_map(|effect| {
             if let Effect::Finished { op, result } = effect {
                 Some((*op, result))
@@ -264,14 +275,19 @@ impl Supervisor {
     pub fn hides_since(&self, app: &AppName) -> Option<Time> {
         let app = self.apps.get(app)?;
         match app.hiding(app.spec()) {
-            Hiding::Needed { since } if app.hides(&app.target) => Some(since),
+            Hiding::Needed { since } if app.hides(app.target()) => Some(since),
             Hiding::Needed { .. } | Hiding::Unknown | Hiding::Unneeded | Hiding::Trying => None,
         }
     }
 
-    /// What fresh workers of the app are started from.
+    /// What a worker runs.
+    pub fn revision_of(&self, worker: &Worker) -> Option<&Arc<Revision>> {
+        self.apps.get(&worker.id.app)?.releases.get(worker.revision)
+    }
+
+    /// What new workers of the app are started from.
     pub fn revision(&self, app: &AppName) -> Option<&Revision> {
-        self.apps.get(app).map(|app| &*app.target)
+        self.apps.get(app).map(|app| &**app.target())
     }
 
     /// Everything that is left after `stop all`: nothing but stopped apps.
@@ -310,21 +326,21 @@ fn after(apps: &mut BTreeMap<AppName, App>, name: &AppName, cx: &mut Context<'_>
         return;
     };
     app.reconcile(cx);
-    if app.operation.is_none()
-        && let Some((op, spec, base_env)) = app.queue.pop_front()
+    if app.rollout.is_none()
+        && let Some(queued) = app.queue.pop_front()
     {
-        requests::handle(
-            apps,
-            name,
+        let Queued {
             op,
-            Request::Reload {
-                spec,
-                base_env,
-                queue: false,
-            },
-            cx,
-        );
-        return;
+            spec,
+            base_env,
+            cause,
+        } = queued;
+        let reload = Request::Reload {
+            spec,
+            base_env,
+            queue: false,
+        };
+        return requests::handle(apps, name, Asked { op, cause }, reload, cx);
     }
     if app.goal() == Wanted::Deleted && app.gone() {
         apps.remove(name);

@@ -2,30 +2,55 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::view::OperationKind;
+use crate::config::AppName;
+use crate::model::{ActionError, Because};
+
 /// What `list` shows beside an app.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reason {
-    pub text: String,
-    pub explains: Explains,
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum Reason {
+    /// The last action failed, until the next one.
+    Action {
+        kind: OperationKind,
+        error: ActionError,
+    },
+    /// The app has not the sockets it should have.
+    Sockets { why: String },
+    /// The instance has no worker which serves.
+    Instance { instance: u16, why: Because },
+    /// What an earlier version of rsup wrote down.
+    Told { explains: Explains, text: String },
 }
 
 /// What a reason explains, and so how long it is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Explains {
-    /// That the last action failed, until the next one.
     #[default]
     Action,
-    /// That the app has not the sockets it should have.
     Sockets,
-    /// That this instance has no worker which serves.
     Instance(u16),
 }
 
 impl Reason {
-    pub fn new(explains: Explains, text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            explains,
+    pub fn explains(&self) -> Explains {
+        match self {
+            Self::Action { .. } => Explains::Action,
+            Self::Sockets { .. } => Explains::Sockets,
+            Self::Instance { instance, .. } => Explains::Instance(*instance),
+            Self::Told { explains, .. } => *explains,
+        }
+    }
+
+    /// In words.
+    pub fn text(&self, app: &AppName) -> String {
+        match self {
+            Self::Action { kind, error } => {
+                format!("{} failed: {}", kind.as_str(), error.message(app))
+            }
+            Self::Sockets { why } => why.clone(),
+            Self::Instance { instance, why } => format!("{instance}: {why}"),
+            Self::Told { text, .. } => text.clone(),
         }
     }
 }

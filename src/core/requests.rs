@@ -1,30 +1,37 @@
-//! Users' wishes: what each verb changes in what is wanted.
+//! What each verb changes in what is wanted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::after;
-use super::app::{App, Context, REPLACED_BY_RELOAD, RESTARTED, Wanted};
-use super::io::{Effect, Env, OpError, Request};
-use super::operation::{Before, Course, Operation};
-use super::seat::{Hold, Seat};
+use super::app::{App, Context, Wanted};
+use super::io::{Effect, Env, Request};
+use super::restart::RestartState;
+use super::rollout::{Before, Phase, Queued, Rollout};
 use super::types::{OpId, Revision};
-use super::view::{FailureCode, OperationKind};
+use super::view::OperationKind;
 use crate::config::{AppName, AppSpec};
-use crate::human::format_duration;
+use crate::model::{ActionError, Cause, What};
+
+/// An action that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    pub op: OpId,
+    pub cause: Cause,
+}
 
 /// Begins the action, or refuses it with a reason and leaves everything as it is.
 pub fn handle(
     apps: &mut BTreeMap<AppName, App>,
     name: &AppName,
-    op: OpId,
+    asked: Asked,
     request: Request,
     cx: &mut Context<'_>,
 ) {
-    match begin(apps, name, op, request, cx) {
+    match begin(apps, name, asked, request, cx) {
         Ok(()) => after(apps, name, cx),
         Err(error) => cx.out.push_back(Effect::Finished {
-            op,
+            op: asked.op,
             result: Err(error),
         }),
     }
@@ -33,13 +40,13 @@ pub fn handle(
 fn begin(
     apps: &mut BTreeMap<AppName, App>,
     name: &AppName,
-    op: OpId,
+    asked: Asked,
     request: Request,
     cx: &mut Context<'_>,
-) -> Result<(), OpError> {
+) -> Result<(), ActionError> {
     let kind = request.kind();
     let Some(app) = apps.get_mut(name) else {
-        let app = first(name, op, request, cx)?;
+        let app = first(asked, request, cx)?;
         apps.insert(name.clone(), app);
         return Ok(());
     };
@@ -51,54 +58,35 @@ fn begin(
             } else {
                 Wanted::Deleted
             };
-            app.reason = None;
-            app.operation = Some(Operation {
-                kind,
-                since: cx.now,
-                op,
-                before: None,
-                course: Course::Forward { deadline: None },
-            });
+            go_down(app, kind, asked, cx);
             Ok(())
         }
         Request::Halt => {
             supersede(app, kind, cx);
             app.halted = true;
-            app.reason = None;
-            app.operation = Some(Operation {
-                kind,
-                since: cx.now,
-                op,
-                before: None,
-                course: Course::Forward { deadline: None },
-            });
+            go_down(app, kind, asked, cx);
             Ok(())
         }
         Request::Start { spec, base_env } => {
             not_busy(app, cx)?;
             not_running(app)?;
-            app.target = next_revision(app, *spec, Some(base_env));
-            come_up(app, kind, op, None, cx);
+            next_revision(app, *spec, Some(base_env));
+            come_up(app, kind, asked, None, cx);
             Ok(())
         }
         Request::StartStopped => {
             not_busy(app, cx)?;
-            let given_up = app
-                .seats
-                .iter()
-                .any(|s| matches!(s.hold, Hold::Errored | Hold::Exited | Hold::Backoff { .. }));
-            if !given_up {
+            if !missing(app) {
                 not_running(app)?;
             }
-            come_up(app, kind, op, None, cx);
+            come_up(app, kind, asked, None, cx);
             Ok(())
         }
         Request::Restart { spec, base_env } => {
             not_busy(app, cx)?;
             let before = before(app);
-            app.target = next_revision(app, *spec, base_env);
-            condemn_all(app, RESTARTED);
-            come_up(app, kind, op, Some(before), cx);
+            next_revision(app, *spec, base_env);
+            come_up(app, kind, asked, Some(before), cx);
             Ok(())
         }
         Request::Reload {
@@ -106,59 +94,75 @@ fn begin(
             base_env,
             queue,
         } => {
-            if queue && app.operation.is_some() && app.goal() == Wanted::Up {
-                app.queue.push_back((op, spec, base_env));
+            if queue && app.rollout.is_some() && app.goal() == Wanted::Up {
+                app.queue.push_back(Queued {
+                    op: asked.op,
+                    spec,
+                    base_env,
+                    cause: asked.cause,
+                });
                 return Ok(());
             }
             not_busy(app, cx)?;
             let before = before(app);
-            app.target = next_revision(app, *spec, base_env);
-            if app.goal() != Wanted::Up {
-                come_up(app, OperationKind::Start, op, None, cx);
-                return Ok(());
+            next_revision(app, *spec, base_env);
+            if app.goal() == Wanted::Up {
+                come_up(app, kind, asked, Some(before), cx);
+            } else {
+                come_up(app, OperationKind::Start, asked, None, cx);
             }
-            condemn_all(app, REPLACED_BY_RELOAD);
-            come_up(app, kind, op, Some(before), cx);
-            app.note(
-                format!("reload to revision {}", app.target.number),
-                false,
-                cx,
-            );
             Ok(())
         }
-        Request::Scale { instances } => scale(app, instances, op, cx),
+        Request::Scale { instances } => scale(app, instances, asked, cx),
     }
 }
 
-fn scale(app: &mut App, instances: u16, op: OpId, cx: &mut Context<'_>) -> Result<(), OpError> {
+/// Whether workers were given up, have ended, or wait for their next start.
+fn missing(app: &App) -> bool {
+    let waits = |state: &RestartState| match state {
+        RestartState::Errored | RestartState::Exited | RestartState::Backoff { .. } => true,
+        RestartState::Open => false,
+    };
+    app.sets
+        .values()
+        .flat_map(|set| set.instances.values())
+        .any(|instance| waits(&instance.state))
+}
+
+fn scale(
+    app: &mut App,
+    instances: u16,
+    asked: Asked,
+    cx: &mut Context<'_>,
+) -> Result<(), ActionError> {
     not_busy(app, cx)?;
     if instances == 0 {
-        let hint = format!("rsup stop {}", app.name);
-        return Err(refused(
-            FailureCode::BadRequest,
-            "an app has at least one worker".into(),
-            &hint,
-        ));
+        return Err(ActionError::NoInstances);
     }
     let before = before(app);
     app.instances = instances;
-    app.note(format!("scaled to {instances}"), false, cx);
     if app.goal() == Wanted::Up {
         // So many are to run: those that were given up are tried again.
         app.listening.again = None;
-        app.seats
-            .iter_mut()
-            .filter(|s| s.hold != Hold::Exited)
-            .for_each(Seat::reopen);
-        app.operation = Some(forward(app, OperationKind::Scale, op, Some(before), cx));
+        for set in app.sets.values_mut() {
+            set.instances
+                .values_mut()
+                .filter(|i| i.state != RestartState::Exited)
+                .for_each(|i| i.reopen());
+        }
+        forward(app, OperationKind::Scale, asked, Some(before), cx);
     } else {
-        cx.out.push_back(Effect::Finished { op, result: Ok(()) });
+        began(app, OperationKind::Scale, asked.cause, cx);
+        cx.out.push_back(Effect::Finished {
+            op: asked.op,
+            result: Ok(()),
+        });
     }
     Ok(())
 }
 
 /// A new app.
-fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Result<App, OpError> {
+fn first(asked: Asked, request: Request, cx: &mut Context<'_>) -> Result<App, ActionError> {
     match request {
         Request::Start { spec, base_env } => {
             let mut app = App::new(Arc::new(Revision {
@@ -166,8 +170,7 @@ fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Re
                 spec: *spec,
                 base_env,
             }));
-            app.operation = Some(forward(&app, OperationKind::Start, op, None, cx));
-            app.note("started".into(), false, cx);
+            forward(&mut app, OperationKind::Start, asked, None, cx);
             Ok(app)
         }
         Request::StartStopped
@@ -176,148 +179,129 @@ fn first(name: &AppName, op: OpId, request: Request, cx: &mut Context<'_>) -> Re
         | Request::Delete
         | Request::Restart { .. }
         | Request::Reload { .. }
-        | Request::Scale { .. } => Err(refused(
-            FailureCode::UnknownApp,
-            format!("there is no app `{name}`"),
-            "rsup list",
-        )),
+        | Request::Scale { .. } => Err(ActionError::UnknownApp),
     }
+}
+
+fn go_down(app: &mut App, kind: OperationKind, asked: Asked, cx: &mut Context<'_>) {
+    app.reason = None;
+    app.rollout = Some(Rollout {
+        kind,
+        cause: asked.cause,
+        since: cx.now,
+        op: asked.op,
+        from: None,
+        phase: Phase::Progress { deadline: None },
+    });
+    began(app, kind, asked.cause, cx);
 }
 
 fn come_up(
     app: &mut App,
     kind: OperationKind,
-    op: OpId,
-    before: Option<Before>,
+    asked: Asked,
+    from: Option<Before>,
     cx: &mut Context<'_>,
 ) {
+    if app.goal() != Wanted::Up {
+        let current = app.current;
+        app.sets.retain(|revision, _| *revision == current);
+    }
     app.wanted = Wanted::Up;
     app.halted = false;
     app.reason = None;
     app.listening.again = None;
-    app.seats.iter_mut().for_each(Seat::reopen);
-    app.operation = Some(forward(app, kind, op, before, cx));
+    app.sets.values_mut().for_each(|set| set.reopen());
+    forward(app, kind, asked, from, cx);
 }
 
 fn forward(
-    app: &App,
+    app: &mut App,
     kind: OperationKind,
-    op: OpId,
-    before: Option<Before>,
-    cx: &Context<'_>,
-) -> Operation {
+    asked: Asked,
+    from: Option<Before>,
+    cx: &mut Context<'_>,
+) {
     let deadline = Some(cx.now + app.spec().reload.deadline);
-    Operation {
+    app.rollout = Some(Rollout {
         kind,
+        cause: asked.cause,
         since: cx.now,
-        op,
-        before,
-        course: Course::Forward { deadline },
-    }
+        op: asked.op,
+        from,
+        phase: Phase::Progress { deadline },
+    });
+    began(app, kind, asked.cause, cx);
+}
+
+fn began(app: &App, kind: OperationKind, cause: Cause, cx: &mut Context<'_>) {
+    let instances = match kind {
+        OperationKind::Stop | OperationKind::Delete => 0,
+        OperationKind::Start
+        | OperationKind::Restart
+        | OperationKind::Reload
+        | OperationKind::Scale => app.instances,
+    };
+    let what = What::ActionBegan {
+        kind,
+        cause,
+        instances,
+    };
+    app.record(what, cx);
 }
 
 fn before(app: &App) -> Before {
     Before {
-        target: app.target.clone(),
+        revision: app.current,
         instances: app.instances,
     }
 }
 
-fn condemn_all(app: &mut App, why: &str) {
-    for worker in app
-        .slots
-        .iter_mut()
-        .flatten()
-        .filter(|w| w.active() && w.fresh())
-    {
-        worker.condemned = Some(why.to_owned());
-    }
-}
-
-fn next_revision(app: &mut App, spec: AppSpec, base_env: Option<Env>) -> Arc<Revision> {
+fn next_revision(app: &mut App, spec: AppSpec, base_env: Option<Env>) {
     app.last_revision += 1;
-    let base_env = base_env.unwrap_or_else(|| app.target.base_env.clone());
+    let base_env = base_env.unwrap_or_else(|| app.target().base_env.clone());
     app.instances = spec.instances;
-    Arc::new(Revision {
+    app.releases.add(Arc::new(Revision {
         number: app.last_revision,
         spec,
         base_env,
-    })
+    }));
+    app.current = app.last_revision;
 }
 
 /// A stop ends whatever is under way and whatever waits.
 fn supersede(app: &mut App, by: OperationKind, cx: &mut Context<'_>) {
-    let running = app.operation.take().map(|o| {
+    let running = app.rollout.take().map(|rollout| {
         // A reload that did not get to its end has changed nothing.
-        if o.may_go_back()
-            && let Some(before) = o.before
-        {
-            app.target = before.target;
-            app.instances = before.instances;
-        }
-        (o.op, o.kind)
+        app.undo(&rollout);
+        (rollout.op, rollout.kind)
     });
     let queued = app
         .queue
         .drain(..)
-        .map(|(op, ..)| (op, OperationKind::Reload));
+        .map(|queued| (queued.op, OperationKind::Reload));
     for (op, kind) in running.into_iter().chain(queued) {
-        let message = format!(
-            "the {} of `{}` was ended by a {}",
-            kind.as_str(),
-            app.name,
-            by.as_str()
-        );
         cx.out.push_back(Effect::Finished {
             op,
-            result: Err(refused(FailureCode::Superseded, message, "rsup list")),
+            result: Err(ActionError::Superseded { kind, by }),
         });
     }
 }
 
-fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), OpError> {
-    let Some(operation) = &app.operation else {
+fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), ActionError> {
+    let Some(rollout) = &app.rollout else {
         return Ok(());
     };
-    let kind = operation.kind.as_str();
-    let message = format!(
-        "`{}` is busy: {kind} in progress since {}",
-        app.name,
-        format_duration(cx.now.since(operation.since))
-    );
-    let hint = format!(
-        "wait for it (rsup reload {} --wait), or end it: rsup stop {}",
-        app.name, app.name
-    );
-    Err(OpError {
-        code: FailureCode::Busy,
-        message,
-        hint: Some(hint),
-        worker: None,
+    let for_ms = cx.now.since(rollout.since).as_millis();
+    Err(ActionError::Busy {
+        kind: rollout.kind,
+        for_ms: u64::try_from(for_ms).unwrap_or(u64::MAX),
     })
 }
 
-fn not_running(app: &App) -> Result<(), OpError> {
-    if app.goal() != Wanted::Up {
-        return Ok(());
+fn not_running(app: &App) -> Result<(), ActionError> {
+    if app.goal() == Wanted::Up {
+        return Err(ActionError::AlreadyRunning);
     }
-    let hint = format!(
-        "rsup reload {} replaces its workers without a gap",
-        app.name
-    );
-    Err(OpError {
-        code: FailureCode::AlreadyRunning,
-        message: format!("`{}` runs already", app.name),
-        hint: Some(hint),
-        worker: None,
-    })
-}
-
-fn refused(code: FailureCode, message: String, hint: &str) -> OpError {
-    OpError {
-        code,
-        message,
-        hint: Some(hint.to_owned()),
-        worker: None,
-    }
+    Ok(())
 }

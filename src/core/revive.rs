@@ -101,7 +101,7 @@ impl Supervisor {
     pub fn under_way(&self) -> impl Iterator<Item = (&AppName, OpId, OperationKind)> {
         self.apps
             .values()
-            .filter_map(|app| app.operation.as_ref().map(|o| (&app.name, o.op, o.kind)))
+            .filter_map(|app| app.rollout.as_ref().map(|o| (&app.name, o.op, o.kind)))
     }
 
     /// The action is under way, or waits for its turn.

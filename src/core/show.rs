@@ -1,12 +1,9 @@
 //! Views of apps and workers.
 
-use super::app::{App, Wanted, stage};
-use super::plan::Stage;
-use super::seat::{Hold, Seat};
+use super::app::{App, Wanted};
+use super::restart::{Instance, RestartState};
 use super::types::Time;
-use super::view::{
-    AppPhase, AppView, OperationKind, OperationView, PastEvent, WorkerPhase, WorkerView,
-};
+use super::view::{AppPhase, AppView, OperationKind, OperationView, WorkerPhase, WorkerView};
 use super::{Supervisor, Worker};
 use crate::config::AppName;
 
@@ -15,18 +12,6 @@ impl Supervisor {
     /// the daemon's to add.
     pub fn view(&self, app: &AppName, now: Time) -> Option<AppView> {
         self.apps.get(app).map(|app| app.view(now))
-    }
-
-    /// What happened to an app, oldest first.
-    pub fn events(&self, app: &AppName, now: Time) -> Vec<PastEvent> {
-        let past = |(at, text): &(Time, String)| PastEvent {
-            age_ms: now.since(*at).as_millis() as u64,
-            text: text.clone(),
-        };
-        self.apps
-            .get(app)
-            .map(|app| app.events.iter().map(past).collect())
-            .unwrap_or_default()
     }
 }
 
@@ -42,36 +27,36 @@ impl App {
         let mut workers: Vec<WorkerView> =
             self.workers().map(|w| self.worker_view(w, now)).collect();
         if self.goal() == Wanted::Up {
-            workers.extend(
-                self.seats
-                    .iter()
-                    .enumerate()
-                    .filter_map(|(instance, seat)| self.empty_seat(instance as u16, seat, now)),
-            );
+            for (revision, set) in &self.sets {
+                let empty = set.instances.iter();
+                workers.extend(
+                    empty.filter_map(|(number, i)| self.without_worker(*revision, *number, i, now)),
+                );
+            }
         }
         workers.sort_by_key(|w| (w.instance, w.generation));
         AppView {
             name: self.name.clone(),
-            phase: self.phase(now),
-            revision: self.target.number,
+            phase: self.phase(),
+            revision: self.current,
             instances: self.instances,
             listen: self.spec().listen.iter().map(ToString::to_string).collect(),
             workers,
-            operation: self.operation.as_ref().map(|o| OperationView {
+            operation: self.rollout.as_ref().map(|o| OperationView {
                 kind: o.kind,
                 since_ms: now.since(o.since).as_millis() as u64,
             }),
-            reason: self.reason.as_ref().map(|reason| reason.text.clone()),
+            reason: self.reason.as_ref().map(|reason| reason.text(&self.name)),
             relayed: 0,
         }
     }
 
-    fn phase(&self, now: Time) -> AppPhase {
+    fn phase(&self) -> AppPhase {
         let serving = self
             .workers()
-            .filter(|w| stage(w, now) == Stage::Serving)
+            .filter(|w| w.phase() == WorkerPhase::Ready)
             .count();
-        let kind = self.operation.as_ref().map(|o| o.kind);
+        let kind = self.rollout.as_ref().map(|o| o.kind);
         match (self.goal(), kind) {
             (Wanted::Down | Wanted::Deleted, _) if self.gone() => AppPhase::Stopped,
             (Wanted::Down | Wanted::Deleted, _) => AppPhase::Stopping,
@@ -81,14 +66,18 @@ impl App {
             (Wanted::Up, _) if serving >= usize::from(self.instances) => AppPhase::Ready,
             (Wanted::Up, _) if serving > 0 => AppPhase::Degraded,
             (Wanted::Up, _) => {
-                let given_up = |seat: &Seat| matches!(seat.hold, Hold::Errored);
-                let ended = |seat: &Seat| matches!(seat.hold, Hold::Errored | Hold::Exited);
+                let given_up = |i: &Instance| i.state == RestartState::Errored;
+                let ended = |i: &Instance| match i.state {
+                    RestartState::Errored | RestartState::Exited => true,
+                    RestartState::Open | RestartState::Backoff { .. } => false,
+                };
+                let mut all = self.sets.values().flat_map(|set| set.instances.values());
                 if self.workers().next().is_some()
-                    || self.seats.is_empty()
-                    || !self.seats.iter().all(ended)
+                    || all.clone().next().is_none()
+                    || !all.clone().all(ended)
                 {
                     AppPhase::Starting
-                } else if self.seats.iter().any(given_up) {
+                } else if all.any(given_up) {
                     AppPhase::Errored
                 } else {
                     AppPhase::Stopped
@@ -98,56 +87,66 @@ impl App {
     }
 
     fn worker_view(&self, worker: &Worker, now: Time) -> WorkerView {
-        let seat = self.seats.get(usize::from(worker.instance));
+        let instance = self
+            .sets
+            .get(&worker.revision)
+            .and_then(|set| set.instances.get(&worker.instance));
         WorkerView {
             instance: worker.instance,
             slot: worker.id.slot,
             generation: worker.id.generation,
-            revision: worker.revision.number,
+            revision: worker.revision,
             pid: worker.pid,
             phase: worker.phase(),
             uptime_ms: worker
                 .pid
                 .map(|_| now.since(worker.started).as_millis() as u64),
-            restarts: seat.map_or(0, |s| s.restarts),
+            restarts: instance.map_or(0, |i| i.restarts),
             memory: worker.memory,
             cpu: None,
             next_start_ms: None,
-            reason: worker
-                .condemned
-                .clone()
-                .or_else(|| worker.reason.clone())
-                .or_else(|| seat.and_then(|s| s.reason.clone())),
+            reason: self
+                .why_it_goes(worker)
+                .map(|why| why.to_string())
+                .or_else(|| worker.doubt.as_ref().map(ToString::to_string))
+                .or_else(|| instance?.reason.as_ref().map(ToString::to_string)),
         }
     }
 
-    /// A seat without a worker: in backoff, or given up.
-    fn empty_seat(&self, instance: u16, seat: &Seat, now: Time) -> Option<WorkerView> {
-        if instance >= self.instances || self.workers().any(|w| w.instance == instance) {
+    /// An instance without a worker: in backoff, given up, or ended for good.
+    fn without_worker(
+        &self,
+        revision: u64,
+        number: u16,
+        instance: &Instance,
+        now: Time,
+    ) -> Option<WorkerView> {
+        let wanted = revision == self.current || self.rollout.is_none();
+        if !wanted || self.workers().any(|w| w.instance == number) {
             return None;
         }
-        let (phase, next_start_ms) = match seat.hold {
-            Hold::Open => return None,
-            Hold::Backoff { until } => (
+        let (phase, next_start_ms) = match instance.state {
+            RestartState::Open => return None,
+            RestartState::Backoff { until } => (
                 WorkerPhase::Backoff,
                 Some(until.since(now).as_millis() as u64),
             ),
-            Hold::Errored => (WorkerPhase::Errored, None),
-            Hold::Exited => (WorkerPhase::Exited, None),
+            RestartState::Errored => (WorkerPhase::Errored, None),
+            RestartState::Exited => (WorkerPhase::Exited, None),
         };
         Some(WorkerView {
-            instance,
-            slot: seat.last_slot.unwrap_or(instance),
+            instance: number,
+            slot: instance.last_slot.unwrap_or(number),
             generation: 0,
-            revision: self.target.number,
+            revision,
             pid: None,
             phase,
             uptime_ms: None,
-            restarts: seat.restarts,
+            restarts: instance.restarts,
             memory: None,
             cpu: None,
             next_start_ms,
-            reason: seat.reason.clone(),
+            reason: instance.reason.as_ref().map(ToString::to_string),
         })
     }
 }

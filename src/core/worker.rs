@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::app::{OUT_OF_REACH, REPLACED_BY_RELOAD};
 use super::hiding::{self, Port};
 use super::io::Purpose;
-use super::types::{Revision, Time, WorkerId};
+use super::types::{Time, WorkerId};
 use super::view::WorkerPhase;
 use crate::config::{AppSpec, Check, Listen, Probe};
-use std::sync::Arc;
+use crate::model::{Doubt, Retire};
 
 /// A ready worker's readiness is looked at again this often, or at the probe's own interval if that
 /// is longer. (Kubernetes' default period.)
@@ -24,22 +23,24 @@ fn pause_while_starting(uptime: Duration, interval: Duration) -> Duration {
     (uptime / 32).max(Duration::from_millis(10)).min(interval)
 }
 
-/// `R` is the revision; written down, its number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Worker<R = Arc<Revision>> {
+pub struct Worker {
     pub id: WorkerId,
-    /// The number users see.
+    /// The number users see; unique among the workers of its release that are to stay.
     pub instance: u16,
-    pub revision: R,
+    /// The number of what it runs.
+    pub revision: u64,
     pub pid: Option<u32>,
     pub started: Time,
     pub state: State,
-    /// Why it is to be replaced or removed; a fresh worker has no reason to go.
-    pub condemned: Option<String>,
+    /// Why another worker of its release is to take its place, or none.
+    pub retiring: Option<Retire>,
+    /// Resident bytes with descendants, at the last reading.
     pub memory: Option<u64>,
     /// Consecutive readings above `max_memory`.
     pub over_limit: u8,
-    pub reason: Option<String>,
+    /// What its last probe found, while it matters.
+    pub doubt: Option<Doubt>,
     #[serde(default)]
     pub port: Port,
 }
@@ -60,8 +61,12 @@ pub enum State {
         readiness: Clock,
         liveness: Clock,
     },
+    /// Out of the traffic until its accept queue is empty. It can still be put back.
     Draining {
         until: Time,
+        /// Since when it had been ready.
+        #[serde(default)]
+        since: Time,
     },
     /// `told`: the stop signal was given to the daemon to be sent. Nobody is told to stop twice.
     Stopping {
@@ -189,22 +194,19 @@ pub enum Verdict {
 }
 
 impl Worker {
-    pub fn spec(&self) -> &AppSpec {
-        &self.revision.spec
-    }
-
-    pub fn fresh(&self) -> bool {
-        self.condemned.is_none()
-    }
-
-    /// It is to go because of a reload, for no fault of its own.
-    pub fn goes_by_reload(&self) -> bool {
-        self.condemned.as_deref() == Some(REPLACED_BY_RELOAD)
+    /// It is to stay as long as its release does.
+    pub fn stays(&self) -> bool {
+        self.retiring.is_none()
     }
 
     /// Its listening sockets are not in the daemon's hands: nothing can be steered to it.
     pub fn is_out_of_reach(&self) -> bool {
-        self.condemned.as_deref() == Some(OUT_OF_REACH)
+        self.retiring == Some(Retire::OutOfReach)
+    }
+
+    /// Its liveness check has failed for good: it accepts nothing any more.
+    pub fn is_hung(&self) -> bool {
+        matches!(self.retiring, Some(Retire::Liveness { .. }))
     }
 
     /// Its calls of `connect(2)` wait for an answer of the daemon.
@@ -214,9 +216,9 @@ impl Worker {
 
     /// A connection to the address, which is one of this machine's, is one to a port that is hidden from it,
     /// and that it has not bound yet.
-    pub fn is_hidden(&self, target: SocketAddr) -> bool {
+    pub fn is_hidden(&self, spec: &AppSpec, target: SocketAddr) -> bool {
         let coming = matches!(self.state, State::Spawning { .. } | State::Starting { .. });
-        let mut listens = self.spec().listen.iter().filter_map(Listen::tcp);
+        let mut listens = spec.listen.iter().filter_map(Listen::tcp);
         coming
             && self.port.hidden
             && !self.port.bound.contains(&target.port())
@@ -253,7 +255,7 @@ impl Worker {
 
     /// exec has happened: from now on readiness is probed, until the same deadline. False if that
     /// was known.
-    pub fn running(&mut self, pid: u32, now: Time) -> bool {
+    pub fn running(&mut self, spec: &AppSpec, pid: u32, now: Time) -> bool {
         match self.state {
             State::Sweeping { .. } => return false,
             State::Spawning { .. }
@@ -267,7 +269,6 @@ impl Worker {
         let State::Spawning { deadline } = self.state else {
             return news;
         };
-        let spec = self.spec();
         let readiness = match &spec.readiness.check {
             Check::Http { .. } | Check::Tcp | Check::Exec { .. } => {
                 Clock::at(now + spec.readiness.initial_delay)
@@ -282,8 +283,25 @@ impl Worker {
         news
     }
 
-    pub fn become_ready(&mut self, now: Time) {
-        let spec = self.spec();
+    pub fn become_ready(&mut self, spec: &AppSpec, now: Time) {
+        // Where life is the proof, its time counts from the start.
+        let since = match &spec.readiness.check {
+            Check::Alive => self.started,
+            Check::Http { .. } | Check::Tcp | Check::Exec { .. } | Check::Notify => now,
+        };
+        self.be_ready(spec, since, now);
+    }
+
+    /// Back into the traffic, if it has not been told to stop. False if it has, or was not on its way out.
+    pub fn return_to_traffic(&mut self, spec: &AppSpec, now: Time) -> bool {
+        let State::Draining { since, .. } = self.state else {
+            return false;
+        };
+        self.be_ready(spec, since, now);
+        true
+    }
+
+    fn be_ready(&mut self, spec: &AppSpec, since: Time, now: Time) {
         let again = spec.readiness.interval.max(READY_INTERVAL);
         let readiness = match &spec.readiness.check {
             Check::Http { .. } => Clock::at(now + again),
@@ -296,15 +314,15 @@ impl Worker {
             None => Clock::never(),
         };
         self.state = State::Ready {
-            since: now,
+            since,
             unready: false,
             readiness,
             liveness,
         };
     }
 
-    pub fn readiness_result(&mut self, ok: bool, now: Time) -> Verdict {
-        let probe = &self.revision.spec.readiness;
+    pub fn readiness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> Verdict {
+        let probe = &spec.readiness;
         match &mut self.state {
             State::Starting { readiness, .. } => {
                 let pause = if ok {
@@ -316,7 +334,7 @@ impl Worker {
                     return Verdict::Stale;
                 };
                 if ok && streak >= probe.success_threshold {
-                    self.become_ready(now);
+                    self.become_ready(spec, now);
                     return Verdict::BecameReady;
                 }
                 Verdict::Nothing
@@ -346,12 +364,12 @@ impl Worker {
         }
     }
 
-    pub fn liveness_result(&mut self, ok: bool, now: Time) -> Verdict {
+    pub fn liveness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> Verdict {
         let Some(Probe {
             interval,
             failure_threshold,
             ..
-        }) = self.revision.spec.liveness
+        }) = spec.liveness
         else {
             return Verdict::Stale;
         };
@@ -378,8 +396,7 @@ impl Worker {
     }
 
     /// The try under way could not be made. False if nobody waits for it.
-    pub fn not_probed(&mut self, purpose: Purpose, now: Time) -> bool {
-        let spec = &self.revision.spec;
+    pub fn not_probed(&mut self, spec: &AppSpec, purpose: Purpose, now: Time) -> bool {
         let (clock, probe) = match (&mut self.state, purpose, &spec.liveness) {
             (
                 State::Starting { readiness, .. } | State::Ready { readiness, .. },
@@ -408,15 +425,15 @@ impl Worker {
     pub fn deadline(&self) -> Option<Time> {
         match self.state {
             State::Spawning { deadline } | State::Starting { deadline, .. } => Some(deadline),
-            State::Draining { until } => Some(until),
+            State::Draining { until, .. } => Some(until),
             State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => Some(kill_at),
             State::Ready { .. } | State::Killing { .. } => None,
         }
     }
 
     /// Nothing ran for `gap` from `seen` on, maybe not the worker either. True if that changes anything.
-    pub fn stood_still(&mut self, seen: Time, gap: Duration) -> bool {
-        let min_ready = self.spec().reload.min_ready;
+    pub fn stood_still(&mut self, spec: &AppSpec, seen: Time, gap: Duration) -> bool {
+        let min_ready = spec.reload.min_ready;
         match &mut self.state {
             State::Spawning { deadline } => *deadline = *deadline + gap,
             State::Starting {
@@ -437,7 +454,7 @@ impl Worker {
                 }
                 return readiness.doubt() | liveness.doubt();
             }
-            State::Draining { until } => *until = *until + gap,
+            State::Draining { until, .. } => *until = *until + gap,
             State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => {
                 *kill_at = *kill_at + gap
             }
@@ -447,7 +464,7 @@ impl Worker {
     }
 
     /// The earliest time at which something is due.
-    pub fn wakes(&self, now: Time) -> Option<Time> {
+    pub fn wakes(&self, spec: &AppSpec, now: Time) -> Option<Time> {
         match &self.state {
             State::Spawning { deadline } => Some(*deadline),
             State::Starting {
@@ -463,13 +480,13 @@ impl Worker {
                 liveness,
                 ..
             } => {
-                let available = Some(*since + self.spec().reload.min_ready).filter(|at| *at > now);
+                let available = Some(*since + spec.reload.min_ready).filter(|at| *at > now);
                 [readiness.wakes(), liveness.wakes(), available]
                     .into_iter()
                     .flatten()
                     .min()
             }
-            State::Draining { until } => Some(*until),
+            State::Draining { until, .. } => Some(*until),
             State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => Some(*kill_at),
             State::Killing { .. } => None,
         }

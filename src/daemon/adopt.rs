@@ -14,7 +14,7 @@ use super::spawn::{answer_calls, until_end, wants_takeover};
 use super::state::{self, Process, State};
 use super::tree::{self, Marks, Orphans};
 use super::{Daemon, complain, notify, now};
-use crate::config::{AppName, Check, Listen, Log};
+use crate::config::{AppName, AppSpec, Check, Listen, Log};
 use crate::core::{Found, Worker, WorkerId, WorkerPhase};
 use crate::logs::{Source, Stream};
 use crate::sys::listen::local_address;
@@ -129,6 +129,8 @@ impl Daemon {
     /// The worker's process, if it lives and can be of use.
     fn living(&mut self, worker: &Worker) -> Option<Living> {
         let id = &worker.id;
+        let revision = self.supervisor.revision_of(worker).cloned()?;
+        let spec = &revision.spec;
         let early = worker.phase() == WorkerPhase::Spawning;
         let process = self.state.processes.get(&id.generation).copied()?;
         let Process { pid, started } = process;
@@ -152,11 +154,11 @@ impl Daemon {
         let coming = early || worker.phase() == WorkerPhase::Starting;
         // Where takeover is not possible, it has its sockets from LISTEN_FDS, seen or not.
         let possible = !matches!(
-            self.takeover.of(&self.isolation, worker.spec()),
+            self.takeover.of(&self.isolation, spec),
             Some(takeover::Support::No { .. })
         );
         let deaf = possible
-            && wants_takeover(worker.spec())
+            && wants_takeover(spec)
             && sockets.is_empty()
             && self.has_lost_its_bind(id, pid);
         if (early && !tree::runs_its_program(pid, id)) || (coming && deaf) {
@@ -243,9 +245,12 @@ impl Daemon {
             refused: _,
         } = living;
         let id = &worker.id;
-        let spec = worker.spec();
-        let confinement = self.isolation.adopt(worker, Some(pid));
-        let notify = self.adopt_notify(worker, &confinement);
+        let Some(revision) = self.supervisor.revision_of(worker).cloned() else {
+            return Found::NeverStarted;
+        };
+        let spec = &revision.spec;
+        let confinement = self.isolation.adopt(worker, spec, Some(pid));
+        let notify = self.adopt_notify(worker, spec, &confinement);
         let marks = self.marks(worker, pid, &confinement);
         self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
         tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
@@ -296,7 +301,10 @@ impl Daemon {
         let exit = ours
             .and_then(|pidfd| process::wait(pidfd).ok().flatten())
             .unwrap_or_else(|| self.fdstore.how_ended_now(pid));
-        let confinement = self.isolation.adopt(worker, None);
+        let Some(revision) = self.supervisor.revision_of(worker).cloned() else {
+            return Found::NeverStarted;
+        };
+        let confinement = self.isolation.adopt(worker, &revision.spec, None);
         let exit = self.isolation.judge(&confinement, exit);
         let marks = self.marks(worker, pid, &confinement);
         self.watch(id, pid, None, marks, None, confinement);
@@ -309,7 +317,7 @@ impl Daemon {
         } else if matches!(
             worker.phase(),
             WorkerPhase::Spawning | WorkerPhase::Starting
-        ) && wants_takeover(worker.spec())
+        ) && wants_takeover(&revision.spec)
             && self.fdstore.get(&name::binds(id.generation)).is_none()
         {
             // Its bind(2) failed because nobody was there to answer it, and that is not its fault.
@@ -363,9 +371,14 @@ impl Daemon {
             .or_else(|| rescue::output_pipe(pid, number).ok())
     }
 
-    fn adopt_notify(&self, worker: &Worker, confinement: &Confinement) -> Option<notify::Channel> {
+    fn adopt_notify(
+        &self,
+        worker: &Worker,
+        spec: &AppSpec,
+        confinement: &Confinement,
+    ) -> Option<notify::Channel> {
         let id = &worker.id;
-        if worker.spec().readiness.check != Check::Notify {
+        if spec.readiness.check != Check::Notify {
             return None;
         }
         let datagrams = self.fdstore.get(&name::notify(id.generation))?;
@@ -409,7 +422,8 @@ impl Daemon {
             let log = workers
                 .iter()
                 .find(|w| w.id.generation == generation)
-                .map(|w| &w.spec().log);
+                .and_then(|w| self.supervisor.revision_of(w))
+                .map(|revision| &revision.spec.log);
             let log = log
                 .or_else(|| self.supervisor.revision(&app).map(|r| &r.spec.log))
                 .cloned();

@@ -13,8 +13,9 @@ use crate::control::{
     Accepted, Answer, Call, Failure, FailureCode, LogFiles, Outcome, Reply, Request, ScaleTo,
     Target, WorkerEnv,
 };
-use crate::core::{self, Description, Input, OpError, OpId, OperationKind, Progress, Time};
+use crate::core::{self, Description, Input, OpId, OperationKind, Progress, Time};
 use crate::exit::signal_name;
+use crate::model::{ActionError, Cause};
 use crate::sys::procfs;
 use crate::sys::takeover::Support;
 
@@ -62,6 +63,13 @@ enum Start {
 }
 
 impl Calls {
+    /// Whose action it is, if a call waits for it.
+    fn app_of(&self, op: OpId) -> Option<AppName> {
+        let open = self.open.get(self.ops.get(&op)?)?;
+        let action = open.actions.iter().find(|a| a.op == op)?;
+        Some(action.app.clone())
+    }
+
     fn op(&mut self) -> OpId {
         self.next_op += 1;
         OpId(self.next_op)
@@ -355,7 +363,12 @@ impl Daemon {
             if request.kind() == OperationKind::Reload {
                 self.admin.reload_begins(op, &app);
             }
-            self.handle(Input::Request { op, app, request });
+            self.handle(Input::Request {
+                op,
+                app,
+                request,
+                cause: Cause::Command,
+            });
         }
         if !wait {
             self.answer_early(number);
@@ -385,7 +398,7 @@ impl Daemon {
             }
             let result = match self.state.results.iter().find(|(of, _)| *of == op) {
                 Some((_, result)) => result.clone(),
-                None => Err(OpError {
+                None => Err(ActionError::Told {
                     code: FailureCode::Internal,
                     message: format!(
                         "rsup was killed before it began with `{app}`, or too long ago; nothing was lost"
@@ -445,23 +458,28 @@ impl Daemon {
         self.state.results.drain(..surplus);
     }
 
-    pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), OpError>) {
+    pub(super) fn on_finished(&mut self, op: OpId, result: Result<(), ActionError>) {
         self.admin.action_ended(op, result.is_ok());
         let Err(error) = result else {
             return self.conclude(op, None);
         };
+        let Some(app) = self.calls.app_of(op) else {
+            return self.conclude(op, None);
+        };
+        let worker = error.worker().cloned();
+        let message = error.message(&app);
         // Only a worker that came to nothing may have failed for that.
-        let message = match self.without_takeover(op).filter(|_| error.worker.is_some()) {
-            Some(first) => format!("{first}\n{}", error.message),
-            None => error.message,
+        let message = match self.without_takeover(op).filter(|_| worker.is_some()) {
+            Some(first) => format!("{first}\n{message}"),
+            None => message,
         };
         let failure = Failure {
-            code: error.code,
+            code: error.code(),
             message,
-            hint: error.hint,
+            hint: error.hint(&app),
             log: Vec::new(),
         };
-        let Some(worker) = error.worker else {
+        let Some(worker) = worker else {
             return self.conclude(op, Some(failure));
         };
         // Its last words explain more than its exit code.
@@ -483,8 +501,7 @@ impl Daemon {
 
     /// Without takeover, an app that binds its port itself cannot start: that is the first thing to know.
     fn without_takeover(&self, op: OpId) -> Option<String> {
-        let open = self.calls.open.get(self.calls.ops.get(&op)?)?;
-        let app = &open.actions.iter().find(|a| a.op == op)?.app;
+        let app = &self.calls.app_of(op)?;
         self.takeover
             .lacking(&self.isolation, &self.supervisor.revision(app)?.spec)
     }
@@ -632,6 +649,7 @@ impl Daemon {
                 op,
                 app,
                 request: core::Request::Halt,
+                cause: Cause::Shutdown,
             });
         }
     }
@@ -712,7 +730,7 @@ impl Daemon {
             sockets,
             out_log: logs.out,
             err_log: logs.err,
-            events: self.supervisor.events(name, now()),
+            events: self.event_log.of(name, now()),
             notes,
         })
     }
@@ -743,16 +761,15 @@ impl Daemon {
                 .supervisor
                 .workers(&app)
                 .filter(|w| instance.is_none_or(|i| w.instance == i));
-            all.extend(of_target.map(|w| WorkerEnv {
-                app: app.clone(),
-                instance: w.instance,
-                pid: w.pid,
-                env: spawn::environment(
-                    &w.id,
-                    w.instance,
-                    &w.revision,
-                    self.way_to_sockets(w.spec()).inherits(),
-                ),
+            all.extend(of_target.filter_map(|w| {
+                let revision = self.supervisor.revision_of(w)?;
+                let inherits = self.way_to_sockets(&revision.spec).inherits();
+                Some(WorkerEnv {
+                    app: app.clone(),
+                    instance: w.instance,
+                    pid: w.pid,
+                    env: spawn::environment(&w.id, w.instance, revision, inherits),
+                })
             }));
         }
         Ok(all)
@@ -849,12 +866,11 @@ impl Daemon {
                 .names()
                 .filter(|other| **other != spec.name)
                 .flat_map(|other| {
-                    self.supervisor.workers(other).flat_map(move |w| {
-                        w.revision
-                            .spec
-                            .listen
-                            .iter()
-                            .map(move |l| (l.clone(), other))
+                    let runs = |w| self.supervisor.revision_of(w);
+                    let revisions = self.supervisor.workers(other).filter_map(runs);
+                    revisions.flat_map(move |revision| {
+                        let listen = revision.spec.listen.iter();
+                        listen.map(move |l| (l.clone(), other))
                     })
                 })
                 .collect();

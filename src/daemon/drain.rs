@@ -14,8 +14,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// Resolves once the queues were seen empty twice in a row, and of the handshakes that were half
 /// open at the beginning (which may complete on this slot: the program chose at SYN time) none is
-/// left. The caller bounds the time.
-pub async fn until_empty(queues: Vec<Queue>, ports: Vec<u16>) {
+/// left; or once the worker is `halted`, so that it will accept nothing. The caller bounds the time.
+pub async fn until_empty(queues: Vec<Queue>, ports: Vec<u16>, halted: impl Fn() -> bool) {
     tokio::time::sleep(PAUSE).await;
     let mut early = handshakes(&ports);
     let mut pause = PAUSE;
@@ -30,7 +30,7 @@ pub async fn until_empty(queues: Vec<Queue>, ports: Vec<u16>) {
         } else {
             0
         };
-        if quiet == 2 {
+        if quiet == 2 || halted() {
             return;
         }
         tokio::time::sleep(pause).await;

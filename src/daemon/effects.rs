@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::{AbortOnDrop, Daemon, Event, complain, drain, fdstore, messages, probe};
 use crate::config::{AppName, Listen, SocketFile};
-use crate::core::{Effect, Input, Reach, Steering, WorkerId};
+use crate::core::{Effect, Input, Reach, Steering, Worker, WorkerId};
 use crate::exit::signal_name;
 use crate::sys::listen::{is_nonblocking, set_nonblocking};
+use crate::sys::procfs;
 use std::os::fd::AsFd;
 
 /// Ended workers whose last log lines are kept, 8 KB each at the most.
@@ -41,7 +42,12 @@ impl Daemon {
                 balance,
                 tables,
             } => self.steer(&app, balance, &tables),
-            Effect::Relay { app, slot, on } => self.relay(&app, slot, on),
+            Effect::Relay {
+                app,
+                slot,
+                on,
+                hung,
+            } => self.relay(&app, slot, on, hung),
             Effect::Spawn {
                 worker,
                 instance,
@@ -55,8 +61,15 @@ impl Daemon {
                     self.inbox.push_back(Input::SpawnFailed { worker, reason });
                 }
             }
-            Effect::Probe { worker, purpose } => {
-                let Some(target) = self.probe_target(&worker, purpose) else {
+            Effect::Probe {
+                worker,
+                purpose,
+                instance,
+                pid,
+                revision,
+            } => {
+                let target = self.probe_target(&worker, purpose, (instance, pid), &revision);
+                let Some(target) = target else {
                     let reason = "no way to its slot".to_owned();
                     return self.inbox.push_back(Input::NotProbed {
                         worker,
@@ -90,6 +103,11 @@ impl Daemon {
                 self.look_for_traces(worker, None);
             }
             Effect::Drain { worker } => self.drain(worker),
+            Effect::KeepOn { worker } => {
+                if let Some(running) = self.running.get_mut(&worker.generation) {
+                    running.drain = None;
+                }
+            }
             Effect::Signal {
                 worker,
                 signal,
@@ -124,12 +142,16 @@ impl Daemon {
                 self.unsaved_for_reboot();
                 self.on_finished(op, result);
             }
-            Effect::Log { app, text, bad } => messages::about(&app, &text, bad),
+            Effect::Record(event) => {
+                messages::about(&event.app, &event.line(), event.what.is_bad());
+                self.event_log.record(event);
+            }
             Effect::Removed { app } => {
                 self.apps.remove(&app);
                 self.takeover.seen(&app);
                 self.admin.forget(&app);
                 self.isolation.forget_app(&app);
+                self.event_log.forget(&app);
                 self.keep_sockets(&app);
                 self.unsaved_for_reboot();
             }
@@ -180,7 +202,7 @@ impl Daemon {
         let busy: Vec<u16> = self.supervisor.workers(app).map(|w| w.id.slot).collect();
         for slot in 0..slots {
             if !busy.contains(&slot) {
-                self.relay(app, slot, true);
+                self.relay(app, slot, true, false);
             }
         }
         Ok(())
@@ -201,10 +223,12 @@ impl Daemon {
     }
 
     /// Off: the slot gets a worker. On: it has none, or one that is told to stop.
-    fn relay(&mut self, app: &AppName, slot: u16, on: bool) {
+    fn relay(&mut self, app: &AppName, slot: u16, on: bool, hung: bool) {
         self.mend(app);
         if on {
-            let worker_lives = self.supervisor.workers(app).any(|w| w.id.slot == slot);
+            // One that accepts nothing any more does not miss its blocking accept.
+            let accepts = |w: &Worker| w.id.slot == slot && !hung && !self.is_halted(&w.id);
+            let worker_lives = self.supervisor.workers(app).any(accepts);
             let resources = self.app(app);
             let Ok(queues) = resources.sockets.queues(Some(slot)) else {
                 return;
@@ -294,14 +318,22 @@ impl Daemon {
         let ports = resources.sockets.ports();
         let events = self.events.clone();
         let generation = worker.generation;
+        let pid = self.running.get(&generation).map(|running| running.pid);
         let task = tokio::spawn(async move {
-            drain::until_empty(queues, ports).await;
+            let halted = || pid.is_some_and(procfs::is_halted);
+            drain::until_empty(queues, ports, halted).await;
             let _ = events.send(Event::Input(Input::Drained { worker }));
         });
         // It holds copies of the sockets, and must not outlive the worker with them.
         if let Some(running) = self.running.get_mut(&generation) {
             running.drain = Some(AbortOnDrop(task));
         }
+    }
+
+    /// The worker's process was stopped by a signal (SIGSTOP): it accepts nothing.
+    fn is_halted(&self, worker: &WorkerId) -> bool {
+        let running = self.running.get(&worker.generation);
+        running.is_some_and(|running| procfs::is_halted(running.pid))
     }
 
     fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {

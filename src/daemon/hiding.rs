@@ -30,13 +30,14 @@ impl Daemon {
                 Some(Support::No { .. })
             )
         };
-        let worker = self
+        let revision = self
             .supervisor
             .worker(worker)
-            .filter(|w| possible(w.spec()));
-        worker
+            .and_then(|w| self.supervisor.revision_of(w))
+            .filter(|revision| possible(&revision.spec));
+        revision
             .into_iter()
-            .flat_map(|w| &w.spec().listen)
+            .flat_map(|revision| &revision.spec.listen)
             .filter_map(Listen::tcp)
             .map(|a| a.port())
             .collect()
@@ -58,10 +59,10 @@ impl Daemon {
 
     /// Nobody is there, as far as the worker can tell; everybody else is.
     pub(super) fn on_connect(&mut self, worker: &WorkerId, connect: &Connect, listener: &Listener) {
-        let hidden = self
-            .supervisor
-            .worker(worker)
-            .is_some_and(|w| w.is_hidden(connect.addr));
+        let hidden = self.supervisor.worker(worker).is_some_and(|w| {
+            let revision = self.supervisor.revision_of(w);
+            revision.is_some_and(|revision| w.is_hidden(&revision.spec, connect.addr))
+        });
         if !hidden || !connect.is_to_this_machine() {
             let _ = listener.proceed(connect);
             return;

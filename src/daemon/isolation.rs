@@ -270,19 +270,19 @@ impl Isolation {
 
     /// Of a worker that an earlier daemon started; with its pid, if it lives. Its limits are set again:
     /// after the death of that daemon they may have been taken away.
-    pub fn adopt(&mut self, worker: &Worker, pid: Option<u32>) -> Confinement {
+    pub fn adopt(&mut self, worker: &Worker, spec: &AppSpec, pid: Option<u32>) -> Confinement {
         let leaf = self.tree.as_mut().ok().and_then(|tree| {
             let Some(pid) = pid else {
                 return tree.leaf(worker.id.app.as_str(), worker.id.generation);
             };
             let leaf = tree.leaf_of(pid)?;
-            match tree.bound_again(&leaf, &bounds(worker.spec())) {
+            match tree.bound_again(&leaf, &bounds(spec)) {
                 Ok(forgotten) => self.uncounted += u64::from(forgotten),
                 Err(why) => warn!("{}: its limits are not enforced any more: {why}", worker.id),
             }
             Some(leaf)
         });
-        self.around(worker.spec(), leaf)
+        self.around(spec, leaf)
     }
 
     /// Whom a worker of the app becomes, if that is a change.

@@ -78,7 +78,7 @@ impl Daemon {
             let limit = self
                 .supervisor
                 .worker(&running.id)
-                .and_then(|w| w.revision.spec.max_memory);
+                .and_then(|w| self.supervisor.revision_of(w)?.spec.max_memory);
             if let (true, Some(limit)) = (limited, limit) {
                 watched.push((running.id.clone(), running.pid, limit));
             }

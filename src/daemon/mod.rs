@@ -6,6 +6,7 @@ mod adopt;
 mod calls;
 mod drain;
 mod effects;
+mod event_log;
 mod fdstore;
 mod foreground;
 mod hiding;
@@ -257,6 +258,7 @@ struct Daemon {
     /// What is written down beside the supervisor.
     state: state::DaemonState,
     saving: saving::Saving,
+    event_log: event_log::EventLog,
     /// What this process passes on if it becomes another program.
     handles: start::Handles,
     upgrading: Option<upgrade::Pending>,

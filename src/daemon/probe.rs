@@ -19,7 +19,7 @@ use super::isolation::Confinement;
 use super::sockets::ProbeTarget;
 use super::spawn::{c_environment, c_strings, ended, environment};
 use crate::config::{Check, Probe};
-use crate::core::{Exit, Purpose, WorkerId};
+use crate::core::{Exit, Purpose, Revision, WorkerId};
 use crate::sys::listen::{Backlog, backlog};
 use crate::sys::spawn::SpawnError;
 use crate::sys::{process, spawn, steer};
@@ -61,9 +61,13 @@ pub fn is_ours(pid: u32) -> bool {
 }
 
 impl Daemon {
-    pub(super) fn probe_target(&mut self, id: &WorkerId, purpose: Purpose) -> Option<Try> {
-        let worker = self.supervisor.worker(id)?;
-        let (revision, instance, pid) = (worker.revision.clone(), worker.instance, worker.pid);
+    pub(super) fn probe_target(
+        &mut self,
+        id: &WorkerId,
+        purpose: Purpose,
+        (instance, pid): (u16, Option<u32>),
+        revision: &Revision,
+    ) -> Option<Try> {
         let spec = &revision.spec;
         let probe = match purpose {
             Purpose::Readiness => spec.readiness.clone(),
@@ -78,7 +82,7 @@ impl Daemon {
                 queue: sockets.probe_queue(id.slot, &spec.listen)?,
             },
             Check::Exec { .. } => {
-                let mut env = environment(id, instance, &revision, inherits);
+                let mut env = environment(id, instance, revision, inherits);
                 env.insert("RSUP_PID".into(), pid.unwrap_or(0).to_string());
                 let confinement = self.running.get(&id.generation)?.confinement.clone();
                 Kind::Exec {

@@ -55,6 +55,11 @@ impl Saving {
         })
     }
 
+    /// The kernel's name of this boot of the machine.
+    pub fn boot(&self) -> &str {
+        &self.boot
+    }
+
     /// What is wrong with it, in words.
     pub fn troubles(&self) -> impl Iterator<Item = &str> {
         self.troubles.iter().flatten().map(String::as_str)

@@ -407,8 +407,11 @@ impl Daemon {
 
     /// Gives the app our socket in place of its own, if the address is one of ours.
     fn on_bind(&mut self, worker: &WorkerId, bind: &Bind, listener: &Listener) {
-        let spec = self.supervisor.worker(worker).map(|w| w.revision.clone());
-        let matching = spec.and_then(|revision| {
+        let revision = self
+            .supervisor
+            .worker(worker)
+            .and_then(|w| self.supervisor.revision_of(w));
+        let matching = revision.and_then(|revision| {
             let app = self.apps.get(&worker.app)?;
             app.sockets.matching(bind, &revision.spec.listen)
         });

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::calls::Calls;
+use super::event_log::EventLog;
 use super::fdstore::{self, FdStore};
 use super::isolation::Isolation;
 use super::saving::Saving;
@@ -207,6 +208,7 @@ impl Daemon {
                 foreground,
                 ..DaemonState::default()
             },
+            event_log: EventLog::open(paths.events(), saving.boot().to_owned()),
             saving,
             handles,
             upgrading: None,

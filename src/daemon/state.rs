@@ -17,8 +17,9 @@ use std::thread::JoinHandle;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use crate::core::{OpError, OpId, STATE_VERSION, Supervisor};
+use crate::core::{OLDEST_STATE, OpId, STATE_VERSION, Supervisor};
 use crate::lock;
+use crate::model::ActionError;
 use crate::paths::Paths;
 use crate::sys::process;
 use crate::sys::procfs::{self, StartTime};
@@ -56,7 +57,7 @@ pub struct DaemonState {
     pub processes: BTreeMap<u64, Process>,
     /// How the latest actions ended: who waited for one may have lost the daemon before its answer.
     #[serde(default)]
-    pub results: VecDeque<(OpId, Result<(), OpError>)>,
+    pub results: VecDeque<(OpId, Result<(), ActionError>)>,
     /// The latest.
     #[serde(default)]
     pub upgrade: Option<Upgrade>,
@@ -135,7 +136,7 @@ pub fn decode(bytes: &[u8]) -> Result<State, ReadError> {
         rsup: String,
     }
     let Head { version, rsup } = serde_json::from_slice(bytes).map_err(ReadError::Broken)?;
-    if version != STATE_VERSION {
+    if !(OLDEST_STATE..=STATE_VERSION).contains(&version) {
         return Err(ReadError::Version { version, rsup });
     }
     serde_json::from_slice(bytes).map_err(ReadError::Broken)

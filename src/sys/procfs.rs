@@ -33,6 +33,12 @@ impl fmt::Display for StartTime {
     }
 }
 
+/// Whether the process is stopped by a signal or a debugger (`T` and `t` of proc_pid_stat(5)).
+#[must_use]
+pub fn is_halted(pid: u32) -> bool {
+    stat(pid).is_ok_and(|stat| matches!(stat.state, b'T' | b't'))
+}
+
 /// The fields of `/proc/PID/stat` in use here (proc_pid_stat(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stat {

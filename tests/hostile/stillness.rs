@@ -45,8 +45,9 @@ fn nothing_depends_on_the_wall_clock() {
         "Zoned::now",
         "CLOCK_REALTIME",
     ];
-    // The times of log lines and of the daemon's messages; the time of the start, in metrics.
+    // The times of log lines, events and the daemon's messages; the time of the start, in metrics.
     let shown = [
+        "src/daemon/event_log.rs",
         "src/logs/format.rs",
         "src/daemon/messages.rs",
         "src/daemon/admin/metrics.rs",

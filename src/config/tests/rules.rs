@@ -81,11 +81,8 @@ fn instances() {
 
 #[test]
 fn surge_as_a_share_is_rounded_up() {
-    let surge = |n: u16, value: &str| {
-        app(&format!("instances = {n}\nreload.max_surge = {value}"))
-            .reload
-            .max_surge
-    };
+    let surge =
+        |n: u16, value: &str| app(&format!("instances = {n}\nreload.max_surge = {value}")).surge(n);
     assert_eq!(
         [
             surge(4, "\"50%\""),
@@ -96,6 +93,22 @@ fn surge_as_a_share_is_rounded_up() {
         ],
         [2, 3, 1, 3, 7]
     );
+    let default = |n: u16| app(&format!("instances = {n}")).surge(n);
+    assert_eq!(
+        [default(1), default(4), default(5), default(64)],
+        [1, 1, 2, 16]
+    );
+    // No share of them asks for more slots than an address can have.
+    let v6 = app("instances = 60\nlisten = \"[::1]:8080\"");
+    assert_eq!((v6.surge(60), v6.surge(4)), (2, 1));
+}
+
+#[test]
+fn a_replacement_proves_itself_for_as_long_as_a_start_takes_to_count() {
+    let ready = |keys: &str| app(keys).reload.min_ready;
+    assert_eq!(ready(""), Duration::from_secs(1));
+    assert_eq!(ready("restart.min_uptime = \"3s\""), Duration::from_secs(3));
+    assert_eq!(ready("reload.min_ready = 0"), Duration::ZERO);
 }
 
 #[test]

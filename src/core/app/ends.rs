@@ -1,150 +1,145 @@
 //! The ends of things: of a start, a stop, a reload, and of a worker that was to stay.
 
-use super::super::io::{Effect, OpError};
-use super::super::operation::{Before, Course, Operation};
-use super::super::plan::Stage;
-use super::super::reason::Explains;
-use super::super::seat::{Ending, Hold, Seat};
-use super::super::types::OpId;
-use super::super::view::{Exit, FailureCode, OperationKind, Step};
-use super::super::worker::Worker;
-use super::{App, Context, RESTARTED, Wanted, stage};
-use crate::human::format_duration;
+use std::collections::BTreeSet;
+
+use super::super::io::Effect;
+use super::super::reason::Reason;
+use super::super::restart::{Ending, RestartState, is_success};
+use super::super::rollout::strategy::Verdict;
+use super::super::rollout::{Before, Phase, Rollout};
+use super::super::types::{OpId, Time};
+use super::super::view::{OperationKind, Step};
+use super::super::worker::{State, Worker};
+use super::events::millis;
+use super::{App, Context, Wanted};
+use crate::model::{ActionError, Because, Loss, Retire, What};
 
 impl App {
-    /// Ends what is finished: a stop, a delete, a start, a reload, a rollback. True if that changes
+    /// Ends what is finished: a stop, a delete, a start, a reload, a way back. True if that changes
     /// what is to be done.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(mut operation) = self.operation.take() else {
-            return false;
+        let verdict = match self.goal() {
+            Wanted::Up => self.ask_strategy(cx.now).map(|(_, verdict)| verdict),
+            Wanted::Down | Wanted::Deleted => self.rollout.as_ref().map(|_| {
+                if self.gone() {
+                    Verdict::Done
+                } else {
+                    Verdict::Wait
+                }
+            }),
         };
-        let mut news = false;
-        if self.goal() == Wanted::Up
-            && let Course::Forward { .. } = operation.course
-            && self.available(cx)
-        {
-            operation.course = Course::Ending {
-                generation: *cx.next_generation,
-            };
-            news = true;
+        match verdict {
+            None | Some(Verdict::Wait) => false,
+            Some(Verdict::Advance) => {
+                if let Some(rollout) = &mut self.rollout {
+                    rollout.phase = Phase::Finish {
+                        generation: *cx.next_generation,
+                    };
+                }
+                true
+            }
+            Some(Verdict::Done) => {
+                self.finish(cx);
+                true
+            }
         }
-        let idle = self.listening.pending.is_none();
-        let done = match (self.goal(), &operation.course) {
-            (Wanted::Up, Course::Forward { .. }) => false,
-            (Wanted::Up, Course::Ending { generation }) => {
-                idle && self
-                    .workers()
-                    .all(|w| w.active() || w.id.generation > *generation)
-            }
-            (Wanted::Up, Course::Back { .. }) => {
-                self.available(cx) && self.workers().all(Worker::fresh)
-            }
-            (Wanted::Down | Wanted::Deleted, _) => self.gone(),
+    }
+
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        let Some(rollout) = self.rollout.take() else {
+            return;
         };
-        if !done {
-            self.operation = Some(operation);
-            return news;
-        }
-        let result = match operation.course {
-            Course::Back { error, .. } => Err(error),
-            Course::Forward { .. } | Course::Ending { .. } => {
+        self.leave_others();
+        let result = match rollout.phase {
+            Phase::RollBack { error, .. } => Err(error),
+            Phase::Progress { .. } | Phase::Finish { .. } => {
                 if self.goal() == Wanted::Up {
                     self.reason = None;
                 }
-                self.note(
-                    format!(
-                        "{} done after {}",
-                        operation.kind.as_str(),
-                        format_duration(cx.now.since(operation.since))
-                    ),
-                    false,
-                    cx,
-                );
+                let done = What::ActionDone {
+                    kind: rollout.kind,
+                    after_ms: millis(cx.now.since(rollout.since)),
+                };
+                self.record(done, cx);
                 Ok(())
             }
         };
         cx.out.push_back(Effect::Finished {
-            op: operation.op,
+            op: rollout.op,
             result,
         });
-        true
     }
 
-    /// Whether every wanted worker is available (or has ended, as its policy has it), with the
-    /// sockets that are wanted, and nobody else is to go.
-    fn available(&self, cx: &Context<'_>) -> bool {
-        let available = |instance: u16| {
-            self.workers()
-                .any(|w| w.instance == instance && w.fresh() && stage(w, cx.now) == Stage::Serving)
-        };
-        let ended = |instance: u16| {
-            self.seats
-                .get(usize::from(instance))
-                .is_some_and(|s| s.hold == Hold::Exited)
-        };
-        self.listening.pending.is_none() && (0..self.instances).all(|i| available(i) || ended(i))
+    /// Nothing is wanted any more of releases but the wanted one. What serves goes when it is not missed.
+    fn leave_others(&mut self) {
+        let current = self.current;
+        for (_, set) in self.sets.iter_mut().filter(|(n, _)| **n != current) {
+            set.replicas = 0;
+        }
+        for worker in self.workers_mut() {
+            if worker.revision != current && worker.ready() && worker.stays() {
+                worker.retiring = Some(if worker.revision > current {
+                    Retire::ReleaseFailed {
+                        revision: worker.revision,
+                    }
+                } else {
+                    Retire::Replaced
+                });
+            }
+        }
     }
 
     /// The action cannot succeed any more. A start goes on trying without its asker; a reload goes back.
-    pub(super) fn fail_operation(&mut self, error: OpError, cx: &mut Context<'_>) {
-        let Some(Operation {
-            kind,
-            since,
-            op,
-            before,
-            course,
-        }) = self.operation.take()
-        else {
+    pub(super) fn fail(&mut self, error: ActionError, cx: &mut Context<'_>) {
+        let Some(rollout) = self.rollout.take() else {
             return;
         };
-        let error = match (course, before) {
-            (Course::Back { error: first, .. }, _) => OpError {
-                message: format!(
-                    "{}; going back failed too: {}",
-                    first.message, error.message
-                ),
-                ..first
+        let reload = rollout.kind == OperationKind::Reload;
+        let way_back = rollout
+            .from
+            .filter(|_| reload || matches!(error, ActionError::Listen { .. }));
+        let error = match (&rollout.phase, way_back) {
+            (Phase::RollBack { error: first, .. }, _) => ActionError::NoWayBack {
+                first: Box::new(first.clone()),
+                second: Box::new(error),
             },
-            (Course::Forward { .. }, Some(before))
-                if kind == OperationKind::Reload || error.code == FailureCode::Listen =>
-            {
-                self.go_back(kind, &before, &error, cx);
-                let stays = |w: &Worker| {
-                    w.active() && (w.fresh() || w.revision.number == self.target.number)
-                };
-                let whole = (0..self.instances)
-                    .all(|i| self.workers().any(|w| w.instance == i && stays(w)));
-                if !whole {
-                    let course = Course::Back {
-                        deadline: cx.now + self.spec().reload.deadline,
-                        error,
-                    };
-                    self.operation = Some(Operation {
-                        kind,
-                        since,
-                        op,
-                        before: Some(before),
-                        course,
-                    });
-                    return;
-                }
-                error
+            (Phase::Progress { .. } | Phase::Finish { .. }, Some(before)) => {
+                return self.go_back(rollout, before, error, cx);
             }
-            (Course::Forward { .. } | Course::Ending { .. }, _) => error,
+            (Phase::Progress { .. } | Phase::Finish { .. }, None) => error,
         };
+        self.leave_others();
+        self.record_failure(rollout.kind, &error, 0, None, cx);
         cx.out.push_back(Effect::Finished {
-            op,
+            op: rollout.op,
             result: Err(error),
         });
     }
 
+    fn record_failure(
+        &self,
+        kind: OperationKind,
+        error: &ActionError,
+        back: u16,
+        to: Option<u64>,
+        cx: &mut Context<'_>,
+    ) {
+        let failed = What::ActionFailed {
+            kind,
+            error: error.clone(),
+            back,
+            to,
+        };
+        self.record(failed, cx);
+    }
+
     /// Ends the action and whatever waits for it: there will be nothing to act on.
-    pub(super) fn answer_all(&mut self, error: &OpError, cx: &mut Context<'_>) {
-        let waiting = self.queue.drain(..).map(|(op, ..)| op);
+    pub(super) fn answer_all(&mut self, error: &ActionError, cx: &mut Context<'_>) {
+        let waiting = self.queue.drain(..).map(|queued| queued.op);
         let all: Vec<OpId> = self
-            .operation
+            .rollout
             .take()
-            .map(|o| o.op)
+            .map(|rollout| rollout.op)
             .into_iter()
             .chain(waiting)
             .collect();
@@ -156,159 +151,226 @@ impl App {
         }
     }
 
-    /// To what was wanted before: old workers stay, replacements that are not ready go, and those
-    /// that are ready go as soon as an old one has taken their place again.
+    /// To what was wanted before: workers of that release stay or are put back, those of the failed one go as
+    /// soon as they are not missed.
     fn go_back(
         &mut self,
-        kind: OperationKind,
-        before: &Before,
-        error: &OpError,
+        rollout: Rollout,
+        before: Before,
+        error: ActionError,
         cx: &mut Context<'_>,
     ) {
-        let failed = std::mem::replace(&mut self.target, before.target.clone());
+        let failed = self.current;
+        let spec = self.spec();
+        let (auto_rollback, folder) = (spec.reload.auto_rollback, spec.cwd_resolved.clone());
+        self.current = before.revision;
         self.instances = before.instances;
-        self.seats.iter_mut().for_each(Seat::reopen);
-        let what = kind.as_str();
-        self.blame(
-            Explains::Action,
-            format!("{what} failed: {}", error.message),
-        );
-        for worker in self.workers_mut().filter(|w| w.active()) {
-            if worker.goes_by_reload() || worker.condemned.as_deref() == Some(RESTARTED) {
-                worker.condemned = None;
+        self.sets.values_mut().for_each(|set| set.reopen());
+        let whole = (0..self.instances).all(|number| {
+            self.workers()
+                .any(|w| w.instance == number && w.revision == self.current && can_serve(w))
+        });
+        let changed = failed != before.revision;
+        let keeps = changed && !auto_rollback;
+        let error = if changed && !whole && !keeps && self.spec().cwd_resolved == folder {
+            ActionError::SameFolder {
+                failed: Box::new(error),
+                revision: before.revision,
+                folder,
             }
-        }
-        let mut replaced = 0;
-        if failed.number != before.target.number {
-            let old: Vec<u16> = self
-                .workers()
-                .filter(|w| w.active() && w.revision.number != failed.number)
-                .map(|w| w.instance)
-                .collect();
-            for worker in self
-                .workers_mut()
-                .filter(|w| w.active() && w.revision.number == failed.number)
-            {
-                if failed.spec.reload.auto_rollback
-                    || !worker.ready()
-                    || old.contains(&worker.instance)
-                {
-                    replaced += usize::from(worker.ready());
-                    worker.condemned = Some(format!("revision {} failed", failed.number));
-                }
-            }
-        }
-        let tail = match replaced {
-            0 => String::new(),
-            n => format!(
-                "; {n} replaced worker(s) go back to revision {}",
-                before.target.number
-            ),
+        } else {
+            error
         };
-        self.note(format!("{what} aborted: {}{tail}", error.message), true, cx);
+        let back = self
+            .workers()
+            .filter(|w| changed && w.revision == failed && w.ready())
+            .count();
+        let back = if keeps {
+            0
+        } else {
+            u16::try_from(back).unwrap_or(u16::MAX)
+        };
+        self.blame(Reason::Action {
+            kind: rollout.kind,
+            error: error.clone(),
+        });
+        self.record_failure(rollout.kind, &error, back, Some(before.revision), cx);
+        if keeps {
+            self.keep_replaced(failed);
+        } else if !whole {
+            let deadline = cx.now + self.spec().reload.deadline;
+            self.rollout = Some(Rollout {
+                phase: Phase::RollBack { deadline, error },
+                ..rollout
+            });
+            return;
+        } else {
+            self.leave_others();
+        }
+        cx.out.push_back(Effect::Finished {
+            op: rollout.op,
+            result: Err(error),
+        });
     }
 
-    /// A worker is lost that nobody asked to go: its seat's policy decides, and a reload ends.
-    pub(super) fn lost(
-        &mut self,
-        worker: &Worker,
-        exit: Option<Exit>,
-        reason: &str,
-        code: FailureCode,
-        cx: &mut Context<'_>,
-    ) {
+    /// Without `auto_rollback`, instances that were replaced already stay as they are.
+    fn keep_replaced(&mut self, failed: u64) {
+        let stays = |w: &&Worker| w.active() && w.stays();
+        let old: BTreeSet<u16> = self
+            .workers()
+            .filter(stays)
+            .filter(|w| w.revision == self.current)
+            .map(|w| w.instance)
+            .collect();
+        let kept: BTreeSet<u16> = self
+            .workers()
+            .filter(stays)
+            .filter(|w| w.revision == failed && w.ready() && !old.contains(&w.instance))
+            .map(|w| w.instance)
+            .filter(|number| *number < self.instances)
+            .collect();
+        self.leave_others();
+        let instances = self.instances;
+        let target = self.set();
+        target.resize(instances);
+        target.instances.retain(|number, _| !kept.contains(number));
+        target.replicas = target.size();
+        if let Some(set) = self.sets.get_mut(&failed) {
+            set.instances.retain(|number, _| kept.contains(number));
+            set.replicas = set.size();
+        }
+        for worker in self.workers_mut() {
+            if worker.revision == failed && kept.contains(&worker.instance) {
+                worker.retiring = None;
+            }
+        }
+    }
+
+    /// A worker is lost that nothing asked to go: the restart policy of its release decides, and a reload ends.
+    pub(super) fn lost(&mut self, worker: &Worker, loss: Loss, cx: &mut Context<'_>) {
         self.progress_of(
             worker,
             Step::Failed {
-                reason: reason.to_owned(),
+                reason: loss.to_string(),
             },
             cx,
         );
+        self.record_of(worker, What::WorkerLost { loss: loss.clone() }, cx);
+        // Another one of its release takes its place already.
+        if !worker.stays() {
+            return;
+        }
+        let revision = self.releases[worker.revision].clone();
         let ending = Ending {
             now: cx.now,
             uptime: cx.now.since(worker.started),
             was_ready: worker.ready(),
-            exit,
-            reason,
+            loss: loss.clone(),
         };
-        if !worker.fresh() {
-            self.lost_old(worker, &ending);
+        let current = worker.revision == self.current;
+        if !current && self.rollout.is_some() {
+            return self.lost_before(worker, &ending);
+        }
+        let done = revision.spec.listen.is_empty()
+            && ending
+                .exit()
+                .is_some_and(|exit| is_success(&revision.spec, exit));
+        // A release that fails has no restarts: it goes.
+        let trial = self.rollout.as_ref().is_some_and(Rollout::is_trial);
+        let instance = self
+            .sets
+            .get_mut(&worker.revision)
+            .and_then(|set| set.instances.get_mut(&worker.instance));
+        let state = instance.map(|instance| {
+            if !trial || done {
+                instance.ended(&revision.spec, ending, cx.random);
+            }
+            instance.state.clone()
+        });
+        // A job has done its work.
+        if done && state == Some(RestartState::Exited) {
             return;
         }
-        // A release that fails is no restart of the instance, which its old worker still serves.
-        let on_trial = worker.revision.number == self.target.number
-            && self.operation.as_ref().is_some_and(Operation::may_go_back);
-        if let Some(seat) = self
-            .seats
-            .get_mut(usize::from(worker.instance))
-            .filter(|_| !on_trial)
-        {
-            seat.ended(&worker.revision.spec, ending, cx.random);
-            if let (Hold::Errored, Some(why)) = (&seat.hold, seat.reason.clone()) {
-                self.note(format!("{} is errored: {why}", worker.instance), true, cx);
-            }
+        if state == Some(RestartState::Errored) {
+            let given_up = What::InstanceGivenUp {
+                loss: loss.clone(),
+                restarts: revision.spec.restart.max_restarts,
+            };
+            self.record_of(worker, given_up, cx);
         }
-        self.blame(
-            Explains::Instance(worker.instance),
-            format!("{}: {reason}", worker.instance),
-        );
-        let Some(Operation {
+        self.blame(Reason::Instance {
+            instance: worker.instance,
+            why: Because::Lost { loss: loss.clone() },
+        });
+        let Some(rollout) = self.rollout.as_ref().filter(|_| current) else {
+            return;
+        };
+        match rollout.phase {
+            Phase::Progress { .. } | Phase::RollBack { .. } => {}
+            // What it replaced may not be gone yet.
+            Phase::Finish { .. } if self.died_young(rollout, worker, cx.now) => {}
+            Phase::Finish { .. } => return,
+        }
+        let kind = rollout.kind;
+        let keeps_on = match kind {
+            OperationKind::Start | OperationKind::Restart | OperationKind::Scale => true,
+            OperationKind::Stop | OperationKind::Reload | OperationKind::Delete => false,
+        };
+        let trying = keeps_on
+            && matches!(
+                state,
+                Some(RestartState::Open | RestartState::Backoff { .. })
+            );
+        let error = ActionError::Worker {
+            worker: worker.id.clone(),
+            instance: worker.instance,
+            loss,
             kind,
-            course: Course::Forward { .. } | Course::Back { .. },
-            ..
-        }) = self.operation
-        else {
-            return;
+            trying,
         };
-        if worker.revision.number != self.target.number {
-            return;
-        }
-        let name = &self.name;
-        let trying = self
-            .seats
-            .get(usize::from(worker.instance))
-            .is_some_and(|s| matches!(s.hold, Hold::Open | Hold::Backoff { .. }));
-        let hint = match kind {
-            OperationKind::Start | OperationKind::Restart | OperationKind::Scale if trying => {
-                format!(
-                    "rsup keeps trying; see its log: rsup logs {name}; end it: rsup delete {name}"
-                )
-            }
-            OperationKind::Start
-            | OperationKind::Stop
-            | OperationKind::Restart
-            | OperationKind::Reload
-            | OperationKind::Scale
-            | OperationKind::Delete => format!("see its log: rsup logs {name}"),
-        };
-        let colon = if code == FailureCode::Spawn { ":" } else { "" };
-        let message = format!("worker {name}:{}{colon} {reason}", worker.instance);
-        self.fail_operation(
-            OpError {
-                code,
-                message,
-                hint: Some(hint),
-                worker: Some(worker.id.clone()),
-            },
-            cx,
-        );
+        self.fail(error, cx);
     }
 
-    /// An old worker that ends by itself while its replacement is tried comes back from its own
-    /// revision: should the new one never get ready, the app has not run with fewer workers for
-    /// that long. Not so one that ended early, which a new start would not help; and one that was
-    /// condemned for a fault of its own is being replaced from the wanted revision anyway.
-    fn lost_old(&mut self, worker: &Worker, ending: &Ending<'_>) {
-        let tried = self.operation.as_ref().is_some_and(Operation::may_go_back);
-        let steady = ending.was_ready && ending.uptime >= worker.spec().restart.min_uptime;
-        if tried
+    /// A worker of a reload ended before it can be said to run.
+    fn died_young(&self, rollout: &Rollout, worker: &Worker, now: Time) -> bool {
+        let spec = self.spec_of(worker);
+        let proof = spec.reload.min_ready.max(spec.restart.min_uptime);
+        let ready = match worker.state {
+            State::Ready { since, .. } => since,
+            State::Spawning { .. }
+            | State::Starting { .. }
+            | State::Draining { .. }
+            | State::Stopping { .. }
+            | State::Killing { .. }
+            | State::Sweeping { .. } => now,
+        };
+        rollout.kind == OperationKind::Reload && ready + proof > now
+    }
+
+    /// A worker of the release before that ends by itself while another one is tried comes back: should the new
+    /// one never get ready, the app has not run with fewer workers for that long. Not so one that ended early,
+    /// which a new start would not help.
+    fn lost_before(&mut self, worker: &Worker, ending: &Ending) {
+        let trial = self.rollout.as_ref().is_some_and(Rollout::is_trial);
+        let min_uptime = self.spec_of(worker).restart.min_uptime;
+        let steady = ending.was_ready && ending.uptime >= min_uptime;
+        if trial
             && steady
-            && worker.goes_by_reload()
-            && let Some(seat) = self.seats.get_mut(usize::from(worker.instance))
+            && let Some(instance) = self
+                .sets
+                .get_mut(&worker.revision)
+                .and_then(|set| set.instances.get_mut(&worker.instance))
         {
-            seat.bereft_of = Some(worker.revision.clone());
-            seat.reason = Some(ending.reason.to_owned());
-            seat.restarts = seat.restarts.saturating_add(1);
+            instance.lost = true;
+            instance.reason = Some(Because::Lost {
+                loss: ending.loss.clone(),
+            });
+            instance.restarts = instance.restarts.saturating_add(1);
         }
     }
+}
+
+/// It serves, will, or can be put back into the traffic.
+fn can_serve(worker: &Worker) -> bool {
+    worker.active() || matches!(worker.state, State::Draining { .. })
 }

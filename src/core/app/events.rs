@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::super::io::{Effect, OpError, Purpose, Reach};
-use super::super::reason::Explains;
+use super::super::io::{Effect, Purpose, Reach};
+use super::super::reason::Reason;
 use super::super::types::{Time, WorkerId};
-use super::super::view::{Exit, FailureCode, Step, WorkerPhase};
-use super::super::worker::{State, Verdict, Worker};
+use super::super::view::{Exit, Step, WorkerPhase};
+use super::super::worker::{State, Verdict};
 use super::{App, Context, Listening, Wanted};
-use crate::config::Check;
-use crate::human::{format_duration, size};
+use crate::config::{AppSpec, Check};
+use crate::model::{ActionError, Because, Doubt, Loss, Retire, What};
 
 /// Leftover descendants of a worker that died by itself get this long after their stop signal:
 /// its slot waits for them.
@@ -20,10 +20,11 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 impl App {
     pub fn on_spawned(&mut self, id: &WorkerId, pid: u32, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else {
+        let now = cx.now;
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
-        if worker.running(pid, cx.now) {
+        if worker.running(spec, pid, now) {
             self.start_to_wonder(id, cx);
             self.progress(id, Step::Started, cx);
         }
@@ -35,8 +36,10 @@ impl App {
         };
         self.remove(id, cx);
         if worker.active() {
-            self.note(format!("{}: {reason}", worker.instance), true, cx);
-            self.lost(&worker, None, reason, FailureCode::Spawn, cx);
+            let loss = Loss::NotStarted {
+                why: reason.to_owned(),
+            };
+            self.lost(&worker, loss, cx);
         }
     }
 
@@ -50,12 +53,13 @@ impl App {
         let Some(before) = self.worker(id).map(|w| w.clone()) else {
             return;
         };
+        let sweep_time = sweep_time(self.spec_of(&before));
         let (asked_for, kill_at) = match before.state {
             State::Stopping { kill_at, .. } => (true, kill_at),
             State::Killing { .. } => (true, cx.now),
-            State::Draining { .. } => (true, cx.now + before.sweep_time()),
+            State::Draining { .. } => (true, cx.now + sweep_time),
             State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } => {
-                (false, cx.now + before.sweep_time())
+                (false, cx.now + sweep_time)
             }
             State::Sweeping { .. } => return,
         };
@@ -65,29 +69,25 @@ impl App {
         } else {
             self.remove(id, cx);
         }
-        let who = format!("{} (pid {})", before.instance, before.pid.unwrap_or(0));
         if asked_for {
-            self.note(format!("{who} {exit}"), false, cx);
+            self.record_of(&before, What::WorkerStopped { exit }, cx);
             return;
         }
-        let uptime = format_duration(cx.now.since(before.started));
-        let too_soon = if before.ready() {
-            ""
-        } else {
-            ", before it was ready"
+        let loss = Loss::Exited {
+            exit,
+            uptime_ms: millis(cx.now.since(before.started)),
+            ready: before.ready(),
         };
-        let reason = format!("{exit} after {uptime}{too_soon}");
-        if self.tries_hidden(&before, &reason, cx) {
+        if self.tries_hidden(&before, Some(&loss), cx) {
             return;
         }
-        self.note(format!("{who} {reason}"), true, cx);
-        self.lost(&before, Some(exit), &reason, FailureCode::NotReady, cx);
+        self.lost(&before, loss, cx);
     }
 
     /// The slot is not free before the last descendant is gone; what arrives there meanwhile is ours.
     fn exited_with_descendants(&mut self, id: &WorkerId, kill_at: Time, cx: &mut Context<'_>) {
         let app = self.name.clone();
-        let Some(worker) = self.worker(id) else {
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
         worker.state = State::Sweeping {
@@ -95,11 +95,12 @@ impl App {
             killed: false,
         };
         worker.pid = None;
-        let signal = worker.spec().stop.signal;
+        let signal = spec.stop.signal;
         cx.out.push_back(Effect::Relay {
             app,
             slot: id.slot,
             on: true,
+            hung: false,
         });
         if kill_at > cx.now {
             cx.out.push_back(Effect::Signal {
@@ -128,44 +129,41 @@ impl App {
         result: &Result<(), String>,
         cx: &mut Context<'_>,
     ) {
-        let Some(worker) = self.worker(id) else {
+        let now = cx.now;
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
         let verdict = match purpose {
-            Purpose::Readiness => worker.readiness_result(result.is_ok(), cx.now),
-            Purpose::Liveness => worker.liveness_result(result.is_ok(), cx.now),
+            Purpose::Readiness => worker.readiness_result(spec, result.is_ok(), now),
+            Purpose::Liveness => worker.liveness_result(spec, result.is_ok(), now),
         };
-        if let Err(why) = result
-            && verdict != Verdict::Stale
-        {
-            worker.reason = Some(match purpose {
-                Purpose::Readiness => format!("not ready: {why}"),
-                Purpose::Liveness => format!("liveness: {why}"),
-            });
+        let doubt = result.as_ref().err().map(|why| match purpose {
+            Purpose::Readiness => Doubt::NotReady { why: why.clone() },
+            Purpose::Liveness => Doubt::NotAlive { why: why.clone() },
+        });
+        if doubt.is_some() && verdict != Verdict::Stale {
+            worker.doubt.clone_from(&doubt);
         }
         match verdict {
             Verdict::Nothing if result.is_ok() && worker.phase() == WorkerPhase::Ready => {
-                worker.reason = None
+                worker.doubt = None;
             }
             Verdict::Nothing | Verdict::Stale => {}
             Verdict::BecameReady => self.became_ready(id, cx),
             Verdict::Traffic => {
-                let (instance, phase) = (worker.instance, worker.phase().as_str());
-                match result {
-                    Ok(()) => {
-                        worker.reason = None;
-                        self.note(
-                            format!("{instance} is {phase}: its readiness check passes again"),
-                            false,
-                            cx,
-                        );
-                    }
-                    Err(why) => self.note(format!("{instance} is {phase}: {why}"), true, cx),
+                if doubt.is_none() {
+                    worker.doubt = None;
                 }
+                let worker = worker.clone();
+                let what = match doubt {
+                    Some(why) => What::WorkerUnready { why },
+                    None => What::WorkerReadyAgain,
+                };
+                self.record_of(&worker, what, cx);
             }
             Verdict::Unhealthy => {
-                let why = result.as_ref().err().map_or("", String::as_str);
-                self.condemn(id, format!("liveness failed: {why}"), cx);
+                let failure = result.clone().err().unwrap_or_default();
+                self.condemn(id, Retire::Liveness { failure }, cx);
             }
         }
     }
@@ -177,19 +175,21 @@ impl App {
         reason: &str,
         cx: &mut Context<'_>,
     ) {
-        let Some(worker) = self.worker(id) else {
+        let now = cx.now;
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
-        if worker.not_probed(purpose, cx.now) {
-            worker.reason = Some(format!(
-                "{}: rsup could not ask: {reason}",
-                purpose.as_str()
-            ));
+        if worker.not_probed(spec, purpose, now) {
+            worker.doubt = Some(Doubt::NotAsked {
+                purpose: purpose.as_str().to_owned(),
+                why: reason.to_owned(),
+            });
         }
     }
 
     pub fn on_notified(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else {
+        let now = cx.now;
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
         // It may say so before the confirmation of its exec has come.
@@ -197,8 +197,8 @@ impl App {
             worker.state,
             State::Spawning { .. } | State::Starting { .. }
         );
-        if coming && worker.spec().readiness.check == Check::Notify {
-            worker.become_ready(cx.now);
+        if coming && spec.readiness.check == Check::Notify {
+            worker.become_ready(spec, now);
             self.became_ready(id, cx);
         }
     }
@@ -213,11 +213,11 @@ impl App {
     }
 
     pub fn on_memory(&mut self, id: &WorkerId, bytes: u64, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else {
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
         worker.memory = Some(bytes);
-        let limit = match worker.spec().max_memory {
+        let limit = match spec.max_memory {
             Some(limit) if worker.active() => limit,
             Some(_) | None => return,
         };
@@ -228,8 +228,7 @@ impl App {
         };
         // One reading may be a peak between two collections; two in a row are a leak.
         if worker.over_limit == 2 {
-            let why = format!("memory {} is over max_memory {}", size(bytes), size(limit));
-            self.condemn(id, why, cx);
+            self.condemn(id, Retire::Memory { bytes, limit }, cx);
         }
     }
 
@@ -237,46 +236,37 @@ impl App {
         let Some(worker) = self.worker(id) else {
             return;
         };
-        worker.reason = None;
+        worker.doubt = None;
         self.was_not_needed(id);
-        let Some(worker) = self.worker(id) else {
+        let Some(worker) = self.worker(id).map(|w| w.clone()) else {
             return;
         };
-        let after = cx.now.since(worker.started);
-        let text = format!(
-            "{} (pid {}) is ready after {}",
-            worker.instance,
-            worker.pid.unwrap_or(0),
-            format_duration(after)
-        );
-        self.note(text, false, cx);
-        self.progress(
-            id,
-            Step::Ready {
-                after_ms: after.as_millis() as u64,
-            },
-            cx,
-        );
+        let after_ms = millis(cx.now.since(worker.started));
+        self.record_of(&worker, What::WorkerReady { after_ms }, cx);
+        self.progress(id, Step::Ready { after_ms }, cx);
     }
 
-    /// The worker is to be replaced: a fresh one first, where there is room.
-    pub(super) fn condemn(&mut self, id: &WorkerId, why: String, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else {
+    /// The worker is to be replaced for a fault of its own: another one first, where there is room.
+    pub(super) fn condemn(&mut self, id: &WorkerId, why: Retire, cx: &mut Context<'_>) {
+        let Some(worker) = self.worker(id).filter(|w| w.stays()) else {
             return;
         };
-        // A fault of its own outlasts a reload that fails.
-        if !worker.fresh() && !worker.goes_by_reload() {
-            return;
-        }
-        worker.condemned = Some(why.clone());
-        worker.reason = Some(why.clone());
+        worker.retiring = Some(why.clone());
+        let worker = worker.clone();
         let instance = worker.instance;
-        if let Some(seat) = self.seats.get_mut(usize::from(instance)) {
-            seat.reason = Some(why.clone());
-            seat.restarts = seat.restarts.saturating_add(1);
+        if let Some(of) = self
+            .sets
+            .get_mut(&worker.revision)
+            .and_then(|set| set.instances.get_mut(&instance))
+        {
+            of.reason = Some(Because::Retired { why: why.clone() });
+            of.restarts = of.restarts.saturating_add(1);
         }
-        self.blame(Explains::Instance(instance), format!("{instance}: {why}"));
-        self.note(format!("{instance} is replaced: {why}"), true, cx);
+        self.blame(Reason::Instance {
+            instance,
+            why: Because::Retired { why: why.clone() },
+        });
+        self.record_of(&worker, What::WorkerRetired { why }, cx);
     }
 
     pub fn on_listening(&mut self, result: &Result<(), String>, cx: &mut Context<'_>) {
@@ -300,28 +290,35 @@ impl App {
     }
 
     fn not_listening(&mut self, why: &str, cx: &mut Context<'_>) {
-        self.note(why.to_owned(), true, cx);
+        self.record(
+            What::NotListening {
+                why: why.to_owned(),
+            },
+            cx,
+        );
         self.listening.again = self.listening.held.as_ref().map(|_| cx.now + LISTEN_AGAIN);
         match self.goal() {
             Wanted::Up if self.enough() => return,
             Wanted::Up => {}
             Wanted::Down | Wanted::Deleted => return,
         }
-        self.blame(Explains::Sockets, why);
-        if self.listening.proven && self.operation.is_none() {
-            // Nobody waits for it (after a reboot): its address may come up later than rsup.
+        self.blame(Reason::Sockets {
+            why: why.to_owned(),
+        });
+        if self.listening.proven && self.rollout.is_none() {
+            // No action waits for it (after a reboot): its address may come up later than rsup.
             self.listening.again = Some(cx.now + LISTEN_AGAIN);
             return;
         }
-        let error = OpError {
-            code: FailureCode::Listen,
-            message: why.to_owned(),
-            hint: None,
-            worker: None,
+        let error = ActionError::Listen {
+            why: why.to_owned(),
         };
         if self.listening.held.is_some() {
-            self.fail_operation(error, cx);
+            self.fail(error, cx);
         } else {
+            if let Some(rollout) = self.rollout.clone() {
+                self.undo(&rollout);
+            }
             // Without its sockets an app cannot run, and one that never ran is none.
             self.wanted = if self.listening.proven {
                 Wanted::Down
@@ -337,8 +334,11 @@ impl App {
     }
 }
 
-impl Worker {
-    fn sweep_time(&self) -> Duration {
-        SWEEP_AFTER_CRASH.min(self.spec().kill_timeout)
-    }
+fn sweep_time(spec: &AppSpec) -> Duration {
+    SWEEP_AFTER_CRASH.min(spec.kill_timeout)
+}
+
+/// Whole milliseconds.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,9 +6,7 @@ use super::super::types::{Revision, Time, WorkerId};
 use super::super::worker::{State, Worker};
 use super::{App, Context};
 use crate::config::{AppSpec, Check, HidePort};
-
-/// Why a worker goes that is started again with the port hidden.
-const AGAIN: &str = "it seems to have tested its port by connecting to it, and found rsup there";
+use crate::model::{Loss, Retire, What};
 
 impl App {
     /// What is known of a command.
@@ -37,24 +35,17 @@ impl App {
 
     /// What is remembered is of commands that may still be run.
     pub(super) fn forget_commands(&mut self) {
-        let before = self
-            .operation
-            .as_ref()
-            .and_then(|o| o.before.as_ref())
-            .map(|b| &b.target);
-        let used = [&self.target]
-            .into_iter()
-            .chain(before)
-            .chain(self.slots.iter().flatten().map(|w| &w.revision));
+        let releases = &self.releases;
         self.hiding.retain(|(command, _)| {
-            used.clone()
+            releases
+                .iter()
                 .any(|revision| revision.spec.command == *command)
         });
     }
 
     /// Whether a worker that fails now, or does not get on, may be helped by hiding its port.
     pub fn wonders(&self, worker: &Worker) -> bool {
-        let spec = worker.spec();
+        let spec = self.spec_of(worker);
         let coming = matches!(
             worker.state,
             State::Spawning { .. } | State::Starting { .. }
@@ -63,7 +54,7 @@ impl App {
             && listens(spec)
             && spec.hide_port == HidePort::Auto
             && !spec.socket_activation
-            && (worker.fresh() || worker.goes_by_reload())
+            && worker.stays()
             && !worker.port.hidden
             && worker.port.bound.is_empty()
             && self.hiding(spec) != Hiding::Unneeded
@@ -105,17 +96,18 @@ impl App {
         worker.port.bound.insert(port);
         worker.port.look = None;
         let worker = worker.clone();
-        if worker.spec().hide_port != HidePort::Auto {
+        let revision = self.releases[worker.revision].clone();
+        let spec = &revision.spec;
+        if spec.hide_port != HidePort::Auto {
             return;
         }
-        match (worker.port.hidden, self.hiding(worker.spec())) {
-            (false, Hiding::Unknown) => self.learn(worker.spec(), Hiding::Unneeded),
+        match (worker.port.hidden, self.hiding(spec)) {
+            (false, Hiding::Unknown) => self.learn(spec, Hiding::Unneeded),
             (true, Hiding::Trying) if worker.port.refused => {
-                self.learn(worker.spec(), Hiding::Needed { since: cx.now });
-                let text = "it tests its port by connecting to it: from now on rsup hides the port until it has bound it";
-                self.note(format!("{}: {text}", worker.instance), false, cx);
+                self.learn(spec, Hiding::Needed { since: cx.now });
+                self.record_of(&worker, What::PortHidden, cx);
             }
-            (true, Hiding::Trying) => self.learn(worker.spec(), Hiding::Unneeded),
+            (true, Hiding::Trying) => self.learn(spec, Hiding::Unneeded),
             (false, Hiding::Unneeded | Hiding::Trying | Hiding::Needed { .. })
             | (true, Hiding::Unknown | Hiding::Unneeded | Hiding::Needed { .. }) => {}
         }
@@ -145,27 +137,29 @@ impl App {
             return;
         }
         let before = worker.clone();
-        worker.condemned = Some(AGAIN.into());
-        self.try_hidden(&before, "has not bound its port", cx);
+        worker.retiring = Some(Retire::PortTest);
+        self.try_hidden(&before, None, cx);
     }
 
     /// A worker was ready without hiding.
     pub(super) fn was_not_needed(&mut self, id: &WorkerId) {
-        let Some(spec) = self
+        let Some(revision) = self
             .worker(id)
             .filter(|w| w.ready() && !w.port.hidden)
-            .map(|w| w.spec().clone())
+            .map(|w| w.revision)
         else {
             return;
         };
+        let revision = self.releases[revision].clone();
+        let spec = &revision.spec;
         // Another check than these says nothing of the port.
         let by_port = matches!(spec.readiness.check, Check::Http { .. } | Check::Tcp);
         if by_port
-            && listens(&spec)
+            && listens(spec)
             && spec.hide_port == HidePort::Auto
-            && self.hiding(&spec) == Hiding::Unknown
+            && self.hiding(spec) == Hiding::Unknown
         {
-            self.learn(&spec, Hiding::Unneeded);
+            self.learn(spec, Hiding::Unneeded);
         }
     }
 
@@ -174,34 +168,40 @@ impl App {
     pub(super) fn tries_hidden(
         &mut self,
         worker: &Worker,
-        why: &str,
+        loss: Option<&Loss>,
         cx: &mut Context<'_>,
     ) -> bool {
         if self.wonders(worker) && worker.port.tested {
-            self.try_hidden(worker, why, cx);
+            self.try_hidden(worker, loss, cx);
             return true;
         }
         let Port {
             hidden, refused, ..
         } = worker.port;
-        if hidden && !refused && !worker.ready() && self.hiding(worker.spec()) == Hiding::Trying {
+        let revision = self.releases[worker.revision].clone();
+        let spec = &revision.spec;
+        if hidden && !refused && !worker.ready() && self.hiding(spec) == Hiding::Trying {
             // It has not even tried to connect: that was not it.
-            self.learn(worker.spec(), Hiding::Unneeded);
+            self.learn(spec, Hiding::Unneeded);
         }
         false
     }
 
-    fn try_hidden(&mut self, worker: &Worker, why: &str, cx: &mut Context<'_>) {
-        if self.hiding(worker.spec()) == Hiding::Unknown {
-            self.learn(worker.spec(), Hiding::Trying);
+    fn try_hidden(&mut self, worker: &Worker, loss: Option<&Loss>, cx: &mut Context<'_>) {
+        let revision = self.releases[worker.revision].clone();
+        if self.hiding(&revision.spec) == Hiding::Unknown {
+            self.learn(&revision.spec, Hiding::Trying);
         }
-        if worker.goes_by_reload()
-            && let Some(seat) = self.seats.get_mut(usize::from(worker.instance))
+        if let Some(instance) = self
+            .sets
+            .get_mut(&worker.revision)
+            .and_then(|set| set.instances.get_mut(&worker.instance))
         {
-            seat.bereft_of = Some(worker.revision.clone());
+            // Of a release that is not the wanted one, only what was lost comes back.
+            instance.lost = worker.revision != self.current;
         }
-        let who = format!("{} (pid {})", worker.instance, worker.pid.unwrap_or(0));
-        self.note(format!("{who} {why}: {AGAIN}; it is started again, with the port hidden until it has bound it"), true, cx);
+        let loss = loss.cloned();
+        self.record_of(worker, What::PortTested { loss }, cx);
     }
 
     /// The machine was started anew: no time means anything.

@@ -6,34 +6,26 @@ mod hiding;
 mod reconcile;
 mod revive;
 mod time;
+mod traffic;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::hiding::Hiding;
 use super::io::{Effect, Steering};
-use super::operation::{Operation, Queue};
-use super::plan::Stage;
 use super::reason::{Explains, Reason};
+use super::release::Releases;
+use super::rollout::plan::Stage;
+use super::rollout::{Queue, Rollout};
 use super::saved::SavedApp;
-use super::seat::Seat;
+use super::set::Set;
 use super::types::{Revision, Time, WorkerId};
 use super::view::{Progress, Step};
 use super::worker::{State, Worker};
 use crate::config::{AppName, AppSpec, Balance, Listen, SocketFile};
-
-/// The reason of workers that go because of a reload, and stay if it fails.
-pub const REPLACED_BY_RELOAD: &str = "replaced by a reload";
-pub const RESTARTED: &str = "restarted";
-/// The reason of workers whose sockets are not in the daemon's hands.
-pub const OUT_OF_REACH: &str =
-    "rsup was killed together with its keeper, and may not take the worker's sockets back";
-const SCALED_DOWN: &str = "scaled down";
-
-/// Events kept for `describe`.
-const EVENTS: usize = 50;
+use crate::model::{Event, What, WorkerName};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wanted {
@@ -50,19 +42,21 @@ pub struct App {
     pub wanted: Wanted,
     /// The whole supervisor is being stopped.
     pub halted: bool,
-    /// What fresh workers are started from.
-    pub target: Arc<Revision>,
+    /// Every revision that something refers to.
+    pub releases: Releases,
+    /// The number of the wanted one.
+    pub current: u64,
     /// Numbers are never used twice, not even that of a revision that failed.
     pub last_revision: u64,
     pub instances: u16,
+    /// By revision: that of the wanted one, and of each other that has workers.
+    pub sets: BTreeMap<u64, Set>,
     pub slots: Vec<Option<Worker>>,
-    pub seats: Vec<Seat>,
-    pub operation: Option<Operation>,
+    pub rollout: Option<Rollout>,
     pub queue: Queue,
     pub listening: Listening,
     /// What was last put in force.
     pub steered: Option<(Balance, Vec<Steering>)>,
-    pub events: VecDeque<(Time, String)>,
     /// Set by [`App::blame`] alone; [`App::forgive`] ends it.
     pub reason: Option<Reason>,
     /// What is known of each command that may be run.
@@ -111,27 +105,27 @@ pub struct Context<'a> {
 }
 
 impl App {
-    pub fn new(target: Arc<Revision>) -> Self {
+    pub fn new(revision: Arc<Revision>) -> Self {
         Self {
-            name: target.spec.name.clone(),
+            name: revision.spec.name.clone(),
             wanted: Wanted::Up,
             halted: false,
-            instances: target.spec.instances,
-            last_revision: target.number,
-            target,
+            instances: revision.spec.instances,
+            current: revision.number,
+            last_revision: revision.number,
+            releases: Releases::new(revision),
+            sets: BTreeMap::new(),
             slots: Vec::new(),
-            seats: Vec::new(),
-            operation: None,
+            rollout: None,
             queue: Queue::new(),
             listening: Listening::default(),
             steered: None,
-            events: VecDeque::new(),
             reason: None,
             hiding: Vec::new(),
         }
     }
 
-    /// What is wanted of it now. An end of everything is nobody's wish for this app.
+    /// What is wanted of it now. The end of the whole supervisor is not a wish for this app.
     pub fn goal(&self) -> Wanted {
         match self.wanted {
             Wanted::Up if self.halted => Wanted::Down,
@@ -149,44 +143,119 @@ impl App {
 
     /// The worker, if it is still the one that is meant.
     fn worker(&mut self, id: &WorkerId) -> Option<&mut Worker> {
-        self.slots
+        self.worker_and_spec(id).map(|(worker, _)| worker)
+    }
+
+    /// The worker, if it is still the one that is meant, with what it runs.
+    fn worker_and_spec(&mut self, id: &WorkerId) -> Option<(&mut Worker, &AppSpec)> {
+        let worker = self
+            .slots
             .get_mut(usize::from(id.slot))?
             .as_mut()
-            .filter(|w| w.id.generation == id.generation)
+            .filter(|w| w.id.generation == id.generation)?;
+        let spec = &self.releases[worker.revision].spec;
+        Some((worker, spec))
+    }
+
+    /// The wanted revision.
+    pub fn target(&self) -> &Arc<Revision> {
+        &self.releases[self.current]
     }
 
     pub fn spec(&self) -> &AppSpec {
-        &self.target.spec
+        &self.target().spec
     }
 
-    pub fn note(&mut self, text: String, bad: bool, cx: &mut Context<'_>) {
-        while self.events.len() >= EVENTS {
-            self.events.pop_front();
+    /// What a worker runs.
+    pub fn spec_of(&self, worker: &Worker) -> &AppSpec {
+        &self.releases[worker.revision].spec
+    }
+
+    /// It runs what is wanted, and is to stay.
+    pub fn is_current(&self, worker: &Worker) -> bool {
+        worker.revision == self.current && worker.stays()
+    }
+
+    /// It is current, and serves.
+    pub fn is_available(&self, worker: &Worker, now: Time) -> bool {
+        self.is_current(worker) && self.stage(worker, now) == Stage::Available
+    }
+
+    /// How the planner sees a worker.
+    pub fn stage(&self, worker: &Worker, now: Time) -> Stage {
+        match worker.state {
+            State::Spawning { .. } | State::Starting { .. } => Stage::Pending,
+            State::Ready { unready: true, .. } => Stage::Unready,
+            State::Ready { since, .. }
+                if self.is_current(worker)
+                    && since + self.spec().reload.min_ready > now
+                    && self.replaces(worker) =>
+            {
+                Stage::Pending
+            }
+            State::Ready { .. } => Stage::Available,
+            State::Draining { .. } => Stage::Draining,
+            State::Stopping { .. } | State::Killing { .. } | State::Sweeping { .. } => {
+                Stage::Terminating
+            }
         }
-        self.events.push_back((cx.now, text.clone()));
-        cx.out.push_back(Effect::Log {
+    }
+
+    /// It is to take the place of another one that still serves, so that it has to prove itself first.
+    fn replaces(&self, worker: &Worker) -> bool {
+        self.workers()
+            .any(|w| w.instance == worker.instance && w.id != worker.id && w.active())
+    }
+
+    /// The set of the wanted revision.
+    pub fn set(&mut self) -> &mut Set {
+        self.sets.entry(self.current).or_default()
+    }
+
+    pub fn record(&self, what: What, cx: &mut Context<'_>) {
+        self.emit(Some(self.current), None, what, cx);
+    }
+
+    fn record_of(&self, worker: &Worker, what: What, cx: &mut Context<'_>) {
+        let name = WorkerName {
+            instance: worker.instance,
+            slot: worker.id.slot,
+            generation: worker.id.generation,
+            pid: worker.pid,
+        };
+        self.emit(Some(worker.revision), Some(name), what, cx);
+    }
+
+    fn emit(
+        &self,
+        revision: Option<u64>,
+        worker: Option<WorkerName>,
+        what: What,
+        cx: &mut Context<'_>,
+    ) {
+        cx.out.push_back(Effect::Record(Event {
+            at: cx.now,
             app: self.name.clone(),
-            text,
-            bad,
-        });
+            revision,
+            worker,
+            what,
+        }));
     }
 
     /// Why it is not as it should be.
-    fn blame(&mut self, explains: Explains, text: impl Into<String>) {
-        self.reason = Some(Reason::new(explains, text));
+    fn blame(&mut self, reason: Reason) {
+        self.reason = Some(reason);
     }
 
     /// Ends a reason together with what it explains. Called after every input.
     fn forgive(&mut self, now: Time) {
-        let over = match self.reason.as_ref().map(|reason| reason.explains) {
+        let over = match self.reason.as_ref().map(Reason::explains) {
             None | Some(Explains::Action) => false,
             Some(Explains::Sockets) => {
                 self.goal() == Wanted::Up && self.listening.pending.is_none() && self.enough()
             }
             Some(Explains::Instance(instance)) => {
-                let serves = |w: &Worker| {
-                    w.instance == instance && w.fresh() && stage(w, now) == Stage::Serving
-                };
+                let serves = |w: &Worker| w.instance == instance && self.is_available(w, now);
                 instance >= self.instances || self.workers().any(serves)
             }
         };
@@ -205,7 +274,7 @@ impl App {
         let done = match self.goal() {
             Wanted::Up => self
                 .workers()
-                .filter(|w| w.fresh() && stage(w, cx.now) == Stage::Serving)
+                .filter(|w| self.is_available(w, cx.now))
                 .count(),
             Wanted::Down | Wanted::Deleted => self
                 .slots
@@ -217,34 +286,11 @@ impl App {
         cx.out.push_back(Effect::Progress(Progress {
             app: self.name.clone(),
             instance: worker.instance,
-            revision: worker.revision.number,
+            revision: worker.revision,
             pid: worker.pid,
             step,
-            done: done as u16,
+            done: u16::try_from(done).unwrap_or(u16::MAX),
             total: self.instances,
         }));
-    }
-}
-
-/// How the planner sees a worker.
-pub fn stage(worker: &Worker, now: Time) -> Stage {
-    match worker.state {
-        State::Spawning { .. } | State::Starting { .. } if worker.goes_by_reload() => {
-            Stage::Returning
-        }
-        State::Spawning { .. } | State::Starting { .. } => Stage::Coming,
-        State::Ready { since, unready, .. } if worker.fresh() => {
-            if !unready && since + worker.spec().reload.min_ready <= now {
-                Stage::Serving
-            } else {
-                Stage::Coming
-            }
-        }
-        State::Ready { unready: false, .. } => Stage::Serving,
-        State::Ready { unready: true, .. } => Stage::Limping,
-        State::Draining { .. }
-        | State::Stopping { .. }
-        | State::Killing { .. }
-        | State::Sweeping { .. } => Stage::Leaving,
     }
 }

@@ -1,128 +1,263 @@
 //! Brings what is there nearer to what is wanted.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use super::super::hiding::Port;
-use super::super::io::{Effect, Reach, Steering};
-use super::super::operation::Operation;
-use super::super::plan::{Move, Policy, SeatView, SlotView, plan};
-use super::super::seat::{Hold, Seat};
-use super::super::types::{Revision, Time, WorkerId};
-use super::super::view::{OperationKind, Step};
+use super::super::io::{Effect, Reach};
+use super::super::restart::{Instance, RestartState};
+use super::super::rollout::plan::{
+    InstanceView, Move, Policy, SetView, SlotView, Stage, Start, plan,
+};
+use super::super::rollout::strategy::{self, Other, Seen};
+use super::super::rollout::{Phase, Rollout};
+use super::super::types::{Time, WorkerId};
+use super::super::view::{OperationKind, Step, WorkerPhase};
 use super::super::worker::{State, Worker};
-use super::{App, Context, Held, Listening, REPLACED_BY_RELOAD, SCALED_DOWN, Wanted, stage};
+use super::{App, Context, Held, Listening, Wanted};
 use crate::config::{Listen, SocketFile};
+use crate::model::{Retire, What};
 
 impl App {
-    /// Called after every input; does nothing when
-    /// there is nothing to do.
+    /// Called after every input; does nothing when there is nothing to do.
     pub fn reconcile(&mut self, cx: &mut Context<'_>) {
         loop {
-            match self.goal() {
+            let moved = match self.goal() {
                 Wanted::Up => self.reconcile_up(cx),
                 Wanted::Down | Wanted::Deleted => self.reconcile_down(cx),
-            }
-            if !self.settle(cx) {
-                self.forget_commands();
+            };
+            let settled = self.settle(cx);
+            if !moved && !settled {
+                self.forget_unused();
                 return self.forgive(cx.now);
             }
         }
     }
 
-    fn reconcile_down(&mut self, cx: &mut Context<'_>) {
+    /// True if that changes what is seen.
+    fn reconcile_down(&mut self, cx: &mut Context<'_>) -> bool {
         let stopping: Vec<u16> = self
             .workers()
             .filter(|w| w.active())
             .map(|w| w.id.slot)
             .collect();
-        self.retire(&stopping, "stopped", cx);
-        let idle = self.slots.iter().all(Option::is_none) && self.listening.pending.is_none();
-        if idle && self.listening.held.is_some() {
-            self.listening = Listening {
-                proven: true,
-                ..Listening::default()
-            };
-            self.slots.clear();
-            self.steered = None;
-            cx.out.push_back(Effect::Unlisten {
-                app: self.name.clone(),
-            });
+        self.retire(&stopping, cx);
+        if self.slots.iter().all(Option::is_none) {
+            self.close(cx);
+        }
+        false
+    }
+
+    /// Gives the sockets up, if there are any and nothing is asked for.
+    fn close(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.listening.held.is_none() || self.listening.pending.is_some() {
+            return false;
+        }
+        self.listening = Listening {
+            proven: true,
+            ..Listening::default()
+        };
+        self.slots.clear();
+        self.steered = None;
+        cx.out.push_back(Effect::Unlisten {
+            app: self.name.clone(),
+        });
+        true
+    }
+
+    /// True if that changes what is seen.
+    fn reconcile_up(&mut self, cx: &mut Context<'_>) -> bool {
+        self.wish(cx.now);
+        if self.nobody_comes() {
+            // Clients that wait would wait for ever: they are refused until the next start.
+            if self.close(cx) && !self.spec().listen.is_empty() {
+                self.record(What::Refusing, cx);
+            }
+            return false;
+        }
+        if !self.listen(cx) {
+            self.steer(cx);
+            return false;
+        }
+        let sets = self.set_views();
+        let moves = plan(self.policy(), &self.slot_views(cx.now), &sets);
+        let moved = !moves.is_empty();
+        let mut retired = Vec::new();
+        for step in &moves {
+            match step {
+                Move::Return { slot } => self.put_back(*slot, cx),
+                Move::Retire { slot } => retired.push(*slot),
+                Move::Start { .. } => {}
+            }
+        }
+        self.retire(&retired, cx);
+        for step in moves {
+            if let Move::Start {
+                slot,
+                revision,
+                instance,
+            } = step
+            {
+                self.spawn(slot, revision, instance, cx);
+            }
+        }
+        moved
+    }
+
+    /// Whether no worker is there and none will be started before somebody asks for it.
+    fn nobody_comes(&self) -> bool {
+        let over = |instance: &Instance| match instance.state {
+            RestartState::Errored | RestartState::Exited => true,
+            RestartState::Open | RestartState::Backoff { .. } => false,
+        };
+        self.rollout.is_none()
+            && self.slots.iter().all(Option::is_none)
+            && self
+                .sets
+                .values()
+                .flat_map(|set| set.instances.values())
+                .all(over)
+    }
+
+    /// What each release is to have: by the strategy of the rollout, or as it was left.
+    fn wish(&mut self, now: Time) {
+        let (current, instances) = (self.current, self.instances);
+        let mixed = self
+            .sets
+            .iter()
+            .any(|(revision, set)| *revision != current && set.replicas > 0);
+        if self.rollout.is_some() || !mixed {
+            self.set().resize(instances);
+        }
+        for worker in self.slots.iter_mut().flatten() {
+            let wanted = worker.revision != current || worker.instance < instances;
+            match (&worker.retiring, wanted) {
+                (None, false) if worker.active() => worker.retiring = Some(Retire::ScaledDown),
+                (Some(Retire::ScaledDown), true) => worker.retiring = None,
+                (Some(_) | None, _) => {}
+            }
+        }
+        for wish in self
+            .ask_strategy(now)
+            .map(|(desired, _)| desired)
+            .unwrap_or_default()
+        {
+            if let Some(set) = self.sets.get_mut(&wish.revision) {
+                set.replicas = wish.replicas;
+                set.share = wish.share;
+            }
         }
     }
 
-    fn reconcile_up(&mut self, cx: &mut Context<'_>) {
-        self.seats
-            .resize_with(usize::from(self.instances), Seat::default);
-        if !self.listen(cx) {
-            self.steer(cx);
-            return;
-        }
-        let instances = self.instances;
-        for worker in self.workers_mut().filter(|w| w.active()) {
-            let surplus = worker.instance >= instances;
-            if surplus && worker.fresh() {
-                worker.condemned = Some(SCALED_DOWN.into());
-            } else if !surplus && worker.condemned.as_deref() == Some(SCALED_DOWN) {
-                worker.condemned = None;
-            }
-        }
-        let moves = plan(self.policy(), &self.slot_views(cx.now), &self.seat_views());
-        let retired: Vec<u16> = moves
+    /// Forgets releases that have no workers and are to have none.
+    fn forget_sets(&mut self) {
+        let (current, up) = (self.current, self.goal() == Wanted::Up);
+        let slots = &self.slots;
+        self.sets.retain(|revision, set| {
+            *revision == current
+                || (up && set.replicas > 0)
+                || slots.iter().flatten().any(|w| w.revision == *revision)
+        });
+    }
+
+    /// What the strategy of the rollout says, if there is one.
+    pub(super) fn ask_strategy(&self, now: Time) -> Option<(strategy::Desired, strategy::Verdict)> {
+        let rollout = self.rollout.as_ref()?;
+        Some(strategy::next(rollout, &self.seen(rollout, now)))
+    }
+
+    fn seen(&self, rollout: &Rollout, now: Time) -> Seen {
+        let target = self.sets.get(&self.current);
+        let ended = |number: u16| {
+            target
+                .and_then(|set| set.instances.get(&number))
+                .is_some_and(|i| i.state == RestartState::Exited)
+        };
+        let count = |there: &dyn Fn(&Worker) -> bool| {
+            (0..self.instances)
+                .filter(|number| {
+                    ended(*number)
+                        || self
+                            .workers()
+                            .any(|w| w.instance == *number && self.is_current(w) && there(w))
+                })
+                .count()
+        };
+        let filled = count(&|w| self.stage(w, now) == Stage::Available);
+        let manned = count(&|w| w.ready());
+        let back = matches!(rollout.phase, Phase::RollBack { .. });
+        let others = self
+            .sets
             .iter()
-            .filter_map(|m| {
-                if let Move::Retire { slot } = m {
-                    Some(*slot)
-                } else {
-                    None
+            .filter(|(number, _)| **number != self.current);
+        let mut others: Vec<Other> = others
+            .map(|(number, set)| {
+                // A release that failed keeps only what serves; another one also gets back what it lost.
+                let there = self.workers().filter(|w| {
+                    w.revision == *number
+                        && w.stays()
+                        && match w.state {
+                            State::Ready { .. } => true,
+                            State::Spawning { .. }
+                            | State::Starting { .. }
+                            | State::Draining { .. } => !back,
+                            State::Stopping { .. }
+                            | State::Killing { .. }
+                            | State::Sweeping { .. } => false,
+                        }
+                });
+                let lost = set.instances.values().filter(|i| i.lost && !back);
+                let there: Vec<&Worker> = there.collect();
+                let able = there.len() + lost.count();
+                let serves = |w: &&&Worker| w.phase() == WorkerPhase::Ready;
+                let serving = there.iter().filter(serves).count();
+                let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+                Other {
+                    revision: *number,
+                    able: count(able),
+                    serving: count(serving),
                 }
             })
             .collect();
-        self.retire(&retired, "replaced", cx);
-        for step in moves {
-            match step {
-                Move::Retire { .. } => {}
-                Move::Start { slot, instance } => {
-                    self.spawn(slot, instance, self.target.clone(), None, cx)
-                }
-                Move::Restore { slot, instance } => {
-                    if let Some(revision) = self.seats[usize::from(instance)].bereft_of.take() {
-                        self.spawn(
-                            slot,
-                            instance,
-                            revision,
-                            Some(REPLACED_BY_RELOAD.into()),
-                            cx,
-                        );
-                    }
-                }
-            }
+        let from = rollout.from.map(|before| before.revision);
+        others.sort_by_key(|other| Some(other.revision) != from);
+        let leaving = |w: &Worker| match rollout.phase {
+            Phase::Progress { .. } => false,
+            Phase::Finish { generation } => !w.active() && w.id.generation <= generation,
+            Phase::RollBack { .. } => w.revision != self.current,
+        };
+        Seen {
+            target: self.current,
+            instances: self.instances,
+            filled: u16::try_from(filled).unwrap_or(u16::MAX),
+            manned: u16::try_from(manned).unwrap_or(u16::MAX),
+            most: self.most(),
+            others,
+            listening: self.listening.pending.is_none(),
+            leaving: self.workers().any(leaving),
         }
     }
 
-    fn policy(&self) -> Policy {
-        let before = self
-            .operation
-            .as_ref()
-            .and_then(|o| o.before.as_ref())
-            .map_or(0, |b| b.instances);
-        let kind = self.operation.as_ref().map(|o| o.kind);
-        let most = match kind {
-            Some(OperationKind::Reload) => self.instances.max(before),
-            Some(
-                OperationKind::Start
-                | OperationKind::Stop
-                | OperationKind::Restart
-                | OperationKind::Scale
-                | OperationKind::Delete,
-            )
-            | None => self.instances,
+    /// The most workers that are wanted, now or before the rollout.
+    fn most(&self) -> u16 {
+        let Some(Rollout {
+            kind: OperationKind::Reload,
+            from: Some(before),
+            ..
+        }) = &self.rollout
+        else {
+            return self.instances;
         };
+        self.instances.max(before.instances)
+    }
+
+    fn policy(&self) -> Policy {
+        let kind = self.rollout.as_ref().map(|o| o.kind);
+        let most = self.most();
+        let stop_first = kind == Some(OperationKind::Restart);
         Policy {
-            instances: self.instances,
-            floor: most,
-            ceiling: most.saturating_add(self.spec().reload.max_surge),
-            stop_first: kind == Some(OperationKind::Restart),
+            floor: if stop_first { 0 } else { most },
+            ceiling: most.saturating_add(self.spec().surge(most)),
+            stop_first,
         }
     }
 
@@ -130,24 +265,53 @@ impl App {
         let view = |slot: &Option<Worker>| match slot {
             None => SlotView::Parked,
             Some(worker) => SlotView::Live {
+                revision: worker.revision,
                 instance: worker.instance,
-                fresh: worker.fresh() && worker.active(),
-                stage: stage(worker, now),
+                stays: worker.stays(),
+                stage: self.stage(worker, now),
             },
         };
         self.slots.iter().map(view).collect()
     }
 
-    fn seat_views(&self) -> Vec<SeatView> {
-        let trying = self.operation.as_ref().is_some_and(|o| o.may_go_back());
-        let view = |seat: &Seat| SeatView {
-            open: seat.hold == Hold::Open,
-            ended: seat.hold == Hold::Exited,
-            given_up: seat.hold == Hold::Errored,
-            bereft: trying && seat.bereft_of.is_some(),
-            last_slot: seat.last_slot,
-        };
-        self.seats.iter().map(view).collect()
+    /// Those that were there before first: their lost workers come back before anything else is started.
+    fn set_views(&self) -> Vec<SetView> {
+        let trying = self.rollout.is_some();
+        let mut views: Vec<SetView> = self
+            .sets
+            .iter()
+            .map(|(revision, set)| {
+                let target = *revision == self.current;
+                let start = |instance: &Instance| match instance.state {
+                    RestartState::Open if target || !trying || instance.lost => Start::Now,
+                    RestartState::Open => Start::NotMissed,
+                    RestartState::Backoff { .. } if target || !trying => Start::Later,
+                    RestartState::Errored | RestartState::Exited if target || !trying => {
+                        Start::Never
+                    }
+                    RestartState::Backoff { .. } | RestartState::Errored | RestartState::Exited => {
+                        Start::NotMissed
+                    }
+                };
+                SetView {
+                    revision: *revision,
+                    replicas: set.replicas,
+                    instances: set
+                        .instances
+                        .iter()
+                        .map(|(number, instance)| {
+                            let view = InstanceView {
+                                start: start(instance),
+                                last_slot: instance.last_slot,
+                            };
+                            (*number, view)
+                        })
+                        .collect(),
+                }
+            })
+            .collect();
+        views.sort_by_key(|view| view.revision == self.current);
+        views
     }
 
     /// The addresses of the target, of every live worker and of what may come back, and room for the
@@ -158,20 +322,20 @@ impl App {
         }
         let needed: BTreeSet<Listen> = self.spec().listen.iter().cloned().collect();
         let mut addresses = needed.clone();
-        addresses.extend(self.workers().flat_map(|w| w.spec().listen.iter().cloned()));
-        if let Some(Operation {
-            before: Some(before),
-            ..
-        }) = self.operation.as_ref().filter(|o| o.may_go_back())
+        let listens = |revision: u64| self.releases[revision].spec.listen.iter().cloned();
+        addresses.extend(self.workers().flat_map(|w| listens(w.revision)));
+        let kept = self.sets.iter().filter(|(_, set)| set.replicas > 0);
+        addresses.extend(kept.flat_map(|(revision, _)| listens(*revision)));
+        if let Some(Rollout {
+            from: Some(before), ..
+        }) = self.rollout.as_ref().filter(|rollout| rollout.is_trial())
         {
-            let bereft = self.seats.iter().filter_map(|s| s.bereft_of.as_ref());
-            addresses.extend(
-                bereft
-                    .chain([&before.target])
-                    .flat_map(|r| r.spec.listen.iter().cloned()),
-            );
+            addresses.extend(listens(before.revision));
         }
-        let slots = self.policy().ceiling.max(self.slots.len() as u16);
+        let slots = self
+            .policy()
+            .ceiling
+            .max(u16::try_from(self.slots.len()).unwrap_or(u16::MAX));
         let unix = addresses.iter().any(|address| address.tcp().is_none());
         let file = if unix {
             self.spec().socket_file()
@@ -213,57 +377,78 @@ impl App {
         self.listening.held.as_ref().is_some_and(enough)
     }
 
-    fn spawn(
-        &mut self,
-        slot: u16,
-        instance: u16,
-        revision: Arc<Revision>,
-        condemned: Option<String>,
-        cx: &mut Context<'_>,
-    ) {
+    fn spawn(&mut self, slot: u16, revision: u64, instance: u16, cx: &mut Context<'_>) {
         *cx.next_generation += 1;
         let id = WorkerId {
             app: self.name.clone(),
             slot,
             generation: *cx.next_generation,
         };
-        if let Some(seat) = self.seats.get_mut(usize::from(instance)) {
-            seat.last_slot = Some(slot);
+        if let Some(instance) = self
+            .sets
+            .get_mut(&revision)
+            .and_then(|set| set.instances.get_mut(&instance))
+        {
+            instance.last_slot = Some(slot);
+            instance.lost = false;
         }
-        let hide_port = self.hides(&revision);
+        let release = self.releases[revision].clone();
+        let hide_port = self.hides(&release);
         self.slots[usize::from(slot)] = Some(Worker {
             id: id.clone(),
             instance,
+            revision,
             pid: None,
             started: cx.now,
             state: State::Spawning {
-                deadline: cx.now + revision.spec.listen_timeout,
+                deadline: cx.now + release.spec.listen_timeout,
             },
-            condemned,
+            retiring: None,
             memory: None,
             over_limit: 0,
-            reason: None,
+            doubt: None,
             port: Port {
                 hidden: hide_port,
                 ..Port::default()
             },
-            revision: revision.clone(),
         });
         cx.out.push_back(Effect::Relay {
             app: self.name.clone(),
             slot,
             on: false,
+            hung: false,
         });
         cx.out.push_back(Effect::Spawn {
             worker: id,
             instance,
-            revision,
+            revision: release,
             hide_port,
         });
     }
 
-    /// Out of the traffic in one swap, then drain; those that took none are stopped at once.
-    fn retire(&mut self, slots: &[u16], why: &str, cx: &mut Context<'_>) {
+    fn put_back(&mut self, slot: u16, cx: &mut Context<'_>) {
+        let Some(id) = self
+            .slots
+            .get(usize::from(slot))
+            .and_then(Option::as_ref)
+            .map(|w| w.id.clone())
+        else {
+            return;
+        };
+        let now = cx.now;
+        let Some((worker, spec)) = self.worker_and_spec(&id) else {
+            return;
+        };
+        if worker.return_to_traffic(spec, now) {
+            let worker = worker.clone();
+            cx.out.push_back(Effect::KeepOn { worker: id });
+            self.record_of(&worker, What::WorkerReturned, cx);
+        }
+    }
+
+    /// Out of the traffic in one swap, then drain; those that took none are stopped at once, and so are those
+    /// that hang: what waits for them goes to others.
+    fn retire(&mut self, slots: &[u16], cx: &mut Context<'_>) {
         let mut draining = Vec::new();
         let mut silent = Vec::new();
         for slot in slots {
@@ -274,17 +459,30 @@ impl App {
             else {
                 continue;
             };
-            if worker.condemned.is_none() {
-                worker.condemned = Some(why.to_owned());
-            }
-            let steered = worker.spec().listen.iter().any(|l| l.tcp().is_some());
-            if worker.ready() && steered {
-                worker.state = State::Draining {
-                    until: cx.now + worker.spec().drain_timeout,
-                };
-                draining.push(worker.id.clone());
-            } else {
-                silent.push(worker.id.clone());
+            let spec = &self.releases[worker.revision].spec;
+            let steered = spec.listen.iter().any(|l| l.tcp().is_some());
+            match worker.state {
+                State::Ready { since, .. } if steered && !worker.is_hung() => {
+                    worker.state = State::Draining {
+                        until: cx.now + spec.drain_timeout,
+                        since,
+                    };
+                    draining.push(worker.id.clone());
+                }
+                State::Ready { .. }
+                | State::Spawning { .. }
+                | State::Starting { .. }
+                | State::Draining { .. }
+                | State::Stopping { .. }
+                | State::Killing { .. }
+                | State::Sweeping { .. } => {
+                    // Out of the traffic before it is told.
+                    worker.state = State::Stopping {
+                        kill_at: cx.now + spec.kill_timeout,
+                        told: false,
+                    };
+                    silent.push(worker.id.clone());
+                }
             }
         }
         self.steer(cx);
@@ -298,20 +496,23 @@ impl App {
     }
 
     pub(super) fn signal_stop(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let app = self.name.clone();
-        let Some(worker) = self.worker(id) else {
+        let (app, now) = (self.name.clone(), cx.now);
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
+        let signal = spec.stop.signal;
+        let kill_at = now + spec.kill_timeout;
         worker.state = State::Stopping {
-            kill_at: cx.now + worker.spec().kill_timeout,
+            kill_at,
             told: false,
         };
-        let signal = worker.spec().stop.signal;
+        let hung = worker.is_hung();
         // From here on the worker may close its copy of the socket: what still arrives is ours.
         cx.out.push_back(Effect::Relay {
             app,
             slot: id.slot,
             on: true,
+            hung,
         });
         cx.out.push_back(Effect::Signal {
             worker: id.clone(),
@@ -328,69 +529,51 @@ impl App {
                 app: self.name.clone(),
                 slot: id.slot,
                 on: true,
+                hung: false,
             });
             cx.out.push_back(Effect::Forget { worker: id.clone() });
         }
     }
 
-    /// Puts the weights in force, if they are not yet.
-    pub(super) fn steer(&mut self, cx: &mut Context<'_>) {
-        let Some(held) = &self.listening.held else {
-            return;
-        };
-        let tables: Vec<Steering> = held
-            .addresses
-            .iter()
-            .filter(|a| a.tcp().is_some())
-            .map(|address| Steering {
-                address: address.clone(),
-                weights: self.weights(address),
-            })
-            .collect();
-        let balance = self.spec().balance;
-        if tables.is_empty()
-            || self
-                .steered
-                .as_ref()
-                .is_some_and(|(b, t)| *b == balance && *t == tables)
-        {
-            return;
+    /// Why a worker goes, as far as it is known.
+    pub fn why_it_goes(&self, worker: &Worker) -> Option<Retire> {
+        if let Some(why) = &worker.retiring {
+            return Some(why.clone());
         }
-        self.steered = Some((balance, tables.clone()));
-        cx.out.push_back(Effect::Steer {
-            app: self.name.clone(),
-            balance,
-            tables,
-        });
+        match self.goal() {
+            Wanted::Down | Wanted::Deleted => return Some(Retire::Stopped),
+            Wanted::Up => {}
+        }
+        if worker.revision != self.current {
+            let failed = worker.revision > self.current;
+            let kept = self
+                .sets
+                .get(&worker.revision)
+                .is_some_and(|set| set.replicas > 0 && self.rollout.is_none());
+            return match (kept && worker.active(), failed) {
+                (true, _) => None,
+                (false, true) => Some(Retire::ReleaseFailed {
+                    revision: worker.revision,
+                }),
+                (false, false) => Some(Retire::Replaced),
+            };
+        }
+        None
     }
 
-    /// Ready workers that listen on the address, equally; if every one of them is unready, still
-    /// them: a dependency that fails for all must not turn a degraded app into a dead one.
-    fn weights(&self, address: &Listen) -> Vec<u32> {
-        let weigh = |take_unready: bool| -> Vec<u32> {
-            let takes = |w: &Worker| match &w.state {
-                State::Ready { unready, .. } => {
-                    (take_unready || !unready)
-                        && !w.is_out_of_reach()
-                        && w.spec().listen.contains(address)
-                }
-                State::Spawning { .. }
-                | State::Starting { .. }
-                | State::Draining { .. }
-                | State::Stopping { .. }
-                | State::Killing { .. }
-                | State::Sweeping { .. } => false,
-            };
-            self.slots
-                .iter()
-                .map(|slot| u32::from(slot.as_ref().is_some_and(takes)))
-                .collect()
-        };
-        let weights = weigh(false);
-        if weights.iter().any(|w| *w > 0) {
-            weights
-        } else {
-            weigh(true)
+    /// What is remembered is of releases that something refers to.
+    fn forget_unused(&mut self) {
+        self.forget_sets();
+        let from = self.rollout.as_ref().and_then(|rollout| rollout.from);
+        let used: BTreeSet<u64> = [self.current]
+            .into_iter()
+            .chain(from.map(|before| before.revision))
+            .chain(self.sets.keys().copied())
+            .chain(self.workers().map(|w| w.revision))
+            .collect();
+        if used.len() != self.releases.table().len() {
+            self.releases.keep(&used);
         }
+        self.forget_commands();
     }
 }

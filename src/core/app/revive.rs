@@ -4,16 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::super::io::{Effect, Reach};
-use super::super::operation::Course;
 use super::super::revive::Found;
+use super::super::rollout::{Phase, Rollout};
 use super::super::types::{OpId, WorkerId};
 use super::super::view::{Exit, Step};
 use super::super::worker::{Clock, State};
-use super::{App, Context, Listening, OUT_OF_REACH, Wanted};
+use super::{App, Context, Listening, Wanted};
 use crate::exit::SIGKILL;
-
-/// Why a worker goes that cannot connect to anybody any more.
-const DEAF: &str = "rsup was killed together with its keeper, and cannot answer the worker's calls of connect any more";
+use crate::model::{Retire, What};
 
 /// What was on its way up had nobody to see it ready: it gets at least this much time.
 const GRACE: Duration = Duration::from_secs(5);
@@ -22,8 +20,10 @@ impl App {
     pub fn revive(&mut self, found: &BTreeMap<WorkerId, Found>, cx: &mut Context<'_>) {
         self.sockets_again(cx);
         // Those that were to go come first: the failure of a replacement asks who is left.
-        let mut ids: Vec<(bool, WorkerId)> =
-            self.workers().map(|w| (w.fresh(), w.id.clone())).collect();
+        let mut ids: Vec<(bool, WorkerId)> = self
+            .workers()
+            .map(|w| (self.is_current(w), w.id.clone()))
+            .collect();
         ids.sort();
         for (_, id) in &ids {
             let gone = Found::Gone {
@@ -40,18 +40,19 @@ impl App {
             self.was_not_needed(id);
         }
         let grace = cx.now + GRACE.min(self.spec().reload.deadline);
-        match self.operation.as_mut().map(|o| &mut o.course) {
-            Some(Course::Forward { deadline: Some(at) } | Course::Back { deadline: at, .. }) => {
+        match self.rollout.as_mut().map(|rollout| &mut rollout.phase) {
+            Some(Phase::Progress { deadline: Some(at) } | Phase::RollBack { deadline: at, .. }) => {
                 *at = grace.max(*at)
             }
-            Some(Course::Forward { deadline: None } | Course::Ending { .. }) | None => {}
+            Some(Phase::Progress { deadline: None } | Phase::Finish { .. }) | None => {}
         }
         let live = self.workers().filter(|w| w.pid.is_some()).count();
-        self.note(
-            format!("rsup is back; {live} of {} worker(s) live on", ids.len()),
-            false,
-            cx,
-        );
+        let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+        let adopted = What::Adopted {
+            live: count(live),
+            of: count(ids.len()),
+        };
+        self.record(adopted, cx);
     }
 
     /// What was asked for and not answered. Sockets that are not wanted may not have been closed.
@@ -102,7 +103,7 @@ impl App {
             (_, Found::Alive { pid }) => self.lives(id, pid, cx),
             (_, Found::Deaf { pid }) => {
                 self.lives(id, pid, cx);
-                self.condemn(id, DEAF.to_owned(), cx);
+                self.condemn(id, Retire::Deaf, cx);
             }
             (_, Found::OutOfReach { pid }) => {
                 self.lives(id, pid, cx);
@@ -132,19 +133,24 @@ impl App {
             return;
         };
         cx.out.push_back(Effect::Forget { worker: id.clone() });
-        if worker.goes_by_reload()
-            && let Some(seat) = self.seats.get_mut(usize::from(worker.instance))
+        if worker.revision != self.current
+            && worker.stays()
+            && let Some(instance) = self
+                .sets
+                .get_mut(&worker.revision)
+                .and_then(|set| set.instances.get_mut(&worker.instance))
         {
-            seat.bereft_of = Some(worker.revision);
+            instance.lost = true;
         }
     }
 
     fn lives(&mut self, id: &WorkerId, pid: u32, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else {
+        let now = cx.now;
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
-        let news = worker.running(pid, cx.now);
-        let grace = cx.now + GRACE.min(worker.spec().listen_timeout);
+        let news = worker.running(spec, pid, now);
+        let grace = now + GRACE.min(spec.listen_timeout);
         match &mut worker.state {
             State::Starting {
                 deadline,
@@ -177,7 +183,7 @@ impl App {
         let Some(worker) = self.worker(id) else {
             return;
         };
-        worker.condemned = Some(OUT_OF_REACH.to_owned());
+        worker.retiring = Some(Retire::OutOfReach);
         if let State::Ready {
             unready,
             readiness,
@@ -189,8 +195,9 @@ impl App {
             *readiness = Clock::never();
             *liveness = Clock::never();
         }
-        let instance = worker.instance;
-        self.note(format!("{instance} is replaced: {OUT_OF_REACH}"), true, cx);
+        let worker = worker.clone();
+        let why = Retire::OutOfReach;
+        self.record_of(&worker, What::WorkerRetired { why }, cx);
     }
 
     /// Only on: a daemon relays nothing before it is told to, and must not touch the sockets of
@@ -214,6 +221,7 @@ impl App {
                     app: self.name.clone(),
                     slot,
                     on,
+                    hung: worker.as_ref().is_some_and(|w| w.is_hung()),
                 });
             }
         }
@@ -245,10 +253,10 @@ impl App {
     pub fn halt_is_over(&mut self, down: bool) {
         // Of an app that was halted there is no other action.
         if std::mem::take(&mut self.halted) {
-            self.operation = None;
+            self.rollout = None;
         }
         if down && self.wanted == Wanted::Up {
-            self.operation = None;
+            self.rollout = None;
             self.queue.clear();
             self.wanted = Wanted::Down;
         }
@@ -256,12 +264,8 @@ impl App {
 
     /// Nothing is left but what is wanted.
     pub fn reboot(&mut self, down: bool) {
-        // A reload that did not get to its end has changed nothing.
-        if let Some(operation) = self.operation.take().filter(|o| o.may_go_back())
-            && let Some(before) = operation.before
-        {
-            self.target = before.target;
-            self.instances = before.instances;
+        if let Some(rollout) = self.rollout.take() {
+            self.undo(&rollout);
         }
         self.halted = false;
         if down {
@@ -269,7 +273,7 @@ impl App {
         }
         self.queue.clear();
         self.slots.clear();
-        self.seats.clear();
+        self.sets.clear();
         // That it once had its sockets is all that counts of them.
         self.listening = Listening {
             proven: self.listening.proven,
@@ -277,8 +281,17 @@ impl App {
         };
         self.steered = None;
         self.still_needed();
-        self.events.clear();
         self.reason = None;
+    }
+
+    /// A reload that did not get to its end has changed nothing.
+    pub fn undo(&mut self, rollout: &Rollout) {
+        if rollout.is_trial()
+            && let Some(before) = rollout.from
+        {
+            self.current = before.revision;
+            self.instances = before.instances;
+        }
     }
 
     /// The stop signal is on its way.
@@ -290,9 +303,9 @@ impl App {
 
     /// The actions that somebody may wait for.
     pub fn ops(&self) -> impl Iterator<Item = OpId> {
-        self.operation
+        self.rollout
             .iter()
-            .map(|o| o.op)
-            .chain(self.queue.iter().map(|(op, ..)| *op))
+            .map(|rollout| rollout.op)
+            .chain(self.queue.iter().map(|queued| queued.op))
     }
 }

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use super::super::io::{Effect, OpError, Purpose, Reach};
-use super::super::operation::Course;
-use super::super::seat::Hold;
+use super::super::io::{Effect, Purpose, Reach};
+use super::super::restart::RestartState;
+use super::super::rollout::Phase;
 use super::super::types::{Time, WorkerId};
-use super::super::view::{FailureCode, Step};
+use super::super::view::Step;
 use super::super::worker::{State, Worker};
+use super::events::millis;
 use super::{App, Context, Wanted};
 use crate::config::Check;
 use crate::exit::SIGKILL;
-use crate::human::format_duration;
+use crate::model::event::Killed;
+use crate::model::{ActionError, Loss, Retire, What};
 
 /// What is left of a dead worker's tree is killed this often.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
@@ -23,7 +25,7 @@ impl App {
         for Worker { id, state, .. } in workers {
             match state {
                 State::Draining { .. } | State::Stopping { .. } => {
-                    self.kill(&id, "it was to end at once", cx)
+                    self.kill(&id, Killed::Hurry, cx)
                 }
                 State::Sweeping { killed: false, .. } => self.sweep(&id, cx),
                 State::Sweeping { killed: true, .. }
@@ -42,42 +44,38 @@ impl App {
             self.tick_worker(&id, cx);
             self.look(&id, cx);
         }
-        for seat in &mut self.seats {
-            if matches!(seat.hold, Hold::Backoff { until } if until <= cx.now) {
-                seat.hold = Hold::Open;
+        let instances = self
+            .sets
+            .values_mut()
+            .flat_map(|set| set.instances.values_mut());
+        for instance in instances {
+            if matches!(instance.state, RestartState::Backoff { until } if until <= cx.now) {
+                instance.state = RestartState::Open;
             }
         }
-        if let Some(operation) = &self.operation
-            && operation.deadline().is_some_and(|at| at <= cx.now)
+        if let Some(rollout) = &self.rollout
+            && rollout.deadline().is_some_and(|at| at <= cx.now)
         {
-            let what = match operation.course {
-                Course::Back { .. } => "the way back",
-                Course::Forward { .. } | Course::Ending { .. } => operation.kind.as_str(),
+            let kind = match rollout.phase {
+                Phase::RollBack { .. } => None,
+                Phase::Progress { .. } | Phase::Finish { .. } => Some(rollout.kind),
             };
-            let message = format!(
-                "{what} was not done within reload.deadline {}",
-                format_duration(self.spec().reload.deadline)
-            );
-            let hint = Some("raise reload.deadline, or look at the log of the worker".into());
             let worker = self
                 .workers()
                 .find(|w| w.active() && !w.ready())
                 .map(|w| w.id.clone());
-            self.fail_operation(
-                OpError {
-                    code: FailureCode::NotReady,
-                    message,
-                    hint,
-                    worker,
-                },
-                cx,
-            );
+            let error = ActionError::Deadline {
+                kind,
+                deadline_ms: millis(self.spec().reload.deadline),
+                worker,
+            };
+            self.fail(error, cx);
         }
     }
 
     fn tick_worker(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let now = cx.now;
-        let Some(worker) = self.worker(id) else {
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
         match &mut worker.state {
@@ -86,14 +84,11 @@ impl App {
             }
             State::Starting { readiness, .. } => {
                 if readiness.due(now) {
-                    if worker.spec().readiness.check == Check::Alive {
-                        worker.become_ready(now);
+                    if spec.readiness.check == Check::Alive {
+                        worker.become_ready(spec, now);
                         self.became_ready(id, cx);
                     } else {
-                        cx.out.push_back(Effect::Probe {
-                            worker: id.clone(),
-                            purpose: Purpose::Readiness,
-                        });
+                        self.probe(id, Purpose::Readiness, cx);
                     }
                 }
             }
@@ -102,26 +97,18 @@ impl App {
                 liveness,
                 ..
             } => {
-                if readiness.due(now) {
-                    cx.out.push_back(Effect::Probe {
-                        worker: id.clone(),
-                        purpose: Purpose::Readiness,
-                    });
+                let (ready, alive) = (readiness.due(now), liveness.due(now));
+                if ready {
+                    self.probe(id, Purpose::Readiness, cx);
                 }
-                if liveness.due(now) {
-                    cx.out.push_back(Effect::Probe {
-                        worker: id.clone(),
-                        purpose: Purpose::Liveness,
-                    });
+                if alive {
+                    self.probe(id, Purpose::Liveness, cx);
                 }
             }
-            State::Draining { until } if *until <= now => self.signal_stop(id, cx),
+            State::Draining { until, .. } if *until <= now => self.signal_stop(id, cx),
             State::Stopping { kill_at, .. } if *kill_at <= now => {
-                let why = format!(
-                    "it had not ended within kill_timeout {}",
-                    format_duration(worker.spec().kill_timeout)
-                );
-                self.kill(id, &why, cx);
+                let timeout_ms = millis(spec.kill_timeout);
+                self.kill(id, Killed::Timeout { timeout_ms }, cx);
             }
             State::Sweeping { kill_at, .. } if *kill_at <= now => self.sweep(id, cx),
             State::Spawning { .. }
@@ -132,9 +119,22 @@ impl App {
         }
     }
 
+    fn probe(&self, id: &WorkerId, purpose: Purpose, cx: &mut Context<'_>) {
+        let Some(worker) = self.workers().find(|w| w.id == *id) else {
+            return;
+        };
+        cx.out.push_back(Effect::Probe {
+            worker: id.clone(),
+            purpose,
+            instance: worker.instance,
+            pid: worker.pid,
+            revision: self.releases[worker.revision].clone(),
+        });
+    }
+
     /// Whether something has to be done by some time.
     pub fn hurries(&self) -> bool {
-        self.operation
+        self.rollout
             .as_ref()
             .is_some_and(|o| o.deadline().is_some())
             || self.workers().any(|w| w.deadline().is_some())
@@ -143,72 +143,55 @@ impl App {
     /// Nothing is known to have run since `seen`: what was to be done by some time has so much more.
     pub fn stood_still(&mut self, seen: Time, cx: &mut Context<'_>) {
         let gap = cx.now.since(seen);
-        let mut news = self
-            .operation
-            .as_ref()
-            .is_some_and(|o| o.deadline().is_some());
-        if let Some(Course::Forward { deadline: Some(at) } | Course::Back { deadline: at, .. }) =
-            self.operation.as_mut().map(|o| &mut o.course)
+        let mut news = false;
+        if let Some(Phase::Progress { deadline: Some(at) } | Phase::RollBack { deadline: at, .. }) =
+            self.rollout.as_mut().map(|rollout| &mut rollout.phase)
         {
             *at = *at + gap;
+            news = true;
         }
-        for worker in self.workers_mut() {
-            news |= worker.stood_still(seen, gap);
+        for worker in self.slots.iter_mut().flatten() {
+            let spec = &self.releases[worker.revision].spec;
+            news |= worker.stood_still(spec, seen, gap);
         }
         if news {
-            self.note(
-                format!(
-                    "rsup or its machine stood still for {}: nobody is blamed for it",
-                    format_duration(gap)
-                ),
-                true,
-                cx,
-            );
+            let for_ms = millis(gap);
+            self.record(What::StoodStill { for_ms }, cx);
         }
     }
 
-    /// Not ready in time: it is stopped, and its seat's policy decides.
+    /// Not ready in time: it is stopped, and the restart policy decides.
     fn too_slow(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let Some(worker) = self.worker(id) else {
+        let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
-        let timeout = format_duration(worker.spec().listen_timeout);
-        let last = worker
-            .reason
-            .take()
-            .map(|r| format!(" ({r})"))
-            .unwrap_or_default();
-        let reason = format!("was not ready within listen_timeout {timeout}{last}");
+        let timeout_ms = millis(spec.listen_timeout);
+        let last = worker.doubt.take();
         let before = worker.clone();
-        worker.condemned = Some(reason.clone());
-        if self.tries_hidden(&before, &reason, cx) {
-            self.signal_stop(id, cx);
-            return;
-        }
-        self.note(
-            format!(
-                "{} (pid {}) {reason}",
-                before.instance,
-                before.pid.unwrap_or(0)
-            ),
-            true,
-            cx,
-        );
+        worker.retiring = Some(Retire::TooSlow {
+            timeout_ms,
+            last: last.clone(),
+        });
+        let loss = Loss::TooSlow { timeout_ms, last };
+        let again = self.tries_hidden(&before, Some(&loss), cx);
         self.signal_stop(id, cx);
-        self.lost(&before, None, &reason, FailureCode::NotReady, cx);
+        if !again {
+            self.lost(&before, loss, cx);
+        }
     }
 
-    fn kill(&mut self, id: &WorkerId, why: &str, cx: &mut Context<'_>) {
+    fn kill(&mut self, id: &WorkerId, why: Killed, cx: &mut Context<'_>) {
         let app = self.name.clone();
         let Some(worker) = self.worker(id) else {
             return;
         };
         worker.state = State::Killing { since: cx.now };
-        let instance = worker.instance;
+        let worker = worker.clone();
         cx.out.push_back(Effect::Relay {
             app,
             slot: id.slot,
             on: true,
+            hung: worker.is_hung(),
         });
         cx.out.push_back(Effect::Signal {
             worker: id.clone(),
@@ -216,7 +199,7 @@ impl App {
             reach: Reach::Tree,
         });
         self.progress(id, Step::Killed, cx);
-        self.note(format!("{instance} was killed: {why}"), true, cx);
+        self.record_of(&worker, What::WorkerKilled { why }, cx);
     }
 
     pub(super) fn sweep(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
@@ -236,15 +219,16 @@ impl App {
 
     /// Everything that this app waits for.
     pub fn wakes(&self, now: Time) -> Option<Time> {
-        let workers = self.workers().filter_map(|w| w.wakes(now));
-        let seats = self.seats.iter().filter_map(|s| match s.hold {
-            Hold::Backoff { until } => Some(until),
-            Hold::Open | Hold::Errored | Hold::Exited => None,
+        let workers = self.workers().filter_map(|w| w.wakes(self.spec_of(w), now));
+        let instances = self.sets.values().flat_map(|set| set.instances.values());
+        let backoffs = instances.filter_map(|instance| match instance.state {
+            RestartState::Backoff { until } => Some(until),
+            RestartState::Open | RestartState::Errored | RestartState::Exited => None,
         });
-        let up = seats
+        let up = backoffs
             .chain(self.listening.again)
             .filter(|_| self.goal() == Wanted::Up);
-        let operation = self.operation.as_ref().and_then(|o| o.deadline());
-        workers.chain(up).chain(operation).min()
+        let rollout = self.rollout.as_ref().and_then(|rollout| rollout.deadline());
+        workers.chain(up).chain(rollout).min()
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::super::reason::Explains;
-use super::super::seat::Hold;
+use super::super::restart::RestartState;
+use super::super::set::Set;
 use super::super::worker::{Next, State};
 use super::*;
 
@@ -42,7 +43,7 @@ fn steering(world: &World, name: &AppName, app: &App) {
             let weight = table.weights[slot];
             let state = worker
                 .as_ref()
-                .filter(|w| w.spec().listen.contains(&table.address))
+                .filter(|w| app.spec_of(w).listen.contains(&table.address))
                 .map(|w| &w.state);
             match state {
                 Some(State::Ready { unready: false, .. }) => {
@@ -68,11 +69,11 @@ pub fn serves(worker: &Worker) -> bool {
 /// No action but a stop or a restart takes a serving worker away without one to take its place.
 fn nobody_missed(served: &[WorkerId], app: &App, input: &Input, now: Time) {
     let restart = app
-        .operation
+        .rollout
         .as_ref()
         .is_some_and(|o| o.kind == OperationKind::Restart);
     // A reload that waited has begun in the same step in which something else ended: two steps in one.
-    let two = app.operation.as_ref().is_some_and(|o| o.since == now)
+    let two = app.rollout.as_ref().is_some_and(|o| o.since == now)
         && !matches!(input, Input::Request { .. });
     if app.goal() != Wanted::Up || restart || two {
         return;
@@ -87,9 +88,10 @@ fn nobody_missed(served: &[WorkerId], app: &App, input: &Input, now: Time) {
     let Some(taken) = taken else { return };
     let left = app.workers().filter(|w| serves(w)).count();
     let ended = app
-        .seats
-        .iter()
-        .filter(|s| matches!(s.hold, Hold::Exited | Hold::Errored))
+        .sets
+        .values()
+        .flat_map(|set| set.instances.values())
+        .filter(|i| matches!(i.state, RestartState::Exited | RestartState::Errored))
         .count();
     assert!(
         left + ended >= usize::from(app.instances),
@@ -113,7 +115,7 @@ fn processes(world: &World, name: &AppName, app: &App) {
         } = &worker.state
             && clock.next == Next::Never
         {
-            assert_eq!(worker.spec().readiness.check, Check::Notify);
+            assert_eq!(app.spec_of(worker).readiness.check, Check::Notify);
         }
     }
     let known = world.processes.keys().filter(|id| id.app == *name).count();
@@ -121,21 +123,23 @@ fn processes(world: &World, name: &AppName, app: &App) {
 }
 
 /// A failed reload has changed nothing.
-fn after_failure(world: &World, op: OpId, error: &OpError) {
+fn after_failure(world: &World, op: OpId, error: &ActionError) {
     let wish = &world.asked[&op];
     let (Some(from), Some(app)) = (wish.reload_from, world.core.apps.get(&wish.app)) else {
         return;
     };
     // Unless the next one that waited has begun.
-    if error.code != FailureCode::Superseded && app.operation.is_none() {
+    if error.code() != FailureCode::Superseded && app.rollout.is_none() {
         assert_eq!(
-            app.target.number, from,
+            app.current, from,
             "a failed reload left its revision: {app:#?}"
         );
-        assert!(
-            app.workers().all(|w| !(w.active() && w.goes_by_reload())),
-            "a failed reload still takes workers: {app:#?}"
-        );
+        let whole = app.sets.get(&from).is_some_and(|set| {
+            let others = app.sets.iter().filter(|(n, _)| **n != from);
+            set.replicas + others.map(|(_, set)| set.replicas).sum::<u16>() == app.instances
+        });
+        let whole = whole || app.goal() != Wanted::Up;
+        assert!(whole, "a failed reload still takes workers: {app:#?}");
     }
 }
 
@@ -169,15 +173,16 @@ pub fn spawn(world: &World, worker: &WorkerId) {
         "{worker} competes with the relay"
     );
     let held = &world.listening[&worker.app];
-    let spec = app.slots[usize::from(worker.slot)].as_ref().unwrap().spec();
+    let spec = app.spec_of(app.slots[usize::from(worker.slot)].as_ref().unwrap());
     assert!(
         spec.listen.iter().all(|l| held.contains(l)),
         "{worker} has no socket"
     );
-    let (mut most, mut surge) = (app.instances, app.spec().reload.max_surge);
-    if let Some(before) = app.operation.as_ref().and_then(|o| o.before.as_ref()) {
+    let mut most = app.instances;
+    let mut surge = app.spec().surge(most);
+    if let Some(before) = app.rollout.as_ref().and_then(|o| o.from) {
         most = most.max(before.instances);
-        surge = surge.max(before.target.spec.reload.max_surge);
+        surge = surge.max(app.releases[before.revision].spec.surge(most));
     }
     let live = 1 + world
         .processes
@@ -241,33 +246,62 @@ pub fn quiet(world: &World, name: &AppName) {
         assert!(world.processes.is_empty() && world.listening.is_empty());
         return;
     };
-    assert!(app.operation.is_none() && app.queue.is_empty());
+    assert!(app.rollout.is_none() && app.queue.is_empty());
     match app.goal() {
         Wanted::Up => {
-            let healthy = app.workers().filter(|w| w.fresh() && serves(w)).count()
+            let healthy = app
+                .workers()
+                .filter(|w| app.is_current(w) && serves(w))
+                .count()
                 >= usize::from(app.instances);
             if let Some(reason) = app.reason.as_ref().filter(|_| healthy) {
                 assert_eq!(
-                    reason.explains,
+                    reason.explains(),
                     Explains::Action,
                     "a reason outlives what it explains: {app:#?}"
                 );
             }
-            for (instance, seat) in (0u16..).zip(&app.seats) {
-                let live: Vec<&Worker> = app.workers().filter(|w| w.instance == instance).collect();
-                match seat.hold {
-                    Hold::Open => assert!(
-                        live.len() == 1 && live[0].fresh() && serves(live[0]),
-                        "instance {instance}: {app:#?}"
-                    ),
-                    // Two old ones of an instance may stay where no new one comes: one of them serves in
-                    // place of another instance that was given up.
-                    Hold::Errored | Hold::Exited => {
-                        let in_place = live.iter().all(|w| !w.fresh())
-                            && app.workers().count() <= usize::from(app.instances);
-                        assert!(live.len() <= 1 || in_place, "instance {instance}: {app:#?}");
+            let total: u16 = app.sets.values().map(|set| set.replicas).sum();
+            assert_eq!(total, app.instances, "{app:#?}");
+            // What is left of another release serves in place of an instance that was given up.
+            let left = app.workers().filter(|w| {
+                let set = app.sets.get(&w.revision);
+                set.is_none_or(|set| set.replicas == 0)
+            });
+            let left: Vec<&Worker> = left.collect();
+            let given_up = |set: &Set| {
+                let mut instances = set.instances.values();
+                instances.any(|i| i.state == RestartState::Errored)
+            };
+            assert!(left.iter().all(|w| !w.stays()), "{app:#?}");
+            assert!(
+                left.is_empty() || app.sets.values().any(given_up),
+                "{app:#?}"
+            );
+            assert!(
+                app.workers().count() <= usize::from(app.instances),
+                "{app:#?}"
+            );
+            for (revision, set) in app.sets.iter().filter(|(_, set)| set.replicas > 0) {
+                for (instance, policy) in &set.instances {
+                    let of = |w: &&Worker| w.instance == *instance && w.revision == *revision;
+                    let live: Vec<&Worker> = app.workers().filter(of).collect();
+                    match policy.state {
+                        RestartState::Open => assert!(
+                            live.len() == 1 && live[0].stays() && serves(live[0]),
+                            "instance {instance}: {app:#?}"
+                        ),
+                        // Two faulty ones of an instance may stay where no other one comes: one of them serves
+                        // in place of another instance that was given up.
+                        RestartState::Errored | RestartState::Exited => {
+                            let in_place = live.iter().all(|w| !w.stays())
+                                && app.workers().count() <= usize::from(app.instances);
+                            assert!(live.len() <= 1 || in_place, "instance {instance}: {app:#?}");
+                        }
+                        RestartState::Backoff { .. } => {
+                            panic!("instance {instance} still waits: {app:#?}")
+                        }
                     }
-                    Hold::Backoff { .. } => panic!("instance {instance} still waits: {app:#?}"),
                 }
             }
         }

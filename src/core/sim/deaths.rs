@@ -1,7 +1,7 @@
 //! The daemon is killed, and the next one goes on from what was written down.
 
-use super::super::operation::Course;
-use super::super::seat::Hold;
+use super::super::restart::RestartState;
+use super::super::rollout::Phase;
 use super::super::worker::State;
 use super::*;
 
@@ -202,7 +202,7 @@ impl World {
             return;
         };
         let stays = |w: &Worker| {
-            was.wanted == Wanted::Up && was.operation.is_none() && w.fresh() && w.ready()
+            was.wanted == Wanted::Up && was.rollout.is_none() && was.is_current(w) && w.ready()
         };
         for worker in was.workers().filter(|w| stays(w)) {
             if let Found::Alive { pid } = found[&worker.id] {
@@ -211,7 +211,7 @@ impl World {
                     .worker(&worker.id)
                     .unwrap_or_else(|| panic!("{} was lost: {app:#?}", worker.id));
                 assert!(
-                    now.ready() && now.fresh() && now.pid == Some(pid),
+                    now.ready() && now.stays() && now.pid == Some(pid),
                     "{was:#?} {app:#?}"
                 );
             }
@@ -221,14 +221,23 @@ impl World {
         };
         let queued = !was.queue.is_empty();
         if !was.workers().any(ended) && !queued {
-            assert_eq!(app.target.number, was.target.number);
-            for (now, was) in app.seats.iter().zip(&was.seats) {
-                assert_eq!((now.restarts, &now.hold), (was.restarts, &was.hold));
+            assert_eq!(app.current, was.current);
+            for (revision, was) in &was.sets {
+                let now = app
+                    .sets
+                    .get(revision)
+                    .into_iter()
+                    .flat_map(|set| &set.instances);
+                for (number, now) in now {
+                    if let Some(was) = was.instances.get(number) {
+                        assert_eq!((now.restarts, &now.state), (was.restarts, &was.state));
+                    }
+                }
             }
             let back = |app: &App| {
-                app.operation
+                app.rollout
                     .as_ref()
-                    .is_some_and(|o| matches!(o.course, Course::Back { .. }))
+                    .is_some_and(|o| matches!(o.phase, Phase::RollBack { .. }))
             };
             assert!(back(was) || !back(app), "a reload turned back: {app:#?}");
         }
@@ -260,13 +269,12 @@ impl World {
     pub fn reboots(&mut self) {
         let wanted = |app: &App| {
             let before = app
-                .operation
+                .rollout
                 .as_ref()
-                .filter(|o| o.may_go_back())
-                .and_then(|o| o.before.clone());
-            let (number, instances) = before.map_or((app.target.number, app.instances), |b| {
-                (b.target.number, b.instances)
-            });
+                .filter(|o| o.is_trial())
+                .and_then(|o| o.from);
+            let (number, instances) =
+                before.map_or((app.current, app.instances), |b| (b.revision, b.instances));
             (app.wanted, number, instances)
         };
         let was: BTreeMap<AppName, (Wanted, u64, u16)> = self
@@ -285,20 +293,21 @@ impl World {
             checks::quiet(self, &name);
             let app = self.app(&name);
             assert_eq!(
-                (app.wanted, app.target.number, app.instances),
+                (app.wanted, app.current, app.instances),
                 (wanted, number, instances)
             );
             if wanted == Wanted::Up {
                 assert_eq!(
                     app.workers()
-                        .filter(|w| checks::serves(w) && w.revision.number == number)
+                        .filter(|w| checks::serves(w) && w.revision == number)
                         .count(),
                     usize::from(instances)
                 );
                 assert!(
-                    app.seats
-                        .iter()
-                        .all(|s| s.hold == Hold::Open && s.restarts == 0)
+                    app.sets
+                        .values()
+                        .flat_map(|set| set.instances.values())
+                        .all(|i| i.state == RestartState::Open && i.restarts == 0)
                 );
             }
         }
@@ -322,9 +331,10 @@ fn in_order(effects: &[Effect]) {
             | Effect::Drain { .. }
             | Effect::Signal { .. }
             | Effect::Forget { .. }
+            | Effect::KeepOn { .. }
             | Effect::Progress(_)
             | Effect::Finished { .. }
-            | Effect::Log { .. }
+            | Effect::Record(_)
             | Effect::Removed { .. } => {}
         }
     }
@@ -345,12 +355,19 @@ fn at_every_step(story: impl Fn(&mut World)) {
     }
 }
 
+fn restarts(world: &World, name: &AppName) -> u32 {
+    let sets = world.app(name).sets.values();
+    sets.flat_map(|set| set.instances.values())
+        .map(|i| i.restarts)
+        .sum()
+}
+
 fn revisions(world: &World, name: &AppName) -> Vec<u64> {
     world
         .core
         .workers(name)
         .filter(|w| checks::serves(w))
-        .map(|w| w.revision.number)
+        .map(|w| w.revision)
         .collect()
 }
 
@@ -381,7 +398,7 @@ fn killed_at_any_step_of_a_reload_it_is_done_all_the_same() {
     at_every_step(|world| {
         let name = asked_for(world, reload(&web(3)));
         assert_eq!(revisions(world, &name), [2, 2, 2]);
-        assert!(world.app(&name).seats.iter().all(|s| s.restarts == 0));
+        assert!(restarts(world, &name) == 0);
     });
 }
 
@@ -399,7 +416,7 @@ fn killed_at_any_step_of_a_bad_reload_the_old_workers_stay() {
         let name = go_on(world, reload(&web(3)));
         assert_eq!(world.ready(&name), old);
         assert_eq!(revisions(world, &name), [1, 1, 1]);
-        assert!(world.app(&name).seats.iter().all(|s| s.restarts == 0));
+        assert!(restarts(world, &name) == 0);
     });
 }
 
@@ -458,6 +475,7 @@ fn a_stopping_worker_is_not_told_again_but_one_that_may_not_have_been_is() {
                 op: OpId(9),
                 app: name.clone(),
                 request: Request::Stop,
+                cause: Cause::Command,
             },
         );
         world.effects();
@@ -516,7 +534,7 @@ fn a_halt_that_was_cut_short_is_none_for_the_next_start() {
             );
             assert_eq!(world.ready(&name).len(), if down { 0 } else { 3 });
             assert!(
-                world.app(&name).seats.iter().all(|s| s.restarts == 0),
+                restarts(&world, &name) == 0,
                 "nobody is blamed: {:#?}",
                 world.app(&name)
             );

@@ -29,12 +29,9 @@ fn known(world: &World, name: &AppName) -> Hiding {
 }
 
 fn events(world: &World, name: &AppName) -> String {
-    world
-        .core
-        .events(name, world.now)
-        .iter()
-        .map(|event| event.text.clone() + "\n")
-        .collect()
+    let of = |event: &&Event| event.app == *name;
+    let lines = world.events.iter().filter(of);
+    lines.map(|event| event.line() + "\n").collect()
 }
 
 #[test]
@@ -51,7 +48,12 @@ fn the_first_start_succeeds_and_what_it_found_out_is_remembered() {
                 "{test:?}"
             );
             assert!(
-                world.app(&name).seats.iter().all(|seat| seat.restarts == 0),
+                world
+                    .app(&name)
+                    .sets
+                    .values()
+                    .flat_map(|set| set.instances.values())
+                    .all(|i| i.restarts == 0),
                 "no failure is counted"
             );
             assert_eq!(
@@ -147,9 +149,9 @@ fn a_failure_that_hiding_does_not_help_is_tried_once_and_then_told() {
     });
     let error = world.done(&name, start(&once())).unwrap_err();
     assert!(
-        error.message.contains("exited with code 1"),
+        error.message(&name).contains("exited with code 1"),
         "{}",
-        error.message
+        error.message(&name)
     );
     assert_eq!(world.spawned, 2);
 }

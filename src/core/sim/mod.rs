@@ -17,6 +17,7 @@ use super::app::App;
 use super::worker::State;
 use super::*;
 use crate::config::*;
+use crate::model::{Cause, Event, What};
 
 pub use crate::exit::SIGKILL;
 pub const SIGTERM: i32 = 15;
@@ -134,8 +135,11 @@ pub struct World {
     pub tables: BTreeMap<AppName, Vec<Steering>>,
     pub relays: BTreeMap<(AppName, u16), bool>,
     pub asked: BTreeMap<OpId, OperationWish>,
-    pub finished: BTreeMap<OpId, Result<(), OpError>>,
+    pub finished: BTreeMap<OpId, Result<(), ActionError>>,
     pub removed: Vec<AppName>,
+    pub events: Vec<Event>,
+    /// Workers whose queue is being emptied.
+    pub draining: BTreeSet<WorkerId>,
     pub spawned: u64,
     pub hurried: bool,
     /// Restores the state from what was written down, and injects late inputs, now and then.
@@ -174,6 +178,8 @@ impl World {
             asked: BTreeMap::new(),
             finished: BTreeMap::new(),
             removed: Vec::new(),
+            events: Vec::new(),
+            draining: BTreeSet::new(),
             spawned: 0,
             hurried: false,
             mischief: false,
@@ -196,8 +202,8 @@ impl World {
             .core
             .apps
             .get(app)
-            .filter(|a| reload && a.operation.is_none() && a.wanted == Wanted::Up)
-            .map(|a| a.target.number);
+            .filter(|a| reload && a.rollout.is_none() && a.wanted == Wanted::Up)
+            .map(|a| a.current);
         self.asked.insert(
             op,
             OperationWish {
@@ -209,17 +215,18 @@ impl World {
             op,
             app: app.clone(),
             request,
+            cause: Cause::Command,
         });
         op
     }
 
     /// Asks and runs until it is answered.
-    pub fn done(&mut self, app: &AppName, request: Request) -> Result<(), OpError> {
+    pub fn done(&mut self, app: &AppName, request: Request) -> Result<(), ActionError> {
         let op = self.ask(app, request);
         self.answer(op)
     }
 
-    pub fn answer(&mut self, op: OpId) -> Result<(), OpError> {
+    pub fn answer(&mut self, op: OpId) -> Result<(), ActionError> {
         let until = self.now + Duration::from_secs(1800);
         while !self.finished.contains_key(&op) {
             assert!(
@@ -367,10 +374,14 @@ impl World {
                 });
                 return;
             }
+            Input::Drained { worker } => {
+                if !self.draining.remove(worker) {
+                    return;
+                }
+            }
             Input::Request { .. }
             | Input::Listening { .. }
             | Input::SpawnFailed { .. }
-            | Input::Drained { .. }
             | Input::NotProbed { .. }
             | Input::Traces { .. }
             | Input::Hurry
@@ -488,9 +499,11 @@ impl World {
         let Some(input) = input else { return };
         let before = self.core.apps.clone();
         self.core.handle(self.now, input.clone());
+        let effects = self.effects();
         assert!(
-            self.core.apps == before && self.core.poll_effect().is_none(),
-            "a late input had an effect: {input:?}"
+            self.core.apps == before && effects.is_empty(),
+            "a late input had an effect: {input:?} {effects:#?} {before:#?} {:#?}",
+            self.core.apps
         );
     }
 
@@ -533,7 +546,7 @@ impl World {
             Effect::Steer { app, tables, .. } => {
                 self.tables.insert(app.clone(), tables.clone());
             }
-            Effect::Relay { app, slot, on } => {
+            Effect::Relay { app, slot, on, .. } => {
                 self.relays.insert((app.clone(), *slot), *on);
             }
             Effect::Spawn {
@@ -552,7 +565,9 @@ impl World {
                     },
                 );
             }
-            Effect::Probe { worker, purpose } => {
+            Effect::Probe {
+                worker, purpose, ..
+            } => {
                 let after = ms(self.random.u64(1..40));
                 self.later(
                     after,
@@ -564,6 +579,7 @@ impl World {
                 );
             }
             Effect::Drain { worker } => {
+                self.draining.insert(worker.clone());
                 if let Some(after) = self.processes[worker].behaviour.drains_after {
                     self.later(
                         after,
@@ -591,7 +607,16 @@ impl World {
                 assert!(before.is_none(), "{op:?} is answered twice");
             }
             Effect::Removed { app } => self.removed.push(app.clone()),
-            Effect::Progress(_) | Effect::Log { .. } => {}
+            Effect::KeepOn { worker } => {
+                let stopped = self.processes[worker].stop_sent;
+                assert!(
+                    stopped.is_none(),
+                    "{worker} was told to stop, and is put back"
+                );
+                self.draining.remove(worker);
+            }
+            Effect::Record(event) => self.events.push(event.clone()),
+            Effect::Progress(_) => {}
         }
     }
 
@@ -937,7 +962,7 @@ pub fn web(instances: u16) -> AppSpec {
             reset_after: ms(10_000),
         },
         reload: Reload {
-            max_surge: 1,
+            max_surge: Surge::Workers(1),
             min_ready: ms(0),
             deadline: ms(60_000),
             auto_rollback: true,

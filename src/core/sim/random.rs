@@ -147,7 +147,7 @@ fn spec() -> impl Strategy<Value = AppSpec> {
                 restarts,
             )| {
                 let mut spec = web(instances);
-                spec.reload.max_surge = surge;
+                spec.reload.max_surge = Surge::Workers(surge);
                 spec.reload.auto_rollback = rollback;
                 spec.reload.min_ready = ms(if min_ready { 700 } else { 0 });
                 spec.readiness.check = match check {

@@ -1,6 +1,6 @@
 //! Named stories.
 
-use super::super::seat::Hold;
+use super::super::restart::RestartState;
 use super::*;
 
 /// `web` with so many instances, started and ready.
@@ -44,11 +44,11 @@ fn a_reload_that_never_gets_ready_leaves_the_old_workers_serving() {
     let old = world.ready(&name);
     later_revisions(&mut world, Behaviour::never_ready());
     let error = world.done(&name, reload(&web(3))).unwrap_err();
-    assert_eq!(error.code, FailureCode::NotReady);
+    assert_eq!(error.code(), FailureCode::NotReady);
     assert!(
-        error.message.contains("listen_timeout"),
+        error.message(&name).contains("listen_timeout"),
         "{}",
-        error.message
+        error.message(&name)
     );
     world.run(ms(60_000));
     assert_eq!(world.ready(&name), old);
@@ -67,11 +67,11 @@ fn when_a_later_worker_of_a_reload_fails_the_replaced_ones_go_back() {
     });
     let error = world.done(&name, reload(&web(3))).unwrap_err();
     assert!(
-        error.message.contains("exited with code 1"),
+        error.message(&name).contains("exited with code 1"),
         "{}",
-        error.message
+        error.message(&name)
     );
-    assert!(world.core.workers(&name).all(|w| w.revision.number == 1));
+    assert!(world.core.workers(&name).all(|w| w.revision == 1));
     assert_eq!(world.ready(&name).len(), 3);
 }
 
@@ -89,11 +89,7 @@ fn without_auto_rollback_the_replaced_workers_stay() {
     });
     world.done(&name, reload(&spec)).unwrap_err();
     world.run(ms(10_000));
-    let mut revisions: Vec<u64> = world
-        .core
-        .workers(&name)
-        .map(|w| w.revision.number)
-        .collect();
+    let mut revisions: Vec<u64> = world.core.workers(&name).map(|w| w.revision).collect();
     revisions.sort_unstable();
     assert_eq!(revisions, [1, 2, 2]);
 }
@@ -120,7 +116,7 @@ fn an_old_worker_that_crashes_while_a_bad_revision_is_tried_comes_back_from_its_
             .core
             .workers(&name)
             .filter(|w| w.ready())
-            .all(|w| w.revision.number == 1)
+            .all(|w| w.revision == 1)
     );
 }
 
@@ -164,7 +160,10 @@ fn a_leaking_worker_goes_only_after_its_replacement_is_ready() {
         [old],
         "its replacements fail, so it stays"
     );
-    assert_eq!(world.app(&name).seats[0].hold, Hold::Errored);
+    assert_eq!(
+        world.app(&name).sets[&1].instances[&0].state,
+        RestartState::Errored
+    );
 }
 
 #[test]
@@ -174,7 +173,7 @@ fn a_first_start_without_its_port_leaves_no_app() {
     world.refuses = Box::new(|_, _, _| true);
     let error = world.done(&name, start(&web(2))).unwrap_err();
     assert_eq!(
-        (error.code, error.message.as_str()),
+        (error.code(), error.message(&name).as_str()),
         (FailureCode::Listen, "port 80 is taken")
     );
     assert_eq!(world.removed, [name]);
@@ -187,7 +186,7 @@ fn a_stopped_app_outlives_a_resume_without_its_port() {
     world.done(&name, Request::Stop).unwrap();
     world.refuses = Box::new(|_, _, _| true);
     assert_eq!(
-        world.done(&name, Request::StartStopped).unwrap_err().code,
+        world.done(&name, Request::StartStopped).unwrap_err().code(),
         FailureCode::Listen
     );
     assert_eq!(world.view(&name).phase, AppPhase::Stopped);
@@ -202,7 +201,7 @@ fn a_first_start_that_crashes_goes_on_being_tried() {
     let name = AppName::new("web");
     world.script = Box::new(|_, _, _| Behaviour::crashing());
     let error = world.done(&name, start(&web(1))).unwrap_err();
-    let hint = error.hint.unwrap();
+    let hint = error.hint(&name).unwrap();
     assert!(
         hint.contains("keeps trying") && hint.contains("rsup delete web"),
         "{hint}"
@@ -261,7 +260,7 @@ fn a_reload_to_a_port_that_is_taken_changes_nothing() {
     let mut spec = web(4);
     spec.listen = vec![port(81)];
     assert_eq!(
-        world.done(&name, reload(&spec)).unwrap_err().code,
+        world.done(&name, reload(&spec)).unwrap_err().code(),
         FailureCode::Listen
     );
     world.run(ms(60_000));
@@ -320,12 +319,12 @@ fn a_stop_ends_a_reload_and_the_old_revision_is_what_resumes() {
     world.done(&name, Request::Stop).unwrap();
     for op in [op, queued] {
         assert_eq!(
-            world.finished[&op].as_ref().unwrap_err().code,
+            world.finished[&op].as_ref().unwrap_err().code(),
             FailureCode::Superseded
         );
     }
     world.done(&name, Request::StartStopped).unwrap();
-    assert!(world.core.workers(&name).all(|w| w.revision.number == 1));
+    assert!(world.core.workers(&name).all(|w| w.revision == 1));
 }
 
 #[test]
@@ -341,7 +340,7 @@ fn a_restart_stops_first() {
     assert!(world.steered(&name).is_empty());
     assert!(world.core.workers(&name).all(|w| !w.active()));
     world.answer(op).unwrap();
-    assert!(world.core.workers(&name).all(|w| w.revision.number == 2));
+    assert!(world.core.workers(&name).all(|w| w.revision == 2));
 }
 
 #[test]
@@ -376,7 +375,7 @@ fn a_deleted_name_can_be_used_again() {
     let (mut world, name) = running(2);
     let op = world.ask(&name, Request::Delete);
     assert_eq!(
-        world.done(&name, start(&web(1))).unwrap_err().code,
+        world.done(&name, start(&web(1))).unwrap_err().code(),
         FailureCode::Busy
     );
     world.answer(op).unwrap();
@@ -450,7 +449,7 @@ fn a_queued_reload_follows_the_one_under_way() {
     let (mut world, name) = running(2);
     let first = world.ask(&name, reload(&web(2)));
     let refused = world.done(&name, reload(&web(2))).unwrap_err();
-    assert_eq!(refused.code, FailureCode::Busy);
+    assert_eq!(refused.code(), FailureCode::Busy);
     let second = world.ask(
         &name,
         Request::Reload {
@@ -461,5 +460,153 @@ fn a_queued_reload_follows_the_one_under_way() {
     );
     world.answer(first).unwrap();
     world.answer(second).unwrap();
-    assert!(world.core.workers(&name).all(|w| w.revision.number == 3));
+    assert!(world.core.workers(&name).all(|w| w.revision == 3));
+}
+
+/// The first worker of the second revision ends so long after its start; the rest is good.
+fn dies_after(world: &mut World, after: Duration) {
+    world.script = Box::new(move |_, _, revision| Behaviour {
+        ends_after: (revision.number == 2).then_some((after, 1)),
+        ..Behaviour::good()
+    });
+}
+
+#[test]
+fn a_release_that_dies_soon_after_it_is_ready_fails_and_every_old_worker_stays() {
+    for after in [301, 320, 600, 1200] {
+        for instances in [1, 2, 3] {
+            let mut spec = web(instances);
+            spec.reload.min_ready = ms(1000);
+            let (mut world, name) = running_as(&spec);
+            let old = world.ready(&name);
+            dies_after(&mut world, ms(after));
+            let error = world.done(&name, reload(&spec)).unwrap_err();
+            assert_eq!(error.code(), FailureCode::NotReady, "{after}");
+            assert_eq!(world.ready(&name), old, "{after} of {instances}");
+            world.run(ms(10_000));
+            assert_eq!(world.ready(&name), old);
+        }
+    }
+}
+
+#[test]
+fn an_old_worker_that_only_drains_is_put_back() {
+    let (mut world, name) = running(1);
+    let old = world.ready(&name);
+    for process in world.processes.values_mut() {
+        process.behaviour.drains_after = Some(ms(900));
+    }
+    dies_after(&mut world, ms(800));
+    let op = world.ask(&name, reload(&web(1)));
+    while world.core.worker(&old[0]).unwrap().phase() != WorkerPhase::Draining {
+        world.run(ms(10));
+    }
+    world.answer(op).unwrap_err();
+    assert_eq!(world.ready(&name), old, "it takes traffic again");
+    assert_eq!(world.steered(&name).len(), 1);
+    world.run(ms(10_000));
+    assert_eq!(world.ready(&name), old, "and is not stopped later");
+    assert!(world.events.iter().any(|e| e.what == What::WorkerReturned));
+}
+
+#[test]
+fn a_way_back_that_starts_from_a_folder_which_the_failed_release_uses_too_says_so() {
+    let (mut world, name) = running(2);
+    let failing = |world: &mut World| {
+        world.script = Box::new(|_, instance, revision| {
+            if revision.number > 1 && instance == 1 {
+                Behaviour::crashing()
+            } else {
+                Behaviour::good()
+            }
+        });
+    };
+    failing(&mut world);
+    let error = world.done(&name, reload(&web(2))).unwrap_err();
+    assert!(
+        error.message(&name).contains("started again from /"),
+        "{}",
+        error.message(&name)
+    );
+    let mut elsewhere = web(2);
+    elsewhere.cwd_resolved = "/releases/3".into();
+    let error = world.done(&name, reload(&elsewhere)).unwrap_err();
+    assert!(
+        !error.message(&name).contains("started again"),
+        "{}",
+        error.message(&name)
+    );
+}
+
+#[test]
+fn the_port_of_an_app_that_is_given_up_is_closed_until_the_next_start() {
+    let (mut world, name) = running(2);
+    world.script = Box::new(|_, _, _| Behaviour::crashing());
+    for id in world.ready(&name) {
+        world.crash(&id);
+    }
+    world.run(ms(300));
+    assert!(!world.listening.is_empty(), "one is coming: clients wait");
+    world.run(ms(60_000));
+    assert_eq!(world.view(&name).phase, AppPhase::Errored);
+    assert!(
+        world.listening.is_empty(),
+        "nobody comes: clients are refused"
+    );
+    world.script = Box::new(|_, _, _| Behaviour::good());
+    world.done(&name, Request::StartStopped).unwrap();
+    assert_eq!((world.listening.len(), world.ready(&name).len()), (1, 2));
+}
+
+#[test]
+fn a_worker_that_hangs_is_not_waited_for_until_its_queue_is_empty() {
+    let mut spec = web(2);
+    spec.liveness = Some(Probe {
+        interval: ms(500),
+        ..probe(Check::Tcp)
+    });
+    let (mut world, name) = running_as(&spec);
+    let hung = world.ready(&name)[0].clone();
+    let behaviour = &mut world.processes.get_mut(&hung).unwrap().behaviour;
+    behaviour.hangs_after = Some(ms(0));
+    behaviour.drains_after = None;
+    world.run(ms(4000));
+    let phases: Vec<WorkerPhase> = world.core.workers(&name).map(Worker::phase).collect();
+    assert!(!phases.contains(&WorkerPhase::Draining), "{phases:?}");
+    assert!(
+        world.gone.contains(&hung) || phases.contains(&WorkerPhase::Stopping),
+        "{phases:?}"
+    );
+}
+
+#[test]
+fn a_job_that_ends_well_has_succeeded() {
+    let mut job = web(1);
+    job.listen = Vec::new();
+    job.readiness = probe(Check::Alive);
+    job.restart.policy = RestartPolicy::Never;
+    for (code, good) in [(0, true), (3, false)] {
+        let mut world = World::new(1);
+        let name = job.name.clone();
+        world.script = Box::new(move |_, _, _| Behaviour {
+            ready_after: None,
+            ends_after: Some((ms(50), code)),
+            ..Behaviour::good()
+        });
+        assert_eq!(world.done(&name, start(&job)).is_ok(), good, "{code}");
+    }
+}
+
+#[test]
+fn no_two_releases_share_a_count_of_restarts() {
+    let (mut world, name) = running(1);
+    for _ in 0..2 {
+        world.run(ms(11_000));
+        let id = world.ready(&name)[0].clone();
+        world.crash(&id);
+    }
+    world.run(ms(5000));
+    assert_eq!(world.view(&name).workers[0].restarts, 2);
+    world.done(&name, reload(&web(1))).unwrap();
+    assert_eq!(world.view(&name).workers[0].restarts, 0);
 }

@@ -42,12 +42,9 @@ impl World {
 
     /// What `describe` tells of kills.
     fn killed(&self) -> Vec<String> {
-        let events = self
-            .core
-            .names()
-            .flat_map(|name| self.core.events(name, self.now));
-        events
-            .map(|event| event.text)
+        self.events
+            .iter()
+            .map(Event::line)
             .filter(|text| text.contains("was killed"))
             .collect()
     }
@@ -99,10 +96,9 @@ fn at_each_instant(gap: Duration, who: Who) {
         );
         assert_eq!(world.ready(&name).len(), 3);
         let told = world
-            .core
-            .events(&name, world.now)
+            .events
             .iter()
-            .any(|e| e.text.contains("stood still"));
+            .any(|event| event.line().contains("stood still"));
         assert!(told || over, "instant {instant}: it is not said");
     }
 }
@@ -180,7 +176,7 @@ fn a_real_failure_is_one_after_a_standstill_too() {
     world.core.poll_timeout(world.now);
     world.stand_still(HOURS, Who::Machine);
     let error = world.answer(op).unwrap_err();
-    assert!(error.message.contains("listen_timeout"), "{error:?}");
+    assert!(error.message(&name).contains("listen_timeout"), "{error:?}");
 }
 
 #[test]

@@ -1,0 +1,11 @@
+//! What all layers say to each other about apps and workers: plain data, without a decision and without a clock.
+//! [`words`] alone puts it into English.
+
+pub mod error;
+pub mod event;
+pub mod reason;
+pub mod words;
+
+pub use error::ActionError;
+pub use event::{Cause, Event, What, WorkerName};
+pub use reason::{Because, Doubt, Loss, Retire};
