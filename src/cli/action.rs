@@ -1,107 +1,62 @@
 //! Long actions: send, show the steps, wait, tell what became of each app.
 
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
 
-use super::client::{CallError, Client, Interrupt};
+use super::client::{CallError, Client, Interrupt, Meanwhile};
 use super::error::{CliError, FAILED, Report};
 use super::progress::Progress;
 use super::render::{self, Output};
-use super::targets;
-use crate::config::AppName;
-use crate::control::{Failure, Outcome, Reply, Request, Target};
-use crate::core::OperationKind;
+use crate::control::{Act, Action, ActionId, Ask, Outcome, Untouched};
+use crate::core::{AppPhase, Settings};
 
-/// Sends one request and waits for its outcomes.
-pub fn one(
+/// Sends an action and waits for its outcomes. `settings`: of the files that its apps are from.
+pub fn run(
     out: &Output,
     client: &Client,
-    request: Request,
+    action: Action,
+    settings: Vec<Settings>,
     wait: bool,
 ) -> Result<Vec<Outcome>, CliError> {
-    let interrupt = if wait {
-        Interrupt::hold()
-    } else {
-        Interrupt::none()
+    let act = Act {
+        id: ActionId::new(),
+        action,
+        settings,
     };
-    let progress = Progress::new(out);
-    let reply = client.act(request, wait, &interrupt, &|step| progress.show(step));
-    progress.clear();
-    match reply.map_err(|error| client.explain(error))? {
-        Reply::Finished(outcomes) => Ok(outcomes),
-        _ => Err(targets::unexpected()),
-    }
+    watched(out, client, &act, wait).map_err(|error| client.explain(error))
 }
 
-/// Sends a request for each target, all at the same time; the daemon's refusal of one is its outcome.
-pub fn each(
+/// Sends it, and shows what happens meanwhile.
+pub fn watched<Q: Ask>(
     out: &Output,
     client: &Client,
-    targets: &[Target],
-    kind: OperationKind,
-    request: impl Fn(Target) -> Request,
+    what: &Q,
     wait: bool,
-) -> Result<Vec<Outcome>, CliError> {
-    if let [target] = targets {
-        return one(out, client, request(target.clone()), wait);
-    }
+) -> Result<Q::Reply, CallError> {
     let interrupt = if wait {
         Interrupt::hold()
     } else {
         Interrupt::none()
     };
     let progress = Progress::new(out);
-    let begin = Instant::now();
-    let replies: Vec<Result<Reply, CallError>> = std::thread::scope(|scope| {
-        let calls: Vec<_> = targets
-            .iter()
-            .map(|target| {
-                let request = request(target.clone());
-                let (interrupt, progress) = (&interrupt, &progress);
-                std::thread::Builder::new().spawn_scoped(scope, move || {
-                    client.act(request, wait, interrupt, &|step| progress.show(step))
-                })
-            })
-            .collect();
-        let joined = |(call, target): (
-            std::io::Result<std::thread::ScopedJoinHandle<'_, _>>,
-            &Target,
-        )| match call {
-            Ok(call) => call
-                .join()
-                .unwrap_or_else(|_| Err(CallError::Local("a thread of rsup ended early".into()))),
-            // There is no room for one: then one after the other, so that a stop can make room.
-            Err(_) => client.act(request(target.clone()), wait, &interrupt, &|step| {
-                progress.show(step)
-            }),
-        };
-        calls.into_iter().zip(targets).map(joined).collect()
+    let notes = Mutex::new(Vec::new());
+    let reply = client.act(what, wait, &interrupt, &|meanwhile| match meanwhile {
+        Meanwhile::Progress(step) => progress.show(&step),
+        Meanwhile::Notes(more) => notes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(more),
     });
     progress.clear();
-    let mut outcomes = Vec::new();
-    for (target, reply) in targets.iter().zip(replies) {
-        match (reply, target) {
-            (Ok(Reply::Finished(finished)), _) => outcomes.extend(finished),
-            (Err(CallError::Failed(failure)), Target::App(app) | Target::Worker(app, _)) => {
-                let took_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-                outcomes.push(failed(app, kind, took_ms, failure));
-            }
-            (Err(error), _) => return Err(client.explain(error)),
-            (Ok(_), _) => return Err(targets::unexpected()),
-        }
+    for note in notes.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        out.warning(&format!("warning: {note}\n"));
     }
-    Ok(outcomes)
+    reply
 }
 
-/// The outcome of an action that the daemon, or we, refused.
-pub fn failed(app: &AppName, kind: OperationKind, took_ms: u64, failure: Failure) -> Outcome {
-    Outcome {
-        app: app.clone(),
-        kind,
-        took_ms,
-        view: None,
-        failure: Some(failure),
-        notes: Vec::new(),
-    }
+/// Of an action on one app.
+pub fn only(outcomes: Vec<Outcome>) -> Result<Outcome, CliError> {
+    let first = outcomes.into_iter().next();
+    first.ok_or_else(|| CliError::failed("broken", "the daemon's answer is about no app"))
 }
 
 /// Prints what became of each app; an error if one of them failed.
@@ -119,8 +74,11 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Cl
                 }
                 out.error(&report);
             }
-            None if !out.json => out.text(&render::outcome(outcome, !wait, out.look))?,
-            None => {}
+            None if out.json => {}
+            None => match outcome.untouched {
+                Some(why) => out.note(&untouched(outcome, why)),
+                None => out.text(&render::outcome(outcome, !wait, out.look))?,
+            },
         }
         for note in &outcome.notes {
             out.note(&format!("{}: {note}", outcome.app));
@@ -130,5 +88,22 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Cl
         Err(CliError::AlreadyReported(FAILED))
     } else {
         Ok(())
+    }
+}
+
+/// Why nothing was done, and what would.
+fn untouched(outcome: &Outcome, why: Untouched) -> String {
+    let app = &outcome.app;
+    match why {
+        Untouched::Runs => {
+            let phase = outcome.view.as_ref().map(|view| view.phase);
+            let phase = phase.filter(|phase| *phase != AppPhase::Ready);
+            let phase = phase.map(|phase| format!(" ({})", phase.as_str()));
+            let phase = phase.unwrap_or_default();
+            format!("{app} runs already{phase}; `rsup reload {app}` replaces it")
+        }
+        Untouched::Stopped => {
+            format!("{app} is stopped and stays so; `rsup start {app}` starts it")
+        }
     }
 }

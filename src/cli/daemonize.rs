@@ -13,7 +13,7 @@ use super::client::{CallError, Client, NO_DAEMON, START_HINT};
 use super::environment;
 use super::error::{CliError, FAILED, Report};
 use super::systemctl;
-use crate::control::{self, Reply, Request};
+use crate::control::{self, Ping, Pong};
 use crate::paths::{self, Paths};
 use crate::sys::{inherit, needs};
 use crate::{keeper, lock};
@@ -33,7 +33,7 @@ const LOG_LINES: usize = 10;
 pub fn ensure(paths: &Paths) -> Result<Client, CliError> {
     let client = Client::new(paths)?;
     // One that was killed in the midst of a stop is to begin with this start, not to go on with the stop.
-    match client.clone().of_next_daemon().try_ask(Request::Ping) {
+    match client.clone().of_next_daemon().try_ask(&Ping) {
         Ok(reply) => return accept(client, reply),
         Err(CallError::NoDaemon) => {}
         Err(error) => return Err(client.explain(error)),
@@ -119,7 +119,7 @@ fn until_it_answers(
     loop {
         // Asked before the answer is tried: a daemon that ends in between may have answered others.
         let ended = child.try_wait();
-        match client.try_ask(Request::Ping) {
+        match client.try_ask(&Ping) {
             Ok(reply) => return accept(Client::new(paths)?, reply),
             // Still starting, or the one that had the lock was just about to end.
             Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {}
@@ -157,7 +157,7 @@ fn until_it_answers(
 fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Client, CliError> {
     let deadline = Instant::now() + WITHIN;
     loop {
-        match client.try_ask(Request::Ping) {
+        match client.try_ask(&Ping) {
             Ok(reply) => return accept(client, reply),
             Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_))
                 if Instant::now() < deadline =>
@@ -178,19 +178,17 @@ fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Cl
     }
 }
 
-fn accept(client: Client, reply: Reply) -> Result<Client, CliError> {
-    match reply {
-        Reply::Pong {
-            version, protocol, ..
-        } if protocol != control::VERSION => Err(client.explain(CallError::Version {
-            daemon: version,
-            protocol,
-        })),
-        Reply::Pong { .. } => Ok(client),
-        _ => Err(client.explain(CallError::Broken(
-            "it answered a ping with something else".into(),
-        ))),
+fn accept(client: Client, pong: Pong) -> Result<Client, CliError> {
+    let Pong {
+        version, protocol, ..
+    } = pong;
+    if protocol == control::VERSION {
+        return Ok(client);
     }
+    Err(client.explain(CallError::Version {
+        daemon: version,
+        protocol,
+    }))
 }
 
 /// The log of a new daemon and its keeper.

@@ -75,19 +75,31 @@ fn begin(
             Ok(())
         }
         Request::Start { spec, base_env } => {
+            if leaves(app) {
+                app.queue.push_back((op, spec, Some(base_env)));
+                return Ok(());
+            }
             not_busy(app, cx)?;
-            not_running(app)?;
+            if app.workers().next().is_some() || !given_up(app) {
+                not_running(app)?;
+            }
             app.target = next_revision(app, *spec, Some(base_env));
             come_up(app, kind, op, None, cx);
             Ok(())
         }
         Request::StartStopped => {
+            if leaves(app) && app.goal() == Wanted::Down {
+                let spec = AppSpec {
+                    instances: app.instances,
+                    ..app.spec().clone()
+                };
+                let base_env = app.target.base_env.clone();
+                app.queue.push_back((op, Box::new(spec), Some(base_env)));
+                return Ok(());
+            }
             not_busy(app, cx)?;
-            let given_up = app
-                .seats
-                .iter()
-                .any(|s| matches!(s.hold, Hold::Errored | Hold::Exited | Hold::Backoff { .. }));
-            if !given_up {
+            // Whoever asks wants to know when it is ready.
+            if app.all_serve(cx.now) {
                 not_running(app)?;
             }
             come_up(app, kind, op, None, cx);
@@ -106,17 +118,14 @@ fn begin(
             base_env,
             queue,
         } => {
-            if queue && app.operation.is_some() && app.goal() == Wanted::Up {
+            not_stopped(app)?;
+            if queue && app.operation.is_some() {
                 app.queue.push_back((op, spec, base_env));
                 return Ok(());
             }
             not_busy(app, cx)?;
             let before = before(app);
             app.target = next_revision(app, *spec, base_env);
-            if app.goal() != Wanted::Up {
-                come_up(app, OperationKind::Start, op, None, cx);
-                return Ok(());
-            }
             condemn_all(app, REPLACED_BY_RELOAD);
             come_up(app, kind, op, Some(before), cx);
             app.note(
@@ -257,10 +266,12 @@ fn supersede(app: &mut App, by: OperationKind, cx: &mut Context<'_>) {
         }
         (o.op, o.kind)
     });
-    let queued = app
-        .queue
-        .drain(..)
-        .map(|(op, ..)| (op, OperationKind::Reload));
+    // While it is to be up, reloads wait; while it is not, a start does.
+    let waits = match app.goal() {
+        Wanted::Up => OperationKind::Reload,
+        Wanted::Down | Wanted::Deleted => OperationKind::Start,
+    };
+    let queued = app.queue.drain(..).map(|(op, ..)| (op, waits));
     for (op, kind) in running.into_iter().chain(queued) {
         let message = format!(
             "the {} of `{}` was ended by a {}",
@@ -295,6 +306,32 @@ fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), OpError> {
         hint: Some(hint),
         worker: None,
     })
+}
+
+/// It is being stopped or deleted, and nothing waits for that yet: a start can.
+fn leaves(app: &App) -> bool {
+    app.goal() != Wanted::Up && app.operation.is_some() && app.queue.is_empty()
+}
+
+/// Some workers have ended for good, or wait for their next try.
+fn given_up(app: &App) -> bool {
+    let given_up = |seat: &Seat| {
+        matches!(
+            seat.hold,
+            Hold::Errored | Hold::Exited | Hold::Backoff { .. }
+        )
+    };
+    app.seats.iter().any(given_up)
+}
+
+/// What is stopped is started by a start alone.
+fn not_stopped(app: &App) -> Result<(), OpError> {
+    if app.goal() == Wanted::Up {
+        return Ok(());
+    }
+    let hint = format!("rsup start {}", app.name);
+    let message = format!("`{}` is stopped", app.name);
+    Err(refused(FailureCode::Stopped, message, &hint))
 }
 
 fn not_running(app: &App) -> Result<(), OpError> {

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::{Daemon, Error, Event, StartRequest, now};
 use crate::config::{self, AppName, AppSpec, Loaded};
-use crate::control::{Answer, Call, Reply, Request, Target, VERSION};
+use crate::control::{Action, ActionId, Answer, Call, Reply, Request, Target};
 use crate::core::{AppPhase, Completion, Settings};
 use crate::sys::needs;
 
@@ -63,9 +63,8 @@ impl Daemon {
     /// Starts what the command line gave. An earlier daemon may have died with some of it: that goes on, and is
     /// reloaded where it is to be otherwise now. One that died while it stopped everything has nothing to go on with.
     pub(super) fn start_given(&mut self) {
-        if let Some(settings) = self.options.settings.take()
-            && let Reply::Supervised { notes } = self.supervise(settings)
-        {
+        if let Some(settings) = self.options.settings.take() {
+            let notes = self.supervise(settings);
             notes.iter().for_each(|note| warn!("{note}"));
         }
         let Some(StartRequest { apps, base_env }) = self.options.start.take() else {
@@ -77,22 +76,22 @@ impl Daemon {
                 .supervisor
                 .names()
                 .filter(|name| apps.iter().all(|app| app.name != **name));
-            let others: Vec<AppName> = others.cloned().collect();
-            for name in others {
-                self.call_myself(Request::Delete {
-                    target: Target::App(name),
-                });
+            let targets: Vec<Target> = others.cloned().map(Target::App).collect();
+            if !targets.is_empty() {
+                self.call_myself(Action::Delete { targets });
             }
         }
         let goes_on =
             |app: &AppSpec| !self.cut_short && self.supervisor.revision(&app.name).is_some();
         let (known, fresh): (Vec<AppSpec>, Vec<AppSpec>) = apps.into_iter().partition(goes_on);
-        let changed: Vec<AppSpec> = known
+        let changed = known
             .into_iter()
-            .filter(|app| self.spec(&app.name).as_ref() != Some(app))
-            .collect();
+            .filter(|app| self.as_it_runs(&app.name).as_ref() != Some(app));
+        let (changed, stopped): (Vec<_>, Vec<_>) =
+            changed.partition(|app| self.runs(&app.name).is_some());
+        let fresh = [fresh, stopped].concat();
         if !changed.is_empty() {
-            self.call_myself(Request::Reload {
+            self.call_myself(Action::Reload {
                 apps: changed,
                 base_env: Some(base_env.clone()),
                 queue: true,
@@ -100,7 +99,7 @@ impl Daemon {
         }
         if !fresh.is_empty() {
             self.calls.report_start();
-            self.call_myself(Request::Start {
+            self.call_myself(Action::Start {
                 apps: fresh,
                 base_env,
             });
@@ -108,16 +107,9 @@ impl Daemon {
     }
 
     /// The log tells what becomes of it; nobody reads the answers.
-    fn call_myself(&mut self, request: Request) {
+    fn call_myself(&mut self, action: Action) {
         let (answer, mut answers) = mpsc::unbounded_channel();
-        self.on_call(
-            Call {
-                version: VERSION,
-                request,
-                wait: true,
-            },
-            answer,
-        );
+        self.on_call(request(action, Vec::new()), answer);
         tokio::spawn(async move { while answers.recv().await.is_some() {} });
     }
 
@@ -166,7 +158,7 @@ impl Daemon {
                     .view(name, now())
                     .is_some_and(|view| runs(view.phase))
             })
-            .filter_map(|name| self.spec(name))
+            .filter_map(|name| self.as_it_runs(name))
             .collect();
         let settings = self
             .supervisor
@@ -176,19 +168,18 @@ impl Daemon {
         let events = self.events.clone();
         // Files may be on a disk that is slow.
         let begun = super::aside("rsup-reread", move || {
-            let Some(requests) = reread(&names, running, settings) else {
+            let Some((apps, settings)) = reread(&names, running, settings) else {
                 return warn!("nothing was reloaded");
             };
-            for request in requests {
-                let (answer, answers) = mpsc::unbounded_channel();
-                let call = Call {
-                    version: VERSION,
-                    request,
-                    wait: true,
-                };
-                if events.send(Event::Call { call, answer }).is_ok() {
-                    tell(answers);
-                }
+            let reload = Action::Reload {
+                apps,
+                base_env: None,
+                queue: true,
+            };
+            let (answer, answers) = mpsc::unbounded_channel();
+            let call = request(reload, settings);
+            if events.send(Event::Call { call, answer }).is_ok() {
+                tell(answers);
             }
         });
         if let Err(why) = begun {
@@ -202,7 +193,7 @@ fn reread(
     known: &[AppName],
     running: Vec<AppSpec>,
     settings: Option<PathBuf>,
-) -> Option<Vec<Request>> {
+) -> Option<(Vec<AppSpec>, Vec<Settings>)> {
     let mut files: BTreeMap<PathBuf, Loaded> = BTreeMap::new();
     let mut broken = false;
     for source in running
@@ -256,27 +247,29 @@ fn reread(
             ),
         }
     }
-    let supervise = files
-        .into_iter()
-        .map(|(source, loaded)| Request::Supervise {
-            settings: Settings {
-                source,
-                spec: loaded.config.supervisor,
-            },
-        });
-    let reload = (!apps.is_empty()).then_some(Request::Reload {
-        apps,
-        base_env: None,
-        queue: true,
+    let settings = files.into_iter().map(|(source, loaded)| Settings {
+        source,
+        spec: loaded.config.supervisor,
     });
-    Some(supervise.chain(reload).collect())
+    Some((apps, settings.collect()))
+}
+
+fn request(action: Action, settings: Vec<Settings>) -> Call {
+    let id = ActionId::new();
+    let request = Request::Action {
+        id,
+        action,
+        settings,
+    };
+    Call::new(request, true)
 }
 
 /// Puts into words what became of a call that nobody else waits for.
 fn tell(mut answers: mpsc::UnboundedReceiver<Answer>) {
     while let Some(answer) = answers.blocking_recv() {
         match answer {
-            Answer::Accepted(_) | Answer::Progress(_) => {}
+            Answer::Progress(_) => {}
+            Answer::Notes(notes) => notes.iter().for_each(|note| warn!("{note}")),
             Answer::Failed(failure) => warn!("{}", failure.message),
             Answer::Done(Reply::Finished(outcomes)) => {
                 for outcome in outcomes {
@@ -287,9 +280,6 @@ fn tell(mut answers: mpsc::UnboundedReceiver<Answer>) {
                         None => info!("{} is reloaded", outcome.app),
                     }
                 }
-            }
-            Answer::Done(Reply::Supervised { notes, .. }) => {
-                notes.iter().for_each(|note| warn!("{note}"))
             }
             Answer::Done(_) => {}
         }

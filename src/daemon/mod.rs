@@ -3,7 +3,7 @@
 
 mod admin;
 mod adopt;
-mod calls;
+mod clients;
 mod drain;
 mod effects;
 mod fdstore;
@@ -18,7 +18,6 @@ mod port_conflicts;
 mod probe;
 mod relay;
 mod saving;
-mod server;
 mod signals;
 mod sockets;
 mod spawn;
@@ -49,7 +48,7 @@ use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
 use crate::sys::listen::Given;
 use crate::sys::{needs, process, takeover};
-use calls::Calls;
+use clients::Calls;
 pub use foreground::ExitWhen;
 use foreground::Verdict;
 use relay::{Relay, Relays};
@@ -105,7 +104,7 @@ pub struct Options {
     pub exit_when: ExitWhen,
 }
 
-/// As [`crate::control::Request::Start`].
+/// As [`crate::control::Action::Start`].
 #[derive(Clone, Debug)]
 pub struct StartRequest {
     pub apps: Vec<AppSpec>,

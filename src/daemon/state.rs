@@ -17,7 +17,8 @@ use std::thread::JoinHandle;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use crate::core::{OpError, OpId, STATE_VERSION, Supervisor};
+use super::clients::remembered::{Begun, Results};
+use crate::core::{STATE_VERSION, Supervisor};
 use crate::lock;
 use crate::paths::Paths;
 use crate::sys::process;
@@ -56,7 +57,10 @@ pub struct DaemonState {
     pub processes: BTreeMap<u64, Process>,
     /// How the latest actions ended: who waited for one may have lost the daemon before its answer.
     #[serde(default)]
-    pub results: VecDeque<(OpId, Result<(), OpError>)>,
+    pub results: Results,
+    /// The latest actions, by the ids that their clients gave them.
+    #[serde(default)]
+    pub actions: VecDeque<Begun>,
     /// The latest.
     #[serde(default)]
     pub upgrade: Option<Upgrade>,
@@ -318,6 +322,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::core::OpId;
 
     /// Written by version 1; never to be changed.
     const VERSION_1: &[u8] = include_bytes!("fixtures/state-1.json");
@@ -361,6 +366,7 @@ mod tests {
             )]
             .into(),
             results: [(OpId(9), Ok(()))].into(),
+            actions: VecDeque::new(),
             upgrade: None,
             written: 9,
         };

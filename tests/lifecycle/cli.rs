@@ -574,7 +574,7 @@ fn nonsense_on_the_socket_gets_an_answer_and_does_no_harm() {
         (b"\0\0", "could not be read"),
         (&frame("not json"), "not understood"),
         (
-            &frame("{\"version\":1,\"request\":\"explode\",\"wait\":true}"),
+            &frame("{\"version\":2,\"request\":\"explode\",\"wait\":true}"),
             "not understood",
         ),
         (

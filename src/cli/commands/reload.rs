@@ -2,7 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, reread, targets};
-use crate::control::Request;
+use crate::control::Action;
 
 /// Replace the workers of an app one by one, without a failed request
 ///
@@ -32,13 +32,12 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
-    let apps = reread::reread(&selection.apps(), &client, &cx.out)?;
-    let base_env = args.update_env.then(|| cx.base_env());
-    let request = Request::Reload {
+    let (apps, settings) = reread::for_command(&selection.apps(), &selection.known, &cx.out)?;
+    let reload = Action::Reload {
         apps,
-        base_env,
+        base_env: args.update_env.then(|| cx.base_env()),
         queue: args.wait,
     };
-    let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
+    let outcomes = action::run(&cx.out, &client, reload, settings, !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

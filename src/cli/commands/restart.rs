@@ -2,7 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, reread, targets};
-use crate::control::Request;
+use crate::control::Action;
 
 /// Stop and start all workers of an app at once
 ///
@@ -25,13 +25,9 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("restart")?;
-    let apps = reread::reread(&selection.apps(), &client, &cx.out)?;
+    let (apps, settings) = reread::for_command(&selection.apps(), &selection.known, &cx.out)?;
     let base_env = args.update_env.then(|| cx.base_env());
-    let outcomes = action::one(
-        &cx.out,
-        &client,
-        Request::Restart { apps, base_env },
-        !args.no_wait,
-    )?;
+    let restart = Action::Restart { apps, base_env };
+    let outcomes = action::run(&cx.out, &client, restart, settings, !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

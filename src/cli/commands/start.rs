@@ -6,12 +6,11 @@ use nix::sys::signal::SigSet;
 
 use crate::cli::client::{CallError, Client};
 use crate::cli::error::{CliError, FAILED};
-use crate::cli::targets::{self, Selection};
-use crate::cli::{Context, action, daemonize, render, settings};
+use crate::cli::{Context, action, daemonize, render, settings, targets};
 use crate::config::AppSpec;
 use crate::config::{self, Script};
-use crate::control::{Failure, FailureCode, Outcome, Reply, Request, Target};
-use crate::core::{AppPhase, AppView, OperationKind, Settings, WorkerPhase};
+use crate::control::{Action, Ping, Pong, Snapshot};
+use crate::core::Settings;
 use crate::daemon::{self, StartRequest};
 use crate::logs;
 
@@ -295,7 +294,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     if args.foreground {
         foreground(apps, settings, &args.foreground_options, cx)
     } else {
-        background(&apps, settings, !args.no_wait, cx)
+        background(apps, settings, !args.no_wait, cx)
     }
 }
 
@@ -354,11 +353,8 @@ fn from_file(
 
 fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, CliError> {
     let client = cx.client()?.for_a_start();
-    match client.try_ask(Request::Specs {
-        target: Target::All,
-    }) {
-        Ok(Reply::Specs(specs)) => Ok(specs.iter().any(|spec| spec.name.as_str() == word)),
-        Ok(_) => Err(targets::unexpected()),
+    match client.try_ask(&Snapshot) {
+        Ok(known) => Ok(known.iter().any(|known| known.spec.name.as_str() == word)),
         Err(CallError::NoDaemon) => Ok(false),
         Err(error) => Err(client.explain(error)),
     }
@@ -367,59 +363,10 @@ fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, CliError> {
 /// Starts apps as they were last configured.
 fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?.for_a_start();
-    let selection = targets::select(&client, names)?;
-    let views = targets::views(&client)?;
-    let (idle, well): (Vec<_>, Vec<_>) = expand(selection).into_iter().partition(|target| {
-        let Target::App(app) = target else {
-            return true;
-        };
-        views
-            .iter()
-            .find(|view| view.name == *app)
-            .is_none_or(needs_start)
-    });
-    let well: Vec<_> = views
-        .iter()
-        .filter(|view| well.contains(&Target::App(view.name.clone())))
-        .collect();
-    let running = well.into_iter().map(|view| already(view, cx)).collect();
-    let mut outcomes = Vec::new();
-    if !idle.is_empty() {
-        outcomes = action::each(
-            &cx.out,
-            &client,
-            &idle,
-            OperationKind::Start,
-            |target| Request::StartStopped { target },
-            wait,
-        )?;
-    }
-    conclude(running, outcomes, wait, cx)
-}
-
-/// `all` as its apps.
-fn expand(selection: Selection) -> Vec<Target> {
-    match selection.targets.as_slice() {
-        [Target::All] => selection
-            .known
-            .into_iter()
-            .map(|spec| Target::App(spec.name))
-            .collect(),
-        _ => selection.targets,
-    }
-}
-
-/// Stopped, or with workers that were given up or wait for their next try.
-fn needs_start(view: &AppView) -> bool {
-    matches!(
-        view.phase,
-        AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored
-    ) || view.workers.iter().any(|worker| {
-        matches!(
-            worker.phase,
-            WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff
-        )
-    })
+    let targets = targets::select(&client, names)?.targets;
+    let start = Action::StartStopped { targets };
+    let outcomes = action::run(&cx.out, &client, start, Vec::new(), wait)?;
+    action::conclude(&cx.out, &outcomes, wait)
 }
 
 fn foreground(
@@ -431,16 +378,15 @@ fn foreground(
     let paths = cx.paths()?;
     paths.create().map_err(CliError::usage)?;
     let client = Client::new(&paths)?.of_next_daemon();
-    match client.try_ask(Request::Ping) {
+    match client.try_ask(&Ping) {
         Err(CallError::NoDaemon) => {}
-        Ok(Reply::Pong { pid, .. }) => {
+        Ok(Pong { pid, .. }) => {
             let problem = CliError::failed(
                 "already_running",
                 format!("a daemon runs already (pid {pid})"),
             );
             return Err(problem.hint("leave out --foreground, or end it with `rsup kill`"));
         }
-        Ok(_) => return Err(targets::unexpected()),
         Err(error) => return Err(client.explain(error)),
     }
     let start = Some(StartRequest {
@@ -481,104 +427,17 @@ fn foreground(
 }
 
 fn background(
-    apps: &[AppSpec],
+    apps: Vec<AppSpec>,
     settings: Option<Settings>,
     wait: bool,
     cx: &Context,
 ) -> Result<(), CliError> {
     let client = daemonize::ensure(&cx.paths()?)?;
-    if let Some(settings) = settings {
-        settings::tell(&client, settings, &cx.out)?;
-    }
-    let (known, views) = (targets::known(&client)?, targets::views(&client)?);
-    let (mut fresh, mut running, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
-    for app in apps {
-        let view = views.iter().find(|view| view.name == app.name);
-        let old = known.iter().find(|spec| spec.name == app.name);
-        match (view, old) {
-            (Some(view), Some(old))
-                if !matches!(
-                    view.phase,
-                    AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored
-                ) =>
-            {
-                if is_same(old, app) {
-                    running.push(already(view, cx))
-                } else {
-                    outcomes.push(clash(old))
-                }
-            }
-            _ => fresh.push(app.clone()),
-        }
-    }
-    if !fresh.is_empty() {
-        let request = Request::Start {
-            apps: fresh,
-            base_env: cx.base_env(),
-        };
-        outcomes.extend(action::one(&cx.out, &client, request, wait)?);
-    }
-    conclude(running, outcomes, wait, cx)
-}
-
-/// The same app, if perhaps with other settings: from the same file, or the same command.
-fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
-    match (&old.source, &new.source) {
-        (Some(old), Some(new)) => old == new,
-        (None, None) => old.command == new.command && old.cwd == new.cwd,
-        _ => false,
-    }
-}
-
-fn already(view: &AppView, cx: &Context) -> Outcome {
-    let phase = if view.phase == AppPhase::Ready {
-        String::new()
-    } else {
-        format!(" ({})", view.phase.as_str())
-    };
-    cx.out.note(&format!(
-        "{0} runs already{phase}; `rsup reload {0}` replaces it",
-        view.name
-    ));
-    Outcome {
-        app: view.name.clone(),
-        kind: OperationKind::Start,
-        took_ms: 0,
-        view: Some(view.clone()),
-        failure: None,
-        notes: Vec::new(),
-    }
-}
-
-fn clash(old: &AppSpec) -> Outcome {
-    let from = match &old.source {
-        Some(file) => format!("from {}", file.display()),
-        None => format!("in {}: {}", old.cwd.display(), old.command.join(" ")),
-    };
-    let failure = Failure::new(
-        FailureCode::AlreadyRunning,
-        format!("another app called {} runs already\n{from}", old.name),
-    )
-    .hint(format!(
-        "give this one another name, or `rsup delete {}`",
-        old.name
-    ));
-    action::failed(&old.name, OperationKind::Start, 0, failure)
-}
-
-/// As for other actions; that some ran already has been told in words.
-fn conclude(
-    running: Vec<Outcome>,
-    outcomes: Vec<Outcome>,
-    wait: bool,
-    cx: &Context,
-) -> Result<(), CliError> {
-    let shown = if cx.out.json {
-        [running, outcomes].concat()
-    } else {
-        outcomes
-    };
-    action::conclude(&cx.out, &shown, wait)
+    let base_env = cx.base_env();
+    let start = Action::Start { apps, base_env };
+    let settings = settings.into_iter().collect();
+    let outcomes = action::run(&cx.out, &client, start, settings, wait)?;
+    action::conclude(&cx.out, &outcomes, wait)
 }
 
 #[cfg(test)]

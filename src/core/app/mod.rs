@@ -155,6 +155,14 @@ impl App {
             .filter(|w| w.id.generation == id.generation)
     }
 
+    /// As many fresh workers serve as there are to be.
+    pub fn all_serve(&self, now: Time) -> bool {
+        let serving = self
+            .workers()
+            .filter(|w| w.fresh() && stage(w, now) == Stage::Serving);
+        serving.count() >= usize::from(self.instances)
+    }
+
     pub fn spec(&self) -> &AppSpec {
         &self.target.spec
     }
