@@ -25,6 +25,17 @@ pub fn run(
     watched(out, client, &act, wait).map_err(|error| client.explain(error))
 }
 
+/// Sends it; of what happens meanwhile, only what the user should know is said.
+pub fn quietly<Q: Ask>(out: &Output, client: &Client, what: &Q) -> Result<Q::Reply, CliError> {
+    let note = |meanwhile| {
+        if let Meanwhile::Notes(notes) = meanwhile {
+            notes.iter().for_each(|note| out.trouble(note));
+        }
+    };
+    let reply = client.act(what, true, &Interrupt::none(), &note);
+    reply.map_err(|error| client.explain(error))
+}
+
 /// Sends it, and shows what happens meanwhile.
 pub fn watched<Q: Ask>(
     out: &Output,

@@ -82,6 +82,8 @@ pub enum Verb {
     Unstartup(commands::unstartup::Args),
     #[command(hide = true)]
     AfterService(commands::after_service::Args),
+    #[command(name = crate::daemon::REREAD, hide = true)]
+    Reread(commands::reread::Args),
     #[command(hide = true)]
     Daemon(commands::daemon::Args),
     #[command(hide = true)]
@@ -181,6 +183,7 @@ fn dispatch(verb: Verb, cx: &Context) -> Result<(), CliError> {
         Verb::Startup(args) => commands::startup::run(args, cx),
         Verb::Unstartup(args) => commands::unstartup::run(args, cx),
         Verb::AfterService(args) => commands::after_service::run(args, cx),
+        Verb::Reread(args) => commands::reread::run(args, cx),
         Verb::Daemon(args) => commands::daemon::run(args, cx),
         Verb::SampleApp(args) => commands::sample_app::run(args, cx),
     }

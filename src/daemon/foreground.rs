@@ -1,19 +1,16 @@
-//! A daemon in the foreground, as in a container: when it ends by itself, with which code, and what
-//! SIGHUP means to it.
+//! A daemon in the foreground, as in a container: what it starts, when it ends by itself, and with
+//! which code.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::{Daemon, Error, Event, StartRequest, now};
-use crate::config::{self, AppName, AppSpec, Loaded};
-use crate::control::{Action, ActionId, Answer, Call, Reply, Request, Target};
-use crate::core::{AppPhase, Completion, Settings};
-use crate::sys::needs;
+use super::{Daemon, Error, StartRequest};
+use crate::config::AppSpec;
+use crate::control::{Action, ActionId, Call, Request, Target};
+use crate::core::Completion;
 
 /// When a daemon in the foreground ends though nobody told it to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,7 +106,12 @@ impl Daemon {
     /// The log tells what becomes of it; nobody reads the answers.
     fn call_myself(&mut self, action: Action) {
         let (answer, mut answers) = mpsc::unbounded_channel();
-        self.on_call(request(action, Vec::new()), answer);
+        let request = Request::Action {
+            id: ActionId::new(),
+            action,
+            settings: Vec::new(),
+        };
+        self.on_call(Call::new(request, true), answer);
         tokio::spawn(async move { while answers.recv().await.is_some() {} });
     }
 
@@ -137,151 +139,5 @@ impl Daemon {
         }
         self.verdict.ended = Some(end);
         self.stop_everything();
-    }
-
-    /// SIGHUP: does what `rsup reload` would for every app that is not stopped.
-    pub(super) fn reread(&mut self) {
-        info!("told to reload: reading the configuration again");
-        let names: Vec<_> = self.supervisor.names().cloned().collect();
-        let runs = |phase| match phase {
-            AppPhase::Starting
-            | AppPhase::Ready
-            | AppPhase::Degraded
-            | AppPhase::Reloading
-            | AppPhase::Errored => true,
-            AppPhase::Stopping | AppPhase::Stopped => false,
-        };
-        let running: Vec<AppSpec> = names
-            .iter()
-            .filter(|name| {
-                self.supervisor
-                    .view(name, now())
-                    .is_some_and(|view| runs(view.phase))
-            })
-            .filter_map(|name| self.as_it_runs(name))
-            .collect();
-        let settings = self
-            .supervisor
-            .settings
-            .as_ref()
-            .map(|settings| settings.source.clone());
-        let events = self.events.clone();
-        // Files may be on a disk that is slow.
-        let begun = super::aside("rsup-reread", move || {
-            let Some((apps, settings)) = reread(&names, running, settings) else {
-                return warn!("nothing was reloaded");
-            };
-            let reload = Action::Reload {
-                apps,
-                base_env: None,
-                queue: true,
-            };
-            let (answer, answers) = mpsc::unbounded_channel();
-            let call = request(reload, settings);
-            if events.send(Event::Call { call, answer }).is_ok() {
-                tell(answers);
-            }
-        });
-        if let Err(why) = begun {
-            warn!("{}", needs::words("nothing was reloaded", &why));
-        }
-    }
-}
-
-/// What to ask for; `None`, and it has been said why, if a file has errors. `known` are all apps of the daemon.
-fn reread(
-    known: &[AppName],
-    running: Vec<AppSpec>,
-    settings: Option<PathBuf>,
-) -> Option<(Vec<AppSpec>, Vec<Settings>)> {
-    let mut files: BTreeMap<PathBuf, Loaded> = BTreeMap::new();
-    let mut broken = false;
-    for source in running
-        .iter()
-        .filter_map(|spec| spec.source.clone())
-        .chain(settings)
-    {
-        match config::load(&source) {
-            Ok(loaded) => {
-                files.insert(source, loaded);
-            }
-            Err(errors) => {
-                broken = true;
-                for line in errors.to_string().lines() {
-                    error!("{line}");
-                }
-            }
-        }
-    }
-    if broken {
-        return None;
-    }
-    for (source, loaded) in &files {
-        for new in loaded
-            .config
-            .apps
-            .iter()
-            .filter(|app| !known.contains(&app.name))
-        {
-            info!(
-                "{} is new in its file and not started; `rsup start {}` starts it",
-                new.name,
-                source.display()
-            );
-        }
-    }
-    let mut apps = Vec::new();
-    for mut old in running {
-        let Some(loaded) = old.source.as_ref().and_then(|source| files.get(source)) else {
-            match config::resolve_cwd(&mut old) {
-                Ok(()) => apps.push(old),
-                Err(why) => warn!("{} stays as it is: {}: {why}", old.name, old.cwd.display()),
-            }
-            continue;
-        };
-        match loaded.config.apps.iter().find(|new| new.name == old.name) {
-            Some(new) => apps.push(new.clone()),
-            None => warn!(
-                "{0} is no longer in its file and stays as it is; `rsup delete {0}` ends it",
-                old.name
-            ),
-        }
-    }
-    let settings = files.into_iter().map(|(source, loaded)| Settings {
-        source,
-        spec: loaded.config.supervisor,
-    });
-    Some((apps, settings.collect()))
-}
-
-fn request(action: Action, settings: Vec<Settings>) -> Call {
-    let id = ActionId::new();
-    let request = Request::Action {
-        id,
-        action,
-        settings,
-    };
-    Call::new(request, true)
-}
-
-/// Puts into words what became of a call that nobody else waits for.
-fn tell(mut answers: mpsc::UnboundedReceiver<Answer>) {
-    while let Some(answer) = answers.blocking_recv() {
-        match answer {
-            Answer::Progress(_) => {}
-            Answer::Notes(notes) => notes.iter().for_each(|note| warn!("{note}")),
-            Answer::Failed(failure) => warn!("{}", failure.message),
-            Answer::Done(Reply::Finished(outcomes)) => {
-                for outcome in outcomes {
-                    match outcome.failure {
-                        Some(failure) => {
-                            warn!("{} was not reloaded: {}", outcome.app, failure.message)
-                        }
-                        None => info!("{} is reloaded", outcome.app),
-                    }
-                }
-            }
-            Answer::Done(_) => {}
-        }
     }
 }

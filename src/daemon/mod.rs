@@ -26,6 +26,7 @@ mod state;
 pub mod systemd;
 mod takeover_support;
 mod tree;
+mod triggers;
 mod upgrade;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -57,6 +58,7 @@ use sockets::Sockets;
 use spawn::Running;
 use start::Inheritance;
 pub use state::{is_of_foreground, left_behind};
+pub use triggers::REREAD;
 pub use upgrade::{CAN_GO_ON, takes_over, try_state};
 
 /// How the daemon was started.
@@ -554,7 +556,7 @@ impl Daemon {
             Caught::Child => self.reap(),
             Caught::Reopen => self.pump.reopen(),
             Caught::Hangup if !self.options.foreground => {}
-            Caught::Hangup if !self.ending && !foreground::has_terminal() => self.reread(),
+            Caught::Hangup if !self.ending && !foreground::has_terminal() => self.on_hangup(),
             Caught::Hangup => self.told_to_stop(Signal::SIGHUP as i32),
             Caught::Stop(signal) => self.told_to_stop(signal),
         }

@@ -265,7 +265,7 @@ async fn try_out(program: PathBuf, state: Vec<u8>, folder: &Path) -> Result<(), 
 }
 
 /// This process's own, with the descriptor of a manifest.
-fn environment(
+pub fn environment(
     manifest: Option<i32>,
     variables: &[(String, String)],
 ) -> Result<Vec<CString>, String> {

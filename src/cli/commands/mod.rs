@@ -13,6 +13,7 @@ pub mod list;
 pub mod logs;
 pub mod ping;
 pub mod reload;
+pub mod reread;
 pub mod restart;
 pub mod sample_app;
 pub mod scale;
