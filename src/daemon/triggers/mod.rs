@@ -63,7 +63,7 @@ async fn client(settings: Option<PathBuf>) -> Result<(), String> {
         say(&line);
     }
     match end.await {
-        Ok(Ok(Exit::Code(0 | 1 | 2))) => Ok(()),
+        Ok(Ok(Exit::Code(0..=2))) => Ok(()),
         Ok(Ok(exit)) => Err(format!("`rsup {REREAD}` {exit}")),
         Ok(Err(_)) | Err(_) => Err(format!("`rsup {REREAD}` did not end")),
     }
