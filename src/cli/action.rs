@@ -6,6 +6,7 @@ use super::client::{CallError, Client, Interrupt, Meanwhile};
 use super::error::{CliError, FAILED, Report};
 use super::progress::Progress;
 use super::render::{self, Output};
+use crate::config::AppName;
 use crate::control::{Act, Action, ActionId, Ask, Outcome, Untouched};
 use crate::core::{AppPhase, Settings};
 
@@ -17,12 +18,23 @@ pub fn run(
     settings: Vec<Settings>,
     wait: bool,
 ) -> Result<Vec<Outcome>, CliError> {
+    sent(out, client, action, settings, wait).map_err(|error| client.explain(error))
+}
+
+/// The same, with the error as it is.
+pub fn sent(
+    out: &Output,
+    client: &Client,
+    action: Action,
+    settings: Vec<Settings>,
+    wait: bool,
+) -> Result<Vec<Outcome>, CallError> {
     let act = Act {
         id: ActionId::new(),
         action,
         settings,
     };
-    watched(out, client, &act, wait).map_err(|error| client.explain(error))
+    watched(out, client, &act, wait)
 }
 
 /// Sends it; of what happens meanwhile, only what the user should know is said.
@@ -113,8 +125,11 @@ fn untouched(outcome: &Outcome, why: Untouched) -> String {
             let phase = phase.unwrap_or_default();
             format!("{app} runs already{phase}; `rsup reload {app}` replaces it")
         }
-        Untouched::Stopped => {
-            format!("{app} is stopped and stays so; `rsup start {app}` starts it")
-        }
+        Untouched::Stopped => stays_stopped(app),
     }
+}
+
+/// Said where all apps, or those of a file, are meant.
+pub fn stays_stopped(app: &AppName) -> String {
+    format!("{app} is stopped and stays so; `rsup start {app}` starts it")
 }

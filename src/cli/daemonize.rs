@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::client::{CallError, Client, NO_DAEMON, START_HINT};
+use super::client::{CallError, Client, Interrupt, NO_DAEMON, START_HINT};
 use super::environment;
-use super::error::{CliError, FAILED, Report};
+use super::error::{CliError, FAILED, INTERRUPTED, Report};
 use super::systemctl;
 use crate::control::{self, Ping, Pong};
 use crate::paths::{self, Paths};
@@ -23,6 +23,8 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// A daemon that ended at once may have lost against another one, which must answer within this time.
 const GRACE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
+/// How often a daemon that is about to end is asked whether it still is.
+const AGAIN: Duration = Duration::from_millis(250);
 /// Lines of the daemon's log that go with an error.
 const LOG_LINES: usize = 10;
 
@@ -39,6 +41,20 @@ pub fn ensure(paths: &Paths) -> Result<Client, CliError> {
         Err(error) => return Err(client.explain(error)),
     }
     start(paths, client, Wish::Start)
+}
+
+/// Waits while a daemon that is about to end is there, but not for its apps longer than a moment:
+/// something else may have become of it.
+pub fn until_it_ends(paths: &Paths) -> Result<(), CliError> {
+    let interrupt = Interrupt::hold();
+    let look_again = Instant::now() + AGAIN;
+    // Without a socket it has stopped everything, and is about to be gone.
+    while !others_are_gone(paths) && (Instant::now() < look_again || !paths.socket().exists()) {
+        if interrupt.wait(POLL) {
+            return Err(CliError::AlreadyReported(INTERRUPTED));
+        }
+    }
+    Ok(())
 }
 
 /// What a new daemon is wanted for.

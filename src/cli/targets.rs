@@ -5,7 +5,8 @@ use std::path::Path;
 use super::client::Client;
 use super::error::CliError;
 use crate::config::{AppName, AppSpec};
-use crate::control::{Known, Snapshot, Target};
+use crate::control::{Known, Outcome, Snapshot, Target, Untouched};
+use crate::core::OperationKind;
 
 /// What was asked for, and the apps that the daemon knows.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub struct Selection {
     pub targets: Vec<Target>,
     /// All that the daemon knows.
     pub known: Vec<Known>,
+    /// Those meant by their own names, not by `all` or a file.
+    named: Vec<AppName>,
 }
 
 impl Selection {
@@ -26,6 +29,24 @@ impl Selection {
             })
         };
         self.known.iter().filter(meant).collect()
+    }
+
+    /// The apps that the targets belong to, without those that are stopped and were not meant by
+    /// their own names: these stay as they are, as the outcomes say.
+    pub fn apps_that_run(&self, kind: OperationKind) -> (Vec<&Known>, Vec<Outcome>) {
+        let apps = self.apps().into_iter();
+        let (stay, run): (Vec<_>, Vec<_>) =
+            apps.partition(|known| !known.is_up() && !self.named.contains(&known.spec.name));
+        let left = stay.into_iter().map(|known| Outcome {
+            app: known.spec.name.clone(),
+            kind,
+            took_ms: 0,
+            view: Some(known.view.clone()),
+            failure: None,
+            untouched: Some(Untouched::Stopped),
+            notes: Vec::new(),
+        });
+        (run, left.collect())
     }
 
     /// For verbs that take whole apps only.
@@ -53,8 +74,9 @@ pub fn select(client: &Client, words: &[String]) -> Result<Selection, CliError> 
     resolve(words, client.ask(&Snapshot)?)
 }
 
-fn resolve(words: &[String], known: Vec<Known>) -> Result<Selection, CliError> {
-    let mut targets = Vec::new();
+/// The same among these apps.
+pub fn resolve(words: &[String], known: Vec<Known>) -> Result<Selection, CliError> {
+    let (mut targets, mut named) = (Vec::new(), Vec::new());
     for word in words {
         if is_file(word) {
             let of_file: Vec<_> = known
@@ -88,6 +110,9 @@ fn resolve(words: &[String], known: Vec<Known>) -> Result<Selection, CliError> {
         {
             return Err(unknown(app.as_str(), &known));
         }
+        if let Target::App(app) = &target {
+            named.push(app.clone());
+        }
         targets.push(target);
     }
     if targets.contains(&Target::All) {
@@ -113,6 +138,7 @@ fn resolve(words: &[String], known: Vec<Known>) -> Result<Selection, CliError> {
     Ok(Selection {
         targets: kept,
         known,
+        named,
     })
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ActionId, Outcome, Reply, Request, Target};
 use crate::config::{AppName, AppSpec};
-use crate::core::{AppView, Description, Settings};
+use crate::core::{AppPhase, AppView, Description, Settings};
 
 /// What is asked; each has a type of its own that implements [`Ask`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,6 +150,20 @@ pub struct Known {
     /// What its next workers are started from.
     pub spec: AppSpec,
     pub view: AppView,
+}
+
+impl Known {
+    /// Not stopped, and not about to be.
+    pub fn is_up(&self) -> bool {
+        match self.view.phase {
+            AppPhase::Starting
+            | AppPhase::Ready
+            | AppPhase::Degraded
+            | AppPhase::Reloading
+            | AppPhase::Errored => true,
+            AppPhase::Stopping | AppPhase::Stopped => false,
+        }
+    }
 }
 
 /// Every app is stopped and the daemon ends now.

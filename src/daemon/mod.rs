@@ -57,7 +57,7 @@ use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
 use start::Inheritance;
-pub use state::{is_of_foreground, left_behind};
+pub use state::{is_of_foreground, known_from_before, left_behind};
 pub use triggers::REREAD;
 pub use upgrade::{CAN_GO_ON, takes_over, try_state};
 

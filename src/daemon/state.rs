@@ -18,6 +18,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use super::clients::remembered::{Begun, Results};
+use crate::config::AppName;
 use crate::core::{STATE_VERSION, Supervisor};
 use crate::lock;
 use crate::paths::Paths;
@@ -172,6 +173,14 @@ pub fn left_behind(paths: &Paths) -> Option<usize> {
             .values()
             .filter(|p| procfs::is_alive(p.pid, p.started))
             .count()
+    })
+}
+
+/// The apps that the next daemon will know, where none runs.
+pub fn known_from_before(paths: &Paths) -> Vec<AppName> {
+    let state = read(&paths.saved_state()).ok();
+    state.map_or_else(Vec::new, |state| {
+        state.supervisor.names().cloned().collect()
     })
 }
 

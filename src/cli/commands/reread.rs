@@ -7,7 +7,6 @@ use crate::cli::error::{CliError, FAILED};
 use crate::cli::reread::{self, Reread};
 use crate::cli::{Context, action};
 use crate::control::{Act, Action, ActionId, Known, Snapshot};
-use crate::core::AppPhase;
 
 /// Reload every app that is up, from its file as it is now; the daemon does this by itself
 #[derive(Debug, clap::Args)]
@@ -27,7 +26,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
 fn reload(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?.of_next_daemon();
     let known = client.ask(&Snapshot)?;
-    let up: Vec<&Known> = known.iter().filter(|known| is_up(known)).collect();
+    let (up, stopped): (Vec<&Known>, Vec<&Known>) = known.iter().partition(|known| known.is_up());
+    for known in stopped {
+        let app = &known.spec.name;
+        cx.out.note(&action::stays_stopped(app));
+    }
     let Reread {
         apps,
         settings,
@@ -69,16 +72,4 @@ fn reload(args: Args, cx: &Context) -> Result<(), CliError> {
         return Err(CliError::AlreadyReported(FAILED));
     }
     Ok(())
-}
-
-/// Not stopped, and not about to be.
-fn is_up(known: &Known) -> bool {
-    match known.view.phase {
-        AppPhase::Starting
-        | AppPhase::Ready
-        | AppPhase::Degraded
-        | AppPhase::Reloading
-        | AppPhase::Errored => true,
-        AppPhase::Stopping | AppPhase::Stopped => false,
-    }
 }

@@ -9,10 +9,11 @@ use crate::cli::error::{CliError, FAILED};
 use crate::cli::{Context, action, daemonize, render, settings, targets};
 use crate::config::AppSpec;
 use crate::config::{self, Script};
-use crate::control::{Action, Ping, Pong, Snapshot};
+use crate::control::{Action, FailureCode, Ping, Pong, Snapshot};
 use crate::core::Settings;
 use crate::daemon::{self, StartRequest};
 use crate::logs;
+use crate::paths::Paths;
 
 /// Start the apps of a file, a script, a command, or stopped apps by name
 ///
@@ -360,13 +361,64 @@ fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, CliError> {
     }
 }
 
-/// Starts apps as they were last configured.
+/// Starts apps as they were last configured. After `rsup kill`, the next daemon knows them.
 fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), CliError> {
-    let client = cx.client()?.for_a_start();
-    let targets = targets::select(&client, names)?.targets;
-    let start = Action::StartStopped { targets };
-    let outcomes = action::run(&cx.out, &client, start, Vec::new(), wait)?;
+    let paths = cx.paths()?;
+    let mut client = cx.client()?.for_a_start();
+    let mut waits = Waits::default();
+    let outcomes = loop {
+        let selection = match client.try_ask(&Snapshot) {
+            Ok(known) => targets::resolve(names, known)?,
+            Err(CallError::NoDaemon) if knows(&paths, names) => {
+                client = daemonize::ensure(&paths)?;
+                continue;
+            }
+            Err(error) => return Err(client.explain(error)),
+        };
+        let start = Action::StartStopped {
+            targets: selection.targets,
+        };
+        match action::sent(&cx.out, &client, start, Vec::new(), wait) {
+            Ok(outcomes) => break outcomes,
+            Err(error) => waits.for_the_end(&paths, &client, error, cx)?,
+        }
+    };
     action::conclude(&cx.out, &outcomes, wait)
+}
+
+/// Whether a daemon of before knew these apps, and the next one will.
+fn knows(paths: &Paths, names: &[String]) -> bool {
+    let known = daemon::known_from_before(paths);
+    !known.is_empty()
+        && names
+            .iter()
+            .all(|name| name == "all" || known.iter().any(|app| app.as_str() == name))
+}
+
+/// The wait for a daemon that is about to end, so that the next one can start what is asked for.
+#[derive(Default)]
+struct Waits {
+    said: bool,
+}
+
+impl Waits {
+    /// An error, unless it is that the daemon ends.
+    fn for_the_end(
+        &mut self,
+        paths: &Paths,
+        client: &Client,
+        error: CallError,
+        cx: &Context,
+    ) -> Result<(), CliError> {
+        if !matches!(&error, CallError::Failed(why) if why.code == FailureCode::Ending) {
+            return Err(client.explain(error));
+        }
+        if !std::mem::replace(&mut self.said, true) {
+            cx.out
+                .note("rsup is stopping every app; what is asked for is started after its end");
+        }
+        daemonize::until_it_ends(paths)
+    }
 }
 
 fn foreground(
@@ -432,11 +484,21 @@ fn background(
     wait: bool,
     cx: &Context,
 ) -> Result<(), CliError> {
-    let client = daemonize::ensure(&cx.paths()?)?;
+    let paths = cx.paths()?;
     let base_env = cx.base_env();
-    let start = Action::Start { apps, base_env };
-    let settings = settings.into_iter().collect();
-    let outcomes = action::run(&cx.out, &client, start, settings, wait)?;
+    let mut waits = Waits::default();
+    let outcomes = loop {
+        let client = daemonize::ensure(&paths)?;
+        let start = Action::Start {
+            apps: apps.clone(),
+            base_env: base_env.clone(),
+        };
+        let settings = settings.iter().cloned().collect();
+        match action::sent(&cx.out, &client, start, settings, wait) {
+            Ok(outcomes) => break outcomes,
+            Err(error) => waits.for_the_end(&paths, &client, error, cx)?,
+        }
+    };
     action::conclude(&cx.out, &outcomes, wait)
 }
 
