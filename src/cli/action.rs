@@ -126,6 +126,9 @@ fn untouched(outcome: &Outcome, why: Untouched) -> String {
             format!("{app} runs already{phase}; `rsup reload {app}` replaces it")
         }
         Untouched::Stopped => stays_stopped(app),
+        Untouched::NotInFile => format!(
+            "{app} is no longer in the file and goes on; `rsup delete {app}` ends it, as does --prune"
+        ),
     }
 }
 

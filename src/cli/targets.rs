@@ -177,7 +177,8 @@ pub fn is_file(word: &str) -> bool {
             .is_some_and(|extension| extension == "toml")
 }
 
-fn same_file(source: &Path, given: &Path) -> bool {
+/// Both paths lead to the same file.
+pub fn same_file(source: &Path, given: &Path) -> bool {
     let plain = |path: &Path| {
         path.canonicalize()
             .or_else(|_| std::path::absolute(path))

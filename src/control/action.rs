@@ -57,6 +57,15 @@ pub enum Action {
     Delete {
         targets: Vec<Target>,
     },
+    /// Start those of these apps that are not up, and reload those that are, whatever they are from.
+    /// `prune` are to be deleted.
+    Up {
+        apps: Vec<AppSpec>,
+        base_env: BTreeMap<String, String>,
+        /// For those that are reloaded too.
+        update_env: bool,
+        prune: Vec<AppName>,
+    },
     Scale {
         app: AppName,
         to: ScaleTo,
@@ -103,4 +112,6 @@ pub enum Untouched {
     Runs,
     /// It was not meant by its name, and is stopped on purpose.
     Stopped,
+    /// It goes on, though the file that it is from does not have it any more.
+    NotInFile,
 }

@@ -22,5 +22,6 @@ pub mod start;
 pub mod startup;
 pub mod stop;
 pub mod unstartup;
+pub mod up;
 pub mod upgrade;
 pub mod verify;

@@ -18,7 +18,8 @@ use crate::paths::Paths;
 /// Start the apps of a file, a script, a command, or stopped apps by name
 ///
 /// Without an argument it starts what ./supervisor.toml describes. Apps that run already are left
-/// alone. It waits until all are ready; the daemon is started in the background if none runs.
+/// alone; if their file says something else by now, that is an error which says what (`rsup up` brings
+/// it about). It waits until all are ready; the daemon is started in the background if none runs.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Examples:\n  rsup start\n  rsup start /srv/api/supervisor.toml --only api\n  rsup start server.js -i 2 --listen 3000\n  rsup start -n api -- ./server --flag\n  rsup start api"
@@ -314,7 +315,7 @@ fn without_daemon(problem: CliError, names: &[String]) -> CliError {
     }
 }
 
-fn from_file(
+pub fn from_file(
     file: &Path,
     only: &[String],
     cx: &Context,
@@ -397,13 +398,13 @@ fn knows(paths: &Paths, names: &[String]) -> bool {
 
 /// The wait for a daemon that is about to end, so that the next one can start what is asked for.
 #[derive(Default)]
-struct Waits {
+pub struct Waits {
     said: bool,
 }
 
 impl Waits {
     /// An error, unless it is that the daemon ends.
-    fn for_the_end(
+    pub fn for_the_end(
         &mut self,
         paths: &Paths,
         client: &Client,

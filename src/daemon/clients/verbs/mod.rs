@@ -8,6 +8,7 @@ mod scale;
 mod signal;
 mod start;
 mod stop;
+mod up;
 
 use super::{Caller, reply};
 use crate::config::AppName;
@@ -79,6 +80,12 @@ impl Daemon {
                 queue,
             } => self.reload(apps, base_env, queue),
             Action::Delete { targets } => self.delete(&targets),
+            Action::Up {
+                apps,
+                base_env,
+                update_env,
+                prune,
+            } => self.up(apps, base_env, update_env, prune),
             Action::Scale { app, to } => self.scale(app, to),
         }
     }

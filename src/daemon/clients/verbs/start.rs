@@ -20,7 +20,10 @@ impl Daemon {
         for spec in apps {
             let waiting = self.supervisor.waiting_start(&spec.name);
             let step = match (self.runs(&spec.name), waiting) {
-                (Some(old), _) if !is_same(old, &spec) => Step::Refuse(clash(old)),
+                (Some(old), _) if !is_same(old, &spec) => Step::Refuse(clash(old, &spec)),
+                (Some(old), _) if !old.differences(&spec).is_empty() => {
+                    Step::Refuse(differs(old, &spec))
+                }
                 (Some(_), _) => self.start_known(&spec.name),
                 (None, Some(op)) => Step::Join(op),
                 (None, None) => {
@@ -104,14 +107,40 @@ fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
     }
 }
 
-fn clash(old: &AppSpec) -> Failure {
+fn clash(old: &AppSpec, new: &AppSpec) -> Failure {
     let from = match &old.source {
         Some(file) => format!("from {}", file.display()),
         None => format!("in {}: {}", old.cwd.display(), old.command.join(" ")),
     };
     let why = format!("another app called {} runs already\n{from}", old.name);
-    Failure::new(FailureCode::AlreadyRunning, why).hint(format!(
-        "give this one another name, or `rsup delete {}`",
-        old.name
-    ))
+    let hint = match &new.source {
+        Some(file) => format!(
+            "if it is the same, `rsup up {}` moves it here by a reload; if not, give this one another name",
+            file.display()
+        ),
+        None => format!("give this one another name, or `rsup delete {}`", old.name),
+    };
+    Failure::new(FailureCode::AlreadyRunning, why).hint(hint)
+}
+
+/// Left alone, since a start replaces nothing; but not in silence.
+fn differs(old: &AppSpec, new: &AppSpec) -> Failure {
+    let name = &old.name;
+    let what = old.differences(new).join(", ");
+    let (said, hint) = match &new.source {
+        Some(file) => (
+            "its file says",
+            format!("rsup up {}, or rsup reload {name}", file.display()),
+        ),
+        None => (
+            "asked for",
+            format!(
+                "rsup delete {name}, then start it again; `rsup scale` changes the number of workers"
+            ),
+        ),
+    };
+    let why = format!(
+        "{name} runs already, with other settings than {said}: {what}\nnothing was changed"
+    );
+    Failure::new(FailureCode::AlreadyRunning, why).hint(hint)
 }
