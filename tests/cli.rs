@@ -8,7 +8,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rsup::config::AppName;
-use rsup::control::{self, Answer, Call, Failure, FailureCode, Outcome, Reply, Request};
+use rsup::control::{
+    self, Answer, Call, Failure, FailureCode, Listing, Outcome, Pong, Query, Reply, Request,
+};
 use rsup::core::{AppPhase, AppView, OperationKind, Progress, Step};
 use rsup::paths::Paths;
 
@@ -126,6 +128,7 @@ fn scaled(failure: Option<Failure>) -> Vec<Answer> {
         took_ms: 900,
         view: Some(api(AppPhase::Ready)),
         failure,
+        untouched: None,
         notes: Vec::new(),
     };
     vec![
@@ -206,7 +209,7 @@ fn without_a_daemon() {
 
 #[test]
 fn an_open_runtime_folder_is_code_2() {
-    let home = Home::with_daemon(|_| vec![Answer::Done(Reply::List(vec![]))]);
+    let home = Home::with_daemon(|_| vec![Answer::Done(Reply::List(Listing::default()))]);
     assert_eq!(home.rsup("list").code, 0);
     std::fs::set_permissions(home.paths().runtime, std::fs::Permissions::from_mode(0o755)).unwrap();
     let said = home.rsup("list");
@@ -220,14 +223,16 @@ fn an_open_runtime_folder_is_code_2() {
 
 #[test]
 fn ping() {
-    let pong = || Reply::Pong {
-        pid: 7,
-        version: "9.9.9".into(),
-        protocol: control::VERSION,
-        uptime_ms: 65_000,
-        memory: Some(9 << 20),
-        admin: None,
-        troubles: Vec::new(),
+    let pong = || {
+        Reply::Pong(Pong {
+            pid: 7,
+            version: "9.9.9".into(),
+            protocol: control::VERSION,
+            uptime_ms: 65_000,
+            memory: Some(9 << 20),
+            admin: None,
+            troubles: Vec::new(),
+        })
     };
     let home = Home::with_daemon(move |call| {
         assert_eq!(call.request, Request::Ping);
@@ -246,19 +251,22 @@ fn ping() {
 
 #[test]
 fn list_tells_what_is_wrong_with_the_daemon_itself() {
-    let pong = |troubles| Reply::Pong {
-        pid: 7,
-        version: "9.9.9".into(),
-        protocol: control::VERSION,
-        uptime_ms: 1,
-        memory: None,
-        admin: None,
-        troubles,
-    };
     let home = Home::with_daemon(move |call| {
+        let troubles = vec!["its messages are lost".into()];
         vec![Answer::Done(match call.request {
-            Request::List => Reply::List(vec![]),
-            _ => pong(vec!["its messages are lost".into()]),
+            Request::Query(Query::List) => Reply::List(Listing {
+                apps: Vec::new(),
+                troubles,
+            }),
+            _ => Reply::Pong(Pong {
+                pid: 7,
+                version: "9.9.9".into(),
+                protocol: control::VERSION,
+                uptime_ms: 1,
+                memory: None,
+                admin: None,
+                troubles,
+            }),
         })]
     });
     let said = home.rsup("list");
@@ -357,7 +365,11 @@ fn ctrl_c_ends_the_wait_and_says_so() {
 
 #[test]
 fn a_reader_that_leaves_is_no_error() {
-    let home = Home::with_daemon(|_| vec![Answer::Done(Reply::List(vec![api(AppPhase::Ready)]))]);
+    let home = Home::with_daemon(|_| {
+        let apps = vec![api(AppPhase::Ready)];
+        let troubles = Vec::new();
+        vec![Answer::Done(Reply::List(Listing { apps, troubles }))]
+    });
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = home

@@ -1,107 +1,87 @@
 //! Long actions: send, show the steps, wait, tell what became of each app.
 
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
 
-use super::client::{CallError, Client, Interrupt};
+use super::client::{CallError, Client, Interrupt, Meanwhile};
 use super::error::{CliError, FAILED, Report};
 use super::progress::Progress;
 use super::render::{self, Output};
-use super::targets;
 use crate::config::AppName;
-use crate::control::{Failure, Outcome, Reply, Request, Target};
-use crate::core::OperationKind;
+use crate::control::{Act, Action, ActionId, Ask, Outcome, Untouched};
+use crate::core::{AppPhase, Settings};
+use crate::model::Cause;
 
-/// Sends one request and waits for its outcomes.
-pub fn one(
+/// Sends an action and waits for its outcomes. `settings`: of the files that its apps are from.
+pub fn run(
     out: &Output,
     client: &Client,
-    request: Request,
+    action: Action,
+    settings: Vec<Settings>,
     wait: bool,
 ) -> Result<Vec<Outcome>, CliError> {
-    let interrupt = if wait {
-        Interrupt::hold()
-    } else {
-        Interrupt::none()
-    };
-    let progress = Progress::new(out);
-    let reply = client.act(request, wait, &interrupt, &|step| progress.show(step));
-    progress.clear();
-    match reply.map_err(|error| client.explain(error))? {
-        Reply::Finished(outcomes) => Ok(outcomes),
-        _ => Err(targets::unexpected()),
-    }
+    sent(out, client, action, settings, wait).map_err(|error| client.explain(error))
 }
 
-/// Sends a request for each target, all at the same time; the daemon's refusal of one is its outcome.
-pub fn each(
+/// The same, with the error as it is.
+pub fn sent(
     out: &Output,
     client: &Client,
-    targets: &[Target],
-    kind: OperationKind,
-    request: impl Fn(Target) -> Request,
+    action: Action,
+    settings: Vec<Settings>,
     wait: bool,
-) -> Result<Vec<Outcome>, CliError> {
-    if let [target] = targets {
-        return one(out, client, request(target.clone()), wait);
-    }
+) -> Result<Vec<Outcome>, CallError> {
+    let act = Act {
+        id: ActionId::new(),
+        action,
+        settings,
+        cause: Cause::Command,
+    };
+    watched(out, client, &act, wait)
+}
+
+/// Sends it; of what happens meanwhile, only what the user should know is said.
+pub fn quietly<Q: Ask>(out: &Output, client: &Client, what: &Q) -> Result<Q::Reply, CliError> {
+    let note = |meanwhile| {
+        if let Meanwhile::Notes(notes) = meanwhile {
+            notes.iter().for_each(|note| out.trouble(note));
+        }
+    };
+    let reply = client.act(what, true, &Interrupt::none(), &note);
+    reply.map_err(|error| client.explain(error))
+}
+
+/// Sends it, and shows what happens meanwhile.
+pub fn watched<Q: Ask>(
+    out: &Output,
+    client: &Client,
+    what: &Q,
+    wait: bool,
+) -> Result<Q::Reply, CallError> {
     let interrupt = if wait {
         Interrupt::hold()
     } else {
         Interrupt::none()
     };
     let progress = Progress::new(out);
-    let begin = Instant::now();
-    let replies: Vec<Result<Reply, CallError>> = std::thread::scope(|scope| {
-        let calls: Vec<_> = targets
-            .iter()
-            .map(|target| {
-                let request = request(target.clone());
-                let (interrupt, progress) = (&interrupt, &progress);
-                std::thread::Builder::new().spawn_scoped(scope, move || {
-                    client.act(request, wait, interrupt, &|step| progress.show(step))
-                })
-            })
-            .collect();
-        let joined = |(call, target): (
-            std::io::Result<std::thread::ScopedJoinHandle<'_, _>>,
-            &Target,
-        )| match call {
-            Ok(call) => call
-                .join()
-                .unwrap_or_else(|_| Err(CallError::Local("a thread of rsup ended early".into()))),
-            // There is no room for one: then one after the other, so that a stop can make room.
-            Err(_) => client.act(request(target.clone()), wait, &interrupt, &|step| {
-                progress.show(step)
-            }),
-        };
-        calls.into_iter().zip(targets).map(joined).collect()
+    let notes = Mutex::new(Vec::new());
+    let reply = client.act(what, wait, &interrupt, &|meanwhile| match meanwhile {
+        Meanwhile::Progress(step) => progress.show(&step),
+        Meanwhile::Notes(more) => notes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(more),
     });
     progress.clear();
-    let mut outcomes = Vec::new();
-    for (target, reply) in targets.iter().zip(replies) {
-        match (reply, target) {
-            (Ok(Reply::Finished(finished)), _) => outcomes.extend(finished),
-            (Err(CallError::Failed(failure)), Target::App(app) | Target::Worker(app, _)) => {
-                let took_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-                outcomes.push(failed(app, kind, took_ms, failure));
-            }
-            (Err(error), _) => return Err(client.explain(error)),
-            (Ok(_), _) => return Err(targets::unexpected()),
-        }
+    for note in notes.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        out.warning(&format!("warning: {note}\n"));
     }
-    Ok(outcomes)
+    reply
 }
 
-/// The outcome of an action that the daemon, or we, refused.
-pub fn failed(app: &AppName, kind: OperationKind, took_ms: u64, failure: Failure) -> Outcome {
-    Outcome {
-        app: app.clone(),
-        kind,
-        took_ms,
-        view: None,
-        failure: Some(failure),
-        notes: Vec::new(),
-    }
+/// Of an action on one app.
+pub fn only(outcomes: Vec<Outcome>) -> Result<Outcome, CliError> {
+    let first = outcomes.into_iter().next();
+    first.ok_or_else(|| CliError::failed("broken", "the daemon's answer is about no app"))
 }
 
 /// Prints what became of each app; an error if one of them failed.
@@ -119,8 +99,11 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Cl
                 }
                 out.error(&report);
             }
-            None if !out.json => out.text(&render::outcome(outcome, !wait, out.look))?,
-            None => {}
+            None if out.json => {}
+            None => match outcome.untouched {
+                Some(why) => out.note(&untouched(outcome, why)),
+                None => out.text(&render::outcome(outcome, !wait, out.look))?,
+            },
         }
         for note in &outcome.notes {
             out.note(&format!("{}: {note}", outcome.app));
@@ -131,4 +114,27 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Cl
     } else {
         Ok(())
     }
+}
+
+/// Why nothing was done, and what would.
+fn untouched(outcome: &Outcome, why: Untouched) -> String {
+    let app = &outcome.app;
+    match why {
+        Untouched::Runs => {
+            let phase = outcome.view.as_ref().map(|view| view.phase);
+            let phase = phase.filter(|phase| *phase != AppPhase::Ready);
+            let phase = phase.map(|phase| format!(" ({})", phase.as_str()));
+            let phase = phase.unwrap_or_default();
+            format!("{app} runs already{phase}; `rsup reload {app}` replaces it")
+        }
+        Untouched::Stopped => stays_stopped(app),
+        Untouched::NotInFile => format!(
+            "{app} is no longer in the file and goes on; `rsup delete {app}` ends it, as does --prune"
+        ),
+    }
+}
+
+/// Said where all apps, or those of a file, are meant.
+pub fn stays_stopped(app: &AppName) -> String {
+    format!("{app} is stopped and stays so; `rsup start {app}` starts it")
 }

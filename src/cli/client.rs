@@ -14,7 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::daemonize::{self, Wish};
 use super::error::{CliError, FAILED, Report};
 use super::systemctl;
-use crate::control::{self, Accepted, Answer, Call, Failure, Reply, Request};
+use crate::control::{self, Answer, Ask, Call, Failure, FailureCode, Ping, Pong, Reply, Request};
 use crate::core::Progress;
 use crate::daemon::is_of_foreground;
 use crate::keeper;
@@ -56,6 +56,20 @@ pub enum CallError {
     Local(String),
 }
 
+/// What is said before the end of a long action.
+#[derive(Debug)]
+pub enum Meanwhile {
+    Progress(Progress),
+    /// What the user should know beside the outcome.
+    Notes(Vec<String>),
+}
+
+/// A reply that belongs to another request would be one of another version.
+fn understood<Q: Ask>(reply: Reply) -> Result<Q::Reply, CallError> {
+    let what = "it answered something else than was asked";
+    Q::understand(reply).ok_or_else(|| CallError::Broken(what.into()))
+}
+
 /// Calls the daemon of these folders.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -95,39 +109,29 @@ impl Client {
     }
 
     /// A request that is answered at once.
-    pub fn try_ask(&self, request: Request) -> Result<Reply, CallError> {
-        self.converse(
-            &Call {
-                version: control::VERSION,
-                request,
-                wait: true,
-            },
-            Some(self.patience),
-            None,
-            &|_| {},
-        )
+    pub fn try_ask<Q: Ask>(&self, what: &Q) -> Result<Q::Reply, CallError> {
+        let call = Call::new(what.request(), true);
+        let reply = self.converse(&call, Some(self.patience), None, &|_| {})?;
+        understood::<Q>(reply)
     }
 
     /// As [`Self::try_ask`], with the error in words.
-    pub fn ask(&self, request: Request) -> Result<Reply, CliError> {
-        self.try_ask(request).map_err(|error| self.explain(error))
+    pub fn ask<Q: Ask>(&self, what: &Q) -> Result<Q::Reply, CliError> {
+        self.try_ask(what).map_err(|error| self.explain(error))
     }
 
     /// A request that may take long; `wait: false` asks only for its acceptance.
-    pub fn act(
+    pub fn act<Q: Ask>(
         &self,
-        request: Request,
+        what: &Q,
         wait: bool,
         interrupt: &Interrupt,
-        progress: &dyn Fn(&Progress),
-    ) -> Result<Reply, CallError> {
+        hear: &dyn Fn(Meanwhile),
+    ) -> Result<Q::Reply, CallError> {
         let patience = if wait { None } else { Some(self.patience) };
-        let call = Call {
-            version: control::VERSION,
-            request,
-            wait,
-        };
-        self.converse(&call, patience, interrupt.fd(), progress)
+        let call = Call::new(what.request(), wait);
+        let reply = self.converse(&call, patience, interrupt.fd(), hear)?;
+        understood::<Q>(reply)
     }
 
     fn converse(
@@ -135,56 +139,79 @@ impl Client {
         call: &Call,
         patience: Option<Duration>,
         interrupt: Option<&SignalFd>,
-        progress: &dyn Fn(&Progress),
+        hear: &dyn Fn(Meanwhile),
     ) -> Result<Reply, CallError> {
-        let mut accepted = Vec::new();
-        let mut result = self.talk(call, patience, interrupt, progress, &mut accepted);
-        if let Err(CallError::NoDaemon) = result
-            && self.revive()
-        {
-            result = self.talk(call, patience, interrupt, progress, &mut accepted);
-        }
-        // The daemon died, and the next one knows what was under way.
+        let talk = |call: &Call| {
+            let result = self.talk(call, patience, interrupt, hear);
+            match result {
+                Err(CallError::NoDaemon) if self.revive() => {
+                    self.talk(call, patience, interrupt, hear)
+                }
+                result => result,
+            }
+        };
+        let mut result = talk(call);
+        let broke = matches!(result, Err(CallError::Broken(_)));
+        // The daemon died. What it had begun, the next one knows by its id.
         let mut lives = LIVES;
         while let Err(CallError::Broken(_)) = result
             && lives > 0
-            && (keeper::is_at_work(&self.paths) || self.paths.live_state().exists())
-            && (call.request.only_asks() || !accepted.is_empty())
+            && self.another_comes()
+            && call.request.may_be_repeated()
         {
             lives -= 1;
-            let call = if call.request.only_asks() {
-                call.clone()
-            } else {
-                let kill = call.request == Request::Kill;
-                Call {
-                    request: Request::Await {
-                        actions: accepted.clone(),
-                        kill,
-                    },
-                    ..*call
+            result = match call.request.action_id() {
+                None => talk(call),
+                Some(id) => {
+                    let outcome = Call::new(Request::Outcome { id }, call.wait);
+                    match talk(&outcome) {
+                        Err(CallError::Failed(failure))
+                            if failure.code == FailureCode::UnknownAction =>
+                        {
+                            talk(call)
+                        }
+                        known => known,
+                    }
                 }
             };
-            result = self.talk(&call, patience, interrupt, progress, &mut Vec::new());
-            if let Err(CallError::NoDaemon) = result
-                && self.revive()
-            {
-                result = self.talk(&call, patience, interrupt, progress, &mut Vec::new());
-            }
         }
-        // An answer that makes no sense may come from another version, which a ping may tell.
-        if let Err(CallError::Broken(_)) = result
-            && call.request != Request::Ping
-            && let Ok(Reply::Pong {
-                version, protocol, ..
-            }) = self.try_ask(Request::Ping)
-            && protocol != control::VERSION
+        // It ended, and left nothing that another one could go on with: all is stopped.
+        if broke
+            && matches!(call.request, Request::Kill { .. })
+            && matches!(result, Err(CallError::Broken(_) | CallError::NoDaemon))
+            && !self.another_comes()
         {
-            return Err(CallError::Version {
-                daemon: version,
-                protocol,
-            });
+            return Ok(Reply::Killed);
+        }
+        // What makes no sense, to either side, may come from another version.
+        let senseless = match &result {
+            Err(CallError::Broken(_)) => true,
+            Err(CallError::Failed(failure)) => failure.code == FailureCode::BadRequest,
+            Ok(_) | Err(_) => false,
+        };
+        if senseless
+            && call.request != Request::Ping
+            && let Some(error) = self.other_version()
+        {
+            return Err(error);
         }
         result
+    }
+
+    /// Whether the daemon speaks another version of the protocol.
+    fn other_version(&self) -> Option<CallError> {
+        let Pong {
+            version, protocol, ..
+        } = self.try_ask(&Ping).ok()?;
+        (protocol != control::VERSION).then_some(CallError::Version {
+            daemon: version,
+            protocol,
+        })
+    }
+
+    /// A daemon that died is started again, by its keeper or by us.
+    fn another_comes(&self) -> bool {
+        keeper::is_at_work(&self.paths) || self.paths.live_state().exists()
     }
 
     /// A daemon that died is back in a moment, if its keeper lives.
@@ -239,8 +266,7 @@ impl Client {
         call: &Call,
         patience: Option<Duration>,
         interrupt: Option<&SignalFd>,
-        progress: &dyn Fn(&Progress),
-        accepted: &mut Vec<Accepted>,
+        hear: &dyn Fn(Meanwhile),
     ) -> Result<Reply, CallError> {
         let frame = control::encode(call).map_err(|error| CallError::Local(error.to_string()))?;
         let stream = self.connect()?;
@@ -262,8 +288,8 @@ impl Client {
         let deadline = patience.map(|patience| Instant::now() + patience);
         loop {
             match answers.next(deadline, interrupt)? {
-                Answer::Accepted(actions) => *accepted = actions,
-                Answer::Progress(step) => progress(&step),
+                Answer::Notes(notes) => hear(Meanwhile::Notes(notes)),
+                Answer::Progress(step) => hear(Meanwhile::Progress(step)),
                 Answer::Done(reply) => return Ok(reply),
                 Answer::Failed(failure) => return Err(CallError::Failed(failure)),
             }
@@ -304,7 +330,11 @@ impl Client {
                         control::VERSION
                     ),
                 )
-                .hint("use the version of rsup that the daemon was started with"),
+                .hint(if protocol < control::VERSION {
+                    "`rsup upgrade` makes the daemon this version, with its apps untouched"
+                } else {
+                    "use the newer rsup"
+                }),
             },
             CallError::Local(what) => CliError::failed("local", what),
         }

@@ -8,8 +8,12 @@ use std::thread::JoinHandle;
 use super::client::*;
 use super::error::CliError;
 use super::fixtures::{app, name};
-use crate::control::{self, Answer, Call, Failure, FailureCode, Outcome, Reply, Request};
+use crate::control::{
+    self, Act, Action, ActionId, Answer, Call, Failure, FailureCode, List, Listing, Outcome, Ping,
+    Pong, Query, Reply, Request, Target,
+};
 use crate::core::{AppPhase, OperationKind, Progress, Step};
+use crate::model::Cause;
 use crate::paths::Paths;
 
 /// Answers the first connection with `first`, all others as a ping of protocol `protocol`.
@@ -41,7 +45,7 @@ fn daemon(
 }
 
 fn pong(protocol: u32) -> Reply {
-    Reply::Pong {
+    Reply::Pong(Pong {
         pid: 7,
         version: "9.9.9".into(),
         protocol,
@@ -49,12 +53,12 @@ fn pong(protocol: u32) -> Reply {
         memory: None,
         admin: None,
         troubles: Vec::new(),
-    }
+    })
 }
 
-fn ask(first: impl FnOnce(UnixStream) + Send + 'static) -> Result<Reply, CallError> {
+fn ask(first: impl FnOnce(UnixStream) + Send + 'static) -> Result<Listing, CallError> {
     let (_home, client, thread) = daemon(first, control::VERSION);
-    let reply = client.try_ask(Request::List);
+    let reply = client.try_ask(&List);
     thread.join().unwrap();
     reply
 }
@@ -69,11 +73,11 @@ fn a_call_is_answered() {
         let call = hear(&stream);
         assert_eq!(
             (call.version, call.request, call.wait),
-            (control::VERSION, Request::List, true)
+            (control::VERSION, Request::Query(Query::List), true)
         );
-        control::write(&stream, &Answer::Done(Reply::List(vec![]))).unwrap();
+        control::write(&stream, &Answer::Done(Reply::List(Listing::default()))).unwrap();
     });
-    assert_eq!(reply.unwrap(), Reply::List(vec![]));
+    assert_eq!(reply.unwrap(), Listing::default());
 }
 
 #[test]
@@ -93,6 +97,7 @@ fn progress_comes_before_the_end_however_the_bytes_are_cut() {
         took_ms: 3,
         view: Some(app("api", AppPhase::Stopped, vec![])),
         failure: None,
+        untouched: None,
         notes: Vec::new(),
     };
     let frames: Vec<u8> = [
@@ -113,10 +118,20 @@ fn progress_comes_before_the_end_however_the_bytes_are_cut() {
         };
         let (_home, client, thread) = daemon(first, control::VERSION);
         let seen = Mutex::new(Vec::new());
-        let reply = client.act(Request::Kill, true, &Interrupt::hold(), &|step| {
-            seen.lock().unwrap().push(step.clone())
+        let stop = Act {
+            id: ActionId::new(),
+            action: Action::Stop {
+                targets: vec![Target::All],
+            },
+            settings: Vec::new(),
+            cause: Cause::Command,
+        };
+        let reply = client.act(&stop, true, &Interrupt::hold(), &|meanwhile| {
+            if let Meanwhile::Progress(step) = meanwhile {
+                seen.lock().unwrap().push(step);
+            }
         });
-        assert_eq!(reply.unwrap(), Reply::Finished(vec![outcome.clone()]));
+        assert_eq!(reply.unwrap(), std::slice::from_ref(&outcome));
         assert_eq!(*seen.lock().unwrap(), [step.clone(), step.clone()]);
         thread.join().unwrap();
     }
@@ -168,7 +183,7 @@ fn another_version_is_named() {
         stream.write_all(b"\0\0\0\x0a{\"new\": 1}").unwrap();
     };
     let (_home, client, thread) = daemon(first, 99);
-    let error = client.try_ask(Request::List).unwrap_err();
+    let error = client.try_ask(&List).unwrap_err();
     thread.join().unwrap();
     assert!(
         matches!(&error, CallError::Version { daemon, protocol: 99 } if daemon == "9.9.9"),
@@ -193,10 +208,7 @@ fn silence_has_an_end() {
         control::VERSION,
     );
     let client = client.patience(std::time::Duration::from_millis(50));
-    assert!(matches!(
-        client.try_ask(Request::Ping),
-        Err(CallError::Silent)
-    ));
+    assert!(matches!(client.try_ask(&Ping), Err(CallError::Silent)));
     thread.join().unwrap();
 }
 
@@ -208,14 +220,8 @@ fn no_socket_and_a_dead_socket_mean_no_daemon() {
         state: home.path().join("state"),
     };
     let client = Client::new(&paths).unwrap();
-    assert!(matches!(
-        client.try_ask(Request::Ping),
-        Err(CallError::NoDaemon)
-    ));
+    assert!(matches!(client.try_ask(&Ping), Err(CallError::NoDaemon)));
     paths.create().unwrap();
     drop(UnixListener::bind(paths.socket()).unwrap());
-    assert!(matches!(
-        client.try_ask(Request::Ping),
-        Err(CallError::NoDaemon)
-    ));
+    assert!(matches!(client.try_ask(&Ping), Err(CallError::NoDaemon)));
 }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::client::{CallError, Client, NO_DAEMON, START_HINT};
+use super::client::{CallError, Client, Interrupt, NO_DAEMON, START_HINT};
 use super::environment;
-use super::error::{CliError, FAILED, Report};
+use super::error::{CliError, FAILED, INTERRUPTED, Report};
 use super::systemctl;
-use crate::control::{self, Reply, Request};
+use crate::control::{self, Ping, Pong};
 use crate::paths::{self, Paths};
 use crate::sys::{inherit, needs};
 use crate::{keeper, lock};
@@ -23,6 +23,8 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// A daemon that ended at once may have lost against another one, which must answer within this time.
 const GRACE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
+/// How often a daemon that is about to end is asked whether it still is.
+const AGAIN: Duration = Duration::from_millis(250);
 /// Lines of the daemon's log that go with an error.
 const LOG_LINES: usize = 10;
 
@@ -33,12 +35,26 @@ const LOG_LINES: usize = 10;
 pub fn ensure(paths: &Paths) -> Result<Client, CliError> {
     let client = Client::new(paths)?;
     // One that was killed in the midst of a stop is to begin with this start, not to go on with the stop.
-    match client.clone().of_next_daemon().try_ask(Request::Ping) {
+    match client.clone().of_next_daemon().try_ask(&Ping) {
         Ok(reply) => return accept(client, reply),
         Err(CallError::NoDaemon) => {}
         Err(error) => return Err(client.explain(error)),
     }
     start(paths, client, Wish::Start)
+}
+
+/// Waits while a daemon that is about to end is there, but not for its apps longer than a moment:
+/// something else may have become of it.
+pub fn until_it_ends(paths: &Paths) -> Result<(), CliError> {
+    let interrupt = Interrupt::hold();
+    let look_again = Instant::now() + AGAIN;
+    // Without a socket it has stopped everything, and is about to be gone.
+    while !others_are_gone(paths) && (Instant::now() < look_again || !paths.socket().exists()) {
+        if interrupt.wait(POLL) {
+            return Err(CliError::AlreadyReported(INTERRUPTED));
+        }
+    }
+    Ok(())
 }
 
 /// What a new daemon is wanted for.
@@ -119,7 +135,7 @@ fn until_it_answers(
     loop {
         // Asked before the answer is tried: a daemon that ends in between may have answered others.
         let ended = child.try_wait();
-        match client.try_ask(Request::Ping) {
+        match client.try_ask(&Ping) {
             Ok(reply) => return accept(Client::new(paths)?, reply),
             // Still starting, or the one that had the lock was just about to end.
             Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {}
@@ -157,7 +173,7 @@ fn until_it_answers(
 fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Client, CliError> {
     let deadline = Instant::now() + WITHIN;
     loop {
-        match client.try_ask(Request::Ping) {
+        match client.try_ask(&Ping) {
             Ok(reply) => return accept(client, reply),
             Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_))
                 if Instant::now() < deadline =>
@@ -178,19 +194,17 @@ fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Cl
     }
 }
 
-fn accept(client: Client, reply: Reply) -> Result<Client, CliError> {
-    match reply {
-        Reply::Pong {
-            version, protocol, ..
-        } if protocol != control::VERSION => Err(client.explain(CallError::Version {
-            daemon: version,
-            protocol,
-        })),
-        Reply::Pong { .. } => Ok(client),
-        _ => Err(client.explain(CallError::Broken(
-            "it answered a ping with something else".into(),
-        ))),
+fn accept(client: Client, pong: Pong) -> Result<Client, CliError> {
+    let Pong {
+        version, protocol, ..
+    } = pong;
+    if protocol == control::VERSION {
+        return Ok(client);
     }
+    Err(client.explain(CallError::Version {
+        daemon: version,
+        protocol,
+    }))
 }
 
 /// The log of a new daemon and its keeper.

@@ -11,14 +11,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
-use super::client::{CallError, Client, Interrupt};
+use super::action;
+use super::client::{CallError, Client, Interrupt, Meanwhile};
 use super::error::{self, CliError, FAILED, INTERRUPTED};
 use super::render::{self, Moment, Output};
-use super::targets;
 use crate::config::{AppName, AppSpec};
-use crate::control::{Outcome, Reply, Request};
-use crate::core::WorkerPhase;
+use crate::control::{Act, Action, ActionId, List, Outcome};
+use crate::core::{Settings, WorkerPhase};
 use crate::load::{self, Handle, Phase, Plan};
+use crate::model::Cause;
 
 /// How often Ctrl-C and the load are looked at.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -78,6 +79,8 @@ pub struct Step {
     /// For the account: what is done.
     pub words: &'static str,
     pub spec: AppSpec,
+    /// `[supervisor]` of its file.
+    pub settings: Vec<Settings>,
     pub expected: Expected,
     /// None follows: what comes now is the time after.
     pub last: bool,
@@ -180,21 +183,23 @@ impl Trial<'_> {
         let before = self.serving()?;
         self.say(&Moment::Reload(step.words))?;
         let at_ms = ms(self.since.elapsed());
-        let request = Request::Reload {
+        let action = Action::Reload {
             apps: vec![step.spec],
             base_env: None,
             queue: false,
         };
+        let act = Act {
+            id: ActionId::new(),
+            action,
+            settings: step.settings,
+            cause: Cause::Command,
+        };
         let began = Instant::now();
         self.load.mark(Phase::During);
         self.load.marker(step.label);
-        let (reply, took) = self.call(request, began, step.label, step.last);
+        let (reply, took) = self.call(&act, began, step.label, step.last);
         let outcome = match reply {
-            Ok(Reply::Finished(outcomes)) => outcomes
-                .into_iter()
-                .next()
-                .ok_or_else(targets::unexpected)?,
-            Ok(_) => return Err(targets::unexpected().into()),
+            Ok(outcomes) => action::only(outcomes)?,
             Err(CallError::Interrupted) => return Err(Halt::Interrupted),
             Err(CallError::Failed(failure)) => {
                 let (app, kind) = (self.app.clone(), crate::core::OperationKind::Reload);
@@ -204,6 +209,7 @@ impl Trial<'_> {
                     took_ms: ms(took),
                     view: None,
                     failure: Some(failure),
+                    untouched: None,
                     notes: Vec::new(),
                 }
             }
@@ -236,16 +242,18 @@ impl Trial<'_> {
     /// begins with the very answer.
     fn call(
         &self,
-        request: Request,
+        act: &Act,
         began: Instant,
         label: &str,
         last: bool,
-    ) -> (Result<Reply, CallError>, Duration) {
+    ) -> (Result<Vec<Outcome>, CallError>, Duration) {
         let activity = Mutex::new(String::new());
         let doing = || activity.lock().unwrap_or_else(PoisonError::into_inner);
-        let act = || {
-            let reply = self.client.act(request, true, self.interrupt, &|step| {
-                *doing() = render::activity(step)
+        let work = || {
+            let reply = self.client.act(act, true, self.interrupt, &|meanwhile| {
+                if let Meanwhile::Progress(step) = meanwhile {
+                    *doing() = render::activity(&step);
+                }
             });
             let took = began.elapsed();
             self.load
@@ -256,7 +264,7 @@ impl Trial<'_> {
             (reply, took)
         };
         std::thread::scope(|scope| {
-            let call = match std::thread::Builder::new().spawn_scoped(scope, act) {
+            let call = match std::thread::Builder::new().spawn_scoped(scope, work) {
                 Ok(call) => call,
                 Err(error) => {
                     return (
@@ -284,9 +292,7 @@ impl Trial<'_> {
 
     /// The processes that take traffic.
     fn serving(&self) -> Result<Vec<u32>, CliError> {
-        let Reply::List(views) = self.client.ask(Request::List)? else {
-            return Err(targets::unexpected());
-        };
+        let views = self.client.ask(&List)?.apps;
         let workers = views
             .iter()
             .filter(|view| view.name == self.app)

@@ -46,7 +46,7 @@ use crate::sys::process;
     disable_help_subcommand = true,
     subcommand_required = true,
     arg_required_else_help = true,
-    after_help = "Begin with:\n  rsup init                       write a supervisor.toml\n  rsup start                      start what it describes\n  rsup start server.js -i 2       or do without a file\n  rsup reload api                 a new version, without a failed request"
+    after_help = "Begin with:\n  rsup init                       write a supervisor.toml\n  rsup start                      start what it describes\n  rsup start server.js -i 2       or do without a file\n  rsup reload api                 a new version, without a failed request\n  rsup up                         or, for any deploy: start, reload, as the file says"
 )]
 pub struct Cli {
     /// Print the result as one JSON document
@@ -61,6 +61,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Start(Box<commands::start::Args>),
+    Up(commands::up::Args),
     Stop(commands::stop::Args),
     Restart(commands::restart::Args),
     Reload(commands::reload::Args),
@@ -82,6 +83,8 @@ pub enum Verb {
     Unstartup(commands::unstartup::Args),
     #[command(hide = true)]
     AfterService(commands::after_service::Args),
+    #[command(name = crate::daemon::REREAD, hide = true)]
+    Reread(commands::reread::Args),
     #[command(hide = true)]
     Daemon(commands::daemon::Args),
     #[command(hide = true)]
@@ -161,6 +164,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
 fn dispatch(verb: Verb, cx: &Context) -> Result<(), CliError> {
     match verb {
         Verb::Start(args) => commands::start::run(*args, cx),
+        Verb::Up(args) => commands::up::run(args, cx),
         Verb::Stop(args) => commands::stop::run(args, cx),
         Verb::Restart(args) => commands::restart::run(args, cx),
         Verb::Reload(args) => commands::reload::run(args, cx),
@@ -181,6 +185,7 @@ fn dispatch(verb: Verb, cx: &Context) -> Result<(), CliError> {
         Verb::Startup(args) => commands::startup::run(args, cx),
         Verb::Unstartup(args) => commands::unstartup::run(args, cx),
         Verb::AfterService(args) => commands::after_service::run(args, cx),
+        Verb::Reread(args) => commands::reread::run(args, cx),
         Verb::Daemon(args) => commands::daemon::run(args, cx),
         Verb::SampleApp(args) => commands::sample_app::run(args, cx),
     }

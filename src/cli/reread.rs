@@ -1,55 +1,113 @@
-//! Apps as their files describe them now.
+//! Apps as their files describe them now: the only place where a configuration is read again, for
+//! commands, and for what happens without one ([`super::commands::reread`]).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::client::Client;
 use super::error::{CliError, Report, USAGE};
 use super::render::{self, Output};
 use super::settings;
-use super::targets;
-use crate::config::AppSpec;
-use crate::config::{self, Loaded};
+use crate::config::{self, AppName, AppSpec, Loaded};
+use crate::control::Known;
+use crate::core::Settings;
+
+/// What the files say.
+#[derive(Debug)]
+pub struct Reread {
+    /// To be reloaded or restarted.
+    pub apps: Vec<AppSpec>,
+    /// `[supervisor]` of the files.
+    pub settings: Vec<Settings>,
+    /// Apps that can only stay as they are, and why.
+    pub stay: Vec<(AppName, CliError)>,
+    /// Apps of the files that the daemon does not know.
+    pub added: Vec<(AppName, PathBuf)>,
+    files: BTreeMap<PathBuf, Loaded>,
+}
 
 /// Reads each file once and picks the apps; an app without a file keeps its settings, but its
-/// folder is looked up again. Any error ends it before anything is changed.
-pub fn reread(
-    running: &[&AppSpec],
-    client: &Client,
-    out: &Output,
-) -> Result<Vec<AppSpec>, CliError> {
-    let mut files: BTreeMap<&PathBuf, Loaded> = BTreeMap::new();
-    let mut broken = Vec::new();
-    for source in running.iter().filter_map(|spec| spec.source.as_ref()) {
-        if files.contains_key(source) || broken.iter().any(|(path, _)| *path == source) {
+/// folder and user are looked up again. `also`: a file that counts though none of its apps is meant.
+///
+/// # Errors
+/// If a file has errors, with those of all files.
+pub fn read(meant: &[&Known], known: &[Known], also: Option<PathBuf>) -> Result<Reread, CliError> {
+    let mut files: BTreeMap<PathBuf, Loaded> = BTreeMap::new();
+    let mut broken = BTreeMap::new();
+    let sources = meant.iter().filter_map(|known| known.spec.source.clone());
+    for source in sources.chain(also) {
+        if files.contains_key(&source) || broken.contains_key(&source) {
             continue;
         }
-        match config::load(source) {
+        match config::load(&source) {
             Ok(loaded) => drop(files.insert(source, loaded)),
-            Err(errors) => broken.push((source, errors)),
+            Err(errors) => drop(broken.insert(source, errors)),
         }
     }
     if !broken.is_empty() {
-        return Err(CliError::Config(
-            broken.into_iter().map(|(_, errors)| errors).collect(),
-        ));
+        return Err(CliError::Config(broken.into_values().collect()));
     }
+    let (mut apps, mut stay) = (Vec::new(), Vec::new());
+    for Known { spec, .. } in meant {
+        match fresh(spec, &files) {
+            Ok(new) => apps.push(new),
+            Err(why) => stay.push((spec.name.clone(), why)),
+        }
+    }
+    let mut added = Vec::new();
+    for (source, loaded) in &files {
+        let of_file = loaded.config.apps.iter().map(|app| &app.name);
+        let new = of_file.filter(|name| !known.iter().any(|known| known.spec.name == **name));
+        added.extend(new.map(|name| (name.clone(), source.clone())));
+    }
+    let settings = files.iter();
+    let settings = settings.map(|(source, loaded)| settings::of(source, loaded));
+    Ok(Reread {
+        apps,
+        settings: settings.collect(),
+        stay,
+        added,
+        files,
+    })
+}
+
+/// For a command: an app that cannot be as its file says ends it before anything is changed.
+pub fn for_command(
+    meant: &[&Known],
+    known: &[Known],
+    out: &Output,
+) -> Result<(Vec<AppSpec>, Vec<Settings>), CliError> {
+    let Reread {
+        apps,
+        settings,
+        stay,
+        added,
+        files,
+    } = read(meant, known, None)?;
     for warning in files.values().flat_map(|loaded| &loaded.warnings) {
         out.warning(&warning.render(out.error_look.color));
     }
-    let fresh: Vec<_> = running
-        .iter()
-        .map(|old| fresh(old, &files))
-        .collect::<Result<_, _>>()?;
-    note_scaling(&fresh, client, out)?;
-    for (source, loaded) in &files {
-        settings::tell(client, settings::of(source, loaded), out)?;
+    if let Some((_, why)) = stay.into_iter().next() {
+        return Err(why);
     }
-    Ok(fresh)
+    for (app, file) in added {
+        out.note(&new_in_file(&app, &file));
+    }
+    note_scaling(&apps, meant, out);
+    Ok((apps, settings))
 }
 
-fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, CliError> {
-    let Some(loaded) = old.source.as_ref().and_then(|source| files.get(source)) else {
+/// Said of an app that a file has beside those that were meant.
+pub fn new_in_file(app: &AppName, file: &Path) -> String {
+    let file = file.display();
+    format!("{app} is new in its file and not started; `rsup start {file}` starts it")
+}
+
+fn fresh(old: &AppSpec, files: &BTreeMap<PathBuf, Loaded>) -> Result<AppSpec, CliError> {
+    let Some((file, loaded)) = old
+        .source
+        .as_ref()
+        .and_then(|source| Some((source, files.get(source)?)))
+    else {
         let mut spec = old.clone();
         config::resolve_cwd(&mut spec).map_err(|error| {
             CliError::failed(
@@ -65,29 +123,23 @@ fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, C
         })?;
         return Ok(spec);
     };
-    match loaded.config.apps.iter().find(|spec| spec.name == old.name) {
-        Some(spec) => Ok(spec.clone()),
-        None => {
-            let file = old
-                .source
-                .as_deref()
-                .unwrap_or_else(|| "its file".as_ref())
-                .display();
-            let report = Report::new(
-                "gone",
-                format!("{} is no longer in {file}\nnothing was changed", old.name),
-            );
-            Err(CliError::Report {
-                exit: USAGE,
-                report: report.hint(format!("rsup delete {}", old.name)),
-            })
+    let new = loaded.config.apps.iter().find(|spec| spec.name == old.name);
+    new.cloned().ok_or_else(|| {
+        let (app, file) = (&old.name, file.display());
+        let report = Report::new(
+            "gone",
+            format!("{app} is no longer in {file}\nnothing was changed"),
+        );
+        CliError::Report {
+            exit: USAGE,
+            report: report.hint(format!("rsup delete {app}")),
         }
-    }
+    })
 }
 
 /// `rsup scale` does not outlive this: better told now than found out under load.
-fn note_scaling(fresh: &[AppSpec], client: &Client, out: &Output) -> Result<(), CliError> {
-    for view in targets::views(client)? {
+fn note_scaling(fresh: &[AppSpec], meant: &[&Known], out: &Output) {
+    for Known { view, .. } in meant {
         if let Some(spec) = fresh
             .iter()
             .find(|spec| spec.name == view.name && spec.instances != view.instances)
@@ -100,7 +152,6 @@ fn note_scaling(fresh: &[AppSpec], client: &Client, out: &Output) -> Result<(), 
             ));
         }
     }
-    Ok(())
 }
 
 fn workers(number: u16) -> String {

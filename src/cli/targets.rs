@@ -5,8 +5,8 @@ use std::path::Path;
 use super::client::Client;
 use super::error::CliError;
 use crate::config::{AppName, AppSpec};
-use crate::control::{Reply, Request, Target};
-use crate::core::AppView;
+use crate::control::{Known, Outcome, Snapshot, Target, Untouched};
+use crate::core::OperationKind;
 
 /// What was asked for, and the apps that the daemon knows.
 #[derive(Debug)]
@@ -14,19 +14,39 @@ pub struct Selection {
     /// Each once, in the order of the command line; only `All` if everything is meant.
     pub targets: Vec<Target>,
     /// All that the daemon knows.
-    pub known: Vec<AppSpec>,
+    pub known: Vec<Known>,
+    /// Those meant by their own names, not by `all` or a file.
+    named: Vec<AppName>,
 }
 
 impl Selection {
     /// The apps that the targets belong to, each once.
-    pub fn apps(&self) -> Vec<&AppSpec> {
-        let meant = |spec: &&AppSpec| {
+    pub fn apps(&self) -> Vec<&Known> {
+        let meant = |known: &&Known| {
             self.targets.iter().any(|target| match target {
                 Target::All => true,
-                Target::App(app) | Target::Worker(app, _) => *app == spec.name,
+                Target::App(app) | Target::Worker(app, _) => *app == known.spec.name,
             })
         };
         self.known.iter().filter(meant).collect()
+    }
+
+    /// The apps that the targets belong to, without those that are stopped and were not meant by
+    /// their own names: these stay as they are, as the outcomes say.
+    pub fn apps_that_run(&self, kind: OperationKind) -> (Vec<&Known>, Vec<Outcome>) {
+        let apps = self.apps().into_iter();
+        let (stay, run): (Vec<_>, Vec<_>) =
+            apps.partition(|known| !known.is_up() && !self.named.contains(&known.spec.name));
+        let left = stay.into_iter().map(|known| Outcome {
+            app: known.spec.name.clone(),
+            kind,
+            took_ms: 0,
+            view: Some(known.view.clone()),
+            failure: None,
+            untouched: Some(Untouched::Stopped),
+            notes: Vec::new(),
+        });
+        (run, left.collect())
     }
 
     /// For verbs that take whole apps only.
@@ -49,43 +69,19 @@ impl Selection {
     }
 }
 
-/// All that the daemon knows.
-pub fn known(client: &Client) -> Result<Vec<AppSpec>, CliError> {
-    match client.ask(Request::Specs {
-        target: Target::All,
-    })? {
-        Reply::Specs(specs) => Ok(specs),
-        _ => Err(unexpected()),
-    }
-}
-
-/// How they all do.
-pub fn views(client: &Client) -> Result<Vec<AppView>, CliError> {
-    match client.ask(Request::List)? {
-        Reply::List(views) => Ok(views),
-        _ => Err(unexpected()),
-    }
-}
-
-/// A reply that belongs to another request.
-pub fn unexpected() -> CliError {
-    CliError::failed(
-        "broken",
-        "the daemon answered something else than was asked",
-    )
-}
-
 /// Looks up names, `name:worker`, `all` and files. Nothing is done if one of them means nothing.
 pub fn select(client: &Client, words: &[String]) -> Result<Selection, CliError> {
-    resolve(words, known(client)?)
+    resolve(words, client.ask(&Snapshot)?)
 }
 
-fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, CliError> {
-    let mut targets = Vec::new();
+/// The same among these apps.
+pub fn resolve(words: &[String], known: Vec<Known>) -> Result<Selection, CliError> {
+    let (mut targets, mut named) = (Vec::new(), Vec::new());
     for word in words {
         if is_file(word) {
             let of_file: Vec<_> = known
                 .iter()
+                .map(|known| &known.spec)
                 .filter(|spec| {
                     spec.source
                         .as_deref()
@@ -110,9 +106,12 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, CliError>
             CliError::usage(format!("`{word}` is not the name of an app\n{error}"))
         })?;
         if let Target::App(app) | Target::Worker(app, _) = &target
-            && !known.iter().any(|spec| spec.name == *app)
+            && !known.iter().any(|known| known.spec.name == *app)
         {
             return Err(unknown(app.as_str(), &known));
+        }
+        if let Target::App(app) = &target {
+            named.push(app.clone());
         }
         targets.push(target);
     }
@@ -139,23 +138,25 @@ fn resolve(words: &[String], known: Vec<AppSpec>) -> Result<Selection, CliError>
     Ok(Selection {
         targets: kept,
         known,
+        named,
     })
 }
 
 /// An app that the daemon does not know, and which one may have been meant.
-pub fn unknown(name: &str, known: &[AppSpec]) -> CliError {
+fn unknown(name: &str, known: &[Known]) -> CliError {
     let problem = CliError::failed("unknown_app", format!("no app is called `{name}`"));
-    let similar = |spec: &&AppSpec| {
-        strsim::damerau_levenshtein(spec.name.as_str(), name) <= 1 + name.len() / 4
-    };
-    match known
-        .iter()
-        .filter(similar)
-        .min_by_key(|spec| strsim::damerau_levenshtein(spec.name.as_str(), name))
-    {
-        Some(spec) => problem.hint(format!("did you mean `{}`?", spec.name)),
-        None if known.is_empty() => problem.hint("there are no apps; `rsup start` starts some"),
-        None => problem.hint(format!("there are: {}", names(known))),
+    let distance = |known: &&str| strsim::damerau_levenshtein(known, name);
+    let known = known.iter().map(|known| known.spec.name.as_str());
+    let similar = known
+        .clone()
+        .filter(|known| distance(known) <= 1 + name.len() / 4);
+    match similar.min_by_key(distance) {
+        Some(similar) => problem.hint(format!("did you mean `{similar}`?")),
+        None if known.len() == 0 => problem.hint("there are no apps; `rsup start` starts some"),
+        None => problem.hint(format!(
+            "there are: {}",
+            known.collect::<Vec<_>>().join(", ")
+        )),
     }
 }
 
@@ -176,7 +177,8 @@ pub fn is_file(word: &str) -> bool {
             .is_some_and(|extension| extension == "toml")
 }
 
-fn same_file(source: &Path, given: &Path) -> bool {
+/// Both paths lead to the same file.
+pub fn same_file(source: &Path, given: &Path) -> bool {
     let plain = |path: &Path| {
         path.canonicalize()
             .or_else(|_| std::path::absolute(path))
@@ -187,8 +189,14 @@ fn same_file(source: &Path, given: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::spec;
+    use super::super::fixtures::{app, spec};
     use super::*;
+    use crate::core::AppPhase;
+
+    fn known(spec: AppSpec) -> Known {
+        let view = app(spec.name.as_str(), AppPhase::Ready, vec![]);
+        Known { spec, view }
+    }
 
     fn targets(words: &[&str]) -> Result<Vec<String>, CliError> {
         let mut web = spec("web");
@@ -196,7 +204,7 @@ mod tests {
         let mut job = spec("job");
         job.source = web.source.clone();
         let words: Vec<_> = words.iter().map(|word| word.to_string()).collect();
-        let selection = resolve(&words, vec![spec("api"), web, job])?;
+        let selection = resolve(&words, [spec("api"), web, job].map(known).into())?;
         Ok(selection.targets.iter().map(Target::to_string).collect())
     }
 

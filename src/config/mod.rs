@@ -8,6 +8,7 @@ mod admin;
 mod capabilities;
 mod check;
 mod cursor;
+mod difference;
 mod env;
 mod env_file;
 mod error;

@@ -1,7 +1,21 @@
 //! The control socket: requests and replies as typed, versioned frames.
+//!
+//! One request per connection: the client sends a [`Call`], the daemon any number of
+//! [`Answer::Notes`] and [`Answer::Progress`] and then exactly one [`Answer::Done`] or
+//! [`Answer::Failed`].
 
+mod action;
+mod answer;
+mod call;
 mod frame;
-mod protocol;
+mod query;
+mod target;
 
+pub use action::*;
+pub use answer::*;
+pub use call::*;
 pub use frame::*;
-pub use protocol::*;
+pub use query::*;
+pub use target::*;
+
+pub use crate::core::FailureCode;

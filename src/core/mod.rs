@@ -326,24 +326,37 @@ fn after(apps: &mut BTreeMap<AppName, App>, name: &AppName, cx: &mut Context<'_>
         return;
     };
     app.reconcile(cx);
-    if app.rollout.is_none()
-        && let Some(queued) = app.queue.pop_front()
-    {
-        let Queued {
-            op,
-            spec,
-            base_env,
-            cause,
-        } = queued;
-        let reload = Request::Reload {
-            spec,
-            base_env,
-            queue: false,
-        };
-        return requests::handle(apps, name, Asked { op, cause }, reload, cx);
-    }
-    if app.goal() == Wanted::Deleted && app.gone() {
+    let removed = app.goal() == Wanted::Deleted && app.gone();
+    let next = app
+        .rollout
+        .is_none()
+        .then(|| app.queue.pop_front())
+        .flatten();
+    let (goal, env) = (app.goal(), app.target().base_env.clone());
+    if removed {
         apps.remove(name);
         cx.out.push_back(Effect::Removed { app: name.clone() });
     }
+    let Some(Queued {
+        op,
+        spec,
+        base_env,
+        cause,
+    }) = next
+    else {
+        return;
+    };
+    let request = match goal {
+        Wanted::Up => Request::Reload {
+            spec,
+            base_env,
+            queue: false,
+        },
+        // A start has waited for the end of a stop.
+        Wanted::Down | Wanted::Deleted => Request::Start {
+            spec,
+            base_env: base_env.unwrap_or(env),
+        },
+    };
+    requests::handle(apps, name, Asked { op, cause }, request, cx);
 }

@@ -20,6 +20,18 @@ pub struct Asked {
     pub cause: Cause,
 }
 
+impl Asked {
+    /// A reload, or a start, that waits for its turn.
+    fn later(self, spec: Box<AppSpec>, base_env: Option<Env>) -> Queued {
+        Queued {
+            op: self.op,
+            spec,
+            base_env,
+            cause: self.cause,
+        }
+    }
+}
+
 /// Begins the action, or refuses it with a reason and leaves everything as it is.
 pub fn handle(
     apps: &mut BTreeMap<AppName, App>,
@@ -68,15 +80,32 @@ fn begin(
             Ok(())
         }
         Request::Start { spec, base_env } => {
+            if leaves(app) {
+                app.queue.push_back(asked.later(spec, Some(base_env)));
+                return Ok(());
+            }
             not_busy(app, cx)?;
-            not_running(app)?;
+            if app.workers().next().is_some() || !missing(app) {
+                not_running(app)?;
+            }
             next_revision(app, *spec, Some(base_env));
             come_up(app, kind, asked, None, cx);
             Ok(())
         }
         Request::StartStopped => {
+            if leaves(app) && app.goal() == Wanted::Down {
+                let spec = AppSpec {
+                    instances: app.instances,
+                    ..app.spec().clone()
+                };
+                let base_env = app.target().base_env.clone();
+                app.queue
+                    .push_back(asked.later(Box::new(spec), Some(base_env)));
+                return Ok(());
+            }
             not_busy(app, cx)?;
-            if !missing(app) {
+            // An asker wants to know when it is ready.
+            if app.all_serve(cx.now) {
                 not_running(app)?;
             }
             come_up(app, kind, asked, None, cx);
@@ -94,23 +123,15 @@ fn begin(
             base_env,
             queue,
         } => {
-            if queue && app.rollout.is_some() && app.goal() == Wanted::Up {
-                app.queue.push_back(Queued {
-                    op: asked.op,
-                    spec,
-                    base_env,
-                    cause: asked.cause,
-                });
+            not_stopped(app)?;
+            if queue && app.rollout.is_some() {
+                app.queue.push_back(asked.later(spec, base_env));
                 return Ok(());
             }
             not_busy(app, cx)?;
             let before = before(app);
             next_revision(app, *spec, base_env);
-            if app.goal() == Wanted::Up {
-                come_up(app, kind, asked, Some(before), cx);
-            } else {
-                come_up(app, OperationKind::Start, asked, None, cx);
-            }
+            come_up(app, kind, asked, Some(before), cx);
             Ok(())
         }
         Request::Scale { instances } => scale(app, instances, asked, cx),
@@ -276,10 +297,12 @@ fn supersede(app: &mut App, by: OperationKind, cx: &mut Context<'_>) {
         app.undo(&rollout);
         (rollout.op, rollout.kind)
     });
-    let queued = app
-        .queue
-        .drain(..)
-        .map(|queued| (queued.op, OperationKind::Reload));
+    // While it is to be up, reloads wait; while it is not, a start does.
+    let waits = match app.goal() {
+        Wanted::Up => OperationKind::Reload,
+        Wanted::Down | Wanted::Deleted => OperationKind::Start,
+    };
+    let queued = app.queue.drain(..).map(|queued| (queued.op, waits));
     for (op, kind) in running.into_iter().chain(queued) {
         cx.out.push_back(Effect::Finished {
             op,
@@ -297,6 +320,19 @@ fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), ActionError> {
         kind: rollout.kind,
         for_ms: u64::try_from(for_ms).unwrap_or(u64::MAX),
     })
+}
+
+/// It is being stopped or deleted, and nothing waits for that yet: a start can.
+fn leaves(app: &App) -> bool {
+    app.goal() != Wanted::Up && app.rollout.is_some() && app.queue.is_empty()
+}
+
+/// What is stopped is started by a start alone.
+fn not_stopped(app: &App) -> Result<(), ActionError> {
+    match app.goal() {
+        Wanted::Up => Ok(()),
+        Wanted::Down | Wanted::Deleted => Err(ActionError::Stopped),
+    }
 }
 
 fn not_running(app: &App) -> Result<(), ActionError> {

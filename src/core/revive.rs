@@ -104,6 +104,12 @@ impl Supervisor {
             .filter_map(|app| app.rollout.as_ref().map(|o| (&app.name, o.op, o.kind)))
     }
 
+    /// The start that waits for the end of the app's stop.
+    pub fn waiting_start(&self, app: &AppName) -> Option<OpId> {
+        let app = self.apps.get(app).filter(|app| app.goal() != Wanted::Up)?;
+        app.queue.front().map(|queued| queued.op)
+    }
+
     /// The action is under way, or waits for its turn.
     pub fn is_under_way(&self, op: OpId) -> bool {
         self.apps

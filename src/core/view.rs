@@ -226,5 +226,11 @@ pub enum FailureCode {
     /// Another action took over (`stop` during a `reload`).
     Superseded,
     BadRequest,
+    /// The app is stopped, and this would start it.
+    Stopped,
+    /// The daemon stops every app, and then ends.
+    Ending,
+    /// The daemon has not heard of this action.
+    UnknownAction,
     Internal,
 }

@@ -16,9 +16,11 @@ use super::tree::{self, Marks, Orphans};
 use super::{Daemon, complain, notify, now};
 use crate::config::{AppName, AppSpec, Check, Listen, Log};
 use crate::core::{Found, Worker, WorkerId, WorkerPhase};
+use crate::exit::Exit;
 use crate::logs::{Source, Stream};
 use crate::sys::listen::local_address;
 use crate::sys::procfs::{self, PipeId};
+use crate::sys::spawn::NO_PROGRAM;
 use crate::sys::{process, rescue, takeover};
 
 /// How long a worker that was forked just before the daemon's death may take to come to its exec.
@@ -324,6 +326,9 @@ impl Daemon {
             info!(
                 "{id}: {exit} while there was no rsup, and could not come to its socket; it is started anew"
             );
+            return Found::NeverStarted;
+        } else if worker.phase() == WorkerPhase::Spawning && exit == Exit::Code(NO_PROGRAM) {
+            info!("{id}: rsup was killed before its program ran; it is started anew");
             return Found::NeverStarted;
         }
         Found::Gone { exit, descendants }

@@ -1,19 +1,17 @@
-//! A daemon in the foreground, as in a container: when it ends by itself, with which code, and what
-//! SIGHUP means to it.
+//! A daemon in the foreground, as in a container: what it starts, when it ends by itself, and with
+//! which code.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::{Daemon, Error, Event, StartRequest, now};
-use crate::config::{self, AppName, AppSpec, Loaded};
-use crate::control::{Answer, Call, Reply, Request, Target, VERSION};
-use crate::core::{AppPhase, Completion, Settings};
-use crate::sys::needs;
+use super::{Daemon, Error, StartRequest};
+use crate::config::AppSpec;
+use crate::control::{Action, ActionId, Call, Request, Target};
+use crate::core::Completion;
+use crate::model::Cause;
 
 /// When a daemon in the foreground ends though nobody told it to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,9 +61,8 @@ impl Daemon {
     /// Starts what the command line gave. An earlier daemon may have died with some of it: that goes on, and is
     /// reloaded where it is to be otherwise now. One that died while it stopped everything has nothing to go on with.
     pub(super) fn start_given(&mut self) {
-        if let Some(settings) = self.options.settings.take()
-            && let Reply::Supervised { notes } = self.supervise(settings)
-        {
+        if let Some(settings) = self.options.settings.take() {
+            let notes = self.supervise(settings);
             notes.iter().for_each(|note| warn!("{note}"));
         }
         let Some(StartRequest { apps, base_env }) = self.options.start.take() else {
@@ -77,22 +74,22 @@ impl Daemon {
                 .supervisor
                 .names()
                 .filter(|name| apps.iter().all(|app| app.name != **name));
-            let others: Vec<AppName> = others.cloned().collect();
-            for name in others {
-                self.call_myself(Request::Delete {
-                    target: Target::App(name),
-                });
+            let targets: Vec<Target> = others.cloned().map(Target::App).collect();
+            if !targets.is_empty() {
+                self.call_myself(Action::Delete { targets });
             }
         }
         let goes_on =
             |app: &AppSpec| !self.cut_short && self.supervisor.revision(&app.name).is_some();
         let (known, fresh): (Vec<AppSpec>, Vec<AppSpec>) = apps.into_iter().partition(goes_on);
-        let changed: Vec<AppSpec> = known
+        let changed = known
             .into_iter()
-            .filter(|app| self.spec(&app.name).as_ref() != Some(app))
-            .collect();
+            .filter(|app| self.as_it_runs(&app.name).as_ref() != Some(app));
+        let (changed, stopped): (Vec<_>, Vec<_>) =
+            changed.partition(|app| self.runs(&app.name).is_some());
+        let fresh = [fresh, stopped].concat();
         if !changed.is_empty() {
-            self.call_myself(Request::Reload {
+            self.call_myself(Action::Reload {
                 apps: changed,
                 base_env: Some(base_env.clone()),
                 queue: true,
@@ -100,7 +97,7 @@ impl Daemon {
         }
         if !fresh.is_empty() {
             self.calls.report_start();
-            self.call_myself(Request::Start {
+            self.call_myself(Action::Start {
                 apps: fresh,
                 base_env,
             });
@@ -108,16 +105,15 @@ impl Daemon {
     }
 
     /// The log tells what becomes of it; nobody reads the answers.
-    fn call_myself(&mut self, request: Request) {
+    fn call_myself(&mut self, action: Action) {
         let (answer, mut answers) = mpsc::unbounded_channel();
-        self.on_call(
-            Call {
-                version: VERSION,
-                request,
-                wait: true,
-            },
-            answer,
-        );
+        let request = Request::Action {
+            id: ActionId::new(),
+            action,
+            settings: Vec::new(),
+            cause: Cause::Startup,
+        };
+        self.on_call(Call::new(request, true), answer);
         tokio::spawn(async move { while answers.recv().await.is_some() {} });
     }
 
@@ -145,153 +141,5 @@ impl Daemon {
         }
         self.verdict.ended = Some(end);
         self.stop_everything();
-    }
-
-    /// SIGHUP: does what `rsup reload` would for every app that is not stopped.
-    pub(super) fn reread(&mut self) {
-        info!("told to reload: reading the configuration again");
-        let names: Vec<_> = self.supervisor.names().cloned().collect();
-        let runs = |phase| match phase {
-            AppPhase::Starting
-            | AppPhase::Ready
-            | AppPhase::Degraded
-            | AppPhase::Reloading
-            | AppPhase::Errored => true,
-            AppPhase::Stopping | AppPhase::Stopped => false,
-        };
-        let running: Vec<AppSpec> = names
-            .iter()
-            .filter(|name| {
-                self.supervisor
-                    .view(name, now())
-                    .is_some_and(|view| runs(view.phase))
-            })
-            .filter_map(|name| self.spec(name))
-            .collect();
-        let settings = self
-            .supervisor
-            .settings
-            .as_ref()
-            .map(|settings| settings.source.clone());
-        let events = self.events.clone();
-        // Files may be on a disk that is slow.
-        let begun = super::aside("rsup-reread", move || {
-            let Some(requests) = reread(&names, running, settings) else {
-                return warn!("nothing was reloaded");
-            };
-            for request in requests {
-                let (answer, answers) = mpsc::unbounded_channel();
-                let call = Call {
-                    version: VERSION,
-                    request,
-                    wait: true,
-                };
-                if events.send(Event::Call { call, answer }).is_ok() {
-                    tell(answers);
-                }
-            }
-        });
-        if let Err(why) = begun {
-            warn!("{}", needs::words("nothing was reloaded", &why));
-        }
-    }
-}
-
-/// What to ask for; `None`, and it has been said why, if a file has errors. `known` are all apps of the daemon.
-fn reread(
-    known: &[AppName],
-    running: Vec<AppSpec>,
-    settings: Option<PathBuf>,
-) -> Option<Vec<Request>> {
-    let mut files: BTreeMap<PathBuf, Loaded> = BTreeMap::new();
-    let mut broken = false;
-    for source in running
-        .iter()
-        .filter_map(|spec| spec.source.clone())
-        .chain(settings)
-    {
-        match config::load(&source) {
-            Ok(loaded) => {
-                files.insert(source, loaded);
-            }
-            Err(errors) => {
-                broken = true;
-                for line in errors.to_string().lines() {
-                    error!("{line}");
-                }
-            }
-        }
-    }
-    if broken {
-        return None;
-    }
-    for (source, loaded) in &files {
-        for new in loaded
-            .config
-            .apps
-            .iter()
-            .filter(|app| !known.contains(&app.name))
-        {
-            info!(
-                "{} is new in its file and not started; `rsup start {}` starts it",
-                new.name,
-                source.display()
-            );
-        }
-    }
-    let mut apps = Vec::new();
-    for mut old in running {
-        let Some(loaded) = old.source.as_ref().and_then(|source| files.get(source)) else {
-            match config::resolve_cwd(&mut old) {
-                Ok(()) => apps.push(old),
-                Err(why) => warn!("{} stays as it is: {}: {why}", old.name, old.cwd.display()),
-            }
-            continue;
-        };
-        match loaded.config.apps.iter().find(|new| new.name == old.name) {
-            Some(new) => apps.push(new.clone()),
-            None => warn!(
-                "{0} is no longer in its file and stays as it is; `rsup delete {0}` ends it",
-                old.name
-            ),
-        }
-    }
-    let supervise = files
-        .into_iter()
-        .map(|(source, loaded)| Request::Supervise {
-            settings: Settings {
-                source,
-                spec: loaded.config.supervisor,
-            },
-        });
-    let reload = (!apps.is_empty()).then_some(Request::Reload {
-        apps,
-        base_env: None,
-        queue: true,
-    });
-    Some(supervise.chain(reload).collect())
-}
-
-/// Puts into words what became of a call that nobody else waits for.
-fn tell(mut answers: mpsc::UnboundedReceiver<Answer>) {
-    while let Some(answer) = answers.blocking_recv() {
-        match answer {
-            Answer::Accepted(_) | Answer::Progress(_) => {}
-            Answer::Failed(failure) => warn!("{}", failure.message),
-            Answer::Done(Reply::Finished(outcomes)) => {
-                for outcome in outcomes {
-                    match outcome.failure {
-                        Some(failure) => {
-                            warn!("{} was not reloaded: {}", outcome.app, failure.message)
-                        }
-                        None => info!("{} is reloaded", outcome.app),
-                    }
-                }
-            }
-            Answer::Done(Reply::Supervised { notes, .. }) => {
-                notes.iter().for_each(|note| warn!("{note}"))
-            }
-            Answer::Done(_) => {}
-        }
     }
 }

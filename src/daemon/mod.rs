@@ -3,7 +3,7 @@
 
 mod admin;
 mod adopt;
-mod calls;
+mod clients;
 mod drain;
 mod effects;
 mod event_log;
@@ -19,7 +19,6 @@ mod port_conflicts;
 mod probe;
 mod relay;
 mod saving;
-mod server;
 mod signals;
 mod sockets;
 mod spawn;
@@ -28,6 +27,7 @@ mod state;
 pub mod systemd;
 mod takeover_support;
 mod tree;
+mod triggers;
 mod upgrade;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -50,7 +50,7 @@ use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
 use crate::sys::listen::Given;
 use crate::sys::{needs, process, takeover};
-use calls::Calls;
+use clients::Calls;
 pub use foreground::ExitWhen;
 use foreground::Verdict;
 use relay::{Relay, Relays};
@@ -58,7 +58,8 @@ use signals::{Caught, Signals};
 use sockets::Sockets;
 use spawn::Running;
 use start::Inheritance;
-pub use state::{is_of_foreground, left_behind};
+pub use state::{is_of_foreground, known_from_before, left_behind};
+pub use triggers::REREAD;
 pub use upgrade::{CAN_GO_ON, takes_over, try_state};
 
 /// How the daemon was started.
@@ -106,7 +107,7 @@ pub struct Options {
     pub exit_when: ExitWhen,
 }
 
-/// As [`crate::control::Request::Start`].
+/// As [`crate::control::Action::Start`].
 #[derive(Clone, Debug)]
 pub struct StartRequest {
     pub apps: Vec<AppSpec>,
@@ -557,7 +558,7 @@ impl Daemon {
             Caught::Child => self.reap(),
             Caught::Reopen => self.pump.reopen(),
             Caught::Hangup if !self.options.foreground => {}
-            Caught::Hangup if !self.ending && !foreground::has_terminal() => self.reread(),
+            Caught::Hangup if !self.ending && !foreground::has_terminal() => self.on_hangup(),
             Caught::Hangup => self.told_to_stop(Signal::SIGHUP as i32),
             Caught::Stop(signal) => self.told_to_stop(signal),
         }

@@ -10,7 +10,7 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::calls::Calls;
+use super::clients::{Calls, server};
 use super::event_log::EventLog;
 use super::fdstore::{self, FdStore};
 use super::isolation::Isolation;
@@ -19,7 +19,7 @@ use super::signals::Signals;
 use super::state::{self, DaemonState};
 use super::systemd::{self, Received};
 use super::takeover_support::TakeoverSupport;
-use super::{Daemon, Error, Options, Started, memory, now, server, system};
+use super::{Daemon, Error, Options, Started, memory, now, system};
 use crate::core::Supervisor;
 use crate::keeper::LOST;
 use crate::lock;

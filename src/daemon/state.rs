@@ -17,9 +17,10 @@ use std::thread::JoinHandle;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
-use crate::core::{OLDEST_STATE, OpId, STATE_VERSION, Supervisor};
+use super::clients::remembered::{Begun, Results};
+use crate::config::AppName;
+use crate::core::{OLDEST_STATE, STATE_VERSION, Supervisor};
 use crate::lock;
-use crate::model::ActionError;
 use crate::paths::Paths;
 use crate::sys::process;
 use crate::sys::procfs::{self, StartTime};
@@ -57,7 +58,10 @@ pub struct DaemonState {
     pub processes: BTreeMap<u64, Process>,
     /// How the latest actions ended: who waited for one may have lost the daemon before its answer.
     #[serde(default)]
-    pub results: VecDeque<(OpId, Result<(), ActionError>)>,
+    pub results: Results,
+    /// The latest actions, by the ids that their clients gave them.
+    #[serde(default)]
+    pub actions: VecDeque<Begun>,
     /// The latest.
     #[serde(default)]
     pub upgrade: Option<Upgrade>,
@@ -169,6 +173,14 @@ pub fn left_behind(paths: &Paths) -> Option<usize> {
             .values()
             .filter(|p| procfs::is_alive(p.pid, p.started))
             .count()
+    })
+}
+
+/// The apps that the next daemon will know, where none runs.
+pub fn known_from_before(paths: &Paths) -> Vec<AppName> {
+    let state = read(&paths.saved_state()).ok();
+    state.map_or_else(Vec::new, |state| {
+        state.supervisor.names().cloned().collect()
     })
 }
 
@@ -319,6 +331,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::core::OpId;
 
     /// Written by version 1; never to be changed.
     const VERSION_1: &[u8] = include_bytes!("fixtures/state-1.json");
@@ -362,6 +375,7 @@ mod tests {
             )]
             .into(),
             results: [(OpId(9), Ok(()))].into(),
+            actions: VecDeque::new(),
             upgrade: None,
             written: 9,
         };

@@ -19,15 +19,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
 
+use super::clients::{Caller, reply};
 use super::fdstore::{Backend, FdStore};
 use super::start::{Handles, Inheritance};
 use super::state::{self, State, Upgrade};
 use super::systemd::{self, Received};
 use super::{Daemon, Event, Options, complain, now, probe, spawn as workers};
-use crate::control::{Answer, Failure, FailureCode, HowUpgraded, Reply};
+use crate::control::{self, Answer, Failure, FailureCode, HowUpgraded};
 use crate::core::{Time, WorkerPhase};
 use crate::exit::Exit;
 use crate::keeper::link::Link;
@@ -265,7 +265,7 @@ async fn try_out(program: PathBuf, state: Vec<u8>, folder: &Path) -> Result<(), 
 }
 
 /// This process's own, with the descriptor of a manifest.
-fn environment(
+pub fn environment(
     manifest: Option<i32>,
     variables: &[(String, String)],
 ) -> Result<Vec<CString>, String> {
@@ -315,13 +315,7 @@ fn execute(
 
 impl Daemon {
     /// Tries the new program, and then waits for the right moment.
-    pub(super) fn upgrade(
-        &mut self,
-        program: PathBuf,
-        token: u64,
-        force: bool,
-        answer: UnboundedSender<Answer>,
-    ) {
+    pub(super) fn upgrade(&mut self, program: PathBuf, token: u64, force: bool, answer: Caller) {
         let refused = |why: String| {
             Answer::Failed(
                 Failure::new(FailureCode::BadRequest, why)
@@ -349,7 +343,7 @@ impl Daemon {
         tokio::spawn(async move {
             match try_out(program.clone(), state, &folder).await {
                 Ok(()) => {
-                    let _ = answer.send(Answer::Done(Reply::Upgrading));
+                    reply::<control::Upgrade>(&answer, Ok(control::Upgrading));
                     let _ = events.send(Event::Upgrade(Pending {
                         program,
                         token,

@@ -12,6 +12,8 @@ use crate::core::{FailureCode, OperationKind, WorkerId};
 pub enum ActionError {
     UnknownApp,
     AlreadyRunning,
+    /// What is stopped is started by a start alone.
+    Stopped,
     /// An app has at least one worker.
     NoInstances,
     Busy {
@@ -70,6 +72,7 @@ impl ActionError {
         match self {
             Self::UnknownApp => FailureCode::UnknownApp,
             Self::AlreadyRunning => FailureCode::AlreadyRunning,
+            Self::Stopped => FailureCode::Stopped,
             Self::NoInstances => FailureCode::BadRequest,
             Self::Busy { .. } => FailureCode::Busy,
             Self::Superseded { .. } => FailureCode::Superseded,
@@ -98,6 +101,7 @@ impl ActionError {
             Self::SameFolder { failed, .. } => failed.worker(),
             Self::UnknownApp
             | Self::AlreadyRunning
+            | Self::Stopped
             | Self::NoInstances
             | Self::Busy { .. }
             | Self::Superseded { .. }

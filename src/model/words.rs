@@ -107,6 +107,7 @@ impl ActionError {
         match self {
             Self::UnknownApp => format!("there is no app `{app}`"),
             Self::AlreadyRunning => format!("`{app}` runs already"),
+            Self::Stopped => format!("`{app}` is stopped"),
             Self::NoInstances => "an app has at least one worker".into(),
             Self::Busy { kind, for_ms } => {
                 let kind = kind.as_str();
@@ -163,6 +164,7 @@ impl ActionError {
             Self::AlreadyRunning => Some(format!(
                 "rsup reload {app} replaces its workers without a gap"
             )),
+            Self::Stopped => Some(format!("rsup start {app}")),
             Self::NoInstances => Some(format!("rsup stop {app}")),
             Self::Busy { .. } => Some(format!(
                 "wait for it (rsup reload {app} --wait), or end it: rsup stop {app}"

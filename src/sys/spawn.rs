@@ -27,6 +27,9 @@ use child::Prepared;
 use confine::Confine;
 pub use error::{SpawnError, Step};
 
+/// The exit code of a child whose program could not be run, or whose parent died before it was.
+pub const NO_PROGRAM: i32 = 127;
+
 /// What to start.
 #[derive(Debug)]
 pub struct Plan {

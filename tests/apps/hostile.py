@@ -38,7 +38,7 @@ def ask(path):
     """A well-formed request, to see whether it is answered."""
     with socket.socket(socket.AF_UNIX) as s:
         s.connect(path)
-        body = json.dumps({"version": 1, "request": "list", "wait": False}).encode()
+        body = json.dumps({"version": 2, "request": {"query": "list"}, "wait": False}).encode()
         answer = b""
         try:
             s.sendall(len(body).to_bytes(4, "big") + body)

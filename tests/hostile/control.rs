@@ -41,10 +41,11 @@ fn garbage_by_the_thousand() {
     let home = Home::new();
     let calm = Bystander::start(&home);
     let honest = [
-        r#"{"version":1,"request":"list","wait":true}"#,
-        r#"{"version":1,"request":{"scale":{"app":"none","to":{"by":-1}}},"wait":true}"#,
-        r#"{"version":1,"request":{"describe":{"target":{"worker":["calm",7]}}},"wait":false}"#,
-        r#"{"version":1,"request":{"signal":{"target":{"app":"none"},"signal":9}},"wait":true}"#,
+        r#"{"version":2,"request":{"query":"list"},"wait":true}"#,
+        r#"{"version":2,"request":{"action":{"id":7,"action":{"scale":{"app":"none","to":{"by":-1}}}}},"wait":true}"#,
+        r#"{"version":2,"request":{"query":{"describe":{"targets":[{"worker":["calm",7]}]}}},"wait":false}"#,
+        r#"{"version":2,"request":{"signal":{"targets":[{"app":"none"}],"signal":9}},"wait":true}"#,
+        r#"{"version":1,"request":{"await":{"actions":[{"op":3,"app":"calm","kind":"reload"}],"kill":false}},"wait":true}"#,
     ];
     let mut random = fastrand::Rng::with_seed(7);
     for n in 0..2000 {
@@ -88,7 +89,9 @@ fn specs_that_no_check_has_seen() {
         *spec
             .pointer_mut(place)
             .unwrap_or_else(|| panic!("no {place}")) = value;
-        let call = serde_json::json!({"version": 1, "request": {"start": {"apps": [spec], "base_env": {}}}, "wait": true});
+        let start = serde_json::json!({"start": {"apps": [spec], "base_env": {}}});
+        let request = serde_json::json!({"action": {"id": 7, "action": start}});
+        let call = serde_json::json!({"version": 2, "request": request, "wait": true});
         let answer = converse(&home, &frame(&call.to_string()));
         assert!(
             answer.contains("bad_request") && answer.contains(words),
@@ -137,7 +140,7 @@ fn huge_and_slow_frames() {
     assert!(answer(stream).contains("larger than"));
     // Byte by byte is a way of speaking too, and in nobody's way.
     let mut slow = connect(&home);
-    let list = frame(r#"{"version":1,"request":"list","wait":true}"#);
+    let list = frame(r#"{"version":2,"request":{"query":"list"},"wait":true}"#);
     for byte in &list {
         slow.write_all(&[*byte]).unwrap();
         if byte % 8 == 0 {
@@ -201,7 +204,9 @@ fn clients_that_never_read() {
     );
     home.ok(&["start"]);
     let (files, memory) = (open_files(calm.daemon()), resident(calm.daemon()));
-    let ask = frame(r#"{"version":1,"request":{"env":{"target":{"app":"big"}}},"wait":true}"#);
+    let ask = frame(
+        r#"{"version":2,"request":{"query":{"env":{"targets":[{"app":"big"}]}}},"wait":true}"#,
+    );
     let mut deaf: Vec<UnixStream> = (0..300)
         .map(|_| {
             let mut stream = connect(&home);

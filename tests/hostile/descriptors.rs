@@ -25,9 +25,11 @@ fn waiting(home: &Home, count: usize) -> Vec<UnixStream> {
     let mut spec = home.describe("stuck")["spec"].clone();
     spec["env"] = serde_json::json!({"NEVER_READY": "1"});
     spec["listen_timeout"] = serde_json::json!({"secs": 600, "nanos": 0});
-    let request = serde_json::json!({"reload": {"apps": [spec], "base_env": null, "queue": true}});
-    let call = serde_json::json!({"version": 1, "request": request, "wait": true}).to_string();
+    let reload = serde_json::json!({"reload": {"apps": [spec], "base_env": null, "queue": true}});
     let ask = || {
+        let action = serde_json::json!({"id": fastrand::u64(..), "action": reload});
+        let request = serde_json::json!({"action": action});
+        let call = serde_json::json!({"version": 2, "request": request, "wait": true}).to_string();
         let mut stream = UnixStream::connect(home.rsup_home().join("run/control.sock")).unwrap();
         stream
             .write_all(&(call.len() as u32).to_be_bytes())

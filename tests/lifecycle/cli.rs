@@ -561,6 +561,31 @@ fn frame(body: &str) -> Vec<u8> {
     [&(body.len() as u32).to_be_bytes()[..], body.as_bytes()].concat()
 }
 
+/// It waits across `rsup upgrade`, and knows its action by the number that the daemon gave it.
+#[test]
+fn a_client_of_the_former_version_learns_what_became_of_its_action() {
+    let home = Home::new();
+    home.app("job", "command = [\"sleep\", \"1000\"]");
+    home.ok(&["start"]);
+    home.ok(&["reload", "job"]);
+    let ask = |op: u64| {
+        let action = format!("{{\"op\":{op},\"app\":\"job\",\"kind\":\"reload\"}}");
+        let request = format!("{{\"await\":{{\"actions\":[{action}],\"kill\":false}}}}");
+        let call = format!("{{\"version\":1,\"request\":{request},\"wait\":true}}");
+        converse(&home, &frame(&call))
+    };
+    let known = ask(2);
+    assert!(
+        known.contains("{\"done\":{\"finished\":[") && known.contains("\"failure\":null"),
+        "{known}"
+    );
+    let unknown = ask(77);
+    assert!(unknown.contains("before it began"), "{unknown}");
+    let stop = "{\"version\":1,\"request\":{\"stop\":{\"target\":\"all\"}},\"wait\":true}";
+    let refused = converse(&home, &frame(stop));
+    assert!(refused.contains("use the newer rsup"), "{refused}");
+}
+
 #[test]
 fn nonsense_on_the_socket_gets_an_answer_and_does_no_harm() {
     let home = Home::new();
@@ -574,7 +599,7 @@ fn nonsense_on_the_socket_gets_an_answer_and_does_no_harm() {
         (b"\0\0", "could not be read"),
         (&frame("not json"), "not understood"),
         (
-            &frame("{\"version\":1,\"request\":\"explode\",\"wait\":true}"),
+            &frame("{\"version\":2,\"request\":\"explode\",\"wait\":true}"),
             "not understood",
         ),
         (

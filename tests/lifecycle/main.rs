@@ -4,6 +4,7 @@
 mod common;
 mod support;
 
+mod beside;
 mod cli;
 mod foreground;
 mod idle;

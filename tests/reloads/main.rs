@@ -7,4 +7,5 @@ mod broken;
 mod queue;
 mod reread;
 mod restart;
+mod up;
 mod zero_loss;

@@ -144,7 +144,7 @@ fn after_rsup_kill_they_stay_stopped_but_for_what_is_started() {
     home.ok(&["start", "supervisor.toml", "--only", "calm"]);
     home.wait_view("calm", "ready", is_ready);
     for app in ["stubborn", "idle"] {
-        assert_eq!(home.view(app)["phase"], "stopped", "{app}");
+        home.wait_view(app, "stopped", |view| view["phase"] == "stopped");
     }
     obedient(&home);
     home.ok(&["start"]);

@@ -2,8 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, targets};
-use crate::control::Request;
-use crate::core::OperationKind;
+use crate::control::Action;
 
 /// Stop apps and forget them
 ///
@@ -22,14 +21,9 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("delete")?;
-    let request = |target| Request::Delete { target };
-    let outcomes = action::each(
-        &cx.out,
-        &client,
-        &selection.targets,
-        OperationKind::Delete,
-        request,
-        !args.no_wait,
-    )?;
+    let delete = Action::Delete {
+        targets: selection.targets,
+    };
+    let outcomes = action::run(&cx.out, &client, delete, Vec::new(), !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

@@ -14,11 +14,12 @@ use crate::cli::client::{CallError, Client, Interrupt};
 use crate::cli::error::{CliError, INTERRUPTED};
 use crate::cli::load_test::{self, Expected, Halt, Step, Trial};
 use crate::cli::values::duration;
-use crate::cli::{Context, daemonize, render, targets};
+use crate::cli::{Context, action, daemonize, render};
 use crate::config::AppSpec;
 use crate::config::{self, Script};
-use crate::control::{FailureCode, Outcome, Reply, Request, Target};
+use crate::control::{Act, Action, ActionId, Describe, Failure, FailureCode, Outcome, Target};
 use crate::load::{self, Plan};
+use crate::model::Cause;
 use crate::paths::Paths;
 
 /// Show what rsup does: an app under load is reloaded, and no request fails
@@ -102,6 +103,7 @@ fn releases(trial: &mut Trial<'_>, spec: &AppSpec, duration: Duration) -> Result
         label,
         words,
         spec,
+        settings: Vec::new(),
         expected,
         last,
     };
@@ -151,16 +153,12 @@ fn start(
                 "a small web app that knows nothing of rsup, on {addr}\n"
             ))?;
         }
-        let request = Request::Start {
+        let start = act(Action::Start {
             apps: vec![spec.clone()],
             base_env: BTreeMap::new(),
-        };
-        let outcome = match sandbox.client.act(request, true, interrupt, &|_| {}) {
-            Ok(Reply::Finished(outcomes)) => outcomes
-                .into_iter()
-                .next()
-                .ok_or_else(targets::unexpected)?,
-            Ok(_) => return Err(targets::unexpected()),
+        });
+        let outcome = match sandbox.client.act(&start, true, interrupt, &|_| {}) {
+            Ok(outcomes) => action::only(outcomes)?,
             Err(CallError::Interrupted) => return Err(CliError::AlreadyReported(INTERRUPTED)),
             Err(error) => return Err(sandbox.client.explain(error)),
         };
@@ -174,12 +172,20 @@ fn start(
             }
             // Somebody was quicker.
             Some(failure) if failure.code == FailureCode::Listen && tries > 0 => {
-                drop(sandbox.client.ask(Request::Delete {
-                    target: Target::App(outcome.app),
-                }))
+                let targets = vec![Target::App(outcome.app)];
+                drop(sandbox.client.ask(&act(Action::Delete { targets })));
             }
             Some(_) => return Err(sandbox.not_started(outcome)),
         }
+    }
+}
+
+fn act(action: Action) -> Act {
+    Act {
+        id: ActionId::new(),
+        action,
+        settings: Vec::new(),
+        cause: Cause::Command,
     }
 }
 
@@ -233,14 +239,13 @@ impl Sandbox {
 
     /// Why the sample app could not be started; most likely because takeover is not possible here.
     fn not_started(&self, outcome: Outcome) -> CliError {
-        let target = Target::App(outcome.app);
-        let notes = match self.client.ask(Request::Describe { target }) {
-            Ok(Reply::Descriptions(all)) => all.into_iter().flat_map(|one| one.notes).collect(),
-            Ok(_) | Err(_) => Vec::new(),
+        let targets = vec![Target::App(outcome.app.clone())];
+        let notes: Vec<String> = match self.client.ask(&Describe(targets)) {
+            Ok(all) => all.into_iter().flat_map(|one| one.notes).collect(),
+            Err(_) => Vec::new(),
         };
-        let Some(mut failure) = outcome.failure else {
-            return targets::unexpected();
-        };
+        let unknown = || Failure::new(FailureCode::Internal, "the sample app was not started");
+        let mut failure = outcome.failure.unwrap_or_else(unknown);
         // It speaks of a log that will be gone.
         failure.hint = None;
         for note in &notes {

@@ -2,7 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, render, targets};
-use crate::control::{Reply, Request};
+use crate::control::Describe;
 
 /// Show everything about an app: workers, settings, recent events
 #[derive(Debug, clap::Args)]
@@ -15,13 +15,8 @@ pub struct Args {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
-    let mut all = Vec::new();
-    for target in targets::select(&client, &args.targets)?.targets {
-        match client.ask(Request::Describe { target })? {
-            Reply::Descriptions(descriptions) => all.extend(descriptions),
-            _ => return Err(targets::unexpected()),
-        }
-    }
+    let targets = targets::select(&client, &args.targets)?.targets;
+    let all = client.ask(&Describe(targets))?;
     if cx.out.json {
         cx.out.document(&all)
     } else {

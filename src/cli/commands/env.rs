@@ -3,7 +3,7 @@
 use crate::cli::error::CliError;
 use crate::cli::render::Environment;
 use crate::cli::{Context, render, targets};
-use crate::control::{Reply, Request};
+use crate::control::Env;
 
 /// Show the environment that workers run with
 ///
@@ -23,14 +23,9 @@ pub struct Args {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
-    let mut all = Vec::new();
-    for target in targets::select(&client, &args.targets)?.targets {
-        match client.ask(Request::Env { target })? {
-            Reply::Env(workers) => all.extend(workers),
-            _ => return Err(targets::unexpected()),
-        }
-    }
-    let all: Vec<_> = all
+    let targets = targets::select(&client, &args.targets)?.targets;
+    let all: Vec<_> = client
+        .ask(&Env(targets))?
         .into_iter()
         .map(|worker| Environment::of(worker, args.show_values))
         .collect();

@@ -2,9 +2,8 @@
 
 use crate::cli::client::{CallError, NO_DAEMON, START_HINT};
 use crate::cli::error::CliError;
-use crate::cli::{Context, render, systemctl, targets};
-use crate::control::{Reply, Request};
-use crate::core::AppView;
+use crate::cli::{Context, render, systemctl};
+use crate::control::{List, Listing};
 
 /// Show all apps and their workers
 #[derive(Debug, clap::Args)]
@@ -13,8 +12,8 @@ pub struct Args {}
 
 pub fn run(Args {}: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
-    let apps = match client.try_ask(Request::List) {
-        Ok(Reply::List(apps)) => {
+    let apps = match client.try_ask(&List) {
+        Ok(Listing { apps, troubles }) => {
             if apps.is_empty() {
                 cx.out.note("there are no apps; `rsup start` starts some");
             }
@@ -25,18 +24,15 @@ pub fn run(Args {}: Args, cx: &Context) -> Result<(), CliError> {
                     .note(&format!("{unit} {why}; `{command}` writes it anew"));
             }
             // Beside the apps, the daemon itself.
-            if let Ok(Reply::Pong { troubles, .. }) = client.try_ask(Request::Ping) {
-                troubles.iter().for_each(|trouble| cx.out.trouble(trouble));
-            }
+            troubles.iter().for_each(|trouble| cx.out.trouble(trouble));
             apps
         }
-        Ok(_) => return Err(targets::unexpected()),
         Err(CallError::NoDaemon) => {
             if let Some(problem) = systemctl::trouble(&cx.paths()?) {
                 return Err(problem);
             }
             cx.out.note(&format!("{NO_DAEMON}; {START_HINT}"));
-            Vec::<AppView>::new()
+            Vec::new()
         }
         Err(error) => return Err(client.explain(error)),
     };

@@ -8,7 +8,7 @@ use crate::cli::error::CliError;
 use crate::cli::render::LogLines;
 use crate::cli::{Context, targets};
 use crate::config::AppName;
-use crate::control::{LogFiles, Reply, Request, Target};
+use crate::control::{FindLogs, LogFiles, Target};
 use crate::logs::{Follower, Stream, last_lines};
 
 /// Show the last lines of apps' logs, and follow them with -f
@@ -48,15 +48,8 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     } else {
         targets::select(&client, &args.targets)?.targets
     };
-    let mut sources: Vec<Source> = Vec::new();
-    for target in targets {
-        match client.ask(Request::LogFiles { target })? {
-            Reply::LogFiles(files) => {
-                sources.extend(files.into_iter().map(|files| source(files, &args)))
-            }
-            _ => return Err(targets::unexpected()),
-        }
-    }
+    let files = client.ask(&FindLogs(targets))?.into_iter();
+    let sources: Vec<Source> = files.map(|files| source(files, &args)).collect();
     if sources.is_empty() {
         cx.out.note("there are no apps; `rsup start` starts some");
         return Ok(());

@@ -2,7 +2,8 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, reread, targets};
-use crate::control::Request;
+use crate::control::Action;
+use crate::core::OperationKind;
 
 /// Replace the workers of an app one by one, without a failed request
 ///
@@ -10,6 +11,8 @@ use crate::control::Request;
 /// up anew. Each replacement must be ready before the worker it replaces is taken out of the
 /// traffic, drained and stopped. If one does not get ready, the old workers stay, and the exit code
 /// is 1.
+///
+/// What is stopped stays stopped: with `all` or a file this is said, with its name alone it is an error.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Examples:\n  rsup reload api\n  rsup reload supervisor.toml --update-env"
@@ -32,13 +35,16 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
-    let apps = reread::reread(&selection.apps(), &client, &cx.out)?;
-    let base_env = args.update_env.then(|| cx.base_env());
-    let request = Request::Reload {
-        apps,
-        base_env,
-        queue: args.wait,
-    };
-    let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
+    let (meant, mut outcomes) = selection.apps_that_run(OperationKind::Reload);
+    let (apps, settings) = reread::for_command(&meant, &selection.known, &cx.out)?;
+    if !apps.is_empty() {
+        let reload = Action::Reload {
+            apps,
+            base_env: args.update_env.then(|| cx.base_env()),
+            queue: args.wait,
+        };
+        let done = action::run(&cx.out, &client, reload, settings, !args.no_wait)?;
+        outcomes.extend(done);
+    }
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

@@ -2,12 +2,14 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, reread, targets};
-use crate::control::Request;
+use crate::control::Action;
+use crate::core::OperationKind;
 
 /// Stop and start all workers of an app at once
 ///
 /// The listening sockets stay open meanwhile, so connections wait instead of being refused. The
-/// app's file is read again. To have no pause at all, use `rsup reload`.
+/// app's file is read again. To have no pause at all, use `rsup reload`. A stopped app is started if
+/// its name is given; with `all` or a file it stays stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:\n  rsup restart api")]
 pub struct Args {
@@ -25,13 +27,13 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("restart")?;
-    let apps = reread::reread(&selection.apps(), &client, &cx.out)?;
-    let base_env = args.update_env.then(|| cx.base_env());
-    let outcomes = action::one(
-        &cx.out,
-        &client,
-        Request::Restart { apps, base_env },
-        !args.no_wait,
-    )?;
+    let (meant, mut outcomes) = selection.apps_that_run(OperationKind::Restart);
+    let (apps, settings) = reread::for_command(&meant, &selection.known, &cx.out)?;
+    if !apps.is_empty() {
+        let base_env = args.update_env.then(|| cx.base_env());
+        let restart = Action::Restart { apps, base_env };
+        let done = action::run(&cx.out, &client, restart, settings, !args.no_wait)?;
+        outcomes.extend(done);
+    }
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

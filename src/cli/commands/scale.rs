@@ -3,7 +3,7 @@
 use crate::cli::error::CliError;
 use crate::cli::{Context, action};
 use crate::config::AppName;
-use crate::control::{Request, ScaleTo};
+use crate::control::{Action, ScaleTo};
 
 /// Change the number of workers of an app
 ///
@@ -38,11 +38,11 @@ fn parse(text: &str) -> Result<ScaleTo, String> {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
-    let request = Request::Scale {
+    let scale = Action::Scale {
         app: args.app,
         to: args.to,
     };
-    let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
+    let outcomes = action::run(&cx.out, &client, scale, Vec::new(), !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, render, targets};
-use crate::control::{Reply, Request};
+use crate::control::Signal;
 use crate::exit::signal_number;
 
 /// Send a signal to the workers of an app
@@ -25,16 +25,10 @@ fn parse(text: &str) -> Result<i32, String> {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
-    let mut pids = Vec::new();
-    for target in targets::select(&client, &args.targets)?.targets {
-        match client.ask(Request::Signal {
-            target,
-            signal: args.signal,
-        })? {
-            Reply::Signalled(reached) => pids.extend(reached),
-            _ => return Err(targets::unexpected()),
-        }
-    }
+    let pids = client.ask(&Signal {
+        targets: targets::select(&client, &args.targets)?.targets,
+        signal: args.signal,
+    })?;
     if cx.out.json {
         cx.out.document(&pids)
     } else {

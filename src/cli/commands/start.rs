@@ -6,19 +6,20 @@ use nix::sys::signal::SigSet;
 
 use crate::cli::client::{CallError, Client};
 use crate::cli::error::{CliError, FAILED};
-use crate::cli::targets::{self, Selection};
-use crate::cli::{Context, action, daemonize, render, settings};
+use crate::cli::{Context, action, daemonize, render, settings, targets};
 use crate::config::AppSpec;
 use crate::config::{self, Script};
-use crate::control::{Failure, FailureCode, Outcome, Reply, Request, Target};
-use crate::core::{AppPhase, AppView, OperationKind, Settings, WorkerPhase};
+use crate::control::{Action, FailureCode, Ping, Pong, Snapshot};
+use crate::core::Settings;
 use crate::daemon::{self, StartRequest};
 use crate::logs;
+use crate::paths::Paths;
 
 /// Start the apps of a file, a script, a command, or stopped apps by name
 ///
 /// Without an argument it starts what ./supervisor.toml describes. Apps that run already are left
-/// alone. It waits until all are ready; the daemon is started in the background if none runs.
+/// alone; if their file says something else by now, that is an error which says what (`rsup up` brings
+/// it about). It waits until all are ready; the daemon is started in the background if none runs.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Examples:\n  rsup start\n  rsup start /srv/api/supervisor.toml --only api\n  rsup start server.js -i 2 --listen 3000\n  rsup start -n api -- ./server --flag\n  rsup start api"
@@ -295,7 +296,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     if args.foreground {
         foreground(apps, settings, &args.foreground_options, cx)
     } else {
-        background(&apps, settings, !args.no_wait, cx)
+        background(apps, settings, !args.no_wait, cx)
     }
 }
 
@@ -314,7 +315,7 @@ fn without_daemon(problem: CliError, names: &[String]) -> CliError {
     }
 }
 
-fn from_file(
+pub fn from_file(
     file: &Path,
     only: &[String],
     cx: &Context,
@@ -354,72 +355,71 @@ fn from_file(
 
 fn known_to_daemon(word: &str, cx: &Context) -> Result<bool, CliError> {
     let client = cx.client()?.for_a_start();
-    match client.try_ask(Request::Specs {
-        target: Target::All,
-    }) {
-        Ok(Reply::Specs(specs)) => Ok(specs.iter().any(|spec| spec.name.as_str() == word)),
-        Ok(_) => Err(targets::unexpected()),
+    match client.try_ask(&Snapshot) {
+        Ok(known) => Ok(known.iter().any(|known| known.spec.name.as_str() == word)),
         Err(CallError::NoDaemon) => Ok(false),
         Err(error) => Err(client.explain(error)),
     }
 }
 
-/// Starts apps as they were last configured.
+/// Starts apps as they were last configured. After `rsup kill`, the next daemon knows them.
 fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), CliError> {
-    let client = cx.client()?.for_a_start();
-    let selection = targets::select(&client, names)?;
-    let views = targets::views(&client)?;
-    let (idle, well): (Vec<_>, Vec<_>) = expand(selection).into_iter().partition(|target| {
-        let Target::App(app) = target else {
-            return true;
+    let paths = cx.paths()?;
+    let mut client = cx.client()?.for_a_start();
+    let mut waits = Waits::default();
+    let outcomes = loop {
+        let selection = match client.try_ask(&Snapshot) {
+            Ok(known) => targets::resolve(names, known)?,
+            Err(CallError::NoDaemon) if knows(&paths, names) => {
+                client = daemonize::ensure(&paths)?;
+                continue;
+            }
+            Err(error) => return Err(client.explain(error)),
         };
-        views
+        let start = Action::StartStopped {
+            targets: selection.targets,
+        };
+        match action::sent(&cx.out, &client, start, Vec::new(), wait) {
+            Ok(outcomes) => break outcomes,
+            Err(error) => waits.for_the_end(&paths, &client, error, cx)?,
+        }
+    };
+    action::conclude(&cx.out, &outcomes, wait)
+}
+
+/// Whether a daemon of before knew these apps, and the next one will.
+fn knows(paths: &Paths, names: &[String]) -> bool {
+    let known = daemon::known_from_before(paths);
+    !known.is_empty()
+        && names
             .iter()
-            .find(|view| view.name == *app)
-            .is_none_or(needs_start)
-    });
-    let well: Vec<_> = views
-        .iter()
-        .filter(|view| well.contains(&Target::App(view.name.clone())))
-        .collect();
-    let running = well.into_iter().map(|view| already(view, cx)).collect();
-    let mut outcomes = Vec::new();
-    if !idle.is_empty() {
-        outcomes = action::each(
-            &cx.out,
-            &client,
-            &idle,
-            OperationKind::Start,
-            |target| Request::StartStopped { target },
-            wait,
-        )?;
-    }
-    conclude(running, outcomes, wait, cx)
+            .all(|name| name == "all" || known.iter().any(|app| app.as_str() == name))
 }
 
-/// `all` as its apps.
-fn expand(selection: Selection) -> Vec<Target> {
-    match selection.targets.as_slice() {
-        [Target::All] => selection
-            .known
-            .into_iter()
-            .map(|spec| Target::App(spec.name))
-            .collect(),
-        _ => selection.targets,
-    }
+/// The wait for a daemon that is about to end, so that the next one can start what is asked for.
+#[derive(Default)]
+pub struct Waits {
+    said: bool,
 }
 
-/// Stopped, or with workers that were given up or wait for their next try.
-fn needs_start(view: &AppView) -> bool {
-    matches!(
-        view.phase,
-        AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored
-    ) || view.workers.iter().any(|worker| {
-        matches!(
-            worker.phase,
-            WorkerPhase::Errored | WorkerPhase::Exited | WorkerPhase::Backoff
-        )
-    })
+impl Waits {
+    /// An error, unless it is that the daemon ends.
+    pub fn for_the_end(
+        &mut self,
+        paths: &Paths,
+        client: &Client,
+        error: CallError,
+        cx: &Context,
+    ) -> Result<(), CliError> {
+        if !matches!(&error, CallError::Failed(why) if why.code == FailureCode::Ending) {
+            return Err(client.explain(error));
+        }
+        if !std::mem::replace(&mut self.said, true) {
+            cx.out
+                .note("rsup is stopping every app; what is asked for is started after its end");
+        }
+        daemonize::until_it_ends(paths)
+    }
 }
 
 fn foreground(
@@ -431,16 +431,15 @@ fn foreground(
     let paths = cx.paths()?;
     paths.create().map_err(CliError::usage)?;
     let client = Client::new(&paths)?.of_next_daemon();
-    match client.try_ask(Request::Ping) {
+    match client.try_ask(&Ping) {
         Err(CallError::NoDaemon) => {}
-        Ok(Reply::Pong { pid, .. }) => {
+        Ok(Pong { pid, .. }) => {
             let problem = CliError::failed(
                 "already_running",
                 format!("a daemon runs already (pid {pid})"),
             );
             return Err(problem.hint("leave out --foreground, or end it with `rsup kill`"));
         }
-        Ok(_) => return Err(targets::unexpected()),
         Err(error) => return Err(client.explain(error)),
     }
     let start = Some(StartRequest {
@@ -481,104 +480,27 @@ fn foreground(
 }
 
 fn background(
-    apps: &[AppSpec],
+    apps: Vec<AppSpec>,
     settings: Option<Settings>,
     wait: bool,
     cx: &Context,
 ) -> Result<(), CliError> {
-    let client = daemonize::ensure(&cx.paths()?)?;
-    if let Some(settings) = settings {
-        settings::tell(&client, settings, &cx.out)?;
-    }
-    let (known, views) = (targets::known(&client)?, targets::views(&client)?);
-    let (mut fresh, mut running, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
-    for app in apps {
-        let view = views.iter().find(|view| view.name == app.name);
-        let old = known.iter().find(|spec| spec.name == app.name);
-        match (view, old) {
-            (Some(view), Some(old))
-                if !matches!(
-                    view.phase,
-                    AppPhase::Stopped | AppPhase::Stopping | AppPhase::Errored
-                ) =>
-            {
-                if is_same(old, app) {
-                    running.push(already(view, cx))
-                } else {
-                    outcomes.push(clash(old))
-                }
-            }
-            _ => fresh.push(app.clone()),
-        }
-    }
-    if !fresh.is_empty() {
-        let request = Request::Start {
-            apps: fresh,
-            base_env: cx.base_env(),
+    let paths = cx.paths()?;
+    let base_env = cx.base_env();
+    let mut waits = Waits::default();
+    let outcomes = loop {
+        let client = daemonize::ensure(&paths)?;
+        let start = Action::Start {
+            apps: apps.clone(),
+            base_env: base_env.clone(),
         };
-        outcomes.extend(action::one(&cx.out, &client, request, wait)?);
-    }
-    conclude(running, outcomes, wait, cx)
-}
-
-/// The same app, if perhaps with other settings: from the same file, or the same command.
-fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
-    match (&old.source, &new.source) {
-        (Some(old), Some(new)) => old == new,
-        (None, None) => old.command == new.command && old.cwd == new.cwd,
-        _ => false,
-    }
-}
-
-fn already(view: &AppView, cx: &Context) -> Outcome {
-    let phase = if view.phase == AppPhase::Ready {
-        String::new()
-    } else {
-        format!(" ({})", view.phase.as_str())
+        let settings = settings.iter().cloned().collect();
+        match action::sent(&cx.out, &client, start, settings, wait) {
+            Ok(outcomes) => break outcomes,
+            Err(error) => waits.for_the_end(&paths, &client, error, cx)?,
+        }
     };
-    cx.out.note(&format!(
-        "{0} runs already{phase}; `rsup reload {0}` replaces it",
-        view.name
-    ));
-    Outcome {
-        app: view.name.clone(),
-        kind: OperationKind::Start,
-        took_ms: 0,
-        view: Some(view.clone()),
-        failure: None,
-        notes: Vec::new(),
-    }
-}
-
-fn clash(old: &AppSpec) -> Outcome {
-    let from = match &old.source {
-        Some(file) => format!("from {}", file.display()),
-        None => format!("in {}: {}", old.cwd.display(), old.command.join(" ")),
-    };
-    let failure = Failure::new(
-        FailureCode::AlreadyRunning,
-        format!("another app called {} runs already\n{from}", old.name),
-    )
-    .hint(format!(
-        "give this one another name, or `rsup delete {}`",
-        old.name
-    ));
-    action::failed(&old.name, OperationKind::Start, 0, failure)
-}
-
-/// As for other actions; that some ran already has been told in words.
-fn conclude(
-    running: Vec<Outcome>,
-    outcomes: Vec<Outcome>,
-    wait: bool,
-    cx: &Context,
-) -> Result<(), CliError> {
-    let shown = if cx.out.json {
-        [running, outcomes].concat()
-    } else {
-        outcomes
-    };
-    action::conclude(&cx.out, &shown, wait)
+    action::conclude(&cx.out, &outcomes, wait)
 }
 
 #[cfg(test)]

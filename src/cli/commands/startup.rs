@@ -8,9 +8,9 @@ use crate::cli::client::CallError;
 use crate::cli::error::CliError;
 use crate::cli::systemctl::{self, Manager, NAME};
 use crate::cli::unit::{self, Scope, StopTimeout, Unit};
-use crate::cli::{Context, render, targets};
+use crate::cli::{Context, render};
 use crate::config::{self, AppSpec};
-use crate::control::{Reply, Request};
+use crate::control::{Ping, Snapshot};
 use crate::sys::cgroup;
 
 /// Let systemd run rsup from boot on, and start it now
@@ -167,9 +167,11 @@ fn apps(
     cx: &Context,
 ) -> Result<(Vec<AppSpec>, &'static str, Option<u32>), CliError> {
     let client = cx.client()?;
-    let (mut apps, daemon) = match client.try_ask(Request::Ping) {
-        Ok(Reply::Pong { pid, .. }) => (targets::known(&client)?, Some(pid)),
-        Ok(_) => return Err(targets::unexpected()),
+    let (mut apps, daemon) = match client.try_ask(&Ping) {
+        Ok(pong) => {
+            let known = client.ask(&Snapshot)?.into_iter();
+            (known.map(|known| known.spec).collect(), Some(pong.pid))
+        }
         Err(CallError::NoDaemon) => (Vec::new(), None),
         Err(error) => return Err(client.explain(error)),
     };

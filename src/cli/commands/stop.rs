@@ -2,8 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, targets};
-use crate::control::Request;
-use crate::core::OperationKind;
+use crate::control::Action;
 
 /// Stop apps; they stay known and can be started again
 ///
@@ -23,14 +22,9 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("stop")?;
-    let request = |target| Request::Stop { target };
-    let outcomes = action::each(
-        &cx.out,
-        &client,
-        &selection.targets,
-        OperationKind::Stop,
-        request,
-        !args.no_wait,
-    )?;
+    let stop = Action::Stop {
+        targets: selection.targets,
+    };
+    let outcomes = action::run(&cx.out, &client, stop, Vec::new(), !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::cli::client::CallError;
 use crate::cli::error::CliError;
-use crate::cli::{Context, render, targets};
-use crate::control::{HowUpgraded, Reply, Request};
+use crate::cli::{Context, render};
+use crate::control::{AskHowUpgraded, HowUpgraded, Ping, Pong, Upgrade, Upgrading};
 use crate::paths;
 
 /// Replace the running rsup by another version, with workers and sockets untouched
@@ -37,27 +37,23 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         None => paths::program(),
     };
     let client = cx.client()?;
-    let Reply::Pong {
+    let Pong {
         version: before, ..
-    } = client.ask(Request::Ping)?
-    else {
-        return Err(targets::unexpected());
-    };
+    } = client.ask(&Ping)?;
     let token = fastrand::u64(..);
-    match client.try_ask(Request::Upgrade {
+    match client.try_ask(&Upgrade {
         program: program.clone(),
         token,
         force: args.force,
     }) {
         // Without an answer it may have happened all the same.
-        Ok(Reply::Upgrading) | Err(CallError::Broken(_)) => {}
-        Ok(_) => return Err(targets::unexpected()),
+        Ok(Upgrading) | Err(CallError::Broken(_)) => {}
         Err(error) => return Err(client.explain(error)),
     }
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match client.try_ask(Request::HowUpgraded { token }) {
-            Ok(Reply::HowUpgraded(HowUpgraded::Done { version })) => {
+        match client.try_ask(&AskHowUpgraded(token)) {
+            Ok(HowUpgraded::Done { version }) => {
                 let done = render::Upgraded {
                     program,
                     before,
@@ -69,13 +65,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
                     cx.out.text(&done.to_string())
                 };
             }
-            Ok(Reply::HowUpgraded(HowUpgraded::Failed { why })) => {
+            Ok(HowUpgraded::Failed { why }) => {
                 return Err(CliError::failed("upgrade", why)
                     .hint("rsup list: workers and sockets are untouched"));
             }
-            Ok(Reply::HowUpgraded(HowUpgraded::UnderWay | HowUpgraded::Unknown))
-            | Err(CallError::Broken(_)) => {}
-            Ok(_) => return Err(targets::unexpected()),
+            Ok(HowUpgraded::UnderWay | HowUpgraded::Unknown) | Err(CallError::Broken(_)) => {}
             Err(error) => return Err(client.explain(error)),
         }
         if Instant::now() >= deadline {

@@ -3,14 +3,14 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::cli::client::{Client, Interrupt};
+use crate::cli::client::Interrupt;
 use crate::cli::error::CliError;
 use crate::cli::load_test::{self, Expected, Halt, Step, Trial, Verdict};
 use crate::cli::values::{duration, http_path};
 use crate::cli::{Context, reread, targets};
 use crate::config::{AppSpec, Check, Listen};
-use crate::control::{Reply, Request, Target};
-use crate::core::{AppPhase, AppView, WorkerPhase};
+use crate::control::Known;
+use crate::core::{AppPhase, AppView, Settings, WorkerPhase};
 use crate::load::{self, FailureKind, Plan};
 
 /// Put load on an app, reload it meanwhile, and count the failed requests
@@ -74,13 +74,15 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection =
         targets::select(&client, std::slice::from_ref(&args.app))?.whole_apps("verify")?;
-    let [old] = selection.apps()[..] else {
+    let [known] = selection.apps()[..] else {
         return Err(CliError::usage("verify takes one app at a time"));
     };
-    let listen = fit(&client, old)?;
-    let spec = reread::reread(&[old], &client, &cx.out)?
-        .pop()
-        .ok_or_else(targets::unexpected)?;
+    let old = &known.spec;
+    let listen = fit(known)?;
+    let (mut specs, settings) = reread::for_command(&[known], &selection.known, &cx.out)?;
+    let Some(spec) = specs.pop() else {
+        return Err(CliError::usage("verify takes one app at a time"));
+    };
     if !spec.listen.contains(listen) {
         let now = spec
             .listen
@@ -114,7 +116,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         ))?;
     }
     let name = spec.name.clone();
-    let script = |trial: &mut Trial<'_>| reload(trial, spec, args.duration);
+    let script = |trial: &mut Trial<'_>| reload(trial, spec, settings, args.duration);
     let mut verdict = load_test::run(&cx.out, &client, &interrupt, &name, plan, script)?;
     if args.allow_keep_alive_races && verdict.only_races() {
         verdict.reasons.clear();
@@ -125,12 +127,18 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
 }
 
 /// What happens under load.
-fn reload(trial: &mut Trial<'_>, spec: AppSpec, duration: Duration) -> Result<(), Halt> {
+fn reload(
+    trial: &mut Trial<'_>,
+    spec: AppSpec,
+    settings: Vec<Settings>,
+    duration: Duration,
+) -> Result<(), Halt> {
     trial.until(duration / 3)?;
     trial.reload(Step {
         label: "reload",
         words: "reload",
         spec,
+        settings,
         expected: Expected::Done,
         last: true,
     })?;
@@ -139,14 +147,8 @@ fn reload(trial: &mut Trial<'_>, spec: AppSpec, duration: Duration) -> Result<()
 }
 
 /// The address that the load goes to, if the app is in a state to be tried.
-fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, CliError> {
+fn fit(Known { spec, view }: &Known) -> Result<&Listen, CliError> {
     let app = &spec.name;
-    let view = match client.ask(Request::Describe {
-        target: Target::App(app.clone()),
-    })? {
-        Reply::Descriptions(mut all) if all.len() == 1 => all.swap_remove(0).app,
-        _ => return Err(targets::unexpected()),
-    };
     let AppView {
         phase,
         instances,
@@ -162,7 +164,7 @@ fn fit<'a>(client: &Client, spec: &'a AppSpec) -> Result<&'a Listen, CliError> {
                 .hint("try again when `rsup list` shows it ready"),
         );
     }
-    if phase != AppPhase::Ready {
+    if *phase != AppPhase::Ready {
         let ready = workers
             .iter()
             .filter(|worker| worker.phase == WorkerPhase::Ready)

@@ -9,38 +9,30 @@ use serde::Serialize;
 use super::style::{Look, Paint};
 use super::units::{bytes, count, duration, harmless};
 use crate::config::{AppName, Config, HIDDEN};
-use crate::control::{AdminView, WorkerEnv};
+use crate::control::{self, AdminView, WorkerEnv};
 use crate::exit::signal_name;
 
 /// The answer of `rsup ping`.
 #[derive(Debug, Serialize)]
-pub struct Pong {
-    pub pid: u32,
-    pub version: String,
-    pub protocol: u32,
-    pub uptime_ms: u64,
-    pub memory: Option<u64>,
-    pub admin: Option<AdminView>,
-    pub troubles: Vec<String>,
-}
+pub struct Pong(pub control::Pong);
 
 impl fmt::Display for Pong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "the daemon runs: pid {}, rsup {}, up {}",
-            self.pid,
-            harmless(&self.version),
-            duration(self.uptime_ms)
+            self.0.pid,
+            harmless(&self.0.version),
+            duration(self.0.uptime_ms)
         )?;
-        match self.memory {
+        match self.0.memory {
             Some(memory) => writeln!(f, ", {}", bytes(memory))?,
             None => writeln!(f)?,
         }
-        for trouble in &self.troubles {
+        for trouble in &self.0.troubles {
             writeln!(f, "{}", harmless(trouble))?;
         }
-        match &self.admin {
+        match &self.0.admin {
             None => Ok(()),
             Some(AdminView {
                 address,

@@ -115,6 +115,7 @@ fn done(kind: OperationKind) -> Outcome {
         took_ms: 3_210,
         view,
         failure: None,
+        untouched: None,
         notes: Vec::new(),
     }
 }

@@ -162,6 +162,12 @@ impl App {
         &self.releases[self.current]
     }
 
+    /// As many workers of the wanted release serve as there are to be.
+    pub fn all_serve(&self, now: Time) -> bool {
+        let serving = self.workers().filter(|w| self.is_available(w, now));
+        serving.count() >= usize::from(self.instances)
+    }
+
     pub fn spec(&self) -> &AppSpec {
         &self.target().spec
     }

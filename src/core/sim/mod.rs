@@ -6,6 +6,7 @@ mod deaths;
 mod hiding;
 mod random;
 mod scenarios;
+mod starts;
 mod stillness;
 mod storms;
 

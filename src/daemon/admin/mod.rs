@@ -17,7 +17,7 @@ pub use ask::Ask;
 
 use super::Daemon;
 use crate::config::AppName;
-use crate::control::{AdminView, Reply};
+use crate::control::AdminView;
 use crate::core::{OpId, Settings};
 use crate::sys::holder;
 
@@ -71,13 +71,13 @@ impl Admin {
 
 impl Daemon {
     /// Takes in `[supervisor]` of a file. The last file that names an address has its way; one that
-    /// names none has no say, unless it is the one that did before.
-    pub(super) fn supervise(&mut self, new: Settings) -> Reply {
+    /// names none has no say, unless it is the one that did before. What the user should know of it.
+    pub(super) fn supervise(&mut self, new: Settings) -> Vec<String> {
         let mut notes = Vec::new();
         let old = self.supervisor.settings.as_ref();
         let other = old.filter(|old| old.source != new.source);
         match (new.spec.admin, other) {
-            (None, Some(_)) => return Reply::Supervised { notes },
+            (None, Some(_)) => return notes,
             (Some(address), Some(other))
                 if other.spec.admin.is_some_and(|former| former != address) =>
             {
@@ -93,7 +93,7 @@ impl Daemon {
         self.unsaved_for_reboot();
         self.open_admin();
         notes.extend(self.admin.problem.clone());
-        Reply::Supervised { notes }
+        notes
     }
 
     /// Listens where it should, and nowhere else.

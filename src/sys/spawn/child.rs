@@ -87,7 +87,7 @@ pub(super) fn run(plan: &mut Prepared<'_>) -> ! {
     // SAFETY: the report socket is open; _exit runs no handlers of this process's memory.
     unsafe {
         fdpass::send(plan.report, &[step as u8, a, b, c, d], None);
-        libc::_exit(127)
+        libc::_exit(super::NO_PROGRAM)
     }
 }
 
@@ -158,7 +158,7 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
         // started us is dead, and nobody would ever know.
         let mut word = 0u8;
         if plan.held && libc::recv(plan.report, (&raw mut word).cast(), 1, 0) != 1 {
-            libc::_exit(127);
+            libc::_exit(super::NO_PROGRAM);
         }
         let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());

@@ -10,8 +10,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
 use tracing::warn;
 
-use super::{Event, Events};
 use crate::control::{self, Answer, Call, Failure, FailureCode};
+use crate::daemon::{Event, Events};
 use crate::sys::process;
 
 /// A request has to arrive within this time: a stuck client costs a descriptor, not more.

@@ -1,0 +1,178 @@
+//! Questions: answered at once from what is known.
+
+use super::{Caller, reply};
+use crate::config::{AppName, AppSpec, HidePort};
+use crate::control::{
+    Describe, Env, Failure, FindLogs, Known, List, Listing, LogFiles, Pong, Query, Snapshot,
+    Target, VERSION, WorkerEnv,
+};
+use crate::core::{AppView, Description};
+use crate::daemon::{Daemon, now, spawn};
+use crate::sys::procfs;
+use crate::sys::takeover::Support;
+
+/// In the answer of the start that found it out, and in `describe`.
+pub const TESTS_ITS_PORT: &str = "it tests its port by connecting to it; rsup hides the port from each worker until it has bound it";
+
+impl Daemon {
+    pub(super) fn on_query(&mut self, query: Query, to: &Caller) {
+        match query {
+            Query::List => reply::<List>(to, Ok(self.list())),
+            Query::Snapshot => reply::<Snapshot>(to, Ok(self.snapshot())),
+            Query::Describe { targets } => {
+                let all = self.apps_of(&targets).map(|apps| {
+                    let described = apps.iter().filter_map(|app| self.describe(app));
+                    described.collect()
+                });
+                reply::<Describe>(to, all);
+            }
+            Query::Env { targets } => reply::<Env>(to, self.env(&targets)),
+            Query::LogFiles { targets } => {
+                let all = self
+                    .apps_of(&targets)
+                    .map(|apps| apps.iter().filter_map(|app| self.log_files(app)).collect());
+                reply::<FindLogs>(to, all);
+            }
+        }
+    }
+
+    pub(super) fn pong(&mut self) -> Pong {
+        let pid = std::process::id();
+        let memory = procfs::resident(pid).ok();
+        let uptime_ms = now().since(self.started).as_millis() as u64;
+        let (version, admin) = (env!("CARGO_PKG_VERSION").into(), self.admin_view());
+        let troubles = self.own_troubles();
+        Pong {
+            pid,
+            version,
+            protocol: VERSION,
+            uptime_ms,
+            memory,
+            admin,
+            troubles,
+        }
+    }
+
+    fn views(&mut self) -> Vec<AppView> {
+        let mut views: Vec<_> = self
+            .supervisor
+            .names()
+            .filter_map(|app| self.supervisor.view(app, now()))
+            .collect();
+        self.complete(&mut views);
+        for view in &mut views {
+            if let Some(logs) = self.log_files(&view.name).filter(|_| view.reason.is_none()) {
+                view.reason = self.troubles.of(&[&logs.out, &logs.err]).next();
+            }
+        }
+        views
+    }
+
+    fn list(&mut self) -> Listing {
+        Listing {
+            apps: self.views(),
+            troubles: self.own_troubles(),
+        }
+    }
+
+    fn snapshot(&mut self) -> Vec<Known> {
+        let views = self.views();
+        let known = |view: AppView| {
+            let spec = self.as_it_runs(&view.name)?;
+            Some(Known { spec, view })
+        };
+        views.into_iter().filter_map(known).collect()
+    }
+
+    fn describe(&mut self, name: &AppName) -> Option<Description> {
+        let mut app = self.supervisor.view(name, now())?;
+        self.complete(std::slice::from_mut(&mut app));
+        let spec = self.as_it_runs(name)?;
+        let logs = self.log_files(name)?;
+        let mut notes = Vec::new();
+        notes.extend(self.takeover.lacking(&self.isolation, &spec));
+        notes.extend(self.troubles.of(&[&logs.out, &logs.err]));
+        notes.extend(self.saving.troubles().map(str::to_owned));
+        if spec.listen.iter().any(|l| l.tcp().is_none()) {
+            notes.push(
+                "a unix socket is one descriptor for all workers: its connections cannot be steered, weighed or probed by worker"
+                    .into(),
+            );
+        }
+        notes.extend(self.isolation.lacking(&spec));
+        let mut sockets = self.way_to_sockets(&spec).words().map(str::to_owned);
+        let hides = match spec.hide_port {
+            HidePort::Auto => self.supervisor.hides_since(name).map(|_| TESTS_ITS_PORT),
+            HidePort::Always => {
+                Some("hide_port = true: rsup hides the port from each worker until it has bound it")
+            }
+            HidePort::Never => None,
+        };
+        match (
+            self.takeover.of(&self.isolation, &spec),
+            &mut sockets,
+            hides,
+        ) {
+            (Some(Support::No { .. }), Some(_), Some(_)) if spec.hide_port == HidePort::Always => {
+                notes.push("hide_port has no effect where takeover is not possible".into());
+            }
+            (Some(Support::Yes { .. }) | None, Some(sockets), Some(hides)) => {
+                sockets.push_str(&format!("; {hides}"))
+            }
+            (Some(Support::Yes { .. } | Support::No { .. }) | None, _, _) => {}
+        }
+        let spec = spec.without_secrets();
+        Some(Description {
+            app,
+            spec,
+            sockets,
+            out_log: logs.out,
+            err_log: logs.err,
+            events: self.event_log.of(name, now()),
+            notes,
+        })
+    }
+
+    fn log_files(&self, name: &AppName) -> Option<LogFiles> {
+        let settings = self.log_settings(name, &self.supervisor.revision(name)?.spec.log);
+        Some(LogFiles {
+            app: name.clone(),
+            out: settings.out,
+            err: settings.err,
+        })
+    }
+
+    fn env(&self, targets: &[Target]) -> Result<Vec<WorkerEnv>, Failure> {
+        let mut all = Vec::new();
+        for target in targets {
+            let instance = target.instance();
+            for app in self.apps_of_one(target)? {
+                let of_target = self
+                    .supervisor
+                    .workers(&app)
+                    .filter(|w| instance.is_none_or(|i| w.instance == i));
+                all.extend(of_target.filter_map(|w| {
+                    let revision = self.supervisor.revision_of(w)?;
+                    let inherits = self.way_to_sockets(&revision.spec).inherits();
+                    Some(WorkerEnv {
+                        app: app.clone(),
+                        instance: w.instance,
+                        pid: w.pid,
+                        env: spawn::environment(&w.id, w.instance, revision, inherits),
+                    })
+                }));
+            }
+        }
+        Ok(all)
+    }
+
+    /// What runs; of an app given on the command line, which has no file, with the number of
+    /// workers that it was scaled to.
+    pub(in crate::daemon) fn as_it_runs(&self, name: &AppName) -> Option<AppSpec> {
+        let mut spec = self.supervisor.revision(name)?.spec.clone();
+        if spec.source.is_none() {
+            spec.instances = self.supervisor.view(name, now())?.instances;
+        }
+        Some(spec)
+    }
+}

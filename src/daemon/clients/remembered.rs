@@ -1,0 +1,118 @@
+//! Actions that were begun, by the ids that their clients gave them: a client that lost the daemon
+//! before it had an answer asks the next one, and nothing is done twice.
+//!
+//! An action is written down together with the core's state in which it is under way, and before
+//! its first effect.
+
+use std::collections::{HashSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::AppName;
+use crate::control::{ActionId, Failure, Untouched};
+use crate::core::{OpId, OperationKind};
+use crate::model::ActionError;
+
+/// How many actions are remembered after their end.
+const MOST: usize = 64;
+
+/// How the latest actions on single apps ended.
+pub type Results = VecDeque<(OpId, Result<(), ActionError>)>;
+
+/// An action, and what it came to when it was begun.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Begun {
+    pub id: ActionId,
+    /// The daemon ends after it.
+    #[serde(default)]
+    pub kill: bool,
+    pub parts: Vec<Part>,
+}
+
+/// What it came to for one app.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    pub app: AppName,
+    pub kind: OperationKind,
+    pub how: How,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// It is under this name that the core does it.
+    Op(OpId),
+    Untouched(Untouched),
+    Refused(Failure),
+}
+
+impl Begun {
+    fn ops(&self) -> impl Iterator<Item = OpId> {
+        self.parts.iter().filter_map(|part| match part.how {
+            How::Op(op) => Some(op),
+            How::Untouched(_) | How::Refused(_) => None,
+        })
+    }
+}
+
+/// Forgets the oldest actions that are over, and results that belong to none that is remembered
+/// but for the latest.
+pub fn forget_surplus(actions: &mut VecDeque<Begun>, results: &mut Results) {
+    let over: HashSet<OpId> = results.iter().map(|(op, _)| *op).collect();
+    let mut surplus = actions.len().saturating_sub(MOST);
+    actions.retain(|begun| {
+        let goes = surplus > 0 && begun.ops().all(|op| over.contains(&op));
+        surplus -= usize::from(goes);
+        !goes
+    });
+    let mut surplus = results.len().saturating_sub(MOST);
+    if surplus > 0 {
+        let kept: HashSet<OpId> = actions.iter().flat_map(Begun::ops).collect();
+        results.retain(|(op, _)| {
+            let goes = surplus > 0 && !kept.contains(op);
+            surplus -= usize::from(goes);
+            !goes
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begun(id: u64, ops: std::ops::Range<u64>) -> Begun {
+        let part = |op| Part {
+            app: AppName::new("web"),
+            kind: OperationKind::Reload,
+            how: How::Op(OpId(op)),
+        };
+        Begun {
+            id: ActionId(id),
+            kill: false,
+            parts: ops.map(part).collect(),
+        }
+    }
+
+    #[test]
+    fn an_action_of_many_apps_keeps_all_its_results() {
+        let mut actions: VecDeque<Begun> = [begun(0, 0..500)].into();
+        let mut results: Results = (0..500).map(|op| (OpId(op), Ok(()))).collect();
+        forget_surplus(&mut actions, &mut results);
+        assert_eq!((actions.len(), results.len()), (1, 500));
+        for n in 0..200 {
+            actions.push_back(begun(n + 1, 500 + n..501 + n));
+            results.push_back((OpId(500 + n), Ok(())));
+            forget_surplus(&mut actions, &mut results);
+        }
+        assert_eq!((actions.len(), results.len()), (MOST, MOST));
+        assert_eq!(actions[0].id, ActionId(137));
+    }
+
+    #[test]
+    fn what_is_under_way_is_never_forgotten() {
+        let mut actions: VecDeque<Begun> = (0..200).map(|n| begun(n, n..n + 1)).collect();
+        let mut results = Results::new();
+        forget_surplus(&mut actions, &mut results);
+        assert_eq!(actions.len(), 200);
+    }
+}

@@ -1,0 +1,511 @@
+//! Long actions: who waits for which, and what each comes to.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::queries::TESTS_ITS_PORT;
+use super::remembered::{Begun, How, Part, forget_surplus};
+use super::verbs::{Step, Task};
+use super::{Caller, reply};
+use crate::config::AppName;
+use crate::control::{
+    Accepted, Act, ActionId, Answer, Failure, FailureCode, Kill, Killed, Outcome,
+};
+use crate::core::{self, Input, OpId, OperationKind, Progress, Time};
+use crate::daemon::state::Ending;
+use crate::daemon::{Daemon, Event, now};
+use crate::model::{ActionError, Cause};
+
+/// How long the log thread may take to hand out a worker's last lines.
+const TAIL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Long actions that a client waits for.
+#[derive(Default)]
+pub struct Calls {
+    next_op: u64,
+    next_call: u64,
+    open: BTreeMap<u64, Open>,
+    /// Which calls wait for the end of an action.
+    waiting: HashMap<OpId, Vec<u64>>,
+    /// Set for the start that `--foreground` was given: its failure is the daemon's.
+    start: Option<Start>,
+}
+
+struct Open {
+    answer: Caller,
+    since: Time,
+    /// In the order asked for.
+    parts: Vec<Waiting>,
+    /// `kill` ends the daemon after them.
+    kill: bool,
+}
+
+/// What became of one app, or what is waited for.
+struct Waiting {
+    app: AppName,
+    kind: OperationKind,
+    op: Option<OpId>,
+    outcome: Option<Outcome>,
+}
+
+enum Start {
+    Asked,
+    Call(u64),
+    Failed(String),
+}
+
+impl Calls {
+    fn op(&mut self) -> OpId {
+        self.next_op += 1;
+        OpId(self.next_op)
+    }
+
+    pub fn finished(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Actions of a former daemon may still be under way: new ones get other names.
+    pub fn go_on_after(&mut self, last: Option<OpId>) {
+        self.next_op = self.next_op.max(last.map_or(0, |op| op.0));
+    }
+
+    /// The next call is the one that `--foreground` was given.
+    pub fn report_start(&mut self) {
+        self.start = Some(Start::Asked);
+    }
+
+    /// Why nothing of what `--foreground` was given could be started.
+    pub fn exit_failure(self) -> Option<String> {
+        match self.start {
+            Some(Start::Failed(why)) => Some(why),
+            Some(Start::Asked | Start::Call(_)) | None => None,
+        }
+    }
+
+    pub fn progress(&self, progress: &Progress) {
+        for open in self.open.values() {
+            if open
+                .parts
+                .iter()
+                .any(|part| part.app == progress.app && part.outcome.is_none())
+            {
+                let _ = open.answer.send(Answer::Progress(progress.clone()));
+            }
+        }
+    }
+
+    /// Every part that waits for the action, with the call that it belongs to.
+    fn parts_of(&mut self, op: OpId) -> Vec<(u64, AppName, OperationKind, Time)> {
+        let numbers = self.waiting.get(&op).cloned().unwrap_or_default();
+        let parts = numbers.into_iter().filter_map(|number| {
+            let open = self.open.get(&number)?;
+            let part = open.parts.iter().find(|part| part.op == Some(op))?;
+            Some((number, part.app.clone(), part.kind, open.since))
+        });
+        parts.collect()
+    }
+
+    fn set_outcome(&mut self, number: u64, op: OpId, outcome: Outcome) {
+        let open = self.open.get_mut(&number);
+        if let Some(part) = open.and_then(|open| open.parts.iter_mut().find(|p| p.op == Some(op))) {
+            part.outcome.get_or_insert(outcome);
+        }
+    }
+
+    /// The call, if all that it waits for is over.
+    fn close(&mut self, number: u64) -> Option<Open> {
+        let done = |open: &Open| open.parts.iter().all(|part| part.outcome.is_some());
+        if !self.open.get(&number).is_some_and(done) {
+            return None;
+        }
+        let open = self.open.remove(&number)?;
+        for op in open.parts.iter().filter_map(|part| part.op) {
+            if let Some(numbers) = self.waiting.get_mut(&op) {
+                numbers.retain(|other| *other != number);
+                if numbers.is_empty() {
+                    self.waiting.remove(&op);
+                }
+            }
+        }
+        Some(open)
+    }
+}
+
+impl Daemon {
+    /// What was begun under this id, by this daemon or one before it.
+    pub(super) fn begun(&self, id: ActionId) -> Option<Begun> {
+        let known = self.state.actions.iter().find(|begun| begun.id == id);
+        known.cloned()
+    }
+
+    /// Begins an action on several apps as one: either a later daemon knows all of it, or nothing.
+    pub(super) fn begin(
+        &mut self,
+        id: ActionId,
+        tasks: Vec<Task>,
+        cause: Cause,
+        (kill, wait): (bool, bool),
+        answer: Caller,
+    ) {
+        let mut inputs = Vec::new();
+        let mut parts = Vec::new();
+        for Task { app, kind, step } in tasks {
+            let how = match step {
+                Step::Begin(request) => {
+                    let op = self.calls.op();
+                    if kind == OperationKind::Reload {
+                        self.admin.reload_begins(op, &app);
+                    }
+                    let app = app.clone();
+                    inputs.push(Input::Request {
+                        op,
+                        app,
+                        request,
+                        cause,
+                    });
+                    How::Op(op)
+                }
+                Step::Join(op) => How::Op(op),
+                Step::Leave(why) => How::Untouched(why),
+                Step::Refuse(failure) => How::Refused(failure),
+            };
+            parts.push(Part { app, kind, how });
+        }
+        let begun = Begun { id, kill, parts };
+        let number = self.wait_for(&begun.parts, kill, answer);
+        if matches!(self.calls.start, Some(Start::Asked)) {
+            self.calls.start = Some(Start::Call(number));
+        }
+        self.state.actions.push_back(begun);
+        self.unsaved_for_reboot();
+        for input in inputs {
+            self.supervisor.handle(now(), input);
+        }
+        // Written down before the first effect.
+        self.settle();
+        if !wait {
+            self.answer_early(number);
+        }
+        self.close_if_done(number);
+    }
+
+    /// For a client that lost the daemon which began its action, or its answer.
+    pub(super) fn go_on_with(&mut self, begun: &Begun, wait: bool, answer: Caller) {
+        let under_way;
+        let parts = if begun.kill && self.ending {
+            // Each stop of an end was begun anew by this daemon, under another name.
+            under_way = self.under_way();
+            &under_way
+        } else {
+            &begun.parts
+        };
+        let number = self.wait_for(parts, begun.kill, answer);
+        self.tell_results(parts);
+        if !wait {
+            self.answer_early(number);
+        }
+        self.close_if_done(number);
+    }
+
+    /// The same for a client of version 1 of the protocol.
+    pub(super) fn go_on_waiting(&mut self, actions: Vec<Accepted>, kill: bool, answer: Caller) {
+        let part = |Accepted { op, app, kind }| Part {
+            app,
+            kind,
+            how: How::Op(op),
+        };
+        let begun = Begun {
+            id: ActionId::new(),
+            kill,
+            parts: actions.into_iter().map(part).collect(),
+        };
+        self.go_on_with(&begun, true, answer);
+    }
+
+    /// Of what is not under way any more.
+    fn tell_results(&mut self, parts: &[Part]) {
+        for part in parts {
+            let How::Op(op) = part.how else { continue };
+            if self.supervisor.is_under_way(op) {
+                continue;
+            }
+            let result = match self.state.results.iter().find(|(of, _)| *of == op) {
+                Some((_, result)) => result.clone(),
+                None => Err(ActionError::Told {
+                    code: FailureCode::Internal,
+                    message: format!(
+                        "rsup was killed before it began with `{}`, or too long ago; nothing was lost",
+                        part.app
+                    ),
+                    hint: Some("rsup list shows what there is; then try again".into()),
+                    worker: None,
+                }),
+            };
+            self.on_finished(op, result);
+        }
+    }
+
+    fn wait_for(&mut self, parts: &[Part], kill: bool, answer: Caller) -> u64 {
+        self.calls.next_call += 1;
+        let number = self.calls.next_call;
+        let since = now();
+        let mut waiting = Vec::new();
+        for Part { app, kind, how } in parts.iter().cloned() {
+            let (op, outcome) = match how {
+                How::Op(op) => (Some(op), None),
+                How::Untouched(why) => {
+                    let outcome = self.outcome(app.clone(), kind, since, None);
+                    let untouched = Some(why);
+                    (
+                        None,
+                        Some(Outcome {
+                            untouched,
+                            ..outcome
+                        }),
+                    )
+                }
+                How::Refused(failure) => {
+                    let outcome = self.outcome(app.clone(), kind, since, Some(failure));
+                    (None, Some(outcome))
+                }
+            };
+            if let Some(op) = op {
+                self.calls.waiting.entry(op).or_default().push(number);
+            }
+            waiting.push(Waiting {
+                app,
+                kind,
+                op,
+                outcome,
+            });
+        }
+        let open = Open {
+            answer,
+            since,
+            parts: waiting,
+            kill,
+        };
+        self.calls.open.insert(number, open);
+        number
+    }
+
+    /// `--no-wait`: what is not refused at once counts as accepted.
+    fn answer_early(&mut self, number: u64) {
+        let Some(open) = self.calls.open.get(&number) else {
+            return;
+        };
+        let pending: Vec<_> = open
+            .parts
+            .iter()
+            .filter(|part| part.outcome.is_none())
+            .filter_map(|part| Some((part.op?, part.app.clone(), part.kind)))
+            .collect();
+        for (op, app, kind) in pending {
+            let outcome = self.outcome(app, kind, now(), None);
+            self.calls.set_outcome(number, op, outcome);
+        }
+    }
+
+    pub(super) fn under_way(&self) -> Vec<Part> {
+        let all = self.supervisor.under_way();
+        all.map(|(app, op, kind)| Part {
+            app: app.clone(),
+            kind,
+            how: How::Op(op),
+        })
+        .collect()
+    }
+
+    /// The latest action that an earlier daemon may have begun.
+    pub(in crate::daemon) fn last_op(&self) -> Option<OpId> {
+        self.supervisor
+            .last_op()
+            .max(self.state.results.iter().map(|(op, _)| *op).max())
+    }
+
+    /// Before the state is written that knows nothing of these actions any more.
+    pub(in crate::daemon) fn note_results(&mut self) {
+        let ends = self.supervisor.ends();
+        let ends = ends.map(|(op, result)| (op, result.clone()));
+        self.state.results.extend(ends);
+        forget_surplus(&mut self.state.actions, &mut self.state.results);
+    }
+
+    /// Whose action it is, if a client waits for it.
+    fn app_of(&self, op: OpId) -> Option<AppName> {
+        let number = self.calls.waiting.get(&op)?.first()?;
+        let parts = &self.calls.open.get(number)?.parts;
+        let part = parts.iter().find(|part| part.op == Some(op))?;
+        Some(part.app.clone())
+    }
+
+    pub(in crate::daemon) fn on_finished(&mut self, op: OpId, result: Result<(), ActionError>) {
+        self.admin.action_ended(op, result.is_ok());
+        let Err(error) = result else {
+            return self.conclude(op, None);
+        };
+        let Some(app) = self.app_of(op) else {
+            return self.conclude(op, None);
+        };
+        let (worker, message) = (error.worker().cloned(), error.message(&app));
+        // Only a worker that came to nothing may have failed for that.
+        let message = match self.without_takeover(&app).filter(|_| worker.is_some()) {
+            Some(first) => format!("{first}\n{message}"),
+            None => message,
+        };
+        let failure = Failure {
+            code: error.code(),
+            message,
+            hint: error.hint(&app),
+            log: Vec::new(),
+        };
+        let Some(worker) = worker else {
+            return self.conclude(op, Some(&failure));
+        };
+        // Its last words explain more than its exit code.
+        let tail = self.pump.tail(worker.generation);
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let lines = tokio::time::timeout(TAIL_PATIENCE, tail)
+                .await
+                .ok()
+                .and_then(Result::ok)
+                .unwrap_or_default();
+            let log = lines.into_iter().map(|line| line.text).collect();
+            let _ = events.send(Event::Explained {
+                op,
+                failure: Failure { log, ..failure },
+            });
+        });
+    }
+
+    /// Without takeover, an app that binds its port itself cannot start: that is the first thing to know.
+    fn without_takeover(&self, app: &AppName) -> Option<String> {
+        let spec = &self.supervisor.revision(app)?.spec;
+        self.takeover.lacking(&self.isolation, spec)
+    }
+
+    pub(in crate::daemon) fn on_explained(&mut self, op: OpId, failure: Failure) {
+        self.conclude(op, Some(&failure));
+    }
+
+    fn conclude(&mut self, op: OpId, failure: Option<&Failure>) {
+        for (number, app, kind, since) in self.calls.parts_of(op) {
+            let outcome = self.outcome(app, kind, since, failure.cloned());
+            self.calls.set_outcome(number, op, outcome);
+            self.close_if_done(number);
+        }
+    }
+
+    fn outcome(
+        &mut self,
+        app: AppName,
+        kind: OperationKind,
+        since: Time,
+        failure: Option<Failure>,
+    ) -> Outcome {
+        let mut view = self.supervisor.view(&app, now());
+        if let Some(view) = &mut view {
+            self.complete(std::slice::from_mut(view));
+        }
+        if kind == OperationKind::Delete && failure.is_none() {
+            view = None;
+        }
+        let begun = matches!(
+            kind,
+            OperationKind::Start | OperationKind::Restart | OperationKind::Reload
+        );
+        let spec = self
+            .supervisor
+            .revision(&app)
+            .map(|revision| &revision.spec)
+            .filter(|_| begun);
+        let limits = spec.and_then(|spec| self.isolation.lacking(spec));
+        // The failure says it already.
+        let takeover = spec
+            .filter(|_| failure.is_none())
+            .and_then(|spec| self.takeover.lacking(&self.isolation, spec));
+        let learned = self
+            .supervisor
+            .hides_since(&app)
+            .filter(|at| begun && *at >= since)
+            .map(|_| TESTS_ITS_PORT.to_owned());
+        let notes = limits.into_iter().chain(takeover).chain(learned).collect();
+        Outcome {
+            app,
+            kind,
+            took_ms: now().since(since).as_millis() as u64,
+            view,
+            failure,
+            untouched: None,
+            notes,
+        }
+    }
+
+    fn close_if_done(&mut self, number: u64) {
+        let Some(open) = self.calls.close(number) else {
+            return;
+        };
+        let outcomes: Vec<Outcome> = open.parts.into_iter().filter_map(|p| p.outcome).collect();
+        if matches!(self.calls.start, Some(Start::Call(call)) if call == number) {
+            self.judge_start(&outcomes);
+        }
+        match open.kill {
+            true if self.ending => reply::<Kill>(&open.answer, Ok(Killed)),
+            true => {
+                let why = "rsup was killed while it stopped every app, and then started again";
+                let failure = Failure::new(FailureCode::Superseded, why)
+                    .hint("rsup list shows what there is; `rsup kill` stops it");
+                reply::<Kill>(&open.answer, Err(failure));
+            }
+            false => reply::<Act>(&open.answer, Ok(outcomes)),
+        }
+    }
+
+    /// What `--foreground` was given cannot even be tried.
+    pub(super) fn refuse_start(&mut self, failure: &Failure) {
+        if matches!(self.calls.start, Some(Start::Asked)) {
+            self.calls.start = Some(Start::Failed(failure.message.clone()));
+            self.ending = true;
+        }
+    }
+
+    /// In the foreground, a start that left no app at all ends the daemon with its reason.
+    fn judge_start(&mut self, outcomes: &[Outcome]) {
+        self.calls.start = None;
+        let failed = outcomes
+            .iter()
+            .filter_map(|o| Some((&o.app, o.failure.as_ref()?)));
+        let failures: Vec<_> = failed.collect();
+        if !failures.is_empty()
+            && failures.len() == outcomes.len()
+            && failures.iter().all(|(_, f)| f.code == FailureCode::Listen)
+        {
+            let words = failures
+                .iter()
+                .map(|(app, f)| format!("{app}: {}", f.message));
+            let words: Vec<String> = words.collect();
+            self.calls.start = Some(Start::Failed(words.join("; ")));
+            self.stop_everything();
+        }
+    }
+
+    /// A signal, or the end of a foreground start: every app is stopped gracefully, then the daemon ends.
+    pub(in crate::daemon) fn stop_everything(&mut self) {
+        self.note_end(Ending::Signal);
+        self.stop_all_apps();
+    }
+
+    pub(in crate::daemon) fn stop_all_apps(&mut self) {
+        let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
+        for app in apps {
+            let op = self.calls.op();
+            self.handle(Input::Request {
+                op,
+                app,
+                request: core::Request::Halt,
+                cause: Cause::Shutdown,
+            });
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! SIGHUP without a terminal.
+
+use tracing::info;
+
+use crate::daemon::Daemon;
+
+impl Daemon {
+    /// Does what `rsup reload all` would.
+    pub(in crate::daemon) fn on_hangup(&self) {
+        info!("told to reload: reading the configuration again");
+        self.reread();
+    }
+}
