@@ -14,9 +14,9 @@ use super::environment;
 use super::error::{CliError, FAILED, Report};
 use super::systemctl;
 use crate::control::{self, Reply, Request};
+use crate::keeper;
 use crate::paths::{self, Paths};
 use crate::sys::{inherit, needs};
-use crate::{keeper, lock};
 
 /// A new daemon must answer within this time.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -122,12 +122,17 @@ fn until_it_answers(
         match client.try_ask(Request::Ping) {
             Ok(reply) => return accept(Client::new(paths)?, reply),
             // Still starting, or the one that had the lock was just about to end.
-            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {}
+            Err(
+                CallError::NoDaemon
+                | CallError::Dead
+                | CallError::Unreachable(_)
+                | CallError::Broken(_),
+            ) => {}
             Err(error) => return Err(client.explain(error)),
         }
         match ended {
             // It had nothing to do but to end a stop that was cut short.
-            Ok(Some(status)) if status.success() && !lock::is_taken(&paths.lock()) => {
+            Ok(Some(status)) if status.success() && !paths.is_locked() => {
                 return Err(CliError::failed("no_daemon", NO_DAEMON).hint(START_HINT));
             }
             // Perhaps another one that was started at the same time holds the lock and is about to
@@ -159,12 +164,18 @@ fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Cl
     loop {
         match client.try_ask(Request::Ping) {
             Ok(reply) => return accept(client, reply),
-            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_))
-                if Instant::now() < deadline =>
-            {
-                std::thread::sleep(POLL)
-            }
-            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {
+            Err(
+                CallError::NoDaemon
+                | CallError::Dead
+                | CallError::Unreachable(_)
+                | CallError::Broken(_),
+            ) if Instant::now() < deadline => std::thread::sleep(POLL),
+            Err(
+                CallError::NoDaemon
+                | CallError::Dead
+                | CallError::Unreachable(_)
+                | CallError::Broken(_),
+            ) => {
                 let what = format!(
                     "{unit} was started, but does not answer\nwaited {} s",
                     WITHIN.as_secs()
@@ -303,7 +314,7 @@ fn waited(deadline: Instant) -> Duration {
 
 /// Nobody holds a lock that the new daemon could have lost against.
 fn others_are_gone(paths: &Paths) -> bool {
-    !lock::is_taken(&paths.lock()) && !lock::is_taken(&paths.keeper_lock())
+    !paths.is_locked() && !paths.keeper_is_at_work()
 }
 
 /// What a daemon or keeper said of its end, and the lines without it: of several, the last one that names a cause.

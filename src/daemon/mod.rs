@@ -15,6 +15,7 @@ mod memory;
 mod messages;
 mod notify;
 mod port_conflicts;
+mod presence;
 mod probe;
 mod relay;
 mod saving;
@@ -258,7 +259,11 @@ struct Daemon {
     state: state::DaemonState,
     saving: saving::Saving,
     /// What this process passes on if it becomes another program.
-    handles: start::Handles,
+    handles: presence::Handles,
+    /// The file of the control socket.
+    control_socket: presence::Identity,
+    presence: presence::Presence,
+    doors: server::Doors,
     upgrading: Option<upgrade::Pending>,
 }
 
@@ -268,7 +273,6 @@ struct Started {
     inbox: mpsc::UnboundedReceiver<Event>,
     log_problems: mpsc::UnboundedReceiver<logs::Event>,
     signals: Signals,
-    server: tokio::task::JoinHandle<()>,
     /// Ends when the last conversation with a client has.
     conversations: mpsc::Receiver<()>,
 }
@@ -380,7 +384,6 @@ async fn serve(
         mut inbox,
         mut log_problems,
         mut signals,
-        server,
         mut conversations,
     } = match (started, back) {
         (Ok(started), back) => {
@@ -420,6 +423,7 @@ async fn serve(
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
             () = daemon.fdstore.turn() => {}
+            () = daemon.presence.disturbed() => daemon.stay_findable(),
             () = sleep_until(upgrade_wakes) => {}
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => daemon.troubles.note(problem),
@@ -434,15 +438,17 @@ async fn serve(
     }
     tree::sweep_all(daemon.fdstore.made_keeper()).await;
     let _ = std::fs::remove_file(paths.socket());
-    server.abort();
+    presence::move_out(paths);
     daemon.pump.shutdown();
     daemon.end_of_state();
     let Daemon {
         calls,
         verdict,
         isolation,
+        doors,
         ..
     } = daemon;
+    drop(doors);
     isolation.end();
     let _ = std::fs::remove_dir(paths.notify_of_others());
     // Answers that are on their way still get there.
@@ -574,7 +580,10 @@ impl Daemon {
 
     /// Whether there is anything to do now and then.
     fn looks_after_something(&self) -> bool {
-        !self.apps.is_empty() || self.saving.troubles().next().is_some() || self.admin.in_trouble()
+        !self.apps.is_empty()
+            || self.saving.troubles().next().is_some()
+            || self.admin.in_trouble()
+            || self.presence.needs_looks()
     }
 
     fn now_and_then(&mut self) {
@@ -584,6 +593,7 @@ impl Daemon {
         self.open_admin_again();
         self.fdstore.store_again();
         self.stay_in_use();
+        self.stay_findable();
     }
 
     /// What is wrong with the daemon itself now.
@@ -607,6 +617,7 @@ impl Daemon {
         messages
             .into_iter()
             .chain(self.saving.troubles().map(str::to_owned))
+            .chain(self.presence.trouble().map(str::to_owned))
             .collect()
     }
 

@@ -18,7 +18,6 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::core::{OpError, OpId, STATE_VERSION, Supervisor};
-use crate::lock;
 use crate::paths::Paths;
 use crate::sys::process;
 use crate::sys::procfs::{self, StartTime};
@@ -156,7 +155,7 @@ pub fn read(path: &Path) -> Result<State, ReadError> {
 /// How many workers of a dead daemon live; `None` if none has died, or one is at work again.
 #[must_use]
 pub fn left_behind(paths: &Paths) -> Option<usize> {
-    if lock::is_taken(&paths.lock()) {
+    if paths.is_locked() {
         return None;
     }
     let state = read(&paths.live_state()).ok()?;

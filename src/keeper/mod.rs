@@ -99,6 +99,9 @@ struct Daemon {
 }
 
 struct Keeper {
+    paths: Paths,
+    /// Tells commands that a daemon will be back.
+    lock: File,
     kept: BTreeMap<String, OwnedFd>,
     ends: Ends,
     daemon: Option<Daemon>,
@@ -156,7 +159,7 @@ fn try_run() -> io::Result<u8> {
         .map_err(io::Error::other)?;
     // Away from the terminal and from the group of whoever started us.
     let _ = nix::unistd::setsid();
-    let _lock = lock(&paths)?;
+    let lock = lock(&paths)?;
     // Where it is refused, the daemon says so; it tries the same.
     let _ = process::set_child_subreaper();
     let _ = process::raise_nofile();
@@ -171,6 +174,8 @@ fn try_run() -> io::Result<u8> {
     caught.thread_set_mask()?;
     let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut keeper = Keeper {
+        paths,
+        lock,
         kept: BTreeMap::new(),
         ends: Ends::default(),
         daemon: None,
@@ -219,11 +224,6 @@ fn try_run() -> io::Result<u8> {
 fn lock(paths: &Paths) -> io::Result<File> {
     lock::take(&paths.keeper_lock())?
         .ok_or_else(|| io::Error::other("another keeper is at work already"))
-}
-
-/// Whether a keeper is at work: a daemon that does not answer will then be back soon.
-pub fn is_at_work(paths: &Paths) -> bool {
-    lock::is_taken(&paths.keeper_lock())
 }
 
 impl Keeper {
@@ -394,7 +394,23 @@ impl Keeper {
         }
     }
 
+    /// The file of the lock may have been removed with its folder.
+    fn lock_again(&mut self) {
+        if lock::is_at(&self.lock, &self.paths.keeper_lock()) {
+            return;
+        }
+        if let Ok(Some(lock)) = self
+            .paths
+            .create()
+            .map_err(io::Error::other)
+            .and_then(|()| lock::take(&self.paths.keeper_lock()))
+        {
+            self.lock = lock;
+        }
+    }
+
     fn try_start(&mut self) -> io::Result<Daemon> {
+        self.lock_again();
         let (ours, theirs) = pair()?;
         let number = inherit::leave_open(&theirs)?;
         let program = match self.kept.get(PROGRAM) {

@@ -8,6 +8,7 @@ mod support;
 mod both;
 mod cut_short;
 mod daemon;
+mod identity;
 mod keeper;
 mod reboot;
 mod supervisors;
