@@ -271,6 +271,7 @@ fn command(verb: &str, log: &Log) -> Result<Command, CliError> {
     let failed =
         |error: io::Error| CliError::failed("spawn", format!("cannot start the daemon: {error}"));
     let mut command = Command::new(paths::program());
+    command.env_clear().envs(environment::of_daemon());
     // Not in the caller's folder, which would stay in use for ever.
     command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null());
     command
@@ -280,9 +281,6 @@ fn command(verb: &str, log: &Log) -> Result<Command, CliError> {
         && let Ok(home) = std::path::absolute(home)
     {
         command.env("RSUP_HOME", home);
-    }
-    for name in environment::private_names() {
-        command.env_remove(name);
     }
     if let Some(words) = &log.words {
         command.env(

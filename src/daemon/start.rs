@@ -204,6 +204,9 @@ impl Daemon {
         opened.map_err(no_socket())?;
         if let Some(former) = former_socket {
             daemon.doors.open_too(former).map_err(no_socket())?;
+        }
+        if is_upgrade {
+            // The program before may have been of an earlier version.
             presence::move_in(paths);
         }
         Ok(Started {

@@ -30,7 +30,7 @@ use crate::exit::Exit;
 use crate::lock;
 use crate::logs::stderr;
 use crate::paths::Paths;
-use crate::sys::{fdpass, inherit, process};
+use crate::sys::{detach, fdpass, inherit, process};
 use wire::{FromKeeper, ToKeeper};
 
 /// The name of the program that daemons are started from. Without it, the keeper's own.
@@ -144,7 +144,14 @@ fn line(text: &str) -> Vec<u8> {
     format!("keeper: {text}\n").into_bytes()
 }
 
+/// Leaves behind what this process has of the command that started it; in words, what it could not leave.
+pub fn detach() -> Vec<String> {
+    let left = [WORDS, SOCKET].into_iter().filter_map(inherit::named);
+    detach::from_caller(&left.collect::<Vec<_>>())
+}
+
 fn try_run() -> io::Result<u8> {
+    let undone = detach();
     let words = inherit::take_named(WORDS).and_then(Result::ok);
     if let Some(words) = words.as_ref().and_then(|words| words.try_clone().ok()) {
         stderr::set_witness(words);
@@ -157,6 +164,7 @@ fn try_run() -> io::Result<u8> {
     let paths = Paths::from_env()
         .and_then(|paths| paths.create().map(|()| paths))
         .map_err(io::Error::other)?;
+    undone.iter().for_each(|what| say(what));
     // Away from the terminal and from the group of whoever started us.
     let _ = nix::unistd::setsid();
     let lock = lock(&paths)?;

@@ -8,6 +8,7 @@ mod support;
 mod both;
 mod cut_short;
 mod daemon;
+mod first_command;
 mod identity;
 mod keeper;
 mod reboot;
