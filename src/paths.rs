@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
 
 use crate::config::accounts::User;
 use crate::lock;
@@ -305,6 +307,40 @@ impl Paths {
         Ok(())
     }
 
+    /// Whether there is room for what a new daemon writes: a disk that is full would be told of by warnings alone, and
+    /// nothing it does would outlive a reboot.
+    ///
+    /// # Errors
+    /// In words, with the folder and what is free there, when a file of [`ROOM`] bytes cannot be written.
+    pub fn has_room(&self) -> Result<(), String> {
+        let trial = |folder: &Path| -> std::io::Result<()> {
+            let mut file = tempfile::Builder::new()
+                .prefix(".room")
+                .tempfile_in(folder)?;
+            file.write_all(&vec![0; ROOM])?;
+            // Some network file systems find room no earlier.
+            file.as_file().sync_data()
+        };
+        for folder in [&self.state, &self.runtime] {
+            trial(folder).map_err(|error| {
+                let free = nix::sys::statvfs::statvfs(folder).map_or_else(
+                    |_| String::new(),
+                    |found| {
+                        let bytes = found.blocks_available() * found.fragment_size();
+                        let files = found.files_available();
+                        format!(" ({}; {files} more files)", words_of_free(bytes))
+                    },
+                );
+                format!(
+                    "there is no room for rsup's files in {}: {}{free}\nmake room there, or {ELSEWHERE}",
+                    folder.display(),
+                    plain(&error),
+                )
+            })?;
+        }
+        Ok(())
+    }
+
     /// Refuses a runtime folder that somebody else owns or may enter; none at all is fine.
     ///
     /// Whoever connects to the socket checks first: in a shared place like `/tmp` a stranger may
@@ -325,6 +361,22 @@ fn is_usable(home: &Path) -> bool {
     home.is_absolute()
         && home != Path::new("/")
         && (home.join(STATE_IN_HOME).is_dir() || may_write(home))
+}
+
+/// What has to be free for a new daemon: its state and the first lines of its log.
+const ROOM: usize = 64 << 10;
+
+fn words_of_free(bytes: u64) -> String {
+    format!("{} KiB free", bytes >> 10)
+}
+
+/// Without the path, which a temporary file makes up.
+fn plain(error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::StorageFull => Errno::ENOSPC.desc().to_owned(),
+        ErrorKind::QuotaExceeded => Errno::EDQUOT.desc().to_owned(),
+        kind => kind.to_string(),
+    }
 }
 
 /// This program, even if its file has been replaced meanwhile.

@@ -59,6 +59,12 @@ pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, CliErr
     }
     needs::check_all().map_err(|why| CliError::failed("machine", why))?;
     paths.create().map_err(CliError::usage)?;
+    // A daemon that goes on from another one's death is needed on a full disk too.
+    if !paths.live_state().exists() {
+        paths
+            .has_room()
+            .map_err(|why| CliError::failed("disk", why))?;
+    }
     let log = Log::open(paths)?;
     let mut command = command("keeper", &log)?;
     if wish == Wish::GoOn {

@@ -56,6 +56,12 @@ pub const WORDS: &str = "RSUP_WORDS_FD";
 /// The variable that tells a daemon how many lines of its keeper have been lost.
 pub const LOST: &str = "RSUP_KEEPER_LOST";
 
+/// The name of the live state of a daemon that cannot write it to a file.
+pub const STATE: &str = "state";
+
+/// After so many deaths that are not [forgiven](FORGIVEN), no further daemon is started for no worker at all.
+const MOST_VAIN_DEATHS: u32 = 8;
+
 /// How many descriptors are kept at the most: three for each worker and some for each app.
 const MOST_KEPT: usize = 16_384;
 
@@ -210,10 +216,7 @@ fn try_run() -> io::Result<u8> {
             if keeper.bye {
                 return Ok(0);
             }
-            let only = |what: &str| keeper.kept.keys().all(|name| name == what);
-            if keeper.again && (only(PROGRAM) || only(JOURNAL)) {
-                // Nothing depends on us, and no daemon got as far as to keep its program too: whoever started us
-                // is told by this, and the log says why.
+            if keeper.again && keeper.is_in_vain() {
                 return Ok(1);
             }
             if keeper.start_at <= Instant::now() {
@@ -235,6 +238,15 @@ fn lock(paths: &Paths) -> io::Result<File> {
 }
 
 impl Keeper {
+    /// Whether nothing depends on a next daemon, and none is to be expected to live. Either none got as far as to keep its
+    /// program too: whoever started us is told by our end, and the log says why. Or many have died one after another.
+    fn is_in_vain(&self) -> bool {
+        let only = |names: &[&str]| self.kept.keys().all(|name| names.contains(&name.as_str()));
+        only(&[PROGRAM])
+            || only(&[JOURNAL])
+            || (self.deaths >= MOST_VAIN_DEATHS && only(&[PROGRAM, JOURNAL, STATE]))
+    }
+
     /// Until something happens.
     fn wait(&self, signals: &SignalFd) -> io::Result<()> {
         let mut wanted = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

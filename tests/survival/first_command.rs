@@ -1,8 +1,6 @@
 //! The daemon and its workers have nothing of the command that happened to start the daemon.
 
 use std::fs;
-use std::io::Read;
-use std::process::Stdio;
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -65,26 +63,9 @@ fn nothing_of_the_first_command_stays() {
     command
         .arg("burdened.py")
         .arg(rsup.get_program())
-        .arg("start")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().expect("python runs");
-    let mut said = String::new();
-    // Ends only if nothing that stays has the pipe.
-    child
-        .stdout
-        .take()
-        .expect("a pipe")
-        .read_to_string(&mut said)
-        .expect("UTF-8");
-    let mut errors = String::new();
-    child
-        .stderr
-        .take()
-        .expect("a pipe")
-        .read_to_string(&mut errors)
-        .expect("UTF-8");
-    assert!(child.wait().expect("it ends").success(), "{said}{errors}");
+        .arg("start");
+    // Comes to its end only if nothing that stays has its pipes.
+    try_run(command).expect("python runs").ok();
     let lock = fs::File::options()
         .write(true)
         .open(home.path("lock"))
