@@ -48,13 +48,11 @@ impl Paths {
     /// When there is no place, or its path is too long for a socket.
     pub fn from_env() -> Result<Self, String> {
         let uid = nix::unistd::geteuid().as_raw();
-        let home = || {
-            let user = User::by_uid(uid).ok().flatten()?;
-            Some(user.home).filter(|home| is_usable(home))
-        };
-        Self::choose(uid, home, |name| {
-            std::env::var_os(name).filter(|value| !value.is_empty())
-        })
+        Self::choose(
+            uid,
+            || home_of(uid).filter(|home| is_usable(home)),
+            |name| std::env::var_os(name).filter(|value| !value.is_empty()),
+        )
     }
 
     fn choose(
@@ -348,6 +346,20 @@ impl Paths {
     pub fn check(&self) -> Result<(), String> {
         check_owner(&self.runtime, 0o077)
     }
+}
+
+/// The home of this user: that of passwd(5), whatever `HOME` says, which only stands in for it.
+#[must_use]
+pub fn home() -> Option<PathBuf> {
+    let by_environment = || std::env::var_os("HOME").map(PathBuf::from);
+    home_of(nix::unistd::geteuid().as_raw())
+        .filter(|home| home.is_dir())
+        .or_else(by_environment)
+        .filter(|home| home.is_absolute())
+}
+
+fn home_of(uid: u32) -> Option<PathBuf> {
+    Some(User::by_uid(uid).ok().flatten()?.home)
 }
 
 /// Where a user's state is, from the home.

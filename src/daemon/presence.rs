@@ -328,3 +328,108 @@ pub fn identity(path: &Path) -> Identity {
 fn is_bound_at(socket: &Identity, path: &Path) -> bool {
     socket.is_some() && *socket == identity(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::Former;
+
+    /// Folders of this version, and those of an earlier one beside them, with a state each.
+    fn both(folder: &Path) -> (Paths, PathBuf) {
+        let former = folder.join("former");
+        let paths = Paths {
+            former: Former {
+                runtimes: vec![former.clone(), folder.join("none")],
+                state: Some(folder.join("former-state")),
+            },
+            ..Paths::in_home(&folder.join("h")).unwrap()
+        };
+        paths.create().unwrap();
+        for made in [&former, &folder.join("former-state")] {
+            fs::create_dir(made).unwrap();
+            fs::set_permissions(made, fs::Permissions::from_mode(0o700)).unwrap();
+            fs::write(made.join("state.json"), "earlier").unwrap();
+        }
+        (paths, former)
+    }
+
+    #[test]
+    fn the_files_of_an_earlier_version_are_taken_over_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (paths, former) = both(folder.path());
+        assert_eq!(paths.at_work().runtime, former, "a state is left there");
+        move_in(&paths);
+        assert_eq!(fs::read_to_string(paths.live_state()).unwrap(), "earlier");
+        assert_eq!(fs::read_to_string(paths.saved_state()).unwrap(), "earlier");
+        assert!(!former.join("state.json").exists());
+        assert_eq!(paths.at_work(), paths);
+        let control = bind(&paths).unwrap();
+        assert!(UnixStream::connect(former.join("control.sock")).is_ok());
+        drop(control);
+        // What this version writes comes first from here on.
+        for (file, text) in [(paths.live_state(), "live"), (paths.saved_state(), "saved")] {
+            fs::write(file, text).unwrap();
+        }
+        fs::write(former.join("state.json"), "an older rsup was here").unwrap();
+        move_in(&paths);
+        assert_eq!(fs::read_to_string(paths.live_state()).unwrap(), "live");
+        assert_eq!(fs::read_to_string(paths.saved_state()).unwrap(), "saved");
+        assert!(!former.join("state.json").exists());
+        move_out(&paths);
+        assert!(!former.join("control.sock").exists());
+    }
+
+    #[test]
+    fn a_daemon_of_either_version_keeps_the_other_from_starting() {
+        let folder = tempfile::tempdir().unwrap();
+        let (paths, former) = both(folder.path());
+        for held in [
+            paths.lock(),
+            paths.former_lock(),
+            former.join("daemon.lock"),
+        ] {
+            let taken = lock::take(&held).unwrap().unwrap();
+            let refused = lock(&paths).err().map(|why| why.to_string());
+            assert!(
+                refused.is_some_and(|why| why.contains("runs already")),
+                "{held:?}"
+            );
+            drop(taken);
+        }
+        let (_lock, _former) = lock(&paths).unwrap();
+        assert!(lock::is_taken(&former.join("daemon.lock")));
+    }
+
+    #[test]
+    fn a_removed_lock_is_still_a_daemons() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::in_home(&folder.path().join("h")).unwrap();
+        paths.create().unwrap();
+        // In another process, which has nothing else of it.
+        let mut holder = std::process::Command::new("sh")
+            .args(["-c", "exec 3>\"$0\"; rm \"$0\"; echo; read _"])
+            .arg(paths.lock())
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0];
+        io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();
+        assert_eq!(paths.removed_from(), Some(holder.id()));
+        assert!(matches!(lock(&paths), Err(Error::Running(_))));
+        drop(holder.stdin.take());
+        holder.wait().unwrap();
+        lock(&paths).unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_is_listened_on_is_not_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::in_home(&folder.path().join("h")).unwrap();
+        paths.create().unwrap();
+        let first = bind(&paths).unwrap();
+        assert!(matches!(bind(&paths), Err(Error::Running(path)) if path == paths.socket()));
+        drop(first);
+        bind(&paths).unwrap();
+    }
+}

@@ -171,6 +171,11 @@ fn try_run() -> io::Result<u8> {
         .and_then(|paths| paths.create().map(|()| paths))
         .map_err(io::Error::other)?;
     undone.iter().for_each(|what| say(what));
+    if let Some(unit) = detach::service_of_caller() {
+        say(&format!(
+            "rsup was started inside {unit} and ends with it; `rsup startup` makes it a service of its own"
+        ));
+    }
     // Away from the terminal and from the group of whoever started us.
     let _ = nix::unistd::setsid();
     let lock = lock(&paths)?;

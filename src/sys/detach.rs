@@ -36,6 +36,30 @@ pub fn from_caller(keep: &[RawFd]) -> Vec<String> {
     steps.into_iter().filter_map(failed).collect()
 }
 
+/// The unit of systemd's that this process belongs to although it was started by a command in it, and ends with: a
+/// runner, a webhook. Its cgroup is left by moving to another one, which only systemd can make without breaking its
+/// own tree (<https://systemd.io/CGROUP_DELEGATION/>).
+#[must_use]
+pub fn service_of_caller() -> Option<String> {
+    service_in(&fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+/// From cgroups(7), `/proc/PID/cgroup`: `0::/system.slice/cron.service`. The manager of a user is a service too, in which
+/// all that user's units are.
+fn service_in(cgroups: &str) -> Option<String> {
+    let path = cgroups.lines().find_map(|line| {
+        line.strip_prefix("0::")
+            .or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path))
+    })?;
+    let unit = path.split('/').rev().find(|part| {
+        [".service", ".scope"]
+            .iter()
+            .any(|kind| part.ends_with(kind))
+            && !part.starts_with("user@")
+    })?;
+    unit.ends_with(".service").then(|| unit.to_owned())
+}
+
 fn close_others(keep: &[RawFd]) {
     let mut keep: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd > 2).collect();
     keep.sort_unstable();
@@ -181,6 +205,42 @@ fn processors() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_service_of_a_command_is_told_from_scopes_and_managers() {
+        for (cgroups, service) in [
+            (
+                "0::/system.slice/webhook.service\n",
+                Some("webhook.service"),
+            ),
+            (
+                "0::/system.slice/cron.service/inner\n",
+                Some("cron.service"),
+            ),
+            (
+                "1:name=systemd:/system.slice/ci.service\n0::/\n",
+                Some("ci.service"),
+            ),
+            ("0::/\n", None),
+            ("0::/user.slice/user-7.slice/session-3.scope\n", None),
+            (
+                "0::/user.slice/user-7.slice/user@7.service/app.slice/a.scope\n",
+                None,
+            ),
+            (
+                "0::/user.slice/user-7.slice/user@7.service/init.scope\n",
+                None,
+            ),
+            (
+                "0::/user.slice/user-7.slice/user@7.service/app.slice/b.service\n",
+                Some("b.service"),
+            ),
+            ("0::/system.slice/docker-0123.scope\n", None),
+            ("", None),
+        ] {
+            assert_eq!(service_in(cgroups).as_deref(), service, "{cgroups}");
+        }
+    }
 
     #[test]
     fn fields_of_stat_are_found_whatever_the_name() {
