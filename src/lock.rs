@@ -33,7 +33,9 @@ pub fn take(path: &Path) -> io::Result<Option<File>> {
         Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
         Err(why) => Err(io::Error::new(
             io::Error::from(why).kind(),
-            format!("its file system has no locks: {why}"),
+            format!(
+                "its file system has no locks ({why}); set RSUP_HOME to a folder on a local disk"
+            ),
         )),
     }
 }

@@ -187,7 +187,7 @@ impl Paths {
         self.state.join("daemon.lock")
     }
 
-    /// What rsup 0.1 locked before it had [`Self::lock`]. Locked as well, so that neither version starts a daemon beside
+    /// What earlier versions lock, which do not have [`Self::lock`]. Locked as well, so that neither version starts a daemon beside
     /// the other's.
     pub fn former_lock(&self) -> PathBuf {
         self.runtime.join("daemon.lock")

@@ -310,6 +310,9 @@ impl Daemon {
         if state_was_gone {
             // Log files and the daemon's own log went with it.
             self.pump.reopen();
+            if let Err(why) = crate::logs::stderr::begin_again(&paths.daemon_log()) {
+                warn!("cannot open {}: {why}", paths.daemon_log().display());
+            }
             what = paths.state.display().to_string();
         }
         self.unsaved_for_reboot();

@@ -432,6 +432,7 @@ impl Keeper {
         {
             self.lock = lock;
         }
+        let _ = stderr::begin_again(&self.paths.daemon_log());
     }
 
     fn try_start(&mut self) -> io::Result<Daemon> {

@@ -63,6 +63,11 @@ fn a_daemon_whose_files_are_removed_is_found_all_the_same() {
             state.join("state.json").exists()
         });
     }
+    assert!(
+        home.daemon_log().contains("was made again"),
+        "{}",
+        home.daemon_log()
+    );
     home.ok(&["reload", "web"]);
     // What was made again is enough for the next daemon.
     let workers = home.pids("web");
