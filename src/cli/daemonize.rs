@@ -288,6 +288,10 @@ fn command(verb: &str, log: &Log) -> Result<Command, CliError> {
     {
         command.env("RSUP_HOME", home);
     }
+    // `ExecStart=rsup start`: this process itself is what the service is for (systemd.exec(5)).
+    if std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string()) {
+        command.env(keeper::STAY, "1");
+    }
     if let Some(words) = &log.words {
         command.env(
             keeper::WORDS,

@@ -9,6 +9,7 @@
 //! ends when the daemon says that it ends on purpose.
 
 pub mod link;
+mod scope;
 pub mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -52,6 +53,9 @@ pub const GO_ON: &str = "RSUP_GO_ON";
 /// The variable that tells a keeper, and by it the first daemon, the number of a descriptor: whoever started
 /// them reads there what their log did not take.
 pub const WORDS: &str = "RSUP_WORDS_FD";
+
+/// The variable that tells a keeper that the service which it was started in is meant for rsup.
+pub const STAY: &str = "RSUP_STAY";
 
 /// The variable that tells a daemon how many lines of its keeper have been lost.
 pub const LOST: &str = "RSUP_KEEPER_LOST";
@@ -171,11 +175,6 @@ fn try_run() -> io::Result<u8> {
         .and_then(|paths| paths.create().map(|()| paths))
         .map_err(io::Error::other)?;
     undone.iter().for_each(|what| say(what));
-    if let Some(unit) = detach::service_of_caller() {
-        say(&format!(
-            "rsup was started inside {unit} and ends with it; `rsup startup` makes it a service of its own"
-        ));
-    }
     // Away from the terminal and from the group of whoever started us.
     let _ = nix::unistd::setsid();
     let lock = lock(&paths)?;
@@ -192,6 +191,13 @@ fn try_run() -> io::Result<u8> {
     .collect();
     caught.thread_set_mask()?;
     let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    // One that a daemon made is where that is.
+    if inherit::named(SOCKET).is_none()
+        && std::env::var_os(STAY).is_none()
+        && let Some(what) = scope::leave_service()
+    {
+        say(&what);
+    }
     let mut keeper = Keeper {
         paths,
         lock,

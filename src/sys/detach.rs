@@ -36,28 +36,39 @@ pub fn from_caller(keep: &[RawFd]) -> Vec<String> {
     steps.into_iter().filter_map(failed).collect()
 }
 
-/// The unit of systemd's that this process belongs to although it was started by a command in it, and ends with: a
-/// runner, a webhook. Its cgroup is left by moving to another one, which only systemd can make without breaking its
-/// own tree (<https://systemd.io/CGROUP_DELEGATION/>).
+/// A service of systemd's that this process is a part of, and ends with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// The name of its unit.
+    pub unit: String,
+    /// It is one of the manager of a user.
+    pub of_user: bool,
+}
+
+/// That of the command that started this process, which is none of rsup's own.
 #[must_use]
-pub fn service_of_caller() -> Option<String> {
+pub fn service_of_caller() -> Option<Service> {
     service_in(&fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
-/// From cgroups(7), `/proc/PID/cgroup`: `0::/system.slice/cron.service`. The manager of a user is a service too, in which
+/// From `/proc/PID/cgroup` (cgroups(7)): `0::/system.slice/cron.service`. The manager of a user is a service too, in which
 /// all that user's units are.
-fn service_in(cgroups: &str) -> Option<String> {
+fn service_in(cgroups: &str) -> Option<Service> {
     let path = cgroups.lines().find_map(|line| {
-        line.strip_prefix("0::")
-            .or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path))
+        let of_old = || Some(line.split_once(":name=systemd:")?.1);
+        line.strip_prefix("0::").or_else(of_old)
     })?;
-    let unit = path.split('/').rev().find(|part| {
+    let is_unit = |part: &&str| {
         [".service", ".scope"]
             .iter()
             .any(|kind| part.ends_with(kind))
             && !part.starts_with("user@")
-    })?;
-    unit.ends_with(".service").then(|| unit.to_owned())
+    };
+    let unit = path.split('/').rev().find(is_unit)?;
+    unit.ends_with(".service").then(|| Service {
+        unit: unit.to_owned(),
+        of_user: path.contains("/user@"),
+    })
 }
 
 fn close_others(keep: &[RawFd]) {
@@ -238,7 +249,13 @@ mod tests {
             ("0::/system.slice/docker-0123.scope\n", None),
             ("", None),
         ] {
-            assert_eq!(service_in(cgroups).as_deref(), service, "{cgroups}");
+            let found = service_in(cgroups);
+            assert_eq!(
+                found.as_ref().map(|found| found.unit.as_str()),
+                service,
+                "{cgroups}"
+            );
+            assert!(found.is_none_or(|found| found.of_user == cgroups.contains("user@")));
         }
     }
 
