@@ -4,14 +4,16 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-/// Takes the lock; `None` if somebody else has it.
+/// Takes the lock, and writes the number of this process into the file; `None` if somebody else has it.
 ///
 /// # Errors
-/// When the file cannot be opened or made.
+/// When the file cannot be opened or made, or its file system has no locks.
 pub fn take(path: &Path) -> io::Result<Option<File>> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = File::options()
@@ -20,9 +22,38 @@ pub fn take(path: &Path) -> io::Result<Option<File>> {
         .write(true)
         .mode(0o600)
         .open(path)?;
-    Ok(fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file()))
-        .is_ok()
-        .then_some(file))
+    match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+        Ok(_) => {
+            // For errors alone; the file of a full disk has no room for it.
+            let _ = file.set_len(0).and_then(|()| {
+                file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
+            });
+            Ok(Some(file))
+        }
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+        Err(why) => Err(io::Error::new(
+            io::Error::from(why).kind(),
+            format!(
+                "its file system has no locks ({why}); set RSUP_HOME to a folder on a local disk"
+            ),
+        )),
+    }
+}
+
+/// The process that took it, by what it wrote.
+#[must_use]
+pub fn holder(path: &Path) -> Option<u32> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Whether `path` is still the file that was locked: it may have been removed, or made anew by another.
+#[must_use]
+pub fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => identity(ours) == identity(there),
+        _ => false,
+    }
 }
 
 /// Whether somebody has it.
@@ -33,6 +64,32 @@ pub fn is_taken(path: &Path) -> bool {
     let mut lock = whole_file();
     fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok()
         && i32::from(lock.l_type) != libc::F_UNLCK
+}
+
+/// The process of this user that still has the file open which was removed from `path`: what `/proc/PID/fd` calls
+/// `… (deleted)` (proc_pid_fd(5)). Looks at every process.
+#[must_use]
+pub fn holder_of_removed(path: &Path) -> Option<u32> {
+    // As the kernel knows it: without links. Folders may be gone as well.
+    let there = path.ancestors().skip(1).find(|folder| folder.exists())?;
+    let rest = path.strip_prefix(there).ok()?;
+    let mut wanted = there.canonicalize().ok()?.join(rest).into_os_string();
+    wanted.push(" (deleted)");
+    let (me, uid) = (std::process::id(), nix::unistd::geteuid().as_raw());
+    let has_it = |pid: u32| {
+        let folder = format!("/proc/{pid}");
+        std::fs::metadata(&folder).is_ok_and(|found| found.uid() == uid)
+            && std::fs::read_dir(folder + "/fd")
+                .into_iter()
+                .flatten()
+                .flatten()
+                .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to == Path::new(&wanted)))
+    };
+    std::fs::read_dir("/proc")
+        .ok()?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .find(|pid| *pid != me && has_it(*pid))
 }
 
 fn whole_file() -> libc::flock {
@@ -55,6 +112,8 @@ mod tests {
         let path = folder.path().join("lock");
         assert!(!is_taken(&path));
         let lock = take(&path).unwrap().expect("free");
+        assert_eq!(holder(&path), Some(std::process::id()));
+        assert!(is_at(&lock, &path) && !is_at(&lock, folder.path()));
         assert!(is_taken(&path) && take(&path).unwrap().is_none());
         let copy = lock.try_clone().unwrap();
         drop(lock);

@@ -22,10 +22,7 @@ impl Home {
     }
 
     fn paths(&self) -> Paths {
-        Paths {
-            runtime: self.0.path().join("run"),
-            state: self.0.path().join("state"),
-        }
+        Paths::in_home(self.0.path()).unwrap()
     }
 
     /// A home whose daemon answers each call with what `answers` makes of it.

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use super::systemctl;
 use crate::control::{self, Answer, Ask, Call, Failure, FailureCode, Ping, Pong, Reply, Request};
 use crate::core::Progress;
 use crate::daemon::is_of_foreground;
-use crate::keeper;
+use crate::lock;
 use crate::paths::Paths;
 
 /// How long the daemon may take for an answer that needs no waiting.
@@ -42,6 +43,8 @@ pub enum CallError {
     NoDaemon,
     /// Nobody listens, though there is a keeper that starts daemons.
     Dead,
+    /// Nobody listens, though a daemon has the lock.
+    Unreachable(PathBuf),
     /// The daemon refused or failed.
     Failed(Failure),
     /// Ctrl-C while waiting; the daemon goes on.
@@ -82,9 +85,10 @@ pub struct Client {
 impl Client {
     /// Refuses to talk to a socket in a folder that others can write to.
     pub fn new(paths: &Paths) -> Result<Self, CliError> {
+        let paths = paths.at_work();
         paths.check().map_err(CliError::usage)?;
         Ok(Self {
-            paths: paths.clone(),
+            paths,
             patience: PATIENCE,
             revives: Some(Wish::GoOn),
         })
@@ -211,10 +215,10 @@ impl Client {
 
     /// A daemon that died is started again, by its keeper or by us.
     fn another_comes(&self) -> bool {
-        keeper::is_at_work(&self.paths) || self.paths.live_state().exists()
+        self.paths.keeper_is_at_work() || self.paths.live_state().exists()
     }
 
-    /// A daemon that died is back in a moment, if its keeper lives.
+    /// A daemon that died is back in a moment, if its keeper lives; one whose socket was removed makes another.
     fn connect(&self) -> Result<UnixStream, CallError> {
         let socket = self.paths.socket();
         let deadline = Instant::now() + RETURN;
@@ -227,11 +231,15 @@ impl Client {
                         ErrorKind::NotFound | ErrorKind::ConnectionRefused
                     ) =>
                 {
-                    if !keeper::is_at_work(&self.paths) {
+                    let locked = self.paths.locked();
+                    if locked.is_none()
+                        && !self.paths.keeper_is_at_work()
+                        && self.paths.removed_from().is_none()
+                    {
                         return Err(CallError::NoDaemon);
                     }
                     if Instant::now() >= deadline {
-                        return Err(CallError::Dead);
+                        return Err(locked.map_or(CallError::Dead, CallError::Unreachable));
                     }
                     std::thread::sleep(POLL);
                 }
@@ -252,7 +260,7 @@ impl Client {
         let Some(wish) = self.revives else {
             return false;
         };
-        if !state.exists() || keeper::is_at_work(&self.paths) || is_of_foreground(&state) {
+        if !state.exists() || self.paths.keeper_is_at_work() || is_of_foreground(&state) {
             return false;
         }
         // The one that is started is asked as well, by a client that does not come here again.
@@ -313,6 +321,17 @@ impl Client {
                     RETURN.as_secs()
                 );
                 CliError::failed("no_daemon", what).hint(log())
+            }
+            CallError::Unreachable(lock) => {
+                let pid = lock::holder(&lock);
+                let who = pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+                let what = format!(
+                    "a daemon{who} is at work, and does not listen on {}\nit holds {}; waited {} s for its socket",
+                    self.paths.socket().display(),
+                    lock.display(),
+                    RETURN.as_secs()
+                );
+                CliError::failed("unreachable", what).hint(log())
             }
             CallError::Failed(failure) => failure.into(),
             CallError::Interrupted => CliError::Interrupted,

@@ -22,10 +22,7 @@ fn daemon(
     protocol: u32,
 ) -> (tempfile::TempDir, Client, JoinHandle<()>) {
     let home = tempfile::tempdir().unwrap();
-    let paths = Paths {
-        runtime: home.path().join("run"),
-        state: home.path().join("state"),
-    };
+    let paths = Paths::in_home(home.path()).unwrap();
     paths.create().unwrap();
     let listener = UnixListener::bind(paths.socket()).unwrap();
     let thread = std::thread::spawn(move || {
@@ -215,10 +212,7 @@ fn silence_has_an_end() {
 #[test]
 fn no_socket_and_a_dead_socket_mean_no_daemon() {
     let home = tempfile::tempdir().unwrap();
-    let paths = Paths {
-        runtime: home.path().join("run"),
-        state: home.path().join("state"),
-    };
+    let paths = Paths::in_home(home.path()).unwrap();
     let client = Client::new(&paths).unwrap();
     assert!(matches!(client.try_ask(&Ping), Err(CallError::NoDaemon)));
     paths.create().unwrap();

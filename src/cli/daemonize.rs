@@ -14,9 +14,9 @@ use super::environment;
 use super::error::{CliError, FAILED, INTERRUPTED, Report};
 use super::systemctl;
 use crate::control::{self, Ping, Pong};
+use crate::keeper;
 use crate::paths::{self, Paths};
 use crate::sys::{inherit, needs};
-use crate::{keeper, lock};
 
 /// A new daemon must answer within this time.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -75,6 +75,12 @@ pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, CliErr
     }
     needs::check_all().map_err(|why| CliError::failed("machine", why))?;
     paths.create().map_err(CliError::usage)?;
+    // A daemon that goes on from another one's death is needed on a full disk too.
+    if !paths.live_state().exists() {
+        paths
+            .has_room()
+            .map_err(|why| CliError::failed("disk", why))?;
+    }
     let log = Log::open(paths)?;
     let mut command = command("keeper", &log)?;
     if wish == Wish::GoOn {
@@ -138,12 +144,17 @@ fn until_it_answers(
         match client.try_ask(&Ping) {
             Ok(reply) => return accept(Client::new(paths)?, reply),
             // Still starting, or the one that had the lock was just about to end.
-            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {}
+            Err(
+                CallError::NoDaemon
+                | CallError::Dead
+                | CallError::Unreachable(_)
+                | CallError::Broken(_),
+            ) => {}
             Err(error) => return Err(client.explain(error)),
         }
         match ended {
             // It had nothing to do but to end a stop that was cut short.
-            Ok(Some(status)) if status.success() && !lock::is_taken(&paths.lock()) => {
+            Ok(Some(status)) if status.success() && !paths.is_locked() => {
                 return Err(CliError::failed("no_daemon", NO_DAEMON).hint(START_HINT));
             }
             // Perhaps another one that was started at the same time holds the lock and is about to
@@ -175,12 +186,18 @@ fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Cl
     loop {
         match client.try_ask(&Ping) {
             Ok(reply) => return accept(client, reply),
-            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_))
-                if Instant::now() < deadline =>
-            {
-                std::thread::sleep(POLL)
-            }
-            Err(CallError::NoDaemon | CallError::Dead | CallError::Broken(_)) => {
+            Err(
+                CallError::NoDaemon
+                | CallError::Dead
+                | CallError::Unreachable(_)
+                | CallError::Broken(_),
+            ) if Instant::now() < deadline => std::thread::sleep(POLL),
+            Err(
+                CallError::NoDaemon
+                | CallError::Dead
+                | CallError::Unreachable(_)
+                | CallError::Broken(_),
+            ) => {
                 let what = format!(
                     "{unit} was started, but does not answer\nwaited {} s",
                     WITHIN.as_secs()
@@ -274,6 +291,7 @@ fn command(verb: &str, log: &Log) -> Result<Command, CliError> {
     let failed =
         |error: io::Error| CliError::failed("spawn", format!("cannot start the daemon: {error}"));
     let mut command = Command::new(paths::program());
+    command.env_clear().envs(environment::of_daemon());
     // Not in the caller's folder, which would stay in use for ever.
     command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null());
     command
@@ -284,8 +302,9 @@ fn command(verb: &str, log: &Log) -> Result<Command, CliError> {
     {
         command.env("RSUP_HOME", home);
     }
-    for name in environment::private_names() {
-        command.env_remove(name);
+    // `ExecStart=rsup start`: this process itself is what the service is for (systemd.exec(5)).
+    if std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string()) {
+        command.env(keeper::STAY, "1");
     }
     if let Some(words) = &log.words {
         command.env(
@@ -317,7 +336,7 @@ fn waited(deadline: Instant) -> Duration {
 
 /// Nobody holds a lock that the new daemon could have lost against.
 fn others_are_gone(paths: &Paths) -> bool {
-    !lock::is_taken(&paths.lock()) && !lock::is_taken(&paths.keeper_lock())
+    !paths.is_locked() && !paths.keeper_is_at_work()
 }
 
 /// What a daemon or keeper said of its end, and the lines without it: of several, the last one that names a cause.

@@ -27,18 +27,34 @@ fn private(name: &str) -> bool {
     PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
 }
 
-/// What the daemon itself reads.
-const FOR_THE_DAEMON: [&str; 2] = ["RSUP_HOME", "RSUP_TAKEOVER"];
+/// All that a daemon in the background has of its caller's environment; the rest is that of one command, secrets among
+/// it, and workers get what comes with their own start.
+const OF_THE_DAEMON: [&str; 15] = [
+    "RSUP_HOME",
+    "RSUP_TAKEOVER",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_MESSAGES",
+    "LOGNAME",
+    "PATH",
+    "SHELL",
+    "TMPDIR",
+    "TZ",
+    "USER",
+    // Where an earlier version had its files.
+    "XDG_RUNTIME_DIR",
+    "XDG_STATE_HOME",
+];
 
-/// What a daemon in the background must not inherit from whoever started it.
-pub fn private_names() -> Vec<OsString> {
-    std::env::vars_os()
-        .map(|(name, _)| name)
-        .filter(|name| {
-            name.to_str()
-                .is_some_and(|name| private(name) && !FOR_THE_DAEMON.contains(&name))
-        })
-        .collect()
+/// The environment of a daemon in the background.
+pub fn of_daemon() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_the_daemons))
+}
+
+fn is_the_daemons(name: &str) -> bool {
+    OF_THE_DAEMON.contains(&name)
 }
 
 /// The environment of this process for apps; beside it the names of variables that are not UTF-8,

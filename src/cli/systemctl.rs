@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 use super::error::{CliError, FAILED, Report};
 use super::unit::{self, MARK, Scope};
 use crate::daemon;
-use crate::paths::Paths;
+use crate::paths::{self, Paths};
 
 /// Lines of the journal that go with an error.
 const LOG_LINES: &str = "10";
@@ -73,13 +73,10 @@ impl Manager {
         match self.0 {
             Scope::System => Ok("/etc/systemd/system".into()),
             Scope::User => {
-                let absolute = |name: &str| {
-                    std::env::var_os(name)
-                        .map(PathBuf::from)
-                        .filter(|path| path.is_absolute())
-                };
-                let config = absolute("XDG_CONFIG_HOME")
-                    .or_else(|| absolute("HOME").map(|home| home.join(".config")));
+                let given = std::env::var_os("XDG_CONFIG_HOME")
+                    .map(PathBuf::from)
+                    .filter(|path| path.is_absolute());
+                let config = given.or_else(|| paths::home().map(|home| home.join(".config")));
                 let config = config.ok_or_else(|| {
                     CliError::usage("HOME is not set, so there is no place for a unit")
                 })?;
@@ -88,11 +85,37 @@ impl Manager {
         }
     }
 
+    /// Where units may be, whatever the environment.
+    fn folders(self) -> Vec<PathBuf> {
+        let usual = match self.0 {
+            Scope::System => None,
+            Scope::User => paths::home().map(|home| home.join(".config/systemd/user")),
+        };
+        let mut folders: Vec<PathBuf> = self.folder().into_iter().chain(usual).collect();
+        folders.dedup();
+        folders
+    }
+
+    /// `systemctl` for this manager. That of a user is found without the variables of a session too, as in cron and
+    /// after su(1): at `/run/user/UID` (user@.service(5)).
+    fn systemctl(self) -> Command {
+        let mut command = Command::new("systemctl");
+        command.args(self.0.flag());
+        let runtime = PathBuf::from(format!("/run/user/{}", geteuid()));
+        let has_session = ["XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+        if self.0 == Scope::User && !has_session && runtime.is_dir() {
+            command.env("XDG_RUNTIME_DIR", runtime);
+        }
+        command
+    }
+
     /// What `systemctl` prints.
     pub fn ask(self, words: &[&str]) -> Result<String, CliError> {
         let shown = || format!("systemctl {}", [self.0.flag(), words].concat().join(" "));
-        let output = Command::new("systemctl")
-            .args(self.0.flag())
+        let output = self
+            .systemctl()
             .args(words)
             .output()
             .map_err(|error| match error.kind() {
@@ -305,7 +328,7 @@ pub fn trouble(paths: &Paths) -> Option<CliError> {
 pub fn environment(scope: Scope) -> Result<Vec<(String, String)>, CliError> {
     let names: &[&str] = match scope {
         Scope::System => &["RSUP_HOME", "RSUP_TAKEOVER"],
-        Scope::User => &["RSUP_HOME", "RSUP_TAKEOVER", "XDG_STATE_HOME"],
+        Scope::User => &["RSUP_HOME", "RSUP_TAKEOVER"],
     };
     let text = |name: &str, value: OsString| {
         let value = value
@@ -350,10 +373,11 @@ pub fn installed() -> Option<(Manager, String)> {
         std::fs::read_to_string(path)
             .is_ok_and(|text| text.starts_with(MARK) && unit::is_for(&text, &env))
     };
-    let files = std::fs::read_dir(manager.folder().ok()?)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path());
+    let files = manager
+        .folders()
+        .into_iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flat_map(|folder| folder.flatten().map(|entry| entry.path()));
     let found = files
         .filter(|path| path.extension().is_some_and(|end| end == "service"))
         .find(|path| ours(path))?;

@@ -3,7 +3,7 @@
 //! The text becomes a tree of values with their places (`raw`), which `check` reads key by key with
 //! the help of a `cursor`. The command line of `rsup start server.js` builds the same tree.
 
-mod accounts;
+pub(crate) mod accounts;
 mod admin;
 mod capabilities;
 mod check;

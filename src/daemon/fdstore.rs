@@ -302,7 +302,7 @@ pub mod name {
     use super::*;
 
     /// The live state, where its file cannot be written.
-    pub const STATE: &str = "state";
+    pub const STATE: &str = crate::keeper::STATE;
 
     /// The pump's own memory.
     pub const JOURNAL: &str = crate::keeper::JOURNAL;

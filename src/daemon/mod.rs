@@ -16,6 +16,7 @@ mod memory;
 mod messages;
 mod notify;
 mod port_conflicts;
+mod presence;
 mod probe;
 mod relay;
 mod saving;
@@ -261,7 +262,11 @@ struct Daemon {
     saving: saving::Saving,
     event_log: event_log::EventLog,
     /// What this process passes on if it becomes another program.
-    handles: start::Handles,
+    handles: presence::Handles,
+    /// The file of the control socket.
+    control_socket: presence::Identity,
+    presence: presence::Presence,
+    doors: clients::server::Doors,
     upgrading: Option<upgrade::Pending>,
 }
 
@@ -271,7 +276,6 @@ struct Started {
     inbox: mpsc::UnboundedReceiver<Event>,
     log_problems: mpsc::UnboundedReceiver<logs::Event>,
     signals: Signals,
-    server: tokio::task::JoinHandle<()>,
     /// Ends when the last conversation with a client has.
     conversations: mpsc::Receiver<()>,
 }
@@ -383,7 +387,6 @@ async fn serve(
         mut inbox,
         mut log_problems,
         mut signals,
-        server,
         mut conversations,
     } = match (started, back) {
         (Ok(started), back) => {
@@ -423,6 +426,7 @@ async fn serve(
             Some(event) = inbox.recv() => daemon.on_event(event),
             () = sleep_until(wake) => daemon.handle(Input::Tick),
             () = daemon.fdstore.turn() => {}
+            () = daemon.presence.disturbed() => daemon.stay_findable(),
             () = sleep_until(upgrade_wakes) => {}
             stop = signals.next() => daemon.on_signal(stop),
             Some(problem) = log_problems.recv() => daemon.troubles.note(problem),
@@ -437,15 +441,17 @@ async fn serve(
     }
     tree::sweep_all(daemon.fdstore.made_keeper()).await;
     let _ = std::fs::remove_file(paths.socket());
-    server.abort();
+    presence::move_out(paths);
     daemon.pump.shutdown();
     daemon.end_of_state();
     let Daemon {
         calls,
         verdict,
         isolation,
+        doors,
         ..
     } = daemon;
+    drop(doors);
     isolation.end();
     let _ = std::fs::remove_dir(paths.notify_of_others());
     // Answers that are on their way still get there.
@@ -577,7 +583,10 @@ impl Daemon {
 
     /// Whether there is anything to do now and then.
     fn looks_after_something(&self) -> bool {
-        !self.apps.is_empty() || self.saving.troubles().next().is_some() || self.admin.in_trouble()
+        !self.apps.is_empty()
+            || self.saving.troubles().next().is_some()
+            || self.admin.in_trouble()
+            || self.presence.needs_looks()
     }
 
     fn now_and_then(&mut self) {
@@ -587,6 +596,7 @@ impl Daemon {
         self.open_admin_again();
         self.fdstore.store_again();
         self.stay_in_use();
+        self.stay_findable();
     }
 
     /// What is wrong with the daemon itself now.
@@ -610,6 +620,7 @@ impl Daemon {
         messages
             .into_iter()
             .chain(self.saving.troubles().map(str::to_owned))
+            .chain(self.presence.trouble().map(str::to_owned))
             .collect()
     }
 

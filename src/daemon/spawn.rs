@@ -123,6 +123,15 @@ pub fn environment(
     let spec = &revision.spec;
     let mut env = revision.env();
     isolation::follow_user(&mut env, spec);
+    // Of the shell that gave the command.
+    for name in ["_", "OLDPWD", "PWD", "SHLVL"] {
+        if !spec.env.contains_key(name) {
+            env.remove(name);
+        }
+    }
+    if let Some(cwd) = spec.cwd.to_str() {
+        env.entry("PWD".into()).or_insert_with(|| cwd.to_owned());
+    }
     if let Some(port) = spec.listen.iter().find_map(Listen::tcp).map(|a| a.port()) {
         env.insert(
             "PORT".into(),

@@ -1,19 +1,18 @@
 //! How a daemon begins: with nothing, after another one's death, or in place of another program.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::clients::{Calls, server};
+use super::clients::Calls;
+use super::clients::server::Doors;
 use super::event_log::EventLog;
 use super::fdstore::{self, FdStore};
 use super::isolation::Isolation;
+use super::presence::{self, Handles, Presence};
 use super::saving::Saving;
 use super::signals::Signals;
 use super::state::{self, DaemonState};
@@ -22,18 +21,9 @@ use super::takeover_support::TakeoverSupport;
 use super::{Daemon, Error, Options, Started, memory, now, system};
 use crate::core::Supervisor;
 use crate::keeper::LOST;
-use crate::lock;
 use crate::logs::{self, Pump, stderr};
 use crate::paths::Paths;
 use crate::sys::process;
-
-/// Descriptors that every daemon of these folders needs, and passes on when it becomes another program.
-pub struct Handles {
-    /// Locked as long as it is open anywhere: there is one daemon only.
-    pub lock: File,
-    /// The control socket.
-    pub control: OwnedFd,
-}
 
 /// What a daemon begins with.
 pub struct Inheritance {
@@ -58,15 +48,20 @@ impl Inheritance {
     /// # Errors
     /// When another daemon runs, or the control socket cannot be had.
     pub fn of_new(paths: &Paths, options: Options, received: Received) -> Result<Self, Error> {
-        let lock = if options.service {
-            systemd::wait_for_lock(paths, &received.notifier, lock)?
+        let (lock, former_locks) = if options.service {
+            systemd::wait_for_lock(paths, &received.notifier, presence::lock)?
         } else {
-            lock(paths)?
+            presence::lock(paths)?
         };
-        let control = bind(paths)?;
+        let control = presence::bind(paths)?;
+        presence::move_in(paths);
         Ok(Self {
             options,
-            handles: Handles { lock, control },
+            handles: Handles {
+                lock,
+                former_locks,
+                control,
+            },
             received,
             held: BTreeMap::new(),
             keeper: None,
@@ -76,28 +71,6 @@ impl Inheritance {
             failed: None,
         })
     }
-}
-
-fn lock(paths: &Paths) -> Result<File, Error> {
-    let path = paths.lock();
-    match lock::take(&path) {
-        Ok(Some(file)) => Ok(file),
-        Ok(None) => Err(Error::Running(path)),
-        Err(why) => Err(system(format!("cannot open {}", path.display()))(why)),
-    }
-}
-
-/// The control socket: mode 0600 in a folder that nobody else can enter.
-fn bind(paths: &Paths) -> Result<OwnedFd, Error> {
-    let path = paths.socket();
-    // We hold the lock, so a socket that is there belongs to nobody.
-    let _ = std::fs::remove_file(&path);
-    let what = || format!("cannot listen on {}", path.display());
-    let listener = std::os::unix::net::UnixListener::bind(&path).map_err(system(what()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-        .map_err(system(what()))?;
-    listener.set_nonblocking(true).map_err(system(what()))?;
-    Ok(listener.into())
 }
 
 impl Daemon {
@@ -159,21 +132,17 @@ impl Daemon {
         let (events, inbox) = mpsc::unbounded_channel();
         let Inheritance {
             options,
-            handles,
+            mut handles,
             failed,
             ..
         } = inheritance;
-        let control = handles
-            .control
-            .try_clone()
-            .map_err(system("cannot listen on the control socket"))?;
-        let listener = UnixListener::from_std(control.into())
-            .map_err(system("cannot listen on the control socket"))?;
+        let former_socket = handles.complete(paths)?;
         let signals = Signals::new().map_err(system("cannot catch signals"))?;
         let saving = Saving::start(paths, &options, &events)
             .map_err(system("cannot start the thread that saves"))?;
         let (open, conversations) = mpsc::channel(1);
         let foreground = options.foreground;
+        let doors = Doors::new(events.clone(), open);
         let mut daemon = Daemon {
             supervisor: Supervisor::new(fastrand::u64(..)),
             events: events.clone(),
@@ -210,6 +179,9 @@ impl Daemon {
             },
             event_log: EventLog::open(paths.events(), saving.boot().to_owned()),
             saving,
+            presence: Presence::begin(paths),
+            control_socket: presence::identity(&paths.socket()),
+            doors,
             handles,
             upgrading: None,
         };
@@ -228,13 +200,22 @@ impl Daemon {
         // It is up: what becomes of it from here on, a client may ask.
         stderr::dismiss_witness();
         // From now on commands are heard; until then they wait in the queue.
-        let server = tokio::spawn(server::accept(listener, events, open));
+        let socket = daemon.handles.control.try_clone();
+        let no_socket = || system("cannot listen on the control socket");
+        let opened = socket.and_then(|socket| daemon.doors.open(socket));
+        opened.map_err(no_socket())?;
+        if let Some(former) = former_socket {
+            daemon.doors.open_too(former).map_err(no_socket())?;
+        }
+        if is_upgrade {
+            // The program before may have been of an earlier version.
+            presence::move_in(paths);
+        }
         Ok(Started {
             daemon,
             inbox,
             log_problems,
             signals,
-            server,
             conversations,
         })
     }

@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use super::clients::remembered::{Begun, Results};
 use crate::config::AppName;
 use crate::core::{OLDEST_STATE, STATE_VERSION, Supervisor};
-use crate::lock;
 use crate::paths::Paths;
 use crate::sys::process;
 use crate::sys::procfs::{self, StartTime};
@@ -161,7 +160,7 @@ pub fn read(path: &Path) -> Result<State, ReadError> {
 /// How many workers of a dead daemon live; `None` if none has died, or one is at work again.
 #[must_use]
 pub fn left_behind(paths: &Paths) -> Option<usize> {
-    if lock::is_taken(&paths.lock()) {
+    if paths.is_locked() {
         return None;
     }
     let state = read(&paths.live_state()).ok()?;

@@ -23,7 +23,8 @@ use tracing::{info, warn};
 
 use super::clients::{Caller, reply};
 use super::fdstore::{Backend, FdStore};
-use super::start::{Handles, Inheritance};
+use super::presence::Handles;
+use super::start::Inheritance;
 use super::state::{self, State, Upgrade};
 use super::systemd::{self, Received};
 use super::{Daemon, Event, Options, complain, now, probe, spawn as workers};
@@ -66,6 +67,8 @@ struct Manifest {
     /// Who is asked for the orphans of adopted workers.
     born_of: Option<u32>,
     lock: i32,
+    #[serde(default)]
+    former_locks: Vec<i32>,
     control: i32,
     /// Sockets of `.socket` units.
     #[serde(default)]
@@ -128,8 +131,14 @@ fn take_over(manifest: OwnedFd) -> io::Result<(Inheritance, Back)> {
         .iter()
         .map(|fd| take(*fd))
         .collect::<io::Result<_>>()?;
+    let former_locks = manifest
+        .former_locks
+        .iter()
+        .map(|fd| Ok(take(*fd)?.into()))
+        .collect::<io::Result<_>>()?;
     let handles = Handles {
         lock: take(manifest.lock)?.into(),
+        former_locks,
         control: take(manifest.control)?,
     };
     let previous = inherit::take(manifest.previous)?;
@@ -457,6 +466,12 @@ impl Daemon {
             made_keeper: self.fdstore.made_keeper(),
             born_of: self.keeper,
             lock: self.handles.lock.as_fd().as_raw_fd(),
+            former_locks: self
+                .handles
+                .former_locks
+                .iter()
+                .map(AsRawFd::as_raw_fd)
+                .collect(),
             control: self.handles.control.as_raw_fd(),
             given: self.given.sockets().map(|fd| fd.as_raw_fd()).collect(),
             variables: self
@@ -477,6 +492,7 @@ impl Daemon {
             .map(|(_, fd)| fd)
             .chain(keeper)
             .chain(self.given.sockets())
+            .chain(self.handles.former_locks.iter().map(AsFd::as_fd))
             .chain(own)
             .collect();
         for console in self.options.console.iter().chain(&self.options.messages) {

@@ -9,6 +9,7 @@
 //! ends when the daemon says that it ends on purpose.
 
 pub mod link;
+mod scope;
 pub mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,7 +31,7 @@ use crate::exit::Exit;
 use crate::lock;
 use crate::logs::stderr;
 use crate::paths::Paths;
-use crate::sys::{fdpass, inherit, process};
+use crate::sys::{detach, fdpass, inherit, process};
 use wire::{FromKeeper, ToKeeper};
 
 /// The name of the program that daemons are started from. Without it, the keeper's own.
@@ -53,8 +54,17 @@ pub const GO_ON: &str = "RSUP_GO_ON";
 /// them reads there what their log did not take.
 pub const WORDS: &str = "RSUP_WORDS_FD";
 
+/// The variable that tells a keeper that the service which it was started in is meant for rsup.
+pub const STAY: &str = "RSUP_STAY";
+
 /// The variable that tells a daemon how many lines of its keeper have been lost.
 pub const LOST: &str = "RSUP_KEEPER_LOST";
+
+/// The name of the live state of a daemon that cannot write it to a file.
+pub const STATE: &str = "state";
+
+/// After so many deaths that are not [forgiven](FORGIVEN), no further daemon is started for no worker at all.
+const MOST_VAIN_DEATHS: u32 = 8;
 
 /// How many descriptors are kept at the most: three for each worker and some for each app.
 const MOST_KEPT: usize = 16_384;
@@ -99,6 +109,9 @@ struct Daemon {
 }
 
 struct Keeper {
+    paths: Paths,
+    /// Tells commands that a daemon will be back.
+    lock: File,
     kept: BTreeMap<String, OwnedFd>,
     ends: Ends,
     daemon: Option<Daemon>,
@@ -141,7 +154,14 @@ fn line(text: &str) -> Vec<u8> {
     format!("keeper: {text}\n").into_bytes()
 }
 
+/// Leaves behind what this process has of the command that started it; in words, what it could not leave.
+pub fn detach() -> Vec<String> {
+    let left = [WORDS, SOCKET].into_iter().filter_map(inherit::named);
+    detach::from_caller(&left.collect::<Vec<_>>())
+}
+
 fn try_run() -> io::Result<u8> {
+    let undone = detach();
     let words = inherit::take_named(WORDS).and_then(Result::ok);
     if let Some(words) = words.as_ref().and_then(|words| words.try_clone().ok()) {
         stderr::set_witness(words);
@@ -154,9 +174,10 @@ fn try_run() -> io::Result<u8> {
     let paths = Paths::from_env()
         .and_then(|paths| paths.create().map(|()| paths))
         .map_err(io::Error::other)?;
+    undone.iter().for_each(|what| say(what));
     // Away from the terminal and from the group of whoever started us.
     let _ = nix::unistd::setsid();
-    let _lock = lock(&paths)?;
+    let lock = lock(&paths)?;
     // Where it is refused, the daemon says so; it tries the same.
     let _ = process::set_child_subreaper();
     let _ = process::raise_nofile();
@@ -170,7 +191,16 @@ fn try_run() -> io::Result<u8> {
     .collect();
     caught.thread_set_mask()?;
     let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    // One that a daemon made is where that is.
+    if inherit::named(SOCKET).is_none()
+        && std::env::var_os(STAY).is_none()
+        && let Some(what) = scope::leave_service()
+    {
+        say(&what);
+    }
     let mut keeper = Keeper {
+        paths,
+        lock,
         kept: BTreeMap::new(),
         ends: Ends::default(),
         daemon: None,
@@ -197,10 +227,7 @@ fn try_run() -> io::Result<u8> {
             if keeper.bye {
                 return Ok(0);
             }
-            let only = |what: &str| keeper.kept.keys().all(|name| name == what);
-            if keeper.again && (only(PROGRAM) || only(JOURNAL)) {
-                // Nothing depends on us, and no daemon got as far as to keep its program too: whoever started us
-                // is told by this, and the log says why.
+            if keeper.again && keeper.is_in_vain() {
                 return Ok(1);
             }
             if keeper.start_at <= Instant::now() {
@@ -221,12 +248,16 @@ fn lock(paths: &Paths) -> io::Result<File> {
         .ok_or_else(|| io::Error::other("another keeper is at work already"))
 }
 
-/// Whether a keeper is at work: a daemon that does not answer will then be back soon.
-pub fn is_at_work(paths: &Paths) -> bool {
-    lock::is_taken(&paths.keeper_lock())
-}
-
 impl Keeper {
+    /// Whether nothing depends on a next daemon, and none is to be expected to live. Either none got as far as to keep its
+    /// program too: whoever started us is told by our end, and the log says why. Or many have died one after another.
+    fn is_in_vain(&self) -> bool {
+        let only = |names: &[&str]| self.kept.keys().all(|name| names.contains(&name.as_str()));
+        only(&[PROGRAM])
+            || only(&[JOURNAL])
+            || (self.deaths >= MOST_VAIN_DEATHS && only(&[PROGRAM, JOURNAL, STATE]))
+    }
+
     /// Until something happens.
     fn wait(&self, signals: &SignalFd) -> io::Result<()> {
         let mut wanted = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
@@ -394,7 +425,24 @@ impl Keeper {
         }
     }
 
+    /// The file of the lock may have been removed with its folder.
+    fn lock_again(&mut self) {
+        if lock::is_at(&self.lock, &self.paths.keeper_lock()) {
+            return;
+        }
+        if let Ok(Some(lock)) = self
+            .paths
+            .create()
+            .map_err(io::Error::other)
+            .and_then(|()| lock::take(&self.paths.keeper_lock()))
+        {
+            self.lock = lock;
+        }
+        let _ = stderr::begin_again(&self.paths.daemon_log());
+    }
+
     fn try_start(&mut self) -> io::Result<Daemon> {
+        self.lock_again();
         let (ours, theirs) = pair()?;
         let number = inherit::leave_open(&theirs)?;
         let program = match self.kept.get(PROGRAM) {

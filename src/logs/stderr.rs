@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -99,4 +101,23 @@ fn testify(lines: &[u8]) {
         // It is in memory; if even that is full, nothing is left to try.
         drop(file.write_all(lines));
     }
+}
+/// Goes on in a new file at `path` if stderr is a file that was removed.
+///
+/// # Errors
+/// As open(2) and dup2(2).
+pub fn begin_again(path: &Path) -> io::Result<()> {
+    let Ok(found) = nix::sys::stat::fstat(io::stderr()) else {
+        return Ok(());
+    };
+    let is_file = found.st_mode & nix::libc::S_IFMT == nix::libc::S_IFREG;
+    if !is_file || found.st_nlink > 0 {
+        return Ok(());
+    }
+    let log = File::options()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
+    Ok(nix::unistd::dup2_stderr(log)?)
 }

@@ -36,6 +36,12 @@ pub fn take_named(variable: &str) -> Option<io::Result<OwnedFd>> {
     )
 }
 
+/// The number that an environment variable says, for who has to know before [`take_named`].
+#[must_use]
+pub fn named(variable: &str) -> Option<c_int> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
 /// Removes variables that were meant for this process alone, if no other thread could read them.
 pub(super) fn forget(variables: &[&str]) {
     if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1) {

@@ -15,6 +15,7 @@
 //! | [`rescue`] | what a living worker still holds of ours |
 //! | `owner` | looking into processes of another user without `CAP_SYS_PTRACE` |
 //! | [`inherit`] | descriptors that pass through exec |
+//! | [`detach`] | what a process that stays leaves behind of the command that started it |
 //! | [`fdpass`] | descriptors over unix sockets |
 //! | [`sockdiag`] | the kernel's list of TCP sockets |
 //! | [`readiness`] | descriptors that the event loop waits for |
@@ -31,6 +32,7 @@
 
 pub mod capability;
 pub mod cgroup;
+pub mod detach;
 pub mod durable;
 pub mod fdpass;
 pub mod holder;

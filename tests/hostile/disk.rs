@@ -320,7 +320,7 @@ fn a_full_disk_under_everything() {
 }
 
 #[test]
-fn a_start_on_a_full_disk() {
+fn an_app_that_is_new_on_a_full_disk() {
     let home = Home::new();
     let folder = home.rsup_home();
     let Some(_disk) = Mounted::new(
@@ -329,6 +329,8 @@ fn a_start_on_a_full_disk() {
     ) else {
         return;
     };
+    home.app("first", "command = [\"sleep\", \"1000\"]");
+    home.ok(&["start"]);
     fill(&folder.join("ballast"));
     home.app(
         "job",
@@ -582,6 +584,8 @@ fn the_last_words_of_a_daemon_whose_log_is_full() {
         std::os::unix::fs::PermissionsExt::from_mode(0o700),
     )
     .unwrap();
+    // As if a daemon had died here: one that is to go on begins on a full disk too.
+    fs::write(home.rsup_home().join("run/state.json"), "{}").unwrap();
     home.app("job", "command = [\"sleep\", \"1000\"]");
     let said = home.run(&["start"]).code(1);
     assert!(said.err.contains("cannot listen on"), "{}", said.err);
@@ -592,6 +596,53 @@ fn the_last_words_of_a_daemon_whose_log_is_full() {
     );
     wait_until("no keeper is left", || home.processes().is_empty());
     fs::remove_dir(home.rsup_home().join("run/control.sock")).unwrap();
+}
+
+#[test]
+fn a_start_on_a_full_disk_fails_at_once_and_says_where() {
+    for options in ["size=256k,mode=0700", "size=1m,nr_inodes=64,mode=0700"] {
+        let home = Home::new();
+        home.app("job", "command = [\"sleep\", \"1000\"]");
+        let place = home.rsup_home();
+        let Some(_disk) = Mounted::new(&place, &["-t", "tmpfs", "-o", options, "tmpfs"]) else {
+            return;
+        };
+        // Folders are there, so that all that is missing is room.
+        for folder in ["run", "state", "state/logs"] {
+            fs::create_dir_all(place.join(folder)).unwrap();
+            let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            fs::set_permissions(place.join(folder), closed).unwrap();
+        }
+        if options.contains("nr_inodes") {
+            // The root, three folders, and these.
+            (0..64).for_each(|n| drop(fs::write(place.join(format!("ballast{n}")), "")));
+        } else {
+            fill(&place.join("ballast"));
+        }
+        let run = home.run(&["start"]).code(1);
+        let state = place.join("state").display().to_string();
+        let run = run.says(&[
+            "no room for rsup's files in",
+            &state,
+            " KiB free",
+            " more files",
+            "RSUP_HOME",
+        ]);
+        assert!(run.took.as_secs() < 5, "{run:?}");
+        assert_eq!(home.processes(), Vec::new(), "nobody goes on with it");
+        let list = home.run(&["list"]);
+        assert!(
+            list.took.as_secs() < 4 && list.err.contains("no daemon runs"),
+            "{list:?}"
+        );
+        for n in 0..64 {
+            let _ = fs::remove_file(place.join(format!("ballast{n}")));
+        }
+        let _ = fs::remove_file(place.join("ballast"));
+        home.ok(&["start"]);
+        home.ok(&["kill"]);
+        wait_until("the end of all", || home.processes().is_empty());
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod acceptance;
 mod both;
 mod cut_short;
 mod daemon;
+mod first_command;
+mod identity;
 mod keeper;
 mod reboot;
 mod supervisors;

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod deploy;
 mod machine;
 mod protocol;
 mod scenario;

@@ -39,6 +39,10 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         daemon::try_state().map_err(|why| CliError::failed("state", why))?;
         return cx.out.text(&format!("{}\n", daemon::CAN_GO_ON));
     }
+    // A unit says what its service is to have, and the program before had left the rest.
+    if !args.service && !daemon::takes_over() {
+        keeper::detach();
+    }
     // Before there is a second thread.
     if let Some(Ok(words)) = inherit::take_named(keeper::WORDS) {
         stderr::set_witness(words);

@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tracing::warn;
 
 use crate::control::{self, Answer, Call, Failure, FailureCode};
@@ -27,9 +29,75 @@ const MOST_CONNECTED: usize = 256;
 /// Clients that wait for answers, or do not read them.
 const MOST_WAITING: usize = 256;
 
-/// Each conversation holds a clone of `open` until its last answer is written.
-pub async fn accept(listener: UnixListener, events: Events, open: mpsc::Sender<()>) {
-    let room = Room::default();
+/// The control sockets that are listened on: one, and for a while those that it has replaced.
+pub struct Doors {
+    room: Room,
+    events: Events,
+    /// Each conversation holds a clone until its last answer is written.
+    open: mpsc::Sender<()>,
+    /// The task of each, and what tells it to end once its queue is empty.
+    tasks: Vec<(JoinHandle<()>, oneshot::Sender<()>)>,
+}
+
+impl Doors {
+    pub fn new(events: Events, open: mpsc::Sender<()>) -> Self {
+        Self {
+            room: Room::default(),
+            events,
+            open,
+            tasks: Vec::new(),
+        }
+    }
+
+    /// Listens on a socket from now on, in place of those before, of which only clients that have connected already
+    /// are still heard.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn open(&mut self, socket: OwnedFd) -> io::Result<()> {
+        let before = std::mem::take(&mut self.tasks);
+        if let Err(why) = self.open_too(socket) {
+            self.tasks = before;
+            return Err(why);
+        }
+        for (_, close) in before {
+            let _ = close.send(());
+        }
+        Ok(())
+    }
+
+    /// Listens on one more.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn open_too(&mut self, socket: OwnedFd) -> io::Result<()> {
+        let listener = UnixListener::from_std(socket.into())?;
+        let (close, closed) = oneshot::channel();
+        let (events, open, room) = (self.events.clone(), self.open.clone(), self.room.clone());
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                Ok(()) = closed => {}
+                () = accept(&listener, &events, &open, &room) => {}
+            }
+            let last = accept(&listener, &events, &open, &room);
+            let _ = tokio::time::timeout(LAST_CLIENTS, last).await;
+        });
+        self.tasks.push((task, close));
+        Ok(())
+    }
+}
+
+impl Drop for Doors {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(|(task, _)| task.abort());
+    }
+}
+
+/// How long a socket that was replaced is listened on: no new client can find it.
+const LAST_CLIENTS: Duration = Duration::from_millis(200);
+
+async fn accept(listener: &UnixListener, events: &Events, open: &mpsc::Sender<()>, room: &Room) {
     let mut spare = spare();
     let mut refusing = false;
     loop {

@@ -1,0 +1,76 @@
+//! Out of the service of systemd's that the first command was a part of, such as a webhook or a CI runner: rsup would
+//! end with it. systemd is asked for a scope of our own, which no unit takes with it (systemd.scope(5)).
+
+use std::io;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::sys::detach::{self, Service};
+
+/// How long systemd may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(5);
+
+/// Moves this process, which has no child yet, out of a service; in words, what came of it.
+pub fn leave_service() -> Option<String> {
+    let service = detach::service_of_caller()?;
+    let unit = &service.unit;
+    match ask(&service).and_then(|()| wait(&service)) {
+        Ok(()) => None,
+        Err(why) => Some(format!(
+            "rsup was started inside {unit} and ends with it, as no scope of its own can be had: {why}; \
+             `rsup startup` makes it a service of its own"
+        )),
+    }
+}
+
+/// `StartTransientUnit` of org.freedesktop.systemd1(5).
+fn ask(service: &Service) -> io::Result<()> {
+    let pid = std::process::id().to_string();
+    let manager = if service.of_user {
+        "--user"
+    } else if nix::unistd::geteuid().is_root() {
+        "--system"
+    } else {
+        return Err(io::Error::other("that takes root"));
+    };
+    let mut command = Command::new("busctl");
+    command.args([
+        manager,
+        "--quiet",
+        "call",
+        "org.freedesktop.systemd1",
+        "/org/freedesktop/systemd1",
+        "org.freedesktop.systemd1.Manager",
+        "StartTransientUnit",
+        "ssa(sv)a(sa(sv))",
+    ]);
+    command.args([&format!("rsup-{pid}.scope"), "fail", "4"]);
+    command.args(["PIDs", "au", "1", &pid]);
+    command.args(["Description", "s", "rsup and its apps"]);
+    command.args(["Delegate", "b", "true"]);
+    command.args(["CollectMode", "s", "inactive-or-failed"]);
+    command.arg("0");
+    if service.of_user && std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        let uid = nix::unistd::geteuid();
+        command.env("XDG_RUNTIME_DIR", format!("/run/user/{uid}"));
+    }
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("busctl: {}", said.trim())))
+}
+
+/// The job that moves this process is done a moment later.
+fn wait(service: &Service) -> io::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while detach::service_of_caller().as_ref() == Some(service) {
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
