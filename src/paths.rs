@@ -95,6 +95,11 @@ impl Paths {
         self.runtime.join("daemon.lock")
     }
 
+    /// Where the holder of binds listens for daemons.
+    pub fn binds(&self) -> PathBuf {
+        self.runtime.join("binds.sock")
+    }
+
     /// Locked by the keeper as long as it lives.
     pub fn keeper_lock(&self) -> PathBuf {
         self.runtime.join("keeper.lock")

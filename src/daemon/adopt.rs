@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::binds::answer_calls;
 use super::fdstore::name;
 use super::isolation::Confinement;
-use super::spawn::{answer_calls, until_end, wants_takeover};
+use super::spawn::{until_end, wants_takeover};
 use super::state::{self, Process, State};
 use super::tree::{self, Marks, Orphans};
 use super::{Daemon, complain, notify, now};
@@ -18,7 +19,7 @@ use crate::config::{AppName, Check, Listen, Log};
 use crate::core::{Found, Worker, WorkerId, WorkerPhase};
 use crate::logs::{Source, Stream};
 use crate::sys::listen::local_address;
-use crate::sys::procfs::{self, PipeId};
+use crate::sys::procfs::{self, PipeId, Snapshot};
 use crate::sys::{process, rescue, takeover};
 
 /// How long a worker that was forked just before the daemon's death may take to come to its exec.
@@ -34,6 +35,8 @@ struct Living {
     sockets: Vec<OwnedFd>,
     /// Why those cannot be had.
     refused: Option<String>,
+    /// Its trapped calls cannot be answered.
+    deaf: bool,
 }
 
 impl Daemon {
@@ -55,9 +58,11 @@ impl Daemon {
             .flat_map(|app| self.supervisor.workers(app))
             .cloned()
             .collect();
+        self.take_back_listeners(&workers);
+        let processes = Snapshot::take();
         let mut living: HashMap<u64, Living> = workers
             .iter()
-            .filter_map(|w| Some((w.id.generation, self.living(w)?)))
+            .filter_map(|w| Some((w.id.generation, self.living(w, &processes)?)))
             .collect();
         // Where nobody serves any more and nobody will, the sockets are left to whoever holds them.
         if !(self.options.only_stop && living.is_empty()) {
@@ -127,7 +132,7 @@ impl Daemon {
     }
 
     /// The worker's process, if it lives and can be of use.
-    fn living(&mut self, worker: &Worker) -> Option<Living> {
+    fn living(&mut self, worker: &Worker, processes: &Snapshot) -> Option<Living> {
         let id = &worker.id;
         let early = worker.phase() == WorkerPhase::Spawning;
         let process = self.state.processes.get(&id.generation).copied()?;
@@ -150,16 +155,13 @@ impl Daemon {
             Err(why) => (Vec::new(), Some(why.to_string())),
         };
         let coming = early || worker.phase() == WorkerPhase::Starting;
-        // Where takeover is not possible, it has its sockets from LISTEN_FDS, seen or not.
-        let possible = !matches!(
-            self.takeover.of(&self.isolation, worker.spec()),
-            Some(takeover::Support::No { .. })
-        );
-        let deaf = possible
-            && wants_takeover(worker.spec())
-            && sockets.is_empty()
-            && self.has_lost_its_bind(id, pid);
-        if (early && !tree::runs_its_program(pid, id)) || (coming && deaf) {
+        let below: Vec<u32> = processes
+            .below(pid)
+            .into_iter()
+            .map(|(pid, _)| pid)
+            .collect();
+        let deaf = self.has_takeover(worker) && self.has_lost_its_calls(id, &pidfd, pid, &below);
+        if (early && !tree::runs_its_program(pid, id)) || (coming && deaf && sockets.is_empty()) {
             // Nobody could answer its bind(2) any more; it has never served.
             info!(
                 "{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew"
@@ -174,18 +176,46 @@ impl Daemon {
             pidfd,
             sockets,
             refused,
+            deaf,
         })
     }
 
-    /// Nobody can answer the worker's `bind(2)`: nobody holds the listener of its filter, or the daemon died between
-    /// receiving the call and answering it.
-    fn has_lost_its_bind(&self, id: &WorkerId, pid: u32) -> bool {
-        let Some(listener) = self.fdstore.get(&name::binds(id.generation)) else {
+    /// Whether the worker runs under a filter. Where takeover is not possible, it has its sockets from LISTEN_FDS,
+    /// seen or not.
+    pub(super) fn has_takeover(&self, worker: &Worker) -> bool {
+        wants_takeover(worker.spec())
+            && !matches!(
+                self.takeover.of(&self.isolation, worker.spec()),
+                Some(takeover::Support::No { .. })
+            )
+    }
+
+    /// The worker's trapped calls cannot be answered: the listener of its filter is gone, or the daemon died
+    /// between receiving a call and answering it. A listener that only the worker itself holds is taken back.
+    fn has_lost_its_calls(
+        &mut self,
+        id: &WorkerId,
+        pidfd: &OwnedFd,
+        pid: u32,
+        below: &[u32],
+    ) -> bool {
+        let binds = name::binds(id.generation);
+        if self.fdstore.get(&binds).is_none() {
+            let of_worker = || takeover::take_back(pidfd, pid).ok().flatten();
+            let of_descendant = || {
+                below.iter().find_map(|pid| {
+                    let pidfd = process::pidfd_open(*pid).ok()?;
+                    takeover::take_back(&pidfd, *pid).ok().flatten()
+                })
+            };
+            if let Some(listener) = of_worker().or_else(of_descendant) {
+                self.fdstore.keep(binds.clone(), listener);
+            }
+        }
+        let Some(listener) = self.fdstore.get(&binds) else {
             return true;
         };
-        let tree: Vec<u32> = std::iter::once(pid)
-            .chain(tree::below(pid).into_iter().map(|(below, _)| below))
-            .collect();
+        let tree: Vec<u32> = [&[pid], below].concat();
         takeover::left_unanswered(listener, &tree)
     }
 
@@ -241,6 +271,7 @@ impl Daemon {
             pidfd,
             sockets,
             refused: _,
+            deaf,
         } = living;
         let id = &worker.id;
         let spec = worker.spec();
@@ -250,11 +281,9 @@ impl Daemon {
         self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
         tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
         if let Some(listener) = self.fdstore.get(&name::binds(id.generation)) {
-            tokio::spawn(answer_calls(
-                id.clone(),
-                takeover::Listener::from(listener),
-                self.events.clone(),
-            ));
+            let listener = takeover::Listener::from(listener);
+            self.hold_listener(id, pid, &listener);
+            tokio::spawn(answer_calls(id.clone(), listener, self.events.clone()));
         }
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
@@ -275,7 +304,6 @@ impl Daemon {
                 .for_each(|address| app.sockets.handed(address, id.generation));
         }
         let within_reach = spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
-        let deaf = worker.hides_port() && self.fdstore.get(&name::binds(id.generation)).is_none();
         match within_reach {
             false => Found::OutOfReach { pid },
             true if deaf => Found::Deaf { pid },

@@ -21,6 +21,7 @@ use super::takeover_support::TakeoverSupport;
 use super::{Daemon, Error, Options, Started, memory, now, server, system};
 use crate::core::Supervisor;
 use crate::keeper::LOST;
+use crate::keeper::binds_link::Link as BindHolder;
 use crate::lock;
 use crate::logs::{self, Pump, stderr};
 use crate::paths::Paths;
@@ -197,6 +198,7 @@ impl Daemon {
             systemd: received.notifier,
             given: systemd::given(received.sockets),
             fdstore,
+            bind_holder: BindHolder::new(paths.binds()),
             keeper,
             lost_by_keeper: std::env::var(LOST)
                 .ok()

@@ -5,6 +5,7 @@ mod common;
 #[path = "../lifecycle/support.rs"]
 mod support;
 
+mod binds;
 mod both;
 mod cut_short;
 mod daemon;

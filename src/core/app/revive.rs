@@ -12,8 +12,9 @@ use super::super::worker::{Clock, State};
 use super::{App, Context, Listening, OUT_OF_REACH, Wanted};
 use crate::exit::SIGKILL;
 
-/// Why a worker goes that cannot connect to anybody any more.
-const DEAF: &str = "rsup was killed together with its keeper, and cannot answer the worker's calls of connect any more";
+/// Why a worker goes whose trapped calls cannot be answered any more.
+const DEAF: &str =
+    "rsup was killed, and cannot answer the worker's calls of bind and connect any more";
 
 /// What was on its way up had nobody to see it ready: it gets at least this much time.
 const GRACE: Duration = Duration::from_secs(5);

@@ -135,6 +135,9 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
             if !fdpass::send(plan.report, &[0], Some(fd)) {
                 return (Step::Filter, errno());
             }
+            if plan.confine.no_new_privs {
+                takeover::held::keep(fd);
+            }
         }
         if let Err(failed) = plan.confine.become_user() {
             return failed;

@@ -1,0 +1,216 @@
+//! Calls of bind and connect that are trapped, when daemon and keeper are killed together.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::thread::JoinHandle;
+
+use nix::sys::signal::Signal;
+
+use crate::common::load::Load;
+use crate::common::{
+    Home, all_pids, apps, http, is_alive, is_ready, pids, signal, wait_for, wait_until,
+};
+use crate::supervisors::Supervisors;
+use crate::support::Life;
+
+/// Serves, and does on request what is trapped: `/udp` and `/tcp` bind port 0, `/connect` connects to the
+/// port that comes after it.
+const SERVER: &str = r#"
+import errno, http.server, json, os, socket
+def attempt(act):
+    try: act(); return "done"
+    except OSError as e: return errno.errorcode[e.errno]
+ACTS = {
+    "udp": lambda _: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).bind(("127.0.0.1", 0)),
+    "tcp": lambda _: socket.socket().bind(("127.0.0.1", 0)),
+    "connect": lambda port: socket.socket().connect(("127.0.0.1", int(port))),
+}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        act, _, port = self.path.strip("/").partition("/")
+        said = attempt(lambda: ACTS[act](port)) if act in ACTS else "hello"
+        body = json.dumps({"pid": os.getpid(), "said": said}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+Server(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"#;
+
+const CALLS: [&str; 2] = ["udp", "tcp"];
+
+fn start(home: &Home, python: &str, keys: &str) -> u16 {
+    let port = home.port();
+    home.write("server.py", SERVER);
+    home.app(
+        "web",
+        &format!("command = [\"{python}\", \"server.py\"]\nlisten = \"127.0.0.1:{port}\"\n{keys}"),
+    );
+    home.ok(&["start"]);
+    port
+}
+
+fn ask(port: u16, what: &str) -> String {
+    let answer = http::get(http::local(port), &format!("/{what}"));
+    let answer = answer.unwrap_or_else(|why| panic!("{what}: {why}"));
+    answer.json()["said"].as_str().expect("a word").to_owned()
+}
+
+fn asked(port: u16, what: &str) -> JoinHandle<String> {
+    let what = what.to_owned();
+    std::thread::spawn(move || ask(port, &what))
+}
+
+/// Threads of the processes that wait for the answer to a trapped call.
+fn waiting(pids: &BTreeSet<u32>) -> usize {
+    let threads = |pid: &u32| {
+        fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+    };
+    let stands = |place: String| place.contains("seccomp");
+    pids.iter()
+        .flat_map(threads)
+        .flatten()
+        .filter(|thread| fs::read_to_string(thread.path().join("wchan")).is_ok_and(stands))
+        .count()
+}
+
+fn holders(home: &Home) -> BTreeSet<u32> {
+    let folder = home.rsup_home();
+    let environ = format!("RSUP_HOME={}", folder.display());
+    let is_one = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|comm| comm.trim() == "bind-holder")
+            && fs::read(format!("/proc/{pid}/environ")).is_ok_and(|text| {
+                text.split(|b| *b == 0)
+                    .any(|entry| entry == environ.as_bytes())
+            })
+    };
+    all_pids().into_iter().filter(is_one).collect()
+}
+
+/// Binds that are asked for while nobody is there wait, and work once rsup is there; so do later ones.
+fn binds_wait(home: &Home, port: u16, calls: &[String]) {
+    let before = home.pids("web");
+    for call in calls {
+        assert_eq!(ask(port, call), "done");
+    }
+    for _ in 0..2 {
+        home.kill_keeper_and_daemon();
+        let asked: Vec<_> = calls.iter().map(|call| asked(port, call)).collect();
+        wait_until("calls that wait", || waiting(&before) == calls.len());
+        assert!(asked.iter().all(|call| !call.is_finished()));
+        assert_eq!(pids(&home.list()[0]), before);
+        for call in asked {
+            assert_eq!(call.join().expect("an answer"), "done");
+        }
+        for call in calls {
+            assert_eq!(ask(port, call), "done");
+        }
+        home.wait_view("web", "ready", is_ready);
+        assert_eq!(home.pids("web"), before, "nothing was replaced");
+    }
+}
+
+fn calls() -> Vec<String> {
+    CALLS.map(str::to_owned).to_vec()
+}
+
+#[test]
+fn binds_wait_for_the_next_rsup() {
+    let Some(python) = apps::python() else { return };
+    let home = Home::new();
+    let port = start(&home, python, "instances = 2");
+    binds_wait(&home, port, &calls());
+    home.ok(&["stop", "web"]);
+    wait_until("the end of the holder", || holders(&home).is_empty());
+}
+
+/// Without privileges the worker itself holds the listener of its filter.
+#[test]
+fn of_an_ordinary_user_they_do_too() {
+    let Some(home) = Home::of_user(65534) else {
+        return;
+    };
+    let Some(python) = apps::python_for_all() else {
+        return;
+    };
+    let port = start(&home, python, "instances = 2");
+    binds_wait(&home, port, &calls());
+    assert!(holders(&home).is_empty());
+}
+
+#[test]
+fn with_no_new_privs_they_do_too() {
+    let Some(python) = apps::python() else { return };
+    let home = Home::new();
+    let port = start(&home, python, "limits.no_new_privs = true");
+    assert!(holders(&home).is_empty());
+    binds_wait(&home, port, &calls());
+}
+
+/// Where the port is hidden, `connect` is trapped as well.
+#[test]
+fn connects_wait_as_well() {
+    let Some(python) = apps::python() else { return };
+    let home = Home::new();
+    let there = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let connect = format!("connect/{}", there.local_addr().expect("an address").port());
+    let port = start(&home, python, "hide_port = true");
+    binds_wait(&home, port, &[connect, "udp".to_owned()]);
+}
+
+/// Whoever kills everything that is rsup's: the binds of these workers fail, and they are replaced.
+#[test]
+fn workers_whose_listener_is_gone_are_replaced_without_a_gap() {
+    let Some(python) = apps::python() else { return };
+    let home = Home::new();
+    let port = start(&home, python, "instances = 2");
+    let before = home.pids("web");
+    let holder = holders(&home);
+    if holder.is_empty() {
+        eprintln!("SKIPPED: an ordinary user's workers hold their listeners themselves");
+        return;
+    }
+    assert_eq!(holder.len(), 1);
+    let load = Load::start(port, "/");
+    home.kill_keeper_and_daemon();
+    holder.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
+    wait_until("the end of the holder", || holders(&home).is_empty());
+    assert_eq!(ask(port, "udp"), "ENOSYS");
+    home.list();
+    let gone = |view: &serde_json::Value| is_ready(view) && pids(view).is_disjoint(&before);
+    home.wait_view("web", "replacements", gone);
+    assert!(
+        home.events("web").contains("calls of bind"),
+        "{}",
+        home.events("web")
+    );
+    assert_eq!(ask(port, "udp"), "done");
+    load.more(100);
+    load.lossless();
+}
+
+/// One that dies alone is made again, and holds what the first one held.
+#[test]
+fn the_holder_is_made_again() {
+    let Some(python) = apps::python() else { return };
+    let home = Home::new();
+    let port = start(&home, python, "");
+    let Some(first) = holders(&home).pop_first() else {
+        return;
+    };
+    signal(first, Signal::SIGKILL);
+    let next = wait_for("another holder", || {
+        holders(&home)
+            .into_iter()
+            .find(|pid| *pid != first && is_alive(*pid))
+            .ok_or("not yet")
+    });
+    assert_ne!(next, first);
+    binds_wait(&home, port, &calls());
+}
