@@ -75,8 +75,8 @@ impl Daemon {
         let mut without_worker = Vec::new();
         for worker in &workers {
             let what = match living.remove(&worker.id.generation) {
-                Some(mut living) => {
-                    let (refused, none) = (living.refused.take(), living.sockets.is_empty());
+                Some(living) => {
+                    let (refused, none) = (living.refused.clone(), living.sockets.is_empty());
                     let what = self.adopt_worker(worker, living);
                     if let (Found::OutOfReach { .. }, true) = (&what, none) {
                         without_worker.push(worker.id.clone());
@@ -270,7 +270,7 @@ impl Daemon {
             process: Process { pid, .. },
             pidfd,
             sockets,
-            refused: _,
+            refused,
             deaf,
         } = living;
         let id = &worker.id;
@@ -303,7 +303,14 @@ impl Daemon {
                 .iter()
                 .for_each(|address| app.sockets.handed(address, id.generation));
         }
-        let within_reach = spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
+        // Its bind is still to come, and will be answered with a socket of the new group.
+        let coming = matches!(
+            worker.phase(),
+            WorkerPhase::Spawning | WorkerPhase::Starting
+        );
+        let comes_for_it = coming && refused.is_none() && sockets.is_empty() && !deaf;
+        let within_reach =
+            comes_for_it || spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
         match within_reach {
             false => Found::OutOfReach { pid },
             true if deaf => Found::Deaf { pid },

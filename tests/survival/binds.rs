@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::load::Load;
 use crate::common::{
-    Home, all_pids, apps, http, is_alive, is_ready, pids, signal, wait_for, wait_until,
+    Home, all_pids, apps, http, is_alive, is_ready, pids, signal, try_run, wait_for, wait_until,
 };
 use crate::supervisors::Supervisors;
 use crate::support::Life;
@@ -213,4 +213,140 @@ fn the_holder_is_made_again() {
     });
     assert_ne!(next, first);
     binds_wait(&home, port, &calls());
+}
+
+/// Binds its port once it is told to.
+const LATE: &str = r#"
+import http.server, os, time
+while not os.path.exists("go"): time.sleep(0.01)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"#;
+
+/// A worker that has no socket of ours yet: whether it is the same that serves in the end.
+fn late(home: &Home, python: &str, meanwhile: impl Fn()) -> bool {
+    let port = home.port();
+    home.write("late.py", LATE);
+    home.app(
+        "web",
+        &format!(
+            "command = [\"{python}\", \"late.py\"]\nlisten = \"127.0.0.1:{port}\"\nlisten_timeout = \"60s\""
+        ),
+    );
+    let start = home.background(&["start"]);
+    let started = |view: &serde_json::Value| view["workers"][0]["phase"] == "starting";
+    home.wait_view("web", "a process", started);
+    let before = home.pid("web");
+    home.kill_keeper_and_daemon();
+    meanwhile();
+    home.list();
+    home.write("go", "");
+    home.wait_view("web", "ready", is_ready);
+    start.wait().ok();
+    http::get(http::local(port), "/").expect("an answer");
+    let same = home.pid("web") == before;
+    assert_eq!(is_alive(before), same);
+    same
+}
+
+#[test]
+fn a_worker_that_had_not_bound_gets_its_socket_from_the_next_rsup() {
+    let Some(python) = apps::python() else { return };
+    let home = Home::new();
+    assert!(late(&home, python, || {}));
+}
+
+#[test]
+fn of_an_ordinary_user_it_does_too() {
+    let Some(home) = Home::of_user(65534) else {
+        return;
+    };
+    let Some(python) = apps::python_for_all() else {
+        return;
+    };
+    assert!(late(&home, python, || {}));
+}
+
+#[test]
+fn one_whose_listener_is_gone_is_started_anew() {
+    let Some(python) = apps::python() else { return };
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let home = Home::new();
+    let kill = || {
+        holders(&home)
+            .iter()
+            .for_each(|pid| signal(*pid, Signal::SIGKILL));
+        wait_until("the end of the holder", || holders(&home).is_empty());
+    };
+    assert!(!late(&home, python, kill));
+}
+
+/// Receives the next call of a filter whose listener process `argv[1]` has open, and ends without an answer.
+const SILENT: &str = r#"
+import ctypes, fcntl, os, sys
+pid = int(sys.argv[1])
+def link(fd):
+    try: return os.readlink(f"/proc/{pid}/fd/{fd}")
+    except OSError: return ""
+fd = next(int(fd) for fd in os.listdir(f"/proc/{pid}/fd") if "seccomp" in link(fd))
+pidfd_getfd = 438
+ours = ctypes.CDLL(None).syscall(pidfd_getfd, os.pidfd_open(pid), fd, 0)
+assert ours >= 0
+SECCOMP_IOCTL_NOTIF_RECV = 0xc0502100
+fcntl.ioctl(ours, SECCOMP_IOCTL_NOTIF_RECV, bytearray(80))
+"#;
+
+/// The daemon is killed between receiving a call that is made now and answering it.
+fn dies_before_its_answer(home: &Home, python: &str, worker: u32, call: impl FnOnce()) {
+    let daemon = home.daemon();
+    signal(daemon, Signal::SIGSTOP);
+    call();
+    let workers = BTreeSet::from([worker]);
+    wait_until("a call that waits", || waiting(&workers) == 1);
+    let holder = holders(home).pop_first().unwrap_or(worker);
+    let mut silent = home.command(python);
+    silent.args(["-c", SILENT, &holder.to_string()]);
+    try_run(silent).expect("python runs").ok();
+    signal(daemon, Signal::SIGKILL);
+}
+
+#[test]
+fn a_worker_whose_bind_was_never_answered_is_started_anew() {
+    let Some(python) = apps::python() else { return };
+    let home = Home::new();
+    let port = home.port();
+    home.write("late.py", LATE);
+    home.app(
+        "web",
+        &format!(
+            "command = [\"{python}\", \"late.py\"]\nlisten = \"127.0.0.1:{port}\"\nlisten_timeout = \"60s\""
+        ),
+    );
+    let start = home.background(&["start"]);
+    let started = |view: &serde_json::Value| view["workers"][0]["phase"] == "starting";
+    home.wait_view("web", "a process", started);
+    let before = home.pid("web");
+    dies_before_its_answer(&home, python, before, || drop(home.write("go", "")));
+    start.wait().ok();
+    http::get(http::local(port), "/").expect("an answer");
+    assert_ne!(home.pid("web"), before);
+}
+
+/// Of one that serves the thread hangs: it is replaced, the replacement first.
+#[test]
+fn a_ready_worker_whose_bind_was_never_answered_is_replaced() {
+    let Some(python) = apps::python() else { return };
+    let home = Home::new();
+    let port = start(&home, python, "kill_timeout = \"500ms\"");
+    let before = home.pid("web");
+    let load = Load::start(port, "/");
+    dies_before_its_answer(&home, python, before, || {
+        std::thread::spawn(move || http::get(http::local(port), "/udp"));
+    });
+    let other = |view: &serde_json::Value| is_ready(view) && !pids(view).contains(&before);
+    home.wait_view("web", "a replacement", other);
+    assert_eq!(ask(port, "udp"), "done");
+    load.more(100);
+    load.lossless();
 }
