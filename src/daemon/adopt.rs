@@ -288,6 +288,9 @@ impl Daemon {
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
         }
+        for addr in sockets.iter().filter_map(local_address) {
+            self.saw_listening(id, spec, addr);
+        }
         let kept = |address: &Listen| {
             sockets.iter().any(|fd| {
                 local_address(fd)

@@ -107,6 +107,7 @@ impl Daemon {
         });
         let Some(address) = matching else {
             let _ = listener.proceed(bind);
+            self.saw_bind_elsewhere(worker, bind);
             // For port 0 the kernel chooses: it is another one in any case.
             if bind.socket.is_stream {
                 self.handle(Input::BoundElsewhere {
@@ -131,6 +132,7 @@ impl Daemon {
                     bind.addr
                 );
                 self.takeover.seen(&worker.app);
+                self.saw_own_bind(worker, &address, bind);
                 if let Some(app) = self.apps.get_mut(&worker.app) {
                     app.sockets.handed(&address, worker.generation);
                 }

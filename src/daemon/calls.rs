@@ -451,14 +451,22 @@ impl Daemon {
             return self.conclude(op, None);
         };
         // Only a worker that came to nothing may have failed for that.
-        let message = match self.without_takeover(op).filter(|_| error.worker.is_some()) {
+        let mut message = match self.without_takeover(op).filter(|_| error.worker.is_some()) {
             Some(first) => format!("{first}\n{}", error.message),
             None => error.message,
         };
+        let mut hint = error.hint;
+        if let Some(by_binds) = error.worker.as_ref().and_then(|w| self.explain_by_binds(w)) {
+            message = format!("{message}\n{}", by_binds.what);
+            hint = Some(match hint {
+                Some(hint) => format!("{}; {hint}", by_binds.hint),
+                None => by_binds.hint,
+            });
+        }
         let failure = Failure {
             code: error.code,
             message,
-            hint: error.hint,
+            hint,
             log: Vec::new(),
         };
         let Some(worker) = error.worker else {
@@ -541,7 +549,16 @@ impl Daemon {
             .hides_since(&app)
             .filter(|at| begun && *at >= since)
             .map(|_| TESTS_ITS_PORT.to_owned());
-        let notes = limits.into_iter().chain(takeover).chain(learned).collect();
+        let binds = spec
+            .filter(|_| failure.is_none())
+            .map(|spec| self.bind_notes(&app, spec))
+            .unwrap_or_default();
+        let notes = limits
+            .into_iter()
+            .chain(takeover)
+            .chain(learned)
+            .chain(binds)
+            .collect();
         Outcome {
             app,
             kind,
@@ -684,6 +701,7 @@ impl Daemon {
             );
         }
         notes.extend(self.isolation.lacking(&spec));
+        notes.extend(self.bind_notes(name, &spec));
         let mut sockets = self.way_to_sockets(&spec).words().map(str::to_owned);
         let hides = match spec.hide_port {
             HidePort::Auto => self.supervisor.hides_since(name).map(|_| TESTS_ITS_PORT),

@@ -4,6 +4,7 @@
 mod admin;
 mod adopt;
 mod binds;
+mod bound;
 mod calls;
 mod drain;
 mod effects;
@@ -250,6 +251,8 @@ struct Daemon {
     given: Arc<Given>,
     /// What outlives this process.
     fdstore: fdstore::FdStore,
+    /// What workers have bound.
+    bound: bound::Bound,
     /// Who holds listeners of filters that workers may not hold themselves.
     bind_holder: keeper::binds_link::Link,
     /// The keeper that started us.

@@ -198,6 +198,7 @@ impl Daemon {
             systemd: received.notifier,
             given: systemd::given(received.sockets),
             fdstore,
+            bound: Default::default(),
             bind_holder: BindHolder::new(paths.binds()),
             keeper,
             lost_by_keeper: std::env::var(LOST)
