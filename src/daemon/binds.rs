@@ -13,7 +13,10 @@ use crate::core::{Input, Worker, WorkerId};
 use crate::keeper::binds_link;
 use crate::sys::capability;
 use crate::sys::readiness::readable;
-use crate::sys::takeover::{self, Answer, Bind, Call, Listener};
+use crate::sys::takeover::{self, Answer, Bind, Call, Listener, Waiting};
+
+/// Of so many processes of a worker it is remembered that they hold its listener.
+const MOST_SEEN_TO: usize = 1024;
 
 /// A trapped call and where to answer it.
 pub struct Trapped {
@@ -74,26 +77,25 @@ impl Daemon {
     }
 
     /// The process keeps the filter alive by itself from now on, should daemon and keeper be killed together.
-    fn leave_listener(&mut self, worker: &WorkerId, bind: &Bind, listener: &Listener) {
+    fn leave_listener(&mut self, worker: &WorkerId, call: &Call, listener: &Listener) {
         let Some(running) = self.running.get_mut(&worker.generation) else {
             return;
         };
-        if running.seen_to.insert(bind.process)
-            && let Err(why) = listener.leave_with(bind)
+        let process = call.process();
+        if running.seen_to.len() >= MOST_SEEN_TO {
+            running.seen_to.clear();
+        }
+        if running.seen_to.insert(process)
+            && let Err(why) = listener.leave_with(call)
         {
-            debug!(
-                "{worker}: pid {} has no listener of its own: {why}",
-                bind.process
-            );
+            debug!("{worker}: pid {process} has no listener of its own: {why}");
         }
     }
 
     pub(super) fn on_trapped(&mut self, worker: &WorkerId, Trapped { call, listener }: &Trapped) {
+        self.leave_listener(worker, call, listener.get_ref());
         match call {
-            Call::Bind(bind) => {
-                self.leave_listener(worker, bind, listener.get_ref());
-                self.on_bind(worker, bind, listener.get_ref());
-            }
+            Call::Bind(bind) => self.on_bind(worker, bind, listener.get_ref()),
             Call::Connect(connect) => self.on_connect(worker, connect, listener.get_ref()),
         }
     }

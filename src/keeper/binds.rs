@@ -1,6 +1,6 @@
 //! The holder of binds: a tiny process that outlives daemon and keeper alike, and holds the listeners of
-//! filters (`sys/takeover.rs`) which workers may not hold themselves: those of workers without
-//! `no_new_privs`, which only a privileged rsup can start (see `sys/takeover/held.rs` for the reason).
+//! filters (`sys/takeover.rs`) which workers may not hold themselves: those without `no_new_privs`, or of
+//! another user, which only a privileged rsup can start (see `sys/takeover/held.rs` for the reason).
 //!
 //! It has a socket in the runtime folder, where a daemon hands over listeners and the next one fetches them,
 //! in the messages of [`wire`](super::wire). A listener goes when the last process under its filter has; the

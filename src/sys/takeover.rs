@@ -200,21 +200,47 @@ pub enum Call {
     Connect(Connect),
 }
 
+impl Waiting for Call {
+    fn id(&self) -> u64 {
+        match self {
+            Call::Bind(bind) => bind.id,
+            Call::Connect(connect) => connect.id,
+        }
+    }
+
+    fn process(&self) -> u32 {
+        match self {
+            Call::Bind(bind) => bind.process,
+            Call::Connect(connect) => connect.process,
+        }
+    }
+}
+
 /// Something that waits for an answer.
 pub trait Waiting {
     /// The kernel's name for it.
     fn id(&self) -> u64;
+    /// The id of the process that waits.
+    fn process(&self) -> u32;
 }
 
 impl Waiting for Bind {
     fn id(&self) -> u64 {
         self.id
     }
+
+    fn process(&self) -> u32 {
+        self.process
+    }
 }
 
 impl Waiting for Connect {
     fn id(&self) -> u64 {
         self.id
+    }
+
+    fn process(&self) -> u32 {
+        self.process
     }
 }
 

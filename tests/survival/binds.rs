@@ -16,7 +16,16 @@ use crate::support::Life;
 /// Serves, and does on request what is trapped: `/udp` and `/tcp` bind port 0, `/connect` connects to the
 /// port that comes after it.
 const SERVER: &str = r#"
-import errno, http.server, json, os, socket
+import errno, http.server, json, os, socket, subprocess, sys
+if "CLOSE" in os.environ: os.closerange(3, 65536)
+HELD = """
+import os
+def link(fd):
+    try: return os.readlink("/proc/self/fd/" + fd)
+    except OSError: return ""
+print(sum("seccomp" in link(fd) for fd in os.listdir("/proc/self/fd")), flush=True)
+"""
+exec(HELD)
 def attempt(act):
     try: act(); return "done"
     except OSError as e: return errno.errorcode[e.errno]
@@ -28,6 +37,10 @@ ACTS = {
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         act, _, port = self.path.strip("/").partition("/")
+        if act == "held":
+            exec(HELD)
+            subprocess.run([sys.executable, "-c", HELD], close_fds=False)
+            print("end", flush=True)
         said = attempt(lambda: ACTS[act](port)) if act in ACTS else "hello"
         body = json.dumps({"pid": os.getpid(), "said": said}).encode()
         self.send_response(200)
@@ -144,13 +157,25 @@ fn of_an_ordinary_user_they_do_too() {
     assert!(holders(&home).is_empty());
 }
 
+/// Also with a program that closes all descriptors when it starts. What an app executes does not have the
+/// listener, with or without it.
 #[test]
-fn with_no_new_privs_they_do_too() {
-    let Some(python) = apps::python() else { return };
-    let home = Home::new();
-    let port = start(&home, python, "limits.no_new_privs = true");
-    assert!(holders(&home).is_empty());
-    binds_wait(&home, port, &calls());
+fn what_a_program_closes_is_given_to_it_again() {
+    for (env, counts) in [
+        ("", "1\n1\n0\nend\n"),
+        ("env.CLOSE = \"1\"", "0\n1\n0\nend\n"),
+    ] {
+        let Some(home) = Home::of_user(65534) else {
+            return;
+        };
+        let Some(python) = apps::python_for_all() else {
+            return;
+        };
+        let port = start(&home, python, &format!("log.timestamps = false\n{env}"));
+        ask(port, "held");
+        assert_eq!(home.wait_log("web", "end\n"), counts);
+        binds_wait(&home, port, &calls());
+    }
 }
 
 /// Where the port is hidden, `connect` is trapped as well.

@@ -9,10 +9,12 @@
 //!   npm in front of the app passes it on.
 //! * With the first call of each process ([`Listener::leave_with`]) the copy becomes close-on-exec there, and
 //!   is put back where the program has closed all its descriptors. So what an app executes does not have it.
-//! * Only processes with `PR_SET_NO_NEW_PRIVS` get one. Who holds a listener can answer the calls of all
-//!   processes under the filter, and put descriptors into them: with a setuid program among those, that
-//!   would be a way to its privileges (it is why seccomp(2) asks for that bit or `CAP_SYS_ADMIN`). Under
-//!   the bit no process below has more rights than the worker, and it can only cheat itself.
+//! * Only workers of an ordinary user's rsup get one, which run as that user and under `PR_SET_NO_NEW_PRIVS`. Who
+//!   holds a listener can answer the calls of all processes under the filter, and put descriptors into them: with
+//!   a setuid program among those, that would be a way to its privileges (it is why seccomp(2) asks for that bit
+//!   or `CAP_SYS_ADMIN`). And it can snatch a call away from [`Listener::receive`], which then waits for the
+//!   next one: a process of the same user may stop this one by a signal anyway. A worker of root may become
+//!   another user, and its descriptors go with it. What is left is that a worker can cheat itself.
 
 use std::ffi::c_int;
 use std::fs;
@@ -21,7 +23,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use libc::seccomp_notif_addfd;
 
-use super::{Bind, Listener, gone};
+use super::{Listener, Waiting, gone};
 use crate::sys::{owner, raw, rescue};
 
 /// Where programs do not look: scripts write single digits, 200 and 255, and loops that close everything
@@ -42,15 +44,29 @@ pub(in crate::sys) fn keep(listener: c_int) {
     }
 }
 
-/// Whether a process under a filter may have the listener: no program that it executes can have more rights than
-/// it has (proc_pid_status(5)).
+/// Whether a program that this process starts may have the listener of its filter. `another`: as another user.
+/// Async-signal-safe.
+pub(in crate::sys) fn may_be_given(no_new_privs: bool, another: bool) -> bool {
+    no_new_privs && !another && own_user() != 0
+}
+
+/// The same of one that runs (proc_pid_status(5)).
 #[must_use]
 pub fn may_hold(process: u32) -> bool {
-    fs::read_to_string(format!("/proc/{process}/status")).is_ok_and(|status| {
-        status
-            .lines()
-            .any(|line| line.strip_prefix("NoNewPrivs:").map(str::trim) == Some("1"))
-    })
+    let own = own_user();
+    let Ok(status) = fs::read_to_string(format!("/proc/{process}/status")) else {
+        return false;
+    };
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let is_ours = |ids: &str| ids.split_ascii_whitespace().all(|id| id.parse() == Ok(own));
+    own != 0
+        && field("Uid:").is_some_and(is_ours)
+        && field("NoNewPrivs:").map(str::trim) == Some("1")
+}
+
+fn own_user() -> u32 {
+    // SAFETY: no arguments, no failure.
+    unsafe { libc::geteuid() }
 }
 
 /// The numbers of the listeners that the process has open. Under a filter with a listener the kernel
@@ -79,6 +95,9 @@ fn numbers(process: u32) -> io::Result<Vec<c_int>> {
 /// # Errors
 /// As for [`rescue::listening_sockets`].
 pub fn take_back(pidfd: impl AsFd, process: u32) -> io::Result<Option<OwnedFd>> {
+    if !may_hold(process) {
+        return Ok(None);
+    }
     for number in numbers(process)? {
         match rescue::getfd(&pidfd, number) {
             Ok(fd) => return Ok(Some(fd)),
@@ -96,16 +115,16 @@ impl Listener {
     ///
     /// # Errors
     /// When it cannot be looked at, or the kernel has no room.
-    pub fn leave_with(&self, bind: &Bind) -> io::Result<bool> {
-        if !may_hold(bind.process) {
+    pub fn leave_with(&self, call: &impl Waiting) -> io::Result<bool> {
+        let process = call.process();
+        if !may_hold(process) {
             return Ok(false);
         }
-        let has = numbers(bind.process)?;
+        let has = numbers(process)?;
         let number = match has.first() {
             Some(&number) => {
-                let flags = owner::with_access(bind.process, || {
-                    super::look::descriptor_flags(bind.process, number)
-                })?;
+                let flags =
+                    owner::with_access(process, || super::look::descriptor_flags(process, number))?;
                 if flags & libc::O_CLOEXEC != 0 {
                     return Ok(true);
                 }
@@ -116,7 +135,7 @@ impl Listener {
         // A number that is free now may be the app's a moment later: only its own copy is replaced, and for a
         // new one the kernel chooses.
         let exchange = seccomp_notif_addfd {
-            id: bind.id,
+            id: call.id(),
             flags: number.map_or(0, |_| libc::SECCOMP_ADDFD_FLAG_SETFD as u32),
             srcfd: self.as_raw_fd() as u32,
             newfd: number.unwrap_or(0) as u32,
