@@ -217,6 +217,11 @@ impl Paths {
         lock::holder_of_removed(&lock)
     }
 
+    /// Where the holder of binds listens for daemons.
+    pub fn binds(&self) -> PathBuf {
+        self.runtime.join("binds.sock")
+    }
+
     /// Locked by the keeper as long as it lives.
     pub fn keeper_lock(&self) -> PathBuf {
         self.state.join("keeper.lock")

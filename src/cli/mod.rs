@@ -134,6 +134,12 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     if args.get(1).is_some_and(|verb| verb == "keeper") {
         return crate::keeper::run();
     }
+    if args
+        .get(1)
+        .is_some_and(|verb| verb == crate::keeper::binds::VERB)
+    {
+        return crate::keeper::binds::run();
+    }
     // A process of a worker's user, which does one system call.
     if args
         .get(1)

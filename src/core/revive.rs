@@ -17,8 +17,8 @@ use crate::config::{AppName, Listen, SocketFile};
 pub enum Found {
     /// It lives, and runs its program (exec has happened).
     Alive { pid: u32 },
-    /// It lives, but nobody can answer its trapped calls of `connect(2)`, which fail: it is replaced too,
-    /// and serves until then.
+    /// It lives, but its trapped calls of `bind(2)` (and `connect(2)`) cannot be answered, and fail or wait for
+    /// ever: it is replaced too, and serves until then.
     Deaf { pid: u32 },
     /// It lives, but its listening sockets cannot be had: it is replaced, as by a reload.
     OutOfReach { pid: u32 },

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::binds::answer_calls;
 use super::fdstore::name;
 use super::isolation::Confinement;
-use super::spawn::{answer_calls, until_end, wants_takeover};
+use super::spawn::{until_end, wants_takeover};
 use super::state::{self, Process, State};
 use super::tree::{self, Marks, Orphans};
 use super::{Daemon, complain, notify, now};
@@ -19,7 +20,7 @@ use crate::core::{Found, Worker, WorkerId, WorkerPhase};
 use crate::exit::Exit;
 use crate::logs::{Source, Stream};
 use crate::sys::listen::local_address;
-use crate::sys::procfs::{self, PipeId};
+use crate::sys::procfs::{self, PipeId, Snapshot};
 use crate::sys::spawn::NO_PROGRAM;
 use crate::sys::{process, rescue, takeover};
 
@@ -36,6 +37,8 @@ struct Living {
     sockets: Vec<OwnedFd>,
     /// Why those cannot be had.
     refused: Option<String>,
+    /// Its trapped calls cannot be answered.
+    deaf: bool,
 }
 
 impl Daemon {
@@ -57,9 +60,11 @@ impl Daemon {
             .flat_map(|app| self.supervisor.workers(app))
             .cloned()
             .collect();
+        self.take_back_listeners(&workers);
+        let processes = Snapshot::take();
         let mut living: HashMap<u64, Living> = workers
             .iter()
-            .filter_map(|w| Some((w.id.generation, self.living(w)?)))
+            .filter_map(|w| Some((w.id.generation, self.living(w, &processes)?)))
             .collect();
         // Where nobody serves any more and nobody will, the sockets are left to whoever holds them.
         if !(self.options.only_stop && living.is_empty()) {
@@ -72,8 +77,8 @@ impl Daemon {
         let mut without_worker = Vec::new();
         for worker in &workers {
             let what = match living.remove(&worker.id.generation) {
-                Some(mut living) => {
-                    let (refused, none) = (living.refused.take(), living.sockets.is_empty());
+                Some(living) => {
+                    let (refused, none) = (living.refused.clone(), living.sockets.is_empty());
                     let what = self.adopt_worker(worker, living);
                     if let (Found::OutOfReach { .. }, true) = (&what, none) {
                         without_worker.push(worker.id.clone());
@@ -129,10 +134,8 @@ impl Daemon {
     }
 
     /// The worker's process, if it lives and can be of use.
-    fn living(&mut self, worker: &Worker) -> Option<Living> {
+    fn living(&mut self, worker: &Worker, processes: &Snapshot) -> Option<Living> {
         let id = &worker.id;
-        let revision = self.supervisor.revision_of(worker).cloned()?;
-        let spec = &revision.spec;
         let early = worker.phase() == WorkerPhase::Spawning;
         let process = self.state.processes.get(&id.generation).copied()?;
         let Process { pid, started } = process;
@@ -154,16 +157,13 @@ impl Daemon {
             Err(why) => (Vec::new(), Some(why.to_string())),
         };
         let coming = early || worker.phase() == WorkerPhase::Starting;
-        // Where takeover is not possible, it has its sockets from LISTEN_FDS, seen or not.
-        let possible = !matches!(
-            self.takeover.of(&self.isolation, spec),
-            Some(takeover::Support::No { .. })
-        );
-        let deaf = possible
-            && wants_takeover(spec)
-            && sockets.is_empty()
-            && self.has_lost_its_bind(id, pid);
-        if (early && !tree::runs_its_program(pid, id)) || (coming && deaf) {
+        let below: Vec<u32> = processes
+            .below(pid)
+            .into_iter()
+            .map(|(pid, _)| pid)
+            .collect();
+        let deaf = self.has_takeover(worker) && self.has_lost_its_calls(id, &pidfd, pid, &below);
+        if (early && !tree::runs_its_program(pid, id)) || (coming && deaf && sockets.is_empty()) {
             // Nobody could answer its bind(2) any more; it has never served.
             info!(
                 "{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew"
@@ -178,18 +178,49 @@ impl Daemon {
             pidfd,
             sockets,
             refused,
+            deaf,
         })
     }
 
-    /// Nobody can answer the worker's `bind(2)`: nobody holds the listener of its filter, or the daemon died between
-    /// receiving the call and answering it.
-    fn has_lost_its_bind(&self, id: &WorkerId, pid: u32) -> bool {
-        let Some(listener) = self.fdstore.get(&name::binds(id.generation)) else {
+    /// Whether the worker runs under a filter. Where takeover is not possible, it has its sockets from LISTEN_FDS,
+    /// seen or not.
+    pub(super) fn has_takeover(&self, worker: &Worker) -> bool {
+        let Some(revision) = self.supervisor.revision_of(worker) else {
+            return false;
+        };
+        wants_takeover(&revision.spec)
+            && !matches!(
+                self.takeover.of(&self.isolation, &revision.spec),
+                Some(takeover::Support::No { .. })
+            )
+    }
+
+    /// The worker's trapped calls cannot be answered: the listener of its filter is gone, or the daemon died
+    /// between receiving a call and answering it. A listener that only the worker itself holds is taken back.
+    fn has_lost_its_calls(
+        &mut self,
+        id: &WorkerId,
+        pidfd: &OwnedFd,
+        pid: u32,
+        below: &[u32],
+    ) -> bool {
+        let binds = name::binds(id.generation);
+        if self.fdstore.get(&binds).is_none() {
+            let of_worker = || takeover::take_back(pidfd, pid).ok().flatten();
+            let of_descendant = || {
+                below.iter().find_map(|pid| {
+                    let pidfd = process::pidfd_open(*pid).ok()?;
+                    takeover::take_back(&pidfd, *pid).ok().flatten()
+                })
+            };
+            if let Some(listener) = of_worker().or_else(of_descendant) {
+                self.fdstore.keep(binds.clone(), listener);
+            }
+        }
+        let Some(listener) = self.fdstore.get(&binds) else {
             return true;
         };
-        let tree: Vec<u32> = std::iter::once(pid)
-            .chain(tree::below(pid).into_iter().map(|(below, _)| below))
-            .collect();
+        let tree: Vec<u32> = [&[pid], below].concat();
         takeover::left_unanswered(listener, &tree)
     }
 
@@ -244,7 +275,8 @@ impl Daemon {
             process: Process { pid, .. },
             pidfd,
             sockets,
-            refused: _,
+            refused,
+            deaf,
         } = living;
         let id = &worker.id;
         let Some(revision) = self.supervisor.revision_of(worker).cloned() else {
@@ -257,14 +289,15 @@ impl Daemon {
         self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
         tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
         if let Some(listener) = self.fdstore.get(&name::binds(id.generation)) {
-            tokio::spawn(answer_calls(
-                id.clone(),
-                takeover::Listener::from(listener),
-                self.events.clone(),
-            ));
+            let listener = takeover::Listener::from(listener);
+            self.hold_listener(id, pid, &listener);
+            tokio::spawn(answer_calls(id.clone(), listener, self.events.clone()));
         }
         if spec.max_memory.is_some() {
             self.meter.limit(id.generation);
+        }
+        for addr in sockets.iter().filter_map(local_address) {
+            self.saw_listening(id, spec, addr);
         }
         let kept = |address: &Listen| {
             sockets.iter().any(|fd| {
@@ -281,8 +314,14 @@ impl Daemon {
                 .iter()
                 .for_each(|address| app.sockets.handed(address, id.generation));
         }
-        let within_reach = spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
-        let deaf = worker.hides_port() && self.fdstore.get(&name::binds(id.generation)).is_none();
+        // Its bind is still to come, and will be answered with a socket of the new group.
+        let coming = matches!(
+            worker.phase(),
+            WorkerPhase::Spawning | WorkerPhase::Starting
+        );
+        let comes_for_it = coming && refused.is_none() && sockets.is_empty() && !deaf;
+        let within_reach =
+            comes_for_it || spec.listen.iter().filter(|l| l.tcp().is_some()).all(kept);
         match within_reach {
             false => Found::OutOfReach { pid },
             true if deaf => Found::Deaf { pid },

@@ -118,6 +118,11 @@ impl FdStore {
         matches!(self.backend, Backend::Keeper(_) | Backend::Systemd(_))
     }
 
+    /// systemd holds what outlives us, and is never killed together with us.
+    pub fn is_at_systemd(&self) -> bool {
+        matches!(self.backend, Backend::Systemd(_))
+    }
+
     pub fn has_keeper(&self) -> bool {
         matches!(self.backend, Backend::Keeper(_))
     }
@@ -168,6 +173,11 @@ impl FdStore {
             }
             Backend::Nobody | Backend::NoKeeper { .. } => {}
         }
+    }
+
+    /// As [`Self::get`], where it matters little if it cannot be had.
+    pub fn find(&self, name: &str) -> Option<OwnedFd> {
+        self.held.get(name)?.try_clone().ok()
     }
 
     /// A duplicate of what is kept under the name.

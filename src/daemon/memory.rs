@@ -125,6 +125,9 @@ impl Daemon {
         let memory = self.meter.meter.rss_tree(&pids);
         let times = self.meter.meter.cpu_tree(&pids);
         let mut readings = memory.into_iter().zip(times);
+        for view in views.iter_mut() {
+            self.tell_served(view);
+        }
         for view in views {
             view.relayed = self
                 .apps

@@ -3,6 +3,8 @@
 
 mod admin;
 mod adopt;
+mod binds;
+mod bound;
 mod clients;
 mod drain;
 mod effects;
@@ -47,6 +49,7 @@ use crate::config::{AppName, AppSpec, Log, LogFormat};
 use crate::control::{Answer, Call, Failure};
 use crate::core::{Input, OpId, Settings, Supervisor, Time, Traces, WorkerId};
 use crate::exit::Exit;
+use crate::keeper;
 use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
 use crate::sys::listen::Given;
@@ -152,7 +155,7 @@ enum Event {
     /// A worker's `bind` or `connect` waits for an answer.
     Trapped {
         worker: WorkerId,
-        call: spawn::Trapped,
+        call: binds::Trapped,
     },
     /// Somebody says that a worker is ready; who, if the kernel tells.
     Said {
@@ -251,6 +254,10 @@ struct Daemon {
     given: Arc<Given>,
     /// What outlives this process.
     fdstore: fdstore::FdStore,
+    /// What workers have bound.
+    bound: bound::Bound,
+    /// Who holds listeners of filters that workers may not hold themselves.
+    bind_holder: keeper::binds_link::Link,
     /// The keeper that started us.
     keeper: Option<u32>,
     /// Lines of the keeper that had been lost when it started us.
@@ -595,6 +602,7 @@ impl Daemon {
         self.save_again();
         self.open_admin_again();
         self.fdstore.store_again();
+        self.tend_bind_holder();
         self.stay_in_use();
         self.stay_findable();
     }

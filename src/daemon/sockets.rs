@@ -469,6 +469,20 @@ impl Sockets {
         }))
     }
 
+    /// The address that is served where it is less than the configured one: its IPv4 half, because the app makes
+    /// IPv4 sockets. (In place of such a socket an IPv6 one with IPv4-mapped addresses would do for no app that
+    /// passes accept(2) a `sockaddr_in`: Python shows parts of its memory as the address of the client.)
+    pub fn served_otherwise(&self, address: &Listen) -> Option<SocketAddr> {
+        match (address, self.bound.get(address)?) {
+            (Listen::Tcp { addr, .. }, Bound::Tcp { group, .. })
+                if addr.is_ipv6() && group.family() == Family::V4 =>
+            {
+                Some(group.addr())
+            }
+            (Listen::Tcp { .. } | Listen::Unix(_), Bound::Tcp { .. } | Bound::Unix { .. }) => None,
+        }
+    }
+
     pub fn socket(&self, address: &Listen, slot: u16) -> Option<BorrowedFd<'_>> {
         match self.bound.get(address)? {
             Bound::Tcp { group, .. } => Some(group.fd(index(slot))),

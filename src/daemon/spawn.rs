@@ -7,23 +7,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-use tracing::{debug, warn};
 
+use super::binds::answer_calls;
 use super::fdstore::name;
 use super::isolation::{self, Confinement};
 use super::state::Process;
 use super::tree::{self, Marks, Orphans};
 use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
-use crate::config::{AppName, AppSpec, Check, Listen};
+use crate::config::{AppSpec, Check, Listen};
 use crate::core::{Exit, Input, Revision, WorkerId};
 use crate::logs::{self, Source, Stream};
 use crate::sys::cgroup::Leaf;
 use crate::sys::procfs::{self, PipeId, StartTime};
 use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
-use crate::sys::takeover::{self, Answer, Bind, Call, Listener};
+use crate::sys::takeover;
 use crate::sys::{capability, process};
 
 /// How long the keeper may take to tell how a process ended.
@@ -42,16 +41,12 @@ pub struct Running {
     pub tree: Vec<(u32, StartTime)>,
     /// What is left of the tree is to be killed.
     pub kill: Arc<AtomicBool>,
+    /// Processes that were given the listener of their filter, or may not have it.
+    pub seen_to: HashSet<u32>,
     _notify: Option<notify::Channel>,
     /// Of the worker and of what is run for it.
     pub confinement: Confinement,
     pub drain: Option<AbortOnDrop>,
-}
-
-/// A trapped call and where to answer it.
-pub struct Trapped {
-    pub call: Call,
-    pub listener: Arc<AsyncFd<takeover::Listener>>,
 }
 
 impl Running {
@@ -337,6 +332,7 @@ impl Daemon {
             marks,
             tree: Vec::new(),
             kill: Arc::default(),
+            seen_to: HashSet::new(),
             _notify: notify,
             confinement,
             drain: None,
@@ -352,7 +348,7 @@ impl Daemon {
         listener: Option<takeover::Listener>,
     ) {
         if let Some(listener) = listener {
-            self.fdstore.keep(name::binds(worker.generation), &listener);
+            self.keep_listener(&worker, pid, &listener);
             tokio::spawn(answer_calls(worker.clone(), listener, self.events.clone()));
         }
         self.handle(Input::Spawned { worker, pid });
@@ -405,106 +401,6 @@ impl Daemon {
 
     pub(super) fn way_to_sockets(&self, spec: &AppSpec) -> Way {
         Way::of(spec, self.takeover.of(&self.isolation, spec))
-    }
-
-    pub(super) fn on_trapped(&mut self, worker: &WorkerId, Trapped { call, listener }: &Trapped) {
-        match call {
-            Call::Bind(bind) => self.on_bind(worker, bind, listener.get_ref()),
-            Call::Connect(connect) => self.on_connect(worker, connect, listener.get_ref()),
-        }
-    }
-
-    /// Gives the app our socket in place of its own, if the address is one of ours.
-    fn on_bind(&mut self, worker: &WorkerId, bind: &Bind, listener: &Listener) {
-        let revision = self
-            .supervisor
-            .worker(worker)
-            .and_then(|w| self.supervisor.revision_of(w));
-        let matching = revision.and_then(|revision| {
-            let app = self.apps.get(&worker.app)?;
-            app.sockets.matching(bind, &revision.spec.listen)
-        });
-        let Some(address) = matching else {
-            let _ = listener.proceed(bind);
-            // For port 0 the kernel chooses: it is another one in any case.
-            if bind.socket.is_stream {
-                self.handle(Input::BoundElsewhere {
-                    worker: worker.clone(),
-                });
-            }
-            return;
-        };
-        self.adapt(worker, &address, bind);
-        let socket = self
-            .apps
-            .get(&worker.app)
-            .and_then(|app| app.sockets.socket(&address, worker.slot));
-        let Some(socket) = socket else {
-            let _ = listener.proceed(bind);
-            return;
-        };
-        match listener.inject(bind, socket) {
-            Ok(Answer::Delivered) => {
-                debug!(
-                    "{worker}: bind to {} answered with the socket of its slot",
-                    bind.addr
-                );
-                self.takeover.seen(&worker.app);
-                if let Some(app) = self.apps.get_mut(&worker.app) {
-                    app.sockets.handed(&address, worker.generation);
-                }
-                self.handle(Input::Bound {
-                    worker: worker.clone(),
-                    port: bind.addr.port(),
-                });
-            }
-            Ok(Answer::Vanished) => {}
-            Err(why) => {
-                complain(
-                    &format!("{worker}: cannot give it the socket of {address}"),
-                    why,
-                );
-                let _ = listener.refuse(bind, nix::libc::EADDRINUSE);
-            }
-        }
-    }
-
-    /// A bind was let go on unseen: if it was for an address of ours, it fails, because we listen there.
-    pub(super) fn on_unseen(&mut self, app: &AppName, mut why: String) {
-        if !capability::may_trace_all() {
-            why += "; with CAP_SYS_PTRACE rsup could (docker run --cap-add SYS_PTRACE)";
-        }
-        if self.takeover.unseen(app, why.clone()) {
-            warn!("{app}: a bind(2) could not be looked at, so it got no socket of rsup's: {why}");
-        }
-    }
-
-    fn adapt(&mut self, worker: &WorkerId, address: &Listen, bind: &Bind) {
-        let Some(app) = self.apps.get_mut(&worker.app) else {
-            return;
-        };
-        let changed = match app.sockets.adapt(address, bind) {
-            Ok(Some(changed)) => changed,
-            Ok(None) => return,
-            Err(why) => return warn!("{worker}: its sockets stay of the other family: {why}"),
-        };
-        // The relays still hold sockets of the old group.
-        let slots: Vec<Option<u16>> = app.relaying.drain().map(|(slot, _)| slot).collect();
-        if let Some(target) = app
-            .sockets
-            .queues(None)
-            .ok()
-            .and_then(|q| q.into_iter().find(|q| q.address == changed.address))
-            .map(|q| q.target)
-        {
-            for connection in changed.accepted {
-                app.relays.pass(connection, target);
-            }
-        }
-        for slot in slots {
-            self.start_relays(&worker.app, slot);
-        }
-        self.keep_sockets(&worker.app);
     }
 }
 
@@ -635,39 +531,6 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
             Ok(Some(exit)) => return exit,
             Ok(None) => guard.clear_ready(),
             Err(_) => return Exit::Unknown,
-        }
-    }
-}
-
-/// Passes trapped calls to the loop, one by one, until nobody is left who could make one.
-pub async fn answer_calls(worker: WorkerId, listener: takeover::Listener, events: Events) {
-    let Ok(listener) = readable(listener) else {
-        return;
-    };
-    let listener = Arc::new(listener);
-    loop {
-        let Ok(mut guard) = listener.readable().await else {
-            return;
-        };
-        match listener.get_ref().receive() {
-            Ok(Some(call)) => {
-                let call = Trapped {
-                    call,
-                    listener: listener.clone(),
-                };
-                let _ = events.send(Event::Trapped {
-                    worker: worker.clone(),
-                    call,
-                });
-            }
-            Ok(None) => guard.clear_ready(),
-            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => return,
-            Err(why) => {
-                let _ = events.send(Event::Unseen {
-                    app: worker.app.clone(),
-                    why: why.to_string(),
-                });
-            }
         }
     }
 }

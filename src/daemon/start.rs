@@ -21,6 +21,7 @@ use super::takeover_support::TakeoverSupport;
 use super::{Daemon, Error, Options, Started, memory, now, system};
 use crate::core::Supervisor;
 use crate::keeper::LOST;
+use crate::keeper::binds_link::Link as BindHolder;
 use crate::logs::{self, Pump, stderr};
 use crate::paths::Paths;
 use crate::sys::process;
@@ -167,6 +168,8 @@ impl Daemon {
             systemd: received.notifier,
             given: systemd::given(received.sockets),
             fdstore,
+            bound: Default::default(),
+            bind_holder: BindHolder::new(paths.binds()),
             keeper,
             lost_by_keeper: std::env::var(LOST)
                 .ok()

@@ -8,6 +8,8 @@
 //! One thread, one loop, no policy; a second thread waits for stderr once there is something to say. It
 //! ends when the daemon says that it ends on purpose.
 
+pub mod binds;
+pub mod binds_link;
 pub mod link;
 mod scope;
 pub mod wire;

@@ -27,7 +27,7 @@ impl Display for Retire {
                 "rsup was killed together with its keeper, and may not take the worker's sockets back",
             ),
             Self::Deaf => f.write_str(
-                "rsup was killed together with its keeper, and cannot answer the worker's calls of connect any more",
+                "rsup was killed, and cannot answer the worker's calls of bind and connect any more",
             ),
             Self::PortTest => f.write_str(
                 "it seems to have tested its port by connecting to it, and found rsup there",

@@ -107,19 +107,40 @@ fn all_stats() -> HashMap<u32, Stat> {
         .collect()
 }
 
-/// All descendants of `pid`, by one scan of `/proc`, parents before their children; zombies and
-/// `pid` itself left out.
+/// All processes at one moment: one scan of `/proc` for many questions.
+#[derive(Debug)]
+pub struct Snapshot {
+    stats: HashMap<u32, Stat>,
+    children: Children,
+}
+
+impl Snapshot {
+    /// As it is now.
+    #[must_use]
+    pub fn take() -> Snapshot {
+        let stats = all_stats();
+        let children = Children::new(stats.iter().map(|(&pid, stat)| (pid, stat.parent)));
+        Snapshot { stats, children }
+    }
+
+    /// All descendants of `pid`, parents before their children; zombies and `pid` itself left out.
+    #[must_use]
+    pub fn below(&self, pid: u32) -> Vec<(u32, StartTime)> {
+        self.children
+            .below(pid)
+            .into_iter()
+            .filter_map(|pid| {
+                let stat = self.stats.get(&pid)?;
+                (stat.state != b'Z').then_some((pid, stat.started))
+            })
+            .collect()
+    }
+}
+
+/// All descendants of `pid` now: see [`Snapshot::below`].
 #[must_use]
 pub fn descendants(pid: u32) -> Vec<(u32, StartTime)> {
-    let stats = all_stats();
-    Children::new(stats.iter().map(|(&pid, stat)| (pid, stat.parent)))
-        .below(pid)
-        .into_iter()
-        .filter_map(|pid| {
-            let stat = stats.get(&pid)?;
-            (stat.state != b'Z').then_some((pid, stat.started))
-        })
-        .collect()
+    Snapshot::take().below(pid)
 }
 
 /// Who is whose child.

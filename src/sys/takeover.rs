@@ -19,8 +19,10 @@ use libc::{seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp, sock_filter};
 
 use super::{listen, raw};
 
+pub(super) mod held;
 mod look;
 mod support;
+pub use held::{may_hold, take_back};
 pub use support::{Support, TRIAL, Untried, probe_support, probe_support_as, run_trial};
 
 #[cfg(target_arch = "x86_64")]
@@ -198,21 +200,47 @@ pub enum Call {
     Connect(Connect),
 }
 
+impl Waiting for Call {
+    fn id(&self) -> u64 {
+        match self {
+            Call::Bind(bind) => bind.id,
+            Call::Connect(connect) => connect.id,
+        }
+    }
+
+    fn process(&self) -> u32 {
+        match self {
+            Call::Bind(bind) => bind.process,
+            Call::Connect(connect) => connect.process,
+        }
+    }
+}
+
 /// Something that waits for an answer.
 pub trait Waiting {
     /// The kernel's name for it.
     fn id(&self) -> u64;
+    /// The id of the process that waits.
+    fn process(&self) -> u32;
 }
 
 impl Waiting for Bind {
     fn id(&self) -> u64 {
         self.id
     }
+
+    fn process(&self) -> u32 {
+        self.process
+    }
 }
 
 impl Waiting for Connect {
     fn id(&self) -> u64 {
         self.id
+    }
+
+    fn process(&self) -> u32 {
+        self.process
     }
 }
 
@@ -241,7 +269,7 @@ pub enum Answer {
     Vanished,
 }
 
-/// Whether a thread of one of these processes stands in a `bind(2)` that nobody will answer: a process that died before its
+/// Whether a thread of one of these processes stands in a call that nobody will answer: a process that died before its
 /// answer had [received](Listener::receive) it. The kernel hands out each call once, whoever holds the descriptor
 /// (`SECCOMP_NOTIFY_SENT`, kernel/seccomp.c), so the thread would wait as long as its filter has a listener.
 ///
@@ -249,13 +277,13 @@ pub enum Answer {
 #[must_use]
 pub fn left_unanswered(listener: impl AsFd, processes: &[u32]) -> bool {
     // Looked for first: a call that begins meanwhile is seen to wait.
-    let stands = processes.iter().any(|process| stands_in_bind(*process));
+    let stands = processes.iter().any(|process| stands_in_call(*process));
     stands
         && raw::poll(listener, libc::POLLIN, Duration::ZERO)
             .is_ok_and(|seen| seen & libc::POLLIN == 0)
 }
 
-fn stands_in_bind(process: u32) -> bool {
+fn stands_in_call(process: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{process}/task"))
         .into_iter()
         .flatten()
@@ -268,9 +296,21 @@ fn stands_in_bind(process: u32) -> bool {
             .parse::<libc::c_long>()
             .ok()
     };
+    // A call that was let go on waits, if at all, in another place of the kernel (proc_pid_wchan(5), which
+    // is 0 where it is not told).
+    let place = |thread: &std::fs::DirEntry| {
+        std::fs::read_to_string(thread.path().join("wchan")).unwrap_or_default()
+    };
     threads
         .into_iter()
-        .any(|thread| number(thread.path().join("syscall")) == Some(libc::SYS_bind))
+        .any(|thread| match number(thread.path().join("syscall")) {
+            Some(libc::SYS_bind) => {
+                let place = place(&thread);
+                place.contains("seccomp") || matches!(place.as_str(), "" | "0")
+            }
+            Some(libc::SYS_connect) => place(&thread).contains("seccomp"),
+            Some(_) | None => false,
+        })
 }
 
 impl From<OwnedFd> for Listener {

@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -15,6 +16,14 @@ func main() {
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprintf(w, "{\"pid\":%d,\"version\":%q}\n", os.Getpid(), os.Getenv("APP_VERSION"))
 	})
+	if metrics := os.Getenv("METRICS"); metrics != "" {
+		listener, err := net.Listen("tcp", ":"+metrics)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		go http.Serve(listener, nil)
+	}
 	server := &http.Server{Addr: ":" + os.Getenv("PORT")}
 	done := make(chan struct{})
 	go func() {

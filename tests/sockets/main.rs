@@ -4,6 +4,7 @@
 mod common;
 
 mod balance;
+mod bound;
 mod families;
 mod files;
 mod held_port;

@@ -33,42 +33,6 @@ fn the_next_command_adopts_the_workers() {
     assert!(before.iter().all(|pid| !is_alive(*pid)));
 }
 
-/// It has no socket of ours yet, and nobody could give it one any more.
-#[test]
-fn a_worker_that_had_not_bound_is_started_anew() {
-    let Some(python) = crate::common::apps::python() else {
-        return;
-    };
-    let home = Home::new();
-    let port = home.port();
-    home.write(
-        "late.py",
-        "import http.server, os, time\n\
-         while not os.path.exists('go'): time.sleep(0.01)\n\
-         http.server.ThreadingHTTPServer(('127.0.0.1', int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()\n",
-    );
-    home.app("web", &format!("command = [\"{python}\", \"late.py\"]\nlisten = \"127.0.0.1:{port}\"\nlisten_timeout = \"60s\""));
-    let mut start = home.rsup();
-    let mut start = start
-        .arg("start")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    home.wait_view("web", "a process", |view| {
-        view["workers"][0]["pid"].is_u64()
-    });
-    let before = home.pid("web");
-    home.kill_keeper_and_daemon();
-    home.list();
-    home.write("go", "");
-    home.wait_view("web", "ready", is_ready);
-    assert_ne!(home.pid("web"), before);
-    assert!(!is_alive(before));
-    assert!(start.wait().unwrap().success());
-    crate::common::http::get(crate::common::http::local(port), "/").unwrap();
-}
-
 #[test]
 fn what_is_printed_meanwhile_is_not_lost() {
     let home = Home::new();

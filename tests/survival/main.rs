@@ -6,6 +6,7 @@ mod common;
 mod support;
 
 mod acceptance;
+mod binds;
 mod both;
 mod cut_short;
 mod daemon;

@@ -100,6 +100,7 @@ impl Daemon {
             );
         }
         notes.extend(self.isolation.lacking(&spec));
+        notes.extend(self.bind_notes(name, &spec));
         let mut sockets = self.way_to_sockets(&spec).words().map(str::to_owned);
         let hides = match spec.hide_port {
             HidePort::Auto => self.supervisor.hides_since(name).map(|_| TESTS_ITS_PORT),

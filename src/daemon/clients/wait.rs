@@ -349,14 +349,22 @@ impl Daemon {
         };
         let (worker, message) = (error.worker().cloned(), error.message(&app));
         // Only a worker that came to nothing may have failed for that.
-        let message = match self.without_takeover(&app).filter(|_| worker.is_some()) {
+        let mut message = match self.without_takeover(&app).filter(|_| worker.is_some()) {
             Some(first) => format!("{first}\n{message}"),
             None => message,
         };
+        let mut hint = error.hint(&app);
+        if let Some(by_binds) = worker.as_ref().and_then(|w| self.explain_by_binds(w)) {
+            message = format!("{message}\n{}", by_binds.what);
+            hint = Some(match hint {
+                Some(hint) => format!("{}; {hint}", by_binds.hint),
+                None => by_binds.hint,
+            });
+        }
         let failure = Failure {
             code: error.code(),
             message,
-            hint: error.hint(&app),
+            hint,
             log: Vec::new(),
         };
         let Some(worker) = worker else {
@@ -430,7 +438,12 @@ impl Daemon {
             .hides_since(&app)
             .filter(|at| begun && *at >= since)
             .map(|_| TESTS_ITS_PORT.to_owned());
-        let notes = limits.into_iter().chain(takeover).chain(learned).collect();
+        let binds = spec
+            .filter(|_| failure.is_none())
+            .map(|spec| self.bind_notes(&app, spec))
+            .unwrap_or_default();
+        let notes = limits.into_iter().chain(takeover).chain(learned);
+        let notes = notes.chain(binds).collect();
         Outcome {
             app,
             kind,

@@ -135,6 +135,14 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
             if !fdpass::send(plan.report, &[0], Some(fd)) {
                 return (Step::Filter, errno());
             }
+            let Confine {
+                no_new_privs,
+                credentials,
+                ..
+            } = &plan.confine;
+            if takeover::held::may_be_given(*no_new_privs, credentials.is_some()) {
+                takeover::held::keep(fd);
+            }
         }
         if let Err(failed) = plan.confine.become_user() {
             return failed;

@@ -175,7 +175,7 @@ fn by_duplicate(thread: u32, process: u32, fd: c_int) -> io::Result<Duplicate> {
 
 /// `O_NONBLOCK` of the description and `O_CLOEXEC` of the descriptor, which a duplicate does not show:
 /// proc(5), fdinfo.
-fn descriptor_flags(thread: u32, fd: c_int) -> io::Result<c_int> {
+pub(super) fn descriptor_flags(thread: u32, fd: c_int) -> io::Result<c_int> {
     let text = std::fs::read_to_string(format!("/proc/{thread}/fdinfo/{fd}"))?;
     let flags = text
         .lines()

@@ -83,6 +83,36 @@ fn a_call_that_was_received_and_not_answered_is_noticed() {
     assert!(!left_unanswered(&listener, &[child.0.pid]));
 }
 
+/// A worker of root could harm others by it: tests/survival shows what one of an ordinary user gets.
+#[test]
+fn a_worker_of_root_holds_no_listener() {
+    if program("python3").is_none() || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for no_new_privs in [false, true] {
+        let script = "import socket; socket.socket().bind(('127.0.0.1', 0))";
+        let (mut plan, _out) = plan(&["python3", "-c", script]);
+        if !prepare(&mut plan) {
+            return;
+        }
+        plan.no_new_privs |= no_new_privs;
+        let mut child = spawn(plan).unwrap();
+        let listener = report(&mut child.exec).unwrap().notify.unwrap();
+        let child = Guard(child);
+        let bind = next(&listener);
+        assert!(!listener.leave_with(&bind).unwrap());
+        let open = std::fs::read_dir(format!("/proc/{}/fd", child.0.pid)).unwrap();
+        let links = open
+            .flatten()
+            .filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        assert!(
+            links
+                .into_iter()
+                .all(|link| !link.to_string_lossy().contains("seccomp"))
+        );
+    }
+}
+
 /// Starts a server, hands it slot 1 and asks it something.
 fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
     let group = group();

@@ -1,0 +1,167 @@
+//! The holder of binds: a tiny process that outlives daemon and keeper alike, and holds the listeners of
+//! filters (`sys/takeover.rs`) which workers may not hold themselves: those without `no_new_privs`, or of
+//! another user, which only a privileged rsup can start (see `sys/takeover/held.rs` for the reason).
+//!
+//! It has a socket in the runtime folder, where a daemon hands over listeners and the next one fetches them,
+//! in the messages of [`wire`](super::wire). A listener goes when the last process under its filter has; the
+//! holder ends when it has none left and no daemon is connected.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::Socket;
+
+use super::wire::{self, FromKeeper, ToKeeper};
+use crate::sys::{fdpass, inherit, process};
+
+/// The verb of rsup that is [`run`].
+pub const VERB: &str = "hold-binds";
+
+/// The variable that tells it the number of its listening socket.
+pub const SOCKET: &str = "RSUP_BINDS_FD";
+
+/// How long the daemon that made it may take to connect.
+const FIRST: Duration = Duration::from_secs(10);
+
+/// How long a daemon may take to read what it asked for.
+const READS: Duration = Duration::from_secs(2);
+
+struct Holder {
+    listening: Socket,
+    daemons: Vec<OwnedFd>,
+    kept: BTreeMap<String, OwnedFd>,
+}
+
+/// Runs until it is of no use any more; the exit code.
+pub fn run() -> u8 {
+    let Some(Ok(listening)) = inherit::take_named(SOCKET) else {
+        return 2;
+    };
+    let _ = nix::unistd::setsid();
+    // What is meant for rsup by its name is not meant for this.
+    let _ = std::fs::write("/proc/self/comm", "bind-holder");
+    let _ = process::raise_nofile();
+    let mut holder = Holder {
+        listening: listening.into(),
+        daemons: Vec::new(),
+        kept: BTreeMap::new(),
+    };
+    let began = Instant::now();
+    let mut used = false;
+    process::forget_program_pages();
+    loop {
+        used |= !holder.daemons.is_empty();
+        let idle = holder.daemons.is_empty() && holder.kept.is_empty();
+        let left = FIRST.saturating_sub(began.elapsed());
+        if idle && (used || left.is_zero()) {
+            return 0;
+        }
+        let timeout = if used { None } else { Some(left) };
+        if holder.turn(timeout).is_err() {
+            return 1;
+        }
+    }
+}
+
+impl Holder {
+    /// Waits for something to happen, and sees to it.
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let mut wanted = vec![PollFd::new(self.listening.as_fd(), PollFlags::POLLIN)];
+        wanted.extend(
+            self.daemons
+                .iter()
+                .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)),
+        );
+        // The end of all processes under a filter is said to those as well that wait for nothing.
+        wanted.extend(
+            self.kept
+                .values()
+                .map(|fd| PollFd::new(fd.as_fd(), PollFlags::empty())),
+        );
+        let timeout = timeout.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut wanted, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(why) => return Err(why.into()),
+        }
+        let seen: Vec<bool> = wanted.iter().map(|fd| fd.any() == Some(true)).collect();
+        drop(wanted);
+        let (of_daemons, of_kept) = seen
+            .get(1..)
+            .unwrap_or_default()
+            .split_at(self.daemons.len());
+        let mut over = of_kept.iter();
+        self.kept
+            .retain(|_, _| !over.next().copied().unwrap_or(false));
+        let mut talks = of_daemons.iter();
+        let mut daemons = std::mem::take(&mut self.daemons);
+        daemons.retain(|daemon| !talks.next().copied().unwrap_or(false) || self.hear(daemon));
+        self.daemons = daemons;
+        if seen.first() == Some(&true) {
+            self.accept();
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        let Ok((daemon, _)) = self.listening.accept() else {
+            return;
+        };
+        let is_ours = process::peer_credentials(&daemon)
+            .is_ok_and(|peer| peer.uid == nix::unistd::geteuid().as_raw());
+        if is_ours && daemon.set_nonblocking(true).is_ok() {
+            self.daemons.push(daemon.into());
+        }
+    }
+
+    /// False once the daemon is gone.
+    fn hear(&mut self, daemon: &OwnedFd) -> bool {
+        let mut packet = [0; wire::LONGEST + 1];
+        loop {
+            match fdpass::receive(daemon, &mut packet) {
+                Ok((0, _)) => return false,
+                Ok((length, fd)) => match (packet.get(..length).and_then(ToKeeper::parse), fd) {
+                    (Some(ToKeeper::Keep(name)), Some(fd)) => {
+                        self.kept.insert(name, fd);
+                    }
+                    (Some(ToKeeper::GiveBack), _) => {
+                        if self.give_back(daemon).is_err() {
+                            return false;
+                        }
+                    }
+                    (Some(_) | None, _) => {}
+                },
+                Err(why) => return why.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    fn give_back(&self, daemon: &OwnedFd) -> io::Result<()> {
+        let deadline = Instant::now() + READS;
+        let tell = |message: FromKeeper, fd: Option<&OwnedFd>| {
+            while let Err(why) =
+                fdpass::send_message(daemon, &message.encode(), fd.map(AsFd::as_fd))
+            {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if why.kind() != io::ErrorKind::WouldBlock || left.is_zero() {
+                    return Err(why);
+                }
+                let mut room = [PollFd::new(daemon.as_fd(), PollFlags::POLLOUT)];
+                poll(
+                    &mut room,
+                    PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
+                )?;
+            }
+            Ok(())
+        };
+        for (name, fd) in &self.kept {
+            tell(FromKeeper::Kept(name.clone()), Some(fd))?;
+        }
+        tell(FromKeeper::AllKept, None)
+    }
+}
