@@ -80,11 +80,6 @@ impl EventLog {
         log
     }
 
-    /// The file, which exists once something has happened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Why it could not be written the last time.
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()

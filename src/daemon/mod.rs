@@ -8,7 +8,7 @@ mod bound;
 mod clients;
 mod drain;
 mod effects;
-mod event_log;
+pub mod event_log;
 mod fdstore;
 mod foreground;
 mod hiding;
@@ -628,6 +628,7 @@ impl Daemon {
         messages
             .into_iter()
             .chain(self.saving.troubles().map(str::to_owned))
+            .chain(self.event_log.trouble().map(str::to_owned))
             .chain(self.presence.trouble().map(str::to_owned))
             .collect()
     }

@@ -6,6 +6,7 @@ mod support;
 
 mod beside;
 mod cli;
+mod events;
 mod foreground;
 mod idle;
 mod liveness;

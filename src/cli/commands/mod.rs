@@ -7,6 +7,7 @@ pub mod delete;
 pub mod demo;
 pub mod describe;
 pub mod env;
+pub mod events;
 pub mod init;
 pub mod kill;
 pub mod list;

@@ -5,6 +5,7 @@
 
 mod console;
 mod describe;
+mod events;
 mod list;
 mod load_test;
 mod logs;
@@ -25,6 +26,7 @@ use serde::Serialize;
 
 pub use console::to_stdout;
 pub use describe::descriptions;
+pub use events::EventLines;
 pub use list::list;
 pub use load_test::{Moment, activity_line, moment, took, verdict};
 pub use logs::LogLines;
