@@ -103,6 +103,7 @@ fn api(phase: AppPhase) -> AppView {
         workers: vec![],
         operation: None,
         reason: None,
+        held: 0,
         relayed: 0,
     }
 }

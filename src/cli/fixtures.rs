@@ -42,6 +42,7 @@ pub fn spec(app: &str) -> AppSpec {
         liveness: None,
         listen_timeout: seconds(10),
         drain_timeout: seconds(5),
+        hold_timeout: seconds(60),
         kill_timeout: seconds(30),
         max_memory: Some(500 << 20),
         balance: Balance::Random,
@@ -106,6 +107,7 @@ pub fn app(app: &str, phase: AppPhase, workers: Vec<WorkerView>) -> AppView {
         workers,
         operation: None,
         reason: None,
+        held: 0,
         relayed: 0,
     }
 }

@@ -219,6 +219,7 @@ pub(super) fn app(
         units::positive_duration,
     );
     let drain_timeout = c.get(cx, "drain_timeout", Duration::from_secs(5), units::duration);
+    let hold_timeout = c.get(cx, "hold_timeout", hold_timeout(), units::positive_duration);
     let kill_timeout = c.get(cx, "kill_timeout", Duration::from_secs(30), units::duration);
     if let (true, Some(value)) = (kill_timeout.is_zero(), c.take("kill_timeout")) {
         cx.warn(
@@ -259,6 +260,7 @@ pub(super) fn app(
         liveness,
         listen_timeout,
         drain_timeout,
+        hold_timeout,
         kill_timeout,
         max_memory,
         balance,

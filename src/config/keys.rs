@@ -33,6 +33,7 @@ pub(super) static APP: Section = Section {
         "liveness",
         "listen_timeout",
         "drain_timeout",
+        "hold_timeout",
         "kill_timeout",
         "max_memory",
         "balance",

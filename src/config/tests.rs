@@ -74,6 +74,7 @@ fn a_basic_app_gets_every_default() {
     assert_eq!(spec.liveness, None);
     assert_eq!(spec.listen_timeout, Duration::from_secs(10));
     assert_eq!(spec.drain_timeout, Duration::from_secs(5));
+    assert_eq!(spec.hold_timeout, Duration::from_secs(60));
     assert_eq!(spec.kill_timeout, Duration::from_secs(30));
     assert_eq!(spec.max_memory, None);
     assert_eq!(spec.balance, Balance::Random);

@@ -100,6 +100,9 @@ pub struct AppSpec {
     pub listen_timeout: Duration,
     /// Upper bound of waiting for an old worker's accept queue to empty.
     pub drain_timeout: Duration,
+    /// How long a connection waits for a worker while none is ready, before it is closed.
+    #[serde(default = "hold_timeout")]
+    pub hold_timeout: Duration,
     /// From the stop signal to SIGKILL.
     pub kill_timeout: Duration,
     /// Resident bytes of a worker with its descendants.
@@ -403,6 +406,11 @@ impl fmt::Display for Surge {
             Self::Percent(percent) => write!(f, "{percent}%"),
         }
     }
+}
+
+/// As long as proxies commonly wait for an answer.
+pub fn hold_timeout() -> Duration {
+    Duration::from_secs(60)
 }
 
 impl AppSpec {

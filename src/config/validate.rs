@@ -46,7 +46,13 @@ impl AppSpec {
             return wrong("has a socket of a mode or an owner that cannot be");
         }
         let probes = || std::iter::once(&self.readiness).chain(&self.liveness);
-        let times = [self.listen_timeout, self.drain_timeout, self.kill_timeout].into_iter();
+        let times = [
+            self.listen_timeout,
+            self.drain_timeout,
+            self.hold_timeout,
+            self.kill_timeout,
+        ]
+        .into_iter();
         let restart = [
             self.restart.min_uptime,
             self.restart.backoff,

@@ -47,6 +47,7 @@ impl App {
                 since_ms: now.since(o.since).as_millis() as u64,
             }),
             reason: self.reason.as_ref().map(|reason| reason.text(&self.name)),
+            held: 0,
             relayed: 0,
         }
     }

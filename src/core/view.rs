@@ -117,6 +117,9 @@ pub struct AppView {
     pub operation: Option<OperationView>,
     /// Why it is errored, degraded or not listening, until it is no more; why the last action failed, until the next.
     pub reason: Option<String>,
+    /// Connections that wait, in the kernel's queue or at rsup, because no worker is ready.
+    #[serde(default)]
+    pub held: u64,
     /// Connections that rsup relayed because no worker was there to accept them, since the start.
     pub relayed: u64,
 }

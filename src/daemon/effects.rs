@@ -54,6 +54,9 @@ impl Daemon {
                 revision,
                 hide_port,
             } => {
+                self.app(&worker.app)
+                    .relays
+                    .hold_for(revision.spec.hold_timeout);
                 if self.await_trial(&worker, instance, &revision, hide_port) {
                     return;
                 }

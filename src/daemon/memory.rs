@@ -129,10 +129,10 @@ impl Daemon {
             self.tell_served(view);
         }
         for view in views {
-            view.relayed = self
-                .apps
-                .get(&view.name)
-                .map_or(0, |app| app.relays.count());
+            if let Some(app) = self.apps.get(&view.name) {
+                view.relayed = app.relays.count();
+                view.held = app.held();
+            }
             for worker in view
                 .workers
                 .iter_mut()

@@ -53,6 +53,7 @@ use crate::keeper;
 use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
 use crate::sys::listen::Given;
+use crate::sys::listen::{Backlog, backlog};
 use crate::sys::{needs, process, takeover};
 use clients::Calls;
 pub use foreground::ExitWhen;
@@ -222,6 +223,21 @@ struct AppResources {
     /// By slot (`None`: the lobby): one per address.
     relaying: HashMap<Option<u16>, Vec<Relay>>,
     ready: watch::Sender<bool>,
+}
+
+impl AppResources {
+    /// Connections that wait because no worker is ready: in the kernel's queues, and accepted by rsup.
+    fn held(&self) -> u64 {
+        if *self.ready.borrow() {
+            return 0;
+        }
+        let queued = |queue: &sockets::Queue| match backlog(&queue.fd) {
+            Ok(Backlog::Listening { queued, .. }) => u64::from(queued),
+            Ok(Backlog::NotListening) | Err(_) => 0,
+        };
+        let queues = self.sockets.queues(None).unwrap_or_default();
+        self.relays.held() + queues.iter().map(queued).sum::<u64>()
+    }
 }
 
 struct Daemon {

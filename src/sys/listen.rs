@@ -31,7 +31,9 @@ mod unix;
 
 pub use error::ListenError;
 pub use given::{Found, Given};
-pub use queue::{Backlog, accept_nonblocking, backlog, is_nonblocking, set_nonblocking};
+pub use queue::{
+    Backlog, accept_nonblocking, backlog, is_nonblocking, set_nonblocking, silent_for,
+};
 pub use unix::{Ownership, open_unix, own_unix};
 
 /// What `listen(2)` is asked for; the kernel caps it at `net.core.somaxconn`, whose default is the

@@ -125,3 +125,30 @@ fn restarts() {
     let view = home.view("web");
     assert!(is_ready(&view) && pids(&view).len() == 2, "{view:#}");
 }
+
+/// The app never comes up: clients learn so, instead of waiting for ever.
+#[test]
+fn a_connection_waits_for_a_worker_no_longer_than_hold_timeout() {
+    let home = Home::new();
+    let port = home.port();
+    home.config(&format!(
+        "[app.web]\n{}\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\nhold_timeout = \"1s\"\n\
+         listen_timeout = \"100s\"\nenv = {{ WARM_MS = \"60000\" }}\n",
+        apps::sample()
+    ));
+    home.ok(&["start", "--no-wait"]);
+    home.wait_view("web", "starting", |view| !pids(view).is_empty());
+    let waiting = requests(port, 3);
+    let view = home.wait_view("web", "held", |view| view["held"] == 3);
+    assert_eq!(view["phase"], "starting", "{view:#}");
+    home.ok(&["list"])
+        .says(&["3 connections held until a worker is ready"]);
+    for mut stream in waiting {
+        let mut answer = Vec::new();
+        let end = std::io::Read::read_to_end(&mut stream, &mut answer);
+        assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+        let kind = end.expect_err("it is reset").kind();
+        assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
+    }
+    home.wait_view("web", "none held", |view| view["held"] == 0);
+}

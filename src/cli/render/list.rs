@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
 
 use super::style::{Look, Paint, Phase};
-use super::units::{bytes, duration, harmless};
+use super::units::{bytes, count, duration, harmless};
 use crate::core::{AppPhase, AppView, WorkerPhase, WorkerView};
 
 /// Blanks between columns.
@@ -248,6 +248,13 @@ fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
                 operation.kind.as_str(),
                 duration(operation.since_ms)
             ),
+        );
+    }
+    if app.held > 0 {
+        let waiting = count(app.held, "connection");
+        remark(
+            Paint::Busy,
+            &format!("{waiting} held until a worker is ready"),
         );
     }
     let paint = match app.phase {

@@ -947,6 +947,7 @@ pub fn web(instances: u16) -> AppSpec {
         liveness: None,
         listen_timeout: ms(3000),
         drain_timeout: ms(1000),
+        hold_timeout: ms(60_000),
         kill_timeout: ms(2000),
         max_memory: None,
         balance: Balance::Random,

@@ -185,6 +185,14 @@ impl Scrape {
             None,
             workers,
         )?;
+        let help = "Connections that wait because no worker is ready";
+        gauge(
+            to,
+            "rsup_app_held_connections",
+            help,
+            None,
+            of(|app| app.view.held),
+        )?;
         let help = "Connections that rsup relayed because no worker was there to accept them";
         counter(
             to,

@@ -222,6 +222,7 @@ mod tests {
                 .collect(),
             operation: None,
             reason: None,
+            held: 0,
             relayed: 0,
         }
     }

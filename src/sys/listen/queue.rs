@@ -45,6 +45,16 @@ pub fn backlog(fd: impl AsFd) -> io::Result<Backlog> {
     })
 }
 
+/// How long ago the other side of a connection last sent something; if it never has, how old the connection is
+/// (`tcpi_last_data_recv`; `tcp_create_openreq_child` in `net/ipv4/tcp_minisocks.c`).
+///
+/// # Errors
+/// When `fd` is no TCP socket.
+pub fn silent_for(fd: impl AsFd) -> io::Result<Duration> {
+    let info: libc::tcp_info = raw::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    Ok(Duration::from_millis(info.tcpi_last_data_recv.into()))
+}
+
 /// Takes one connection off the queue of a listening socket, TCP or unix; never waits. The
 /// connection is non-blocking and close-on-exec. The address is `None` for unix sockets.
 ///
