@@ -441,6 +441,8 @@ async fn serve(
     }
     tree::sweep_all(daemon.fdstore.made_keeper()).await;
     let _ = std::fs::remove_file(paths.socket());
+    // No worker is left, so its holder has nothing to hold.
+    let _ = std::fs::remove_file(paths.binds());
     server.abort();
     daemon.pump.shutdown();
     daemon.end_of_state();

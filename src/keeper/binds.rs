@@ -51,9 +51,13 @@ pub fn run() -> u8 {
         kept: BTreeMap::new(),
     };
     let began = Instant::now();
-    let mut used = false;
-    process::forget_program_pages();
+    let (mut used, mut settled) = (false, false);
     loop {
+        if !settled && !holder.kept.is_empty() {
+            settled = true;
+            // From here on it mostly sleeps.
+            process::forget_program_pages();
+        }
         used |= !holder.daemons.is_empty();
         let idle = holder.daemons.is_empty() && holder.kept.is_empty();
         let left = FIRST.saturating_sub(began.elapsed());
