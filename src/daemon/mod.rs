@@ -465,6 +465,8 @@ async fn serve(
     tree::sweep_all(daemon.fdstore.made_keeper()).await;
     let _ = std::fs::remove_file(paths.socket());
     presence::move_out(paths);
+    // No worker is left, so its holder has nothing to hold.
+    let _ = std::fs::remove_file(paths.binds());
     daemon.pump.shutdown();
     daemon.end_of_state();
     let Daemon {

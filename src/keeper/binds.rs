@@ -51,13 +51,18 @@ pub fn run() -> u8 {
         kept: BTreeMap::new(),
     };
     let began = Instant::now();
-    let mut used = false;
-    process::forget_program_pages();
+    let (mut used, mut settled) = (false, false);
     loop {
+        if !settled && !holder.kept.is_empty() {
+            settled = true;
+            // From here on it mostly sleeps.
+            process::forget_program_pages();
+        }
         used |= !holder.daemons.is_empty();
         let idle = holder.daemons.is_empty() && holder.kept.is_empty();
         let left = FIRST.saturating_sub(began.elapsed());
         if idle && (used || left.is_zero()) {
+            holder.remove_path();
             return 0;
         }
         let timeout = if used { None } else { Some(left) };
@@ -68,6 +73,14 @@ pub fn run() -> u8 {
 }
 
 impl Holder {
+    /// As long as it listens, no other holder can be there under the same path.
+    fn remove_path(&self) {
+        let address = self.listening.local_addr().ok();
+        if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     /// Waits for something to happen, and sees to it.
     fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let mut wanted = vec![PollFd::new(self.listening.as_fd(), PollFlags::POLLIN)];

@@ -1,8 +1,10 @@
 //! The daemon's end of what it shares with the [holder of binds](super::binds).
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -154,6 +156,8 @@ fn reach(path: &Path) -> io::Result<OwnedFd> {
     }
     let listening = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
     listening.bind(&SockAddr::unix(path)?)?;
+    // Nobody can connect before it listens.
+    std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
     listening.listen(BACKLOG)?;
     let number = inherit::leave_open(&listening)?;
     // Its name is not the one by which rsup is killed.

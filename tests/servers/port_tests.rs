@@ -214,13 +214,12 @@ fn only_its_own_port_is_hidden_and_only_until_it_is_bound() {
     // The next daemon answers its calls too.
     home.kill_daemon();
     is_right(&facts());
-    // Nobody could any more: it is replaced.
+    // The one after both deaths as well.
     let before = home.pids("web");
     home.kill_keeper_and_daemon();
     home.list();
-    home.wait_view("web", "a worker that is heard", |view| {
-        is_ready(view) && crate::common::pids(view).is_disjoint(&before)
-    });
+    home.wait_view("web", "ready", is_ready);
     is_right(&facts());
+    assert_eq!(home.pids("web"), before);
     drop(neighbour);
 }
