@@ -147,6 +147,7 @@ fn sighup_reads_the_configuration_again() {
     container.signal(Signal::SIGHUP);
     wait_said(&home, "web is reloaded");
     wait_said(&home, "late is new in its file and not started");
+    wait_said(&home, "idle is stopped and stays so");
     let view = home.wait_view("web", "the new revision alone", |v| {
         v["revision"] == 2 && crate::common::is_ready(v)
     });

@@ -10,7 +10,7 @@ use crate::config::{AppName, AppSpec};
 use crate::control::{Action, Known, Outcome, Snapshot, Untouched};
 use crate::core::OperationKind;
 
-/// Bring what runs to what a file says: the one command for the first deploy and for every later one
+/// Start or reload the apps of a file, whatever runs: the one command for every deploy
 ///
 /// It starts the daemon if none runs, starts the apps of the file that are not up (stopped ones too), and
 /// reloads all that are, whether or not their settings have changed, since their code may have: one by

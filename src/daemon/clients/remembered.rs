@@ -13,8 +13,10 @@ use crate::control::{ActionId, Failure, Untouched};
 use crate::core::{OpId, OperationKind};
 use crate::model::ActionError;
 
-/// How many actions are remembered after their end.
+/// How many actions are remembered after their end, and how many apps they may have altogether,
+/// but for the latest one: the state is written as a whole, and is not to grow with them.
 const MOST: usize = 64;
+const MOST_PARTS: usize = 512;
 
 /// How the latest actions on single apps ended.
 pub type Results = VecDeque<(OpId, Result<(), ActionError>)>;
@@ -58,13 +60,20 @@ impl Begun {
 /// Forgets the oldest actions that are over, and results that belong to none that is remembered
 /// but for the latest.
 pub fn forget_surplus(actions: &mut VecDeque<Begun>, results: &mut Results) {
-    let over: HashSet<OpId> = results.iter().map(|(op, _)| *op).collect();
-    let mut surplus = actions.len().saturating_sub(MOST);
-    actions.retain(|begun| {
-        let goes = surplus > 0 && begun.ops().all(|op| over.contains(&op));
-        surplus -= usize::from(goes);
-        !goes
-    });
+    if too_many(actions) {
+        let over: HashSet<OpId> = results.iter().map(|(op, _)| *op).collect();
+        let (mut count, mut parts) = (0, 0);
+        let mut kept = VecDeque::new();
+        for begun in actions.drain(..).rev() {
+            let is_over = begun.ops().all(|op| over.contains(&op));
+            count += 1;
+            parts += begun.parts.len();
+            if !is_over || count == 1 || (count <= MOST && parts <= MOST_PARTS) {
+                kept.push_front(begun);
+            }
+        }
+        *actions = kept;
+    }
     let mut surplus = results.len().saturating_sub(MOST);
     if surplus > 0 {
         let kept: HashSet<OpId> = actions.iter().flat_map(Begun::ops).collect();
@@ -74,6 +83,11 @@ pub fn forget_surplus(actions: &mut VecDeque<Begun>, results: &mut Results) {
             !goes
         });
     }
+}
+
+fn too_many(actions: &VecDeque<Begun>) -> bool {
+    let parts: usize = actions.iter().map(|begun| begun.parts.len()).sum();
+    actions.len() > MOST || parts > MOST_PARTS
 }
 
 #[cfg(test)]
@@ -106,6 +120,13 @@ mod tests {
         }
         assert_eq!((actions.len(), results.len()), (MOST, MOST));
         assert_eq!(actions[0].id, ActionId(137));
+        for n in 0..3 {
+            let ops = 10_000 + n * 1000..11_000 + n * 1000;
+            actions.push_back(begun(1000 + n, ops.clone()));
+            results.extend(ops.map(|op| (OpId(op), Ok(()))));
+            forget_surplus(&mut actions, &mut results);
+            assert_eq!((actions.len(), results.len()), (1, 1000));
+        }
     }
 
     #[test]
