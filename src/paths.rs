@@ -320,21 +320,28 @@ impl Paths {
             file.as_file().sync_data()
         };
         for folder in [&self.state, &self.runtime] {
-            trial(folder).map_err(|error| {
-                let free = nix::sys::statvfs::statvfs(folder).map_or_else(
-                    |_| String::new(),
-                    |found| {
-                        let bytes = found.blocks_available() * found.fragment_size();
-                        let files = found.files_available();
-                        format!(" ({}; {files} more files)", words_of_free(bytes))
-                    },
-                );
-                format!(
-                    "there is no room for rsup's files in {}: {}{free}\nmake room there, or {ELSEWHERE}",
-                    folder.display(),
-                    plain(&error),
-                )
-            })?;
+            let why = match trial(folder).map_err(|error| error.kind()) {
+                Err(ErrorKind::StorageFull) => Errno::ENOSPC,
+                Err(ErrorKind::QuotaExceeded) => Errno::EDQUOT,
+                // Whatever else is wrong is met where it matters.
+                Ok(()) | Err(_) => continue,
+            };
+            let free = nix::sys::statvfs::statvfs(folder).map_or_else(
+                |_| String::new(),
+                |found| {
+                    let bytes = found.blocks_available() * found.fragment_size();
+                    format!(
+                        " ({} KiB free; {} more files)",
+                        bytes >> 10,
+                        found.files_available()
+                    )
+                },
+            );
+            return Err(format!(
+                "there is no room for rsup's files in {}: {}{free}\nmake room there, or {ELSEWHERE}",
+                folder.display(),
+                why.desc(),
+            ));
         }
         Ok(())
     }
@@ -377,19 +384,6 @@ fn is_usable(home: &Path) -> bool {
 
 /// What has to be free for a new daemon: its state and the first lines of its log.
 const ROOM: usize = 64 << 10;
-
-fn words_of_free(bytes: u64) -> String {
-    format!("{} KiB free", bytes >> 10)
-}
-
-/// Without the path, which a temporary file makes up.
-fn plain(error: &std::io::Error) -> String {
-    match error.kind() {
-        ErrorKind::StorageFull => Errno::ENOSPC.desc().to_owned(),
-        ErrorKind::QuotaExceeded => Errno::EDQUOT.desc().to_owned(),
-        kind => kind.to_string(),
-    }
-}
 
 /// This program, even if its file has been replaced meanwhile.
 pub fn program() -> PathBuf {
