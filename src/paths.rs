@@ -146,7 +146,7 @@ impl Paths {
     #[must_use]
     pub fn at_work(&self) -> Self {
         let is_here = |paths: &Self| {
-            paths.is_locked() || paths.keeper_is_at_work() || paths.live_state().exists()
+            paths.is_locked() || paths.keeper_is_here() || paths.live_state().exists()
         };
         if self.former.runtimes.is_empty() || is_here(self) {
             return self.clone();
@@ -225,6 +225,11 @@ impl Paths {
     /// Whether a keeper is at work here: a daemon that does not answer will then be back soon.
     #[must_use]
     pub fn keeper_is_at_work(&self) -> bool {
+        // That of a daemon which was upgraded still has the lock of its own version.
+        self.keeper_is_here() || self.former_folders().any(|former| former.keeper_is_here())
+    }
+
+    fn keeper_is_here(&self) -> bool {
         lock::is_taken(&self.keeper_lock()) || lock::is_taken(&self.runtime.join("keeper.lock"))
     }
 
@@ -528,7 +533,14 @@ mod tests {
         paths.create().unwrap();
         let new = lock::take(&paths.lock()).unwrap().unwrap();
         assert_eq!(paths.at_work(), paths, "one of this version comes first");
-        drop((held, new));
+        assert!(!paths.keeper_is_at_work());
+        let keeper = lock::take(&former.join("keeper.lock")).unwrap().unwrap();
+        assert!(
+            paths.keeper_is_at_work(),
+            "it was upgraded, its keeper was not"
+        );
+        assert_eq!(paths.at_work(), paths);
+        drop((held, new, keeper));
     }
 
     #[test]
