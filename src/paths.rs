@@ -146,7 +146,7 @@ impl Paths {
     #[must_use]
     pub fn at_work(&self) -> Self {
         let is_here = |paths: &Self| {
-            paths.is_locked() || paths.keeper_is_at_work() || paths.live_state().exists()
+            paths.is_locked() || paths.keeper_is_here() || paths.live_state().exists()
         };
         if self.former.runtimes.is_empty() || is_here(self) {
             return self.clone();
@@ -230,6 +230,11 @@ impl Paths {
     /// Whether a keeper is at work here: a daemon that does not answer will then be back soon.
     #[must_use]
     pub fn keeper_is_at_work(&self) -> bool {
+        // That of a daemon which was upgraded still has the lock of its own version.
+        self.keeper_is_here() || self.former_folders().any(|former| former.keeper_is_here())
+    }
+
+    fn keeper_is_here(&self) -> bool {
         lock::is_taken(&self.keeper_lock()) || lock::is_taken(&self.runtime.join("keeper.lock"))
     }
 
@@ -330,21 +335,28 @@ impl Paths {
             file.as_file().sync_data()
         };
         for folder in [&self.state, &self.runtime] {
-            trial(folder).map_err(|error| {
-                let free = nix::sys::statvfs::statvfs(folder).map_or_else(
-                    |_| String::new(),
-                    |found| {
-                        let bytes = found.blocks_available() * found.fragment_size();
-                        let files = found.files_available();
-                        format!(" ({}; {files} more files)", words_of_free(bytes))
-                    },
-                );
-                format!(
-                    "there is no room for rsup's files in {}: {}{free}\nmake room there, or {ELSEWHERE}",
-                    folder.display(),
-                    plain(&error),
-                )
-            })?;
+            let why = match trial(folder).map_err(|error| error.kind()) {
+                Err(ErrorKind::StorageFull) => Errno::ENOSPC,
+                Err(ErrorKind::QuotaExceeded) => Errno::EDQUOT,
+                // Whatever else is wrong is met where it matters.
+                Ok(()) | Err(_) => continue,
+            };
+            let free = nix::sys::statvfs::statvfs(folder).map_or_else(
+                |_| String::new(),
+                |found| {
+                    let bytes = found.blocks_available() * found.fragment_size();
+                    format!(
+                        " ({} KiB free; {} more files)",
+                        bytes >> 10,
+                        found.files_available()
+                    )
+                },
+            );
+            return Err(format!(
+                "there is no room for rsup's files in {}: {}{free}\nmake room there, or {ELSEWHERE}",
+                folder.display(),
+                why.desc(),
+            ));
         }
         Ok(())
     }
@@ -387,19 +399,6 @@ fn is_usable(home: &Path) -> bool {
 
 /// What has to be free for a new daemon: its state and the first lines of its log.
 const ROOM: usize = 64 << 10;
-
-fn words_of_free(bytes: u64) -> String {
-    format!("{} KiB free", bytes >> 10)
-}
-
-/// Without the path, which a temporary file makes up.
-fn plain(error: &std::io::Error) -> String {
-    match error.kind() {
-        ErrorKind::StorageFull => Errno::ENOSPC.desc().to_owned(),
-        ErrorKind::QuotaExceeded => Errno::EDQUOT.desc().to_owned(),
-        kind => kind.to_string(),
-    }
-}
 
 /// This program, even if its file has been replaced meanwhile.
 pub fn program() -> PathBuf {
@@ -544,7 +543,14 @@ mod tests {
         paths.create().unwrap();
         let new = lock::take(&paths.lock()).unwrap().unwrap();
         assert_eq!(paths.at_work(), paths, "one of this version comes first");
-        drop((held, new));
+        assert!(!paths.keeper_is_at_work());
+        let keeper = lock::take(&former.join("keeper.lock")).unwrap().unwrap();
+        assert!(
+            paths.keeper_is_at_work(),
+            "it was upgraded, its keeper was not"
+        );
+        assert_eq!(paths.at_work(), paths);
+        drop((held, new, keeper));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! end with it. systemd is asked for a scope of our own, which no unit takes with it (systemd.scope(5)).
 
 use std::io;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,10 @@ const POLL: Duration = Duration::from_millis(5);
 
 /// Moves this process, which has no child yet, out of a service; in words, what came of it.
 pub fn leave_service() -> Option<String> {
+    // In a container the name may be that of a service outside (sd_booted(3)).
+    if !Path::new("/run/systemd/system").is_dir() {
+        return None;
+    }
     let service = detach::service_of_caller()?;
     let unit = &service.unit;
     match ask(&service).and_then(|()| wait(&service)) {

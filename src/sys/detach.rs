@@ -18,7 +18,8 @@ use super::raw;
 pub fn from_caller(keep: &[RawFd]) -> Vec<String> {
     close_others(keep);
     default_signals();
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    // SAFETY: an integer. Where a sandbox refuses the call the old mask stays; nix would panic.
+    unsafe { libc::umask(0o022) };
     type Step = fn() -> io::Result<()>;
     let steps: [(&str, Step); 5] = [
         ("OOM score", oom_score),

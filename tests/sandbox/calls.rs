@@ -139,6 +139,16 @@ const TABLE: &[(Call, Then)] = &[
     (call("eventfd2", libc::SYS_eventfd2), Refuses("eventfd")),
     (call("timerfd_create", libc::SYS_timerfd_create), Works),
     (call("inotify_init1", libc::SYS_inotify_init1), Works),
+    (
+        call("inotify_add_watch", libc::SYS_inotify_add_watch),
+        Works,
+    ),
+    (call("ioprio_get", libc::SYS_ioprio_get), Works),
+    (call("ioprio_set", libc::SYS_ioprio_set), Works),
+    (
+        call("sched_setaffinity", libc::SYS_sched_setaffinity),
+        Works,
+    ),
     (call("io_uring_setup", libc::SYS_io_uring_setup), Works),
     (
         with("waitid(P_PIDFD)", libc::SYS_waitid, &[(0, 3)]),
@@ -150,6 +160,7 @@ const TABLE: &[(Call, Then)] = &[
     (call("splice", libc::SYS_splice), Works),
     (call("fallocate", libc::SYS_fallocate), Works),
     (call("fsync", libc::SYS_fsync), Works),
+    (call("fdatasync", libc::SYS_fdatasync), Works),
     (call("fchown", libc::SYS_fchown), Works),
     (call("fchmod", libc::SYS_fchmod), Works),
     (call("umask", libc::SYS_umask), Works),

@@ -139,6 +139,30 @@ fn a_daemon_that_cannot_begin_is_reported_and_leaves_no_keeper() {
     std::fs::remove_dir_all(home.rsup_home()).unwrap();
 }
 
+#[test]
+fn a_keeper_that_holds_nothing_of_a_worker_gives_up() {
+    let home = Home::new();
+    home.app("job", "command = [\"sleep\", \"1000\"]");
+    home.ok(&["start"]);
+    home.ok(&["delete", "job"]);
+    let began = std::time::Instant::now();
+    // Each daemon dies as soon as it is there, as one would that cannot begin.
+    wait_until("the end of all", || {
+        let processes = home.processes();
+        for (pid, _) in processes
+            .iter()
+            .filter(|(_, what)| what.starts_with("rsup daemon"))
+        {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid as i32), Signal::SIGKILL);
+        }
+        processes.is_empty()
+    });
+    eprintln!("it gave up after {:?}", began.elapsed());
+    // The next command finds what there is to go on from.
+    assert_eq!(home.list(), serde_json::json!([]));
+}
+
 /// What the keeper hears from its daemon, and answers: with this test in the daemon's place.
 mod spoken {
     use std::os::fd::{AsFd, OwnedFd};
