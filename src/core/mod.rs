@@ -16,8 +16,6 @@ mod set;
 mod show;
 #[cfg(test)]
 mod sim;
-mod types;
-mod view;
 mod weights;
 mod worker;
 
@@ -34,12 +32,13 @@ pub use hiding::Traces;
 pub use io::*;
 pub use revive::Found;
 pub use saved::{OLDEST_STATE, STATE_VERSION};
-pub use types::*;
-pub use view::*;
 pub use worker::Worker;
 
 use crate::config::{AppName, SupervisorSpec};
 use crate::model::ActionError;
+pub use crate::model::types::*;
+pub use crate::model::view::*;
+use crate::model::{types, view};
 use app::{App, Context, Wanted};
 use hiding::Hiding;
 use requests::Asked;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Loss;
-use crate::core::{FailureCode, OperationKind, WorkerId};
+use super::types::WorkerId;
+use super::view::{FailureCode, OperationKind};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "error", rename_all = "snake_case")]

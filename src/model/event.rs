@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::types::Time;
+use super::view::OperationKind;
 use super::{ActionError, Doubt, Loss, Retire};
 use crate::config::AppName;
-use crate::core::{OperationKind, Time};
 use crate::exit::Exit;
 
 /// Who asked for an action.

@@ -4,6 +4,8 @@
 pub mod error;
 pub mod event;
 pub mod reason;
+pub mod types;
+pub mod view;
 pub mod words;
 
 pub use error::ActionError;

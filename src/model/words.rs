@@ -4,9 +4,9 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::event::Killed;
+use super::view::OperationKind;
 use super::{ActionError, Because, Cause, Doubt, Event, Loss, Retire, What};
 use crate::config::AppName;
-use crate::core::OperationKind;
 use crate::exit::Exit;
 use crate::human::{format_duration, size};
 
