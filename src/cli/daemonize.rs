@@ -137,7 +137,8 @@ fn until_it_answers(
             report,
         }
     };
-    let client = client.patience(WITHIN);
+    // Until the new keeper has its lock there seems to be none: a second one, for another wish, could win the race.
+    let client = client.of_next_daemon().patience(WITHIN);
     loop {
         // Asked before the answer is tried: a daemon that ends in between may have answered others.
         let ended = child.try_wait();
@@ -183,8 +184,9 @@ fn until_it_answers(
 /// A daemon that is systemd's to start: it answers before all its apps are ready.
 fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Client, CliError> {
     let deadline = Instant::now() + WITHIN;
+    let asker = client.clone().of_next_daemon();
     loop {
-        match client.try_ask(&Ping) {
+        match asker.try_ask(&Ping) {
             Ok(reply) => return accept(client, reply),
             Err(
                 CallError::NoDaemon
