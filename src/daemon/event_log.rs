@@ -15,6 +15,9 @@ use crate::model::Event;
 /// The file is put aside at this size, in bytes, and another one begun; the one before that goes.
 const LARGEST: u64 = 4 << 20;
 
+/// So many events wait for a disk with room; older ones are lost.
+const MOST_UNWRITTEN: usize = 1000;
+
 /// The latest events of each app are kept in memory, for `describe`.
 const OF_AN_APP: usize = 50;
 
@@ -40,13 +43,15 @@ pub struct EventLog {
     boot: String,
     /// Whether the file says which boot its last events are of.
     dated: bool,
-    /// None while it cannot be written; tried again with each event.
+    /// None while it cannot be written.
     file: Option<File>,
     size: u64,
     /// Whether the file does not end with a whole line.
     cut_off: bool,
     next: u64,
     latest: HashMap<AppName, VecDeque<Recorded>>,
+    /// What the file has not taken yet.
+    unwritten: VecDeque<Recorded>,
     trouble: Option<String>,
 }
 
@@ -62,6 +67,7 @@ impl EventLog {
             cut_off: false,
             next: 1,
             latest: HashMap::new(),
+            unwritten: VecDeque::new(),
             trouble: None,
         };
         for path in [before(&log.path), log.path.clone()] {
@@ -92,12 +98,35 @@ impl EventLog {
             event,
         };
         self.next += 1;
-        self.trouble = self
-            .write(&recorded)
-            .err()
-            .map(|why| format!("cannot write {}: {why}", self.path.display()));
         self.remember(recorded.clone());
+        if self.unwritten.len() >= MOST_UNWRITTEN {
+            self.unwritten.pop_front();
+        }
+        self.unwritten.push_back(recorded.clone());
+        self.write_all();
         recorded
+    }
+
+    /// From time to time: what a full disk did not take is written now, into a file that is still there.
+    pub fn tend(&mut self) {
+        if self.file.is_some() && !self.path.exists() {
+            self.file = None;
+            self.dated = false;
+        }
+        if !self.unwritten.is_empty() {
+            self.write_all();
+        }
+    }
+
+    fn write_all(&mut self) {
+        self.trouble = None;
+        while let Some(first) = self.unwritten.pop_front() {
+            if let Err(why) = self.write(&first) {
+                self.unwritten.push_front(first);
+                self.trouble = Some(format!("cannot write {}: {why}", self.path.display()));
+                return;
+            }
+        }
     }
 
     /// The latest events of an app since the machine was started, oldest first.
@@ -218,6 +247,25 @@ mod tests {
             worker: None,
             what: What::Adopted { live: 1, of: 2 },
         }
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("not yet/events.jsonl");
+        let mut log = EventLog::open(path.clone(), "this".into());
+        log.record(event("a"));
+        log.record(event("b"));
+        assert!(log.trouble().is_some_and(|why| why.contains("not yet")));
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        log.tend();
+        assert_eq!(log.trouble(), None);
+        let seqs: Vec<u64> = read(&path).unwrap().iter().map(|r| r.seq).collect();
+        assert_eq!(seqs, [1, 2]);
+        fs::remove_file(&path).unwrap();
+        log.tend();
+        log.record(event("a"));
+        assert_eq!(read(&path).unwrap().len(), 1);
     }
 
     #[test]

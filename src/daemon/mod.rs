@@ -623,6 +623,7 @@ impl Daemon {
         self.tend_bind_holder();
         self.stay_in_use();
         self.stay_findable();
+        self.event_log.tend();
     }
 
     /// What is wrong with the daemon itself now.
