@@ -1,7 +1,7 @@
 //! Apps as their files describe them now.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::client::Client;
 use super::error::{CliError, Report, USAGE};
@@ -23,6 +23,9 @@ pub fn reread(
     for source in running.iter().filter_map(|spec| spec.source.as_ref()) {
         if files.contains_key(source) || broken.iter().any(|(path, _)| *path == source) {
             continue;
+        }
+        if source.parent().is_some_and(|folder| !folder.exists()) {
+            return Err(folder_gone(source, running));
         }
         match config::load(source) {
             Ok(loaded) => drop(files.insert(source, loaded)),
@@ -48,14 +51,49 @@ pub fn reread(
     Ok(fresh)
 }
 
+/// The folder of a file that is to be read again is not there, nor are its apps' settings.
+fn folder_gone(source: &Path, running: &[&AppSpec]) -> CliError {
+    let apps: Vec<_> = running
+        .iter()
+        .filter(|spec| spec.source.as_deref() == Some(source))
+        .map(|spec| spec.name.as_str())
+        .collect();
+    let folder = source.parent().unwrap_or(source).display();
+    let report = Report::new(
+        "gone",
+        format!(
+            "the folder {folder} does not exist any more\nnothing was changed; {} cannot be read again from {}",
+            apps.join(", "),
+            source.display()
+        ),
+    );
+    CliError::Report {
+        exit: USAGE,
+        report: report.hint(anew(&apps)),
+    }
+}
+
+/// How apps leave a folder that is no more.
+fn anew(apps: &[&str]) -> String {
+    format!(
+        "put the folder back, or `rsup delete {}` and start it by a path that stays, such as a link to the newest release",
+        apps.join(" ")
+    )
+}
+
 fn fresh(old: &AppSpec, files: &BTreeMap<&PathBuf, Loaded>) -> Result<AppSpec, CliError> {
     let Some(loaded) = old.source.as_ref().and_then(|source| files.get(source)) else {
         let mut spec = old.clone();
         config::resolve_cwd(&mut spec).map_err(|error| {
-            CliError::failed(
+            let problem = CliError::failed(
                 "bad_request",
                 format!("{} cannot run in {}\n{error}", old.name, old.cwd.display()),
-            )
+            );
+            if error.kind() == std::io::ErrorKind::NotFound {
+                problem.hint(anew(&[old.name.as_str()]))
+            } else {
+                problem
+            }
         })?;
         config::resolve_user(&mut spec).map_err(|why| {
             CliError::failed(

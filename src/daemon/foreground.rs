@@ -197,6 +197,14 @@ impl Daemon {
     }
 }
 
+/// Adds an app to those that are reloaded; says where a link was perhaps not switched.
+fn take(old: &AppSpec, new: AppSpec, apps: &mut Vec<AppSpec>) {
+    if let Some(words) = config::same_folder(old, &new) {
+        info!("{}: {words}", new.name);
+    }
+    apps.push(new);
+}
+
 /// What to ask for; `None`, and it has been said why, if a file has errors. `known` are all apps of the daemon.
 fn reread(
     known: &[AppName],
@@ -240,16 +248,17 @@ fn reread(
         }
     }
     let mut apps = Vec::new();
-    for mut old in running {
+    for old in running {
         let Some(loaded) = old.source.as_ref().and_then(|source| files.get(source)) else {
-            match config::resolve_cwd(&mut old) {
-                Ok(()) => apps.push(old),
+            let mut new = old.clone();
+            match config::resolve_cwd(&mut new) {
+                Ok(()) => take(&old, new, &mut apps),
                 Err(why) => warn!("{} stays as it is: {}: {why}", old.name, old.cwd.display()),
             }
             continue;
         };
         match loaded.config.apps.iter().find(|new| new.name == old.name) {
-            Some(new) => apps.push(new.clone()),
+            Some(new) => take(&old, new.clone(), &mut apps),
             None => warn!(
                 "{0} is no longer in its file and stays as it is; `rsup delete {0}` ends it",
                 old.name

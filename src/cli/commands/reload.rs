@@ -2,6 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, reread, targets};
+use crate::config;
 use crate::control::Request;
 
 /// Replace the workers of an app one by one, without a failed request
@@ -32,13 +33,26 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
-    let apps = reread::reread(&selection.apps(), &client, &cx.out)?;
+    let running = selection.apps();
+    let apps = reread::reread(&running, &client, &cx.out)?;
+    let same: Vec<_> = apps
+        .iter()
+        .filter_map(|new| {
+            let old = running.iter().find(|old| old.name == new.name)?;
+            Some((new.name.clone(), config::same_folder(old, new)?))
+        })
+        .collect();
     let base_env = args.update_env.then(|| cx.base_env());
     let request = Request::Reload {
         apps,
         base_env,
         queue: args.wait,
     };
-    let outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
+    let mut outcomes = action::one(&cx.out, &client, request, !args.no_wait)?;
+    // A link that was not switched looks like a release that changed nothing.
+    for outcome in &mut outcomes {
+        let said = same.iter().filter(|(app, _)| *app == outcome.app);
+        outcome.notes.extend(said.map(|(_, words)| words.clone()));
+    }
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }

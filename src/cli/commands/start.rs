@@ -167,12 +167,12 @@ impl ScriptArgs {
 
     fn into_script(self, command: Vec<String>) -> Result<Script, CliError> {
         let here = || {
-            std::env::current_dir().map_err(|error| {
+            crate::cwd::logical().map_err(|error| {
                 CliError::usage(format!("cannot tell the current folder: {error}"))
             })
         };
         let cwd = match self.cwd {
-            Some(cwd) => std::path::absolute(&cwd)
+            Some(cwd) => crate::cwd::absolute(&cwd)
                 .map_err(|error| CliError::usage(format!("--cwd {}: {error}", cwd.display())))?,
             None => here()?,
         };
@@ -524,8 +524,11 @@ fn background(
 /// The same app, if perhaps with other settings: from the same file, or the same command.
 fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
     match (&old.source, &new.source) {
-        (Some(old), Some(new)) => old == new,
-        (None, None) => old.command == new.command && old.cwd == new.cwd,
+        (Some(old), Some(new)) => targets::same_file(old, new),
+        (None, None) => {
+            old.command == new.command
+                && (old.cwd == new.cwd || old.cwd_resolved == new.cwd_resolved)
+        }
         _ => false,
     }
 }
