@@ -7,7 +7,9 @@ use super::cursor::{Context, Cursor, Machine};
 use super::listen::{self, Placed};
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::*;
-use super::{admin, env, folder, keys, limits, policy, probe, socket, suggest, units, user};
+use super::{
+    admin, capacity, env, folder, keys, limits, policy, probe, socket, suggest, units, user,
+};
 
 /// The most workers that one app can have: what the steering program has room for, surge included.
 pub const MOST_INSTANCES: u16 = 250;
@@ -242,9 +244,10 @@ pub(super) fn app(
     let socket = socket::read(cx, &mut c, &placed, run_as.as_ref(), umask);
     let (readiness, liveness) =
         probe::read(cx, &mut c, &listen, listen_timeout, restart.min_uptime);
+    let counted = c.span_of("instances");
     c.finish(cx);
 
-    Some(AppSpec {
+    let spec = AppSpec {
         name: name?,
         source: source.map(Path::to_owned),
         source_resolved: source.and_then(|file| file.canonicalize().ok()),
@@ -272,7 +275,9 @@ pub(super) fn app(
         umask,
         limits,
         socket,
-    })
+    };
+    capacity::check(cx, &spec, &placed, counted);
+    Some(spec)
 }
 
 /// A list of words, or one string that is split as a shell splits words.

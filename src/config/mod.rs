@@ -6,6 +6,7 @@
 mod accounts;
 mod admin;
 mod capabilities;
+mod capacity;
 mod check;
 mod cursor;
 mod env;
@@ -35,6 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use accounts::User;
+pub use capacity::{too_many_files, too_many_slots};
 pub use check::MOST_INSTANCES;
 pub use error::{CliError, ConfigErrors, Finding};
 pub use folder::{same_folder, short as short_commit};

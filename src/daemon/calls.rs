@@ -287,8 +287,23 @@ impl Daemon {
                         let why = format!(
                             "`{app}` cannot have {wanted} workers: 1 to {most} are possible"
                         );
-                        return Err(Failure::new(FailureCode::BadRequest, why)
-                            .hint(format!("rsup stop {app} stops it")));
+                        let hint = if wanted < 1 {
+                            format!("rsup stop {app} stops it")
+                        } else {
+                            format!("rsup scale {app} {most}")
+                        };
+                        return Err(Failure::new(FailureCode::BadRequest, why).hint(hint));
+                    }
+                    if let Some(mut spec) = self.spec(&app) {
+                        spec.instances = wanted as u16;
+                        if let Some(too_many) = crate::config::too_many_slots(&spec) {
+                            return Err(Failure::new(
+                                FailureCode::BadRequest,
+                                format!("`{app}`: {}", too_many.message),
+                            )
+                            .hint(too_many.hint));
+                        }
+                        self.isolation.refuse(&spec)?;
                     }
                     vec![(
                         app,

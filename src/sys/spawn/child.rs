@@ -136,6 +136,9 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
                 return (Step::Filter, errno());
             }
         }
+        if let Err(failed) = plan.confine.limit_files() {
+            return failed;
+        }
         if let Err(failed) = plan.confine.become_user() {
             return failed;
         }
