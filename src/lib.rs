@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;
+mod cwd;
 pub mod daemon;
 pub mod exit;
 pub mod human;

@@ -18,6 +18,8 @@ pub fn spec(app: &str) -> AppSpec {
         command: vec!["node".into(), "server.js".into(), "--title=My app".into()],
         cwd: format!("/srv/{app}/current").into(),
         cwd_resolved: format!("/srv/{app}/releases/42").into(),
+        folder: None,
+        source_resolved: None,
         instances: 2,
         listen: vec![Listen::Tcp {
             addr: ([0, 0, 0, 0], 3001).into(),

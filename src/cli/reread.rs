@@ -38,6 +38,9 @@ pub fn read(meant: &[&Known], known: &[Known], also: Option<PathBuf>) -> Result<
         if files.contains_key(&source) || broken.contains_key(&source) {
             continue;
         }
+        if source.parent().is_some_and(|folder| !folder.exists()) {
+            return Err(folder_gone(&source, meant));
+        }
         match config::load(&source) {
             Ok(loaded) => drop(files.insert(source, loaded)),
             Err(errors) => drop(broken.insert(source, errors)),
@@ -102,6 +105,36 @@ pub fn new_in_file(app: &AppName, file: &Path) -> String {
     format!("{app} is new in its file and not started; `rsup start {file}` starts it")
 }
 
+/// The folder of a file that is to be read again is not there, nor are its apps' settings.
+fn folder_gone(source: &Path, meant: &[&Known]) -> CliError {
+    let apps: Vec<_> = meant
+        .iter()
+        .filter(|known| known.spec.source.as_deref() == Some(source))
+        .map(|known| known.spec.name.as_str())
+        .collect();
+    let folder = source.parent().unwrap_or(source).display();
+    let report = Report::new(
+        "gone",
+        format!(
+            "the folder {folder} does not exist any more\nnothing was changed; {} cannot be read again from {}",
+            apps.join(", "),
+            source.display()
+        ),
+    );
+    CliError::Report {
+        exit: USAGE,
+        report: report.hint(anew(&apps)),
+    }
+}
+
+/// How apps leave a folder that is no more.
+fn anew(apps: &[&str]) -> String {
+    format!(
+        "put the folder back, or move {} with `rsup up FILE` by a path that stays, such as a link to the newest release",
+        apps.join(" ")
+    )
+}
+
 fn fresh(old: &AppSpec, files: &BTreeMap<PathBuf, Loaded>) -> Result<AppSpec, CliError> {
     let Some((file, loaded)) = old
         .source
@@ -110,10 +143,15 @@ fn fresh(old: &AppSpec, files: &BTreeMap<PathBuf, Loaded>) -> Result<AppSpec, Cl
     else {
         let mut spec = old.clone();
         config::resolve_cwd(&mut spec).map_err(|error| {
-            CliError::failed(
+            let problem = CliError::failed(
                 "bad_request",
                 format!("{} cannot run in {}\n{error}", old.name, old.cwd.display()),
-            )
+            );
+            if error.kind() == std::io::ErrorKind::NotFound {
+                problem.hint(anew(&[old.name.as_str()]))
+            } else {
+                problem
+            }
         })?;
         config::resolve_user(&mut spec).map_err(|why| {
             CliError::failed(

@@ -8,7 +8,7 @@ use crate::core::Settings;
 /// As the daemon wants it.
 pub fn of(file: &Path, loaded: &Loaded) -> Settings {
     // The daemon does not share our working directory.
-    let source = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let source = crate::cwd::absolute(file).unwrap_or_else(|_| file.to_owned());
     Settings {
         source,
         spec: loaded.config.supervisor.clone(),

@@ -181,7 +181,7 @@ pub fn is_file(word: &str) -> bool {
 pub fn same_file(source: &Path, given: &Path) -> bool {
     let plain = |path: &Path| {
         path.canonicalize()
-            .or_else(|_| std::path::absolute(path))
+            .or_else(|_| crate::cwd::absolute(path))
             .unwrap_or_else(|_| path.to_owned())
     };
     source == given || plain(source) == plain(given)

@@ -7,7 +7,9 @@ use super::cursor::{Context, Cursor, Machine};
 use super::listen::{self, Placed};
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::*;
-use super::{admin, env, keys, limits, policy, probe, socket, suggest, units, user};
+use super::{
+    admin, capacity, env, folder, keys, limits, policy, probe, socket, suggest, units, user,
+};
 
 /// The most workers that one app can have: what the steering program has room for, surge included.
 pub const MOST_INSTANCES: u16 = 250;
@@ -164,7 +166,7 @@ pub(super) fn app(
             None
         }
     };
-    let (cwd, cwd_resolved) = working_directory(cx, &mut c);
+    let (cwd, cwd_resolved, folder) = working_directory(cx, &mut c);
     let cores = cx.machine;
     let instances = c.get(cx, "instances", 1, |value| instances(value, cores));
     let listen = listen::read(cx, c.take("listen"));
@@ -243,14 +245,17 @@ pub(super) fn app(
     let socket = socket::read(cx, &mut c, &placed, run_as.as_ref(), umask);
     let (readiness, liveness) =
         probe::read(cx, &mut c, &listen, listen_timeout, restart.min_uptime);
+    let counted = c.span_of("instances");
     c.finish(cx);
 
-    Some(AppSpec {
+    let spec = AppSpec {
         name: name?,
         source: source.map(Path::to_owned),
+        source_resolved: source.and_then(|file| file.canonicalize().ok()),
         command: command?,
         cwd,
         cwd_resolved,
+        folder,
         instances,
         listen,
         socket_activation,
@@ -272,7 +277,9 @@ pub(super) fn app(
         umask,
         limits,
         socket,
-    })
+    };
+    capacity::check(cx, &spec, &placed, counted);
+    Some(spec)
 }
 
 /// A list of words, or one string that is split as a shell splits words.
@@ -369,14 +376,16 @@ fn shell_habits(cx: &mut Context, value: &Value) {
     }
 }
 
-/// As written but absolute, and with its links followed.
-fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf) {
+/// As written but absolute; with its links followed; which folder that is.
+fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf, Option<FolderId>) {
     let base = cx.base.clone();
     let cwd = c.maybe(cx, "cwd", |value| {
         let cwd = path(&base, value)?;
-        match cwd.canonicalize() {
-            Ok(resolved) if resolved.is_dir() => Ok((cwd, resolved)),
-            Ok(_) => Err(value.bad(format!("{} is not a folder", cwd.display()))),
+        match folder::resolve(&cwd) {
+            Ok((resolved, id)) => Ok((cwd, resolved, Some(id))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                Err(value.bad(format!("{} is not a folder", cwd.display())))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let bad = value.bad(format!("no such folder: {}", cwd.display()));
                 Err(match value.as_str() {
@@ -389,9 +398,9 @@ fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf)
             Err(error) => Err(value.bad(format!("{}: {error}", cwd.display()))),
         }
     });
-    cwd.unwrap_or_else(|| {
-        let resolved = base.canonicalize().unwrap_or_else(|_| base.clone());
-        (base, resolved)
+    cwd.unwrap_or_else(|| match folder::resolve(&base) {
+        Ok((resolved, id)) => (base, resolved, Some(id)),
+        Err(_) => (base.clone(), base, None),
     })
 }
 

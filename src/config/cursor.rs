@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::capacity::Capacity;
 use super::error::{CliError, Source};
 use super::keys::Section;
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
@@ -18,6 +19,8 @@ pub(super) struct Machine {
     /// This process may run others as another user.
     pub privileged: bool,
     pub controllers: Controllers,
+    /// What limits the number of workers.
+    pub capacity: Capacity,
 }
 
 impl Machine {
@@ -27,6 +30,7 @@ impl Machine {
             ipv6: needs::ipv6(),
             privileged: nix::unistd::geteuid().is_root(),
             controllers: cgroup::controllers_of_machine(),
+            capacity: Capacity::here(),
         }
     }
 }

@@ -22,7 +22,7 @@ impl AppSpec {
             .into_iter()
             .filter(|key| ours.get(*key) != theirs.get(*key));
         let words = differ.filter_map(|key| match key.as_str() {
-            "name" | "source" => None,
+            "name" | "source" | "source_resolved" | "folder" => None,
             "env" => Some(format!(
                 "env ({})",
                 self.variables_that_differ(other).join(", ")

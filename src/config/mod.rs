@@ -6,12 +6,14 @@
 pub(crate) mod accounts;
 mod admin;
 mod capabilities;
+mod capacity;
 mod check;
 mod cursor;
 mod difference;
 mod env;
 mod env_file;
 mod error;
+mod folder;
 mod init;
 mod keys;
 mod limits;
@@ -32,10 +34,13 @@ mod tests;
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use accounts::User;
+pub use capacity::{too_many_files, too_many_slots};
 pub use check::MOST_INSTANCES;
 pub use error::{CliError, ConfigErrors, Finding};
+pub use folder::{same_folder, short as short_commit};
 pub use init::sample;
 pub use script::{Script, from_script};
 pub use types::*;
@@ -110,14 +115,8 @@ fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigE
 /// Follows the symbolic links of the working directory anew, as a reload does: `current` may point
 /// to another release than before.
 pub fn resolve_cwd(spec: &mut AppSpec) -> io::Result<()> {
-    let resolved = spec.cwd.canonicalize()?;
-    if !resolved.is_dir() {
-        return Err(io::Error::new(
-            io::ErrorKind::NotADirectory,
-            format!("{} is not a folder", spec.cwd.display()),
-        ));
-    }
-    spec.cwd_resolved = resolved;
+    let (resolved, id) = folder::resolve(&spec.cwd)?;
+    (spec.cwd_resolved, spec.folder) = (resolved, Some(id));
     Ok(())
 }
 
@@ -128,7 +127,7 @@ pub fn resolve_user(spec: &mut AppSpec) -> Result<(), String> {
 
 /// Absolute, with symbolic links kept.
 fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+    crate::cwd::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
@@ -158,12 +157,30 @@ fn read_text(path: &Path) -> io::Result<String> {
     })
 }
 
+/// A file that is not there; perhaps its folder is not, and then an example in it is no help.
+fn missing(path: &Path, source: &Arc<Source>) -> CliError {
+    let folder = match crate::cwd::absolute(path) {
+        Ok(absolute) => absolute.parent().map(Path::to_owned),
+        Err(_) => None,
+    };
+    match folder {
+        None => CliError::error(source, "no such file: the current folder has been deleted")
+            .hint("`cd` to the folder that is there now, perhaps of the same name"),
+        Some(folder) if !folder.exists() => CliError::error(
+            source,
+            format!(
+                "no such file: the folder {} does not exist",
+                folder.display()
+            ),
+        ),
+        Some(_) => CliError::error(source, "no such file").hint("`rsup init` writes one"),
+    }
+}
+
 fn unreadable(path: &Path, error: &io::Error) -> CliError {
     let source = Source::new(path, "");
     match error.kind() {
-        io::ErrorKind::NotFound => {
-            CliError::error(&source, "no such file").hint("`rsup init` writes one")
-        }
+        io::ErrorKind::NotFound => missing(path, &source),
         io::ErrorKind::IsADirectory => {
             let hint = format!(
                 "name the file in it: {}",

@@ -22,6 +22,12 @@ pub(super) const MACHINE: Machine = Machine {
     ipv6: V6::There,
     privileged: true,
     controllers: ALL_CONTROLLERS,
+    capacity: super::capacity::Capacity {
+        slots: 2000,
+        slots_v6: 63,
+        files: None,
+        processes: None,
+    },
 };
 const EXAMPLE: &str = include_str!("../../supervisor.toml.example");
 

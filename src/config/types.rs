@@ -76,12 +76,19 @@ pub struct AppSpec {
     pub name: AppName,
     /// The file it was read from; `None` if it was given on the command line.
     pub source: Option<PathBuf>,
+    /// [`Self::source`] with symbolic links followed when it was read; `None` in a state of before this was
+    /// remembered.
+    #[serde(default)]
+    pub source_resolved: Option<PathBuf>,
     /// Program and arguments; never given to a shell.
     pub command: Vec<String>,
     /// Working directory as written, made absolute but with symbolic links kept.
     pub cwd: PathBuf,
     /// [`Self::cwd`] with symbolic links followed at the time of start or reload: where workers run.
     pub cwd_resolved: PathBuf,
+    /// Which folder [`Self::cwd_resolved`] was then; `None` in a state of before this was remembered.
+    #[serde(default)]
+    pub folder: Option<FolderId>,
     /// Wanted number of workers, at least 1.
     pub instances: u16,
     /// Addresses that all workers share; empty for a plain process.
@@ -161,6 +168,16 @@ impl AppSpec {
         }
         self
     }
+}
+
+/// A folder as it was found at a start or reload: to tell a new release from the same one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FolderId {
+    /// Device and inode (inode(7)): a folder that was put in the place of another one is another one.
+    pub dev: u64,
+    pub ino: u64,
+    /// Git's `HEAD` in it, in full.
+    pub commit: Option<String>,
 }
 
 /// Stands for a value that is not shown.

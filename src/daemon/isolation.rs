@@ -57,8 +57,10 @@ impl Confinement {
         plan.no_new_privs |= self.no_new_privs;
         plan.capabilities = self.capabilities;
         let folder = |leaf: &Leaf| {
-            leaf.folder()
-                .map_err(|why| format!("its cgroup {}: {why}", leaf.path().display()))
+            leaf.folder().map_err(|why| {
+                let why = limits::or_files(&why);
+                format!("its cgroup {}: {why}", leaf.path().display())
+            })
         };
         plan.cgroup = self.leaf.as_ref().map(folder).transpose()?;
         Ok(())
@@ -219,6 +221,14 @@ impl Isolation {
                 format!(
                     "write at most {hard}, or start rsup as root or with a higher limit (ulimit -Hn)"
                 ),
+            );
+        }
+        if let Some(Limit { hard, .. }) = self.nofile
+            && let Some(why) = crate::config::too_many_files(spec, hard)
+        {
+            return refused(
+                format!("`{name}`: {why}"),
+                "write fewer instances, or start rsup with a higher limit (ulimit -Hn, LimitNOFILE= of a unit)".into(),
             );
         }
         Ok(())

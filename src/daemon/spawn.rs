@@ -198,10 +198,18 @@ impl Daemon {
     ) -> Result<(), String> {
         let spec = &revision.spec;
         let settings = self.log_settings(&spec.name, &spec.log);
-        let (out, out_write) =
-            logs::pipe().map_err(|why| format!("no pipe for its output: {why}"))?;
-        let (err, err_write) =
-            logs::pipe().map_err(|why| format!("no pipe for its errors: {why}"))?;
+        let (out, out_write) = logs::pipe().map_err(|why| {
+            format!(
+                "no pipe for its output: {}",
+                crate::sys::limits::or_files(&why)
+            )
+        })?;
+        let (err, err_write) = logs::pipe().map_err(|why| {
+            format!(
+                "no pipe for its errors: {}",
+                crate::sys::limits::or_files(&why)
+            )
+        })?;
         let known = |why| format!("its pipes cannot be looked at: {why}");
         let output = vec![
             PipeId::of(&out).map_err(known)?,

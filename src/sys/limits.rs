@@ -32,6 +32,48 @@ pub fn processes(cgroup: Option<&Path>) -> String {
     }
 }
 
+/// What it means that this process can open no more files (`EMFILE`).
+#[must_use]
+pub fn files() -> String {
+    match hard_files() {
+        Some(hard) => format!(
+            "rsup's limit of open files is reached: {hard} (ulimit -Hn, LimitNOFILE= of a unit, docker run --ulimit nofile)"
+        ),
+        None => "the limit of open files is reached (fs.file-max)".into(),
+    }
+}
+
+/// As [`files`] where that is the cause; otherwise what the system said.
+#[must_use]
+pub fn or_files(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(nix::libc::EMFILE) => files(),
+        _ => error.to_string(),
+    }
+}
+
+/// The hard limit of open files of this process, which rsup raises its soft one to; `None` without one.
+#[must_use]
+pub fn hard_files() -> Option<u64> {
+    nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .ok()
+        .map(|(_, hard)| hard)
+        .filter(|hard| *hard != nix::libc::RLIM_INFINITY)
+}
+
+/// How many more processes the cgroups around this process let be made; `None` where none has a limit.
+#[must_use]
+pub fn room_for_processes() -> Option<u64> {
+    cgroups("pids")
+        .into_iter()
+        .flat_map(|cgroup| cgroup.up())
+        .filter_map(|folder| {
+            let max = number(&folder, "pids.max")?;
+            Some(max.saturating_sub(number(&folder, "pids.current")?))
+        })
+        .min()
+}
+
 /// How often the kernel has killed a process of our cgroup for want of memory: in `memory.events` of cgroup v2, which
 /// counts those below as well, or in `memory.oom_control` of v1 (since Linux 4.13), which does not.
 #[must_use]

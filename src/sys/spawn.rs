@@ -258,7 +258,10 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     let null = std::fs::File::options()
         .read(true)
         .open("/dev/null")
-        .map_err(|error| SpawnError::system(Step::Files, &raw::context("/dev/null", &error)))?;
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE) => SpawnError::FileLimit,
+            _ => SpawnError::system(Step::Files, &raw::context("/dev/null", &error)),
+        })?;
     let mut sources = vec![lift(null.as_fd())?, lift(plan.stdout.as_fd())?];
     sources.push(lift(plan.stderr.as_fd())?);
     for fd in plan

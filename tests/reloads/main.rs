@@ -4,6 +4,7 @@
 mod common;
 
 mod broken;
+mod current;
 mod queue;
 mod reread;
 mod restart;

@@ -2,7 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action};
-use crate::config::AppName;
+use crate::config::{AppName, MOST_INSTANCES};
 use crate::control::{Action, ScaleTo};
 
 /// Change the number of workers of an app
@@ -25,13 +25,16 @@ pub struct Args {
 }
 
 fn parse(text: &str) -> Result<ScaleTo, String> {
-    let bad = || "a number between 1 and 65535, or a change like `+2` or `-1`".to_owned();
+    let bad = || format!("a number between 1 and {MOST_INSTANCES}, or a change like `+2` or `-1`");
     let by = text.starts_with(['+', '-']);
     let number: i32 = text.parse().map_err(|_| bad())?;
     match u16::try_from(number.unsigned_abs()).map_err(|_| bad())? {
         0 if by => Err("that changes nothing".into()),
         0 => Err("an app has at least one worker; `rsup stop` stops it".into()),
         _ if by => Ok(ScaleTo::By(number)),
+        many if many > MOST_INSTANCES => Err(format!(
+            "{many} workers are more than the {MOST_INSTANCES} that one app can have"
+        )),
         exactly => Ok(ScaleTo::Exactly(exactly)),
     }
 }
@@ -63,6 +66,7 @@ mod tests {
             "x",
             "+",
             "1.5",
+            "251",
             "65536",
             "-65536",
             "99999999999",

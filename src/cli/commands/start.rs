@@ -168,12 +168,12 @@ impl ScriptArgs {
 
     fn into_script(self, command: Vec<String>) -> Result<Script, CliError> {
         let here = || {
-            std::env::current_dir().map_err(|error| {
+            crate::cwd::logical().map_err(|error| {
                 CliError::usage(format!("cannot tell the current folder: {error}"))
             })
         };
         let cwd = match self.cwd {
-            Some(cwd) => std::path::absolute(&cwd)
+            Some(cwd) => crate::cwd::absolute(&cwd)
                 .map_err(|error| CliError::usage(format!("--cwd {}: {error}", cwd.display())))?,
             None => here()?,
         };

@@ -230,7 +230,7 @@ fn program() -> Result<PathBuf, CliError> {
         .map(PathBuf::from)
         .unwrap_or_default();
     let candidates: Vec<PathBuf> = if called.components().count() > 1 {
-        std::path::absolute(&called).into_iter().collect()
+        crate::cwd::absolute(&called).into_iter().collect()
     } else {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::list::is_past;
 use super::style::{Look, Paint, Phase};
 use super::units::{bytes, count, duration, harmless, round};
-use crate::config::{AppSpec, Balance, Check, Named, Probe, RestartPolicy};
+use crate::config::{AppSpec, Balance, Check, Named, Probe, RestartPolicy, short_commit};
 use crate::core::{AppView, Description, WorkerPhase, WorkerView};
 use crate::exit::signal_name;
 
@@ -61,10 +61,11 @@ fn description(it: &Description, look: Look) -> String {
     page.field("folder", &folder(spec));
     page.field(
         "file",
-        &spec
-            .source
-            .as_deref()
-            .map_or_else(|| "none; started from the command line".into(), shown),
+        &match (&spec.source, &spec.source_resolved) {
+            (Some(named), Some(actual)) => both(named, actual),
+            (Some(named), None) => shown(named),
+            (None, _) => "none; started from the command line".into(),
+        },
     );
     if !app.listen.is_empty() {
         let balance = match spec.balance {
@@ -120,10 +121,19 @@ fn description(it: &Description, look: Look) -> String {
 }
 
 fn folder(spec: &AppSpec) -> String {
-    if spec.cwd == spec.cwd_resolved {
-        shown(&spec.cwd)
+    let mut text = both(&spec.cwd, &spec.cwd_resolved);
+    if let Some(commit) = spec.folder.as_ref().and_then(|it| it.commit.as_deref()) {
+        text.push_str(&format!(" (commit {})", short_commit(commit)));
+    }
+    text
+}
+
+/// A path as it is named, and what its links meant at the last start or reload.
+fn both(named: &Path, actual: &Path) -> String {
+    if named == actual {
+        shown(named)
     } else {
-        format!("{} → {}", shown(&spec.cwd), shown(&spec.cwd_resolved))
+        format!("{} → {}", shown(named), shown(actual))
     }
 }
 

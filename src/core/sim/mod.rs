@@ -933,6 +933,8 @@ pub fn web(instances: u16) -> AppSpec {
         command: vec!["web".into()],
         cwd: "/".into(),
         cwd_resolved: "/".into(),
+        folder: None,
+        source_resolved: None,
         instances,
         listen: vec![port(80)],
         socket_activation: false,

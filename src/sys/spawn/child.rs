@@ -144,6 +144,9 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
                 takeover::held::keep(fd);
             }
         }
+        if let Err(failed) = plan.confine.limit_files() {
+            return failed;
+        }
         if let Err(failed) = plan.confine.become_user() {
             return failed;
         }

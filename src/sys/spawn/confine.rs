@@ -24,22 +24,30 @@ pub(super) struct Confine<'a> {
 type Failed = (Step, c_int);
 
 impl Confine<'_> {
-    /// What may need the privileges that are lost later, all but the filter.
+    /// The limit of open files: after the last descriptor is made, as all of rsup's own are open until
+    /// exec(2), and may be more than the limit. While still privileged: the hard limit may be raised.
+    pub fn limit_files(&self) -> Result<(), Failed> {
+        let Some(Limit { soft, hard }) = self.nofile else {
+            return Ok(());
+        };
+        let limit = libc::rlimit {
+            rlim_cur: soft.min(hard) as _,
+            rlim_max: hard as _,
+        };
+        // SAFETY: a pointer to a local structure.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } < 0 {
+            return Err((Step::Limit, errno()));
+        }
+        Ok(())
+    }
+
+    /// What may need the privileges that are lost later, all but the filter and the limit of files.
     pub fn privileged(&self) -> Result<(), Failed> {
         if let Some(folder) = self.cgroup {
             move_to(folder).map_err(|errno| (Step::Cgroup, errno))?;
         }
         // SAFETY: integers, and a pointer to a local structure.
         unsafe {
-            if let Some(Limit { soft, hard }) = self.nofile {
-                let limit = libc::rlimit {
-                    rlim_cur: soft.min(hard) as _,
-                    rlim_max: hard as _,
-                };
-                if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) < 0 {
-                    return Err((Step::Limit, errno()));
-                }
-            }
             if let Some(nice) = self.nice
                 && libc::setpriority(libc::PRIO_PROCESS, 0, nice.into()) < 0
             {

@@ -159,7 +159,7 @@ pub enum SpawnError {
         limit: String,
     },
     /// `EMFILE` or `ENFILE`.
-    #[error("the limit of open files is reached (ulimit -n)")]
+    #[error("{}", limits::files())]
     FileLimit,
     /// Anything else.
     #[error("{}: {message}", step.words())]
