@@ -28,6 +28,7 @@ impl AppSpec {
                 self.variables_that_differ(other).join(", ")
             )),
             // The folder that a link leads to: said where the link itself is the same.
+            "cwd" if self.cwd_resolved == other.cwd_resolved => None,
             "cwd_resolved" if self.cwd != other.cwd => None,
             "cwd_resolved" => Some(format!(
                 "cwd ({} is {} now)",

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
@@ -13,13 +14,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::{Stream, compress, lines, rotate};
+use super::{Stream, compress, lines, resume, rotate};
 
 /// What is read of one file before the others have their turn.
 const BLOCK: usize = 256 << 10;
 /// How often to look, in milliseconds, while a folder can't be watched (it doesn't exist yet, or the
 /// user's share of watches is used up).
 const BLIND_MS: u16 = 500;
+/// By so many of the bytes read last a file is known to be the one that they were read from: one that was
+/// truncated may have grown past them again.
+const REMEMBERED: usize = 256;
 
 /// Follows the log files of an app: first their last lines, then each new one, once, whatever is
 /// rotated, truncated or replaced meanwhile. It reads files only, so it never holds up the pump.
@@ -48,6 +52,10 @@ struct Source {
     identity: (u64, u64),
     /// Bytes read of a plain file.
     offset: u64,
+    /// The last of them, [`REMEMBERED`] at the most.
+    last: Vec<u8>,
+    /// It is in the place of the file before it, which is not found any more: it may be a copy of that.
+    in_place: bool,
 }
 
 #[derive(Debug)]
@@ -229,7 +237,12 @@ impl Log {
                 self.files.extend(newer);
             }
             if count == 0 {
-                self.files.pop_front();
+                let ended = self.files.pop_front();
+                if let (Some(ended), Some(next)) = (ended, self.files.front_mut())
+                    && next.in_place
+                {
+                    next.skip_copied(&ended)?;
+                }
                 if !self.partial.is_empty() {
                     found.push((self.stream, std::mem::take(&mut self.partial)));
                 }
@@ -265,6 +278,8 @@ impl Source {
             input: Input::Plain(file),
             identity,
             offset: 0,
+            last: Vec::new(),
+            in_place: false,
         }))
     }
 
@@ -289,6 +304,10 @@ impl Source {
                 Err(error) => return Err(error),
                 Ok(n) => {
                     self.offset += n as u64;
+                    let surplus = (self.last.len() + n).saturating_sub(REMEMBERED);
+                    self.last.drain(..surplus.min(self.last.len()));
+                    self.last
+                        .extend_from_slice(&block[n.saturating_sub(REMEMBERED)..n]);
                     return Ok(n);
                 }
             }
@@ -296,9 +315,18 @@ impl Source {
     }
 
     fn was_truncated(&self) -> io::Result<bool> {
-        match &self.input {
-            Input::Plain(file) => Ok(file.metadata()?.len() < self.offset),
-            Input::Packed(_) => Ok(false),
+        let Input::Plain(file) = &self.input else {
+            return Ok(false);
+        };
+        if file.metadata()?.len() < self.offset {
+            return Ok(true);
+        }
+        let mut now = vec![0; self.last.len()];
+        match file.read_exact_at(&mut now, self.offset - self.last.len() as u64) {
+            Ok(()) => Ok(now != self.last),
+            // Truncated just now.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(true),
+            Err(error) => Err(error),
         }
     }
 
@@ -306,6 +334,22 @@ impl Source {
         if let Input::Plain(file) = &mut self.input {
             io::Seek::seek(file, io::SeekFrom::Start(offset))?;
             self.offset = offset;
+            let count = offset.min(REMEMBERED as u64);
+            self.last = vec![0; count as usize];
+            match file.read_exact_at(&mut self.last, offset - count) {
+                // Truncated just now, which shows by its length.
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => self.last.clear(),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Skips what was read of `old` already, where this is a copy of it.
+    fn skip_copied(&mut self, old: &Source) -> io::Result<()> {
+        if let (Input::Plain(new), Input::Plain(file)) = (&self.input, &old.input) {
+            let place = resume::place(file, old.offset, new)?;
+            self.skip_to(place)?;
         }
         Ok(())
     }
@@ -323,7 +367,7 @@ impl Source {
 
 /// The files that hold what was written after the file `ours`, oldest first, the current one last.
 /// Empty if `ours` is the current one, or if there is no current one yet. If `ours` is not found, its
-/// place is unknown: then that is the current file alone.
+/// place is unknown: then that is the current file alone, which may hold lines of `ours`.
 ///
 /// Files move to higher numbers while we look, so they are opened from the newest on: one may be met
 /// twice, but none is missed.
@@ -361,6 +405,7 @@ fn successors(path: &Path, ours: (u64, u64)) -> io::Result<Vec<Source>> {
     }
     if !known {
         newer.truncate(1);
+        newer[0].in_place = true;
     }
     newer.reverse();
     Ok(newer)
@@ -389,7 +434,7 @@ fn in_order_of_time(lines: &mut Vec<(Stream, Vec<u8>)>) {
 }
 
 /// The timestamp of a line, if it begins with one as the pump writes it: text that sorts.
-fn time_of(line: &[u8]) -> Option<&[u8]> {
+pub(super) fn time_of(line: &[u8]) -> Option<&[u8]> {
     let line = line.strip_prefix(b"{\"time\":\"").unwrap_or(line);
     let time = line.get(..24)?;
     (time[4] == b'-' && time[10] == b'T' && time[19] == b'.' && time[23] == b'Z').then_some(time)
@@ -459,6 +504,119 @@ mod tests {
         assert_eq!(seen, ["three", "four", "five"]);
         fs::write(&path, "6\n").expect("write");
         assert_eq!(next(&mut follower), ["6"]);
+    }
+
+    /// Lines as the pump writes them, with their times.
+    fn stamped(numbers: std::ops::Range<u32>) -> String {
+        numbers
+            .map(|n| format!("2024-01-01T00:00:00.{n:03}Z line {n}\n"))
+            .collect()
+    }
+
+    /// As an app without timestamps writes them.
+    fn plain(numbers: std::ops::Range<u32>) -> String {
+        numbers.map(|n| format!("line {n}\n")).collect()
+    }
+
+    /// Follows a log of the lines 0 to 2, adds 3 and 4, rotates, adds 5 and 6: what is seen from 3 on.
+    fn seen_across(lines: fn(std::ops::Range<u32>) -> String, rotate: impl Fn(&Path)) -> Vec<u32> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("out.log");
+        append(&path, &lines(0..3));
+        let mut follower = Follower::new([(Stream::Out, path.clone())], 0).expect("follower");
+        append(&path, &lines(3..5));
+        let number = |line: &String| line.rsplit(' ').next().and_then(|n| n.parse().ok());
+        let mut seen: Vec<u32> = next(&mut follower).iter().filter_map(number).collect();
+        rotate(&path);
+        append(&path, &lines(5..7));
+        while !seen.contains(&6) {
+            seen.extend(next(&mut follower).iter().filter_map(number));
+        }
+        seen
+    }
+
+    fn beside(path: &Path, name: &str) -> PathBuf {
+        path.with_file_name(name)
+    }
+
+    /// The file system's times are those of the last tick of the kernel.
+    fn a_tick_later() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+
+    #[test]
+    fn no_line_comes_twice_or_is_missed_whatever_rotates_the_file() {
+        let rename = |path: &Path| fs::rename(path, beside(path, "out.log-2024")).expect("rename");
+        let delete = |path: &Path| fs::remove_file(path).expect("remove");
+        let copy_over = |path: &Path| {
+            fs::copy(path, beside(path, "copy")).expect("copy");
+            a_tick_later();
+            fs::rename(beside(path, "copy"), path).expect("rename");
+        };
+        let copy_truncate = |path: &Path| {
+            fs::copy(path, beside(path, "out.log.1")).expect("copy");
+            File::options()
+                .write(true)
+                .truncate(true)
+                .open(path)
+                .map(drop)
+                .expect("truncate");
+        };
+        for lines in [stamped, plain] {
+            for seen in [
+                seen_across(lines, rename),
+                seen_across(lines, delete),
+                seen_across(lines, copy_over),
+                seen_across(lines, copy_truncate),
+            ] {
+                assert_eq!(seen, [3, 4, 5, 6]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_holds_some_of_the_old_lines_goes_on_after_them() {
+        // What was written after the copy is not in it, but was read from the file before.
+        let too_early = |path: &Path| {
+            fs::copy(path, beside(path, "copy")).expect("copy");
+            append(path, &stamped(100..101));
+            a_tick_later();
+            fs::rename(beside(path, "copy"), path).expect("rename");
+        };
+        assert_eq!(seen_across(stamped, too_early), [3, 4, 100, 5, 6]);
+        // Only the last lines are kept.
+        let shortened = |path: &Path| {
+            fs::write(beside(path, "short"), stamped(4..5)).expect("write");
+            fs::rename(beside(path, "short"), path).expect("rename");
+        };
+        assert_eq!(seen_across(stamped, shortened), [3, 4, 5, 6]);
+        // The copy takes the place of what was renamed.
+        let back = |path: &Path| {
+            fs::rename(path, beside(path, "old")).expect("rename");
+            fs::copy(beside(path, "old"), path).expect("copy");
+        };
+        assert_eq!(seen_across(stamped, back), [3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn a_new_file_that_begins_as_the_old_one_did_is_read_from_its_beginning() {
+        let lines = |numbers: std::ops::Range<u32>| match numbers.start {
+            5 => plain(0..5) + "line 6\n",
+            _ => plain(numbers),
+        };
+        let rename = |path: &Path| fs::rename(path, beside(path, "old")).expect("rename");
+        let delete = |path: &Path| fs::remove_file(path).expect("remove");
+        assert_eq!(seen_across(lines, rename), [3, 4, 0, 1, 2, 3, 4, 6]);
+        assert_eq!(seen_across(lines, delete), [3, 4, 0, 1, 2, 3, 4, 6]);
+    }
+
+    #[test]
+    fn a_truncated_file_that_has_grown_past_the_place_is_read_from_its_beginning() {
+        let truncate = |path: &Path| {
+            fs::write(path, stamped(10..30)).expect("write");
+        };
+        let expected: Vec<u32> = [3, 4].into_iter().chain(10..30).chain([5, 6]).collect();
+        assert_eq!(seen_across(stamped, truncate), expected);
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod killed_tests;
 mod lines;
 mod pipe;
 mod pump;
+mod resume;
 mod rotate;
 pub mod sink;
 pub mod stderr;

@@ -139,7 +139,7 @@ fn a_folder_that_is_gone() {
     let run = home
         .run(&["reload", "web"])
         .code(2)
-        .says(&["r1 does not exist any more", "rsup delete web"]);
+        .says(&["r1 does not exist any more", "rsup up FILE"]);
     assert!(!run.err.contains("rsup init"), "{}", run.err);
     assert_eq!(home.pids("web").len(), 2);
 

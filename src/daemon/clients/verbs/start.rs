@@ -101,8 +101,15 @@ impl Daemon {
 /// The same app, if perhaps with other settings: from the same file, or the same command.
 fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
     match (&old.source, &new.source) {
-        (Some(old), Some(new)) => old == new,
-        (None, None) => old.command == new.command && old.cwd == new.cwd,
+        // By whatever path it is called.
+        (Some(source), Some(same)) => {
+            source == same
+                || (old.source_resolved.is_some() && old.source_resolved == new.source_resolved)
+        }
+        (None, None) => {
+            old.command == new.command
+                && (old.cwd == new.cwd || old.cwd_resolved == new.cwd_resolved)
+        }
         (Some(_), None) | (None, Some(_)) => false,
     }
 }
