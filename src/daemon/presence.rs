@@ -244,6 +244,11 @@ impl Daemon {
         if self.ending {
             return;
         }
+        self.make_findable();
+        self.tend_bind_holder();
+    }
+
+    fn make_findable(&mut self) {
         let is_missing = |daemon: &Self| {
             !lock::is_at(&daemon.handles.lock, &daemon.paths.lock())
                 || !is_bound_at(&daemon.control_socket, &daemon.paths.socket())

@@ -34,6 +34,8 @@ struct Holder {
     listening: Socket,
     daemons: Vec<OwnedFd>,
     kept: BTreeMap<String, OwnedFd>,
+    /// The path is another holder's by now.
+    replaced: bool,
 }
 
 /// Runs until it is of no use any more; the exit code.
@@ -49,6 +51,7 @@ pub fn run() -> u8 {
         listening: listening.into(),
         daemons: Vec::new(),
         kept: BTreeMap::new(),
+        replaced: false,
     };
     let began = Instant::now();
     let (mut used, mut settled) = (false, false);
@@ -73,8 +76,11 @@ pub fn run() -> u8 {
 }
 
 impl Holder {
-    /// As long as it listens, no other holder can be there under the same path.
+    /// As long as it listens under the path, no other holder can.
     fn remove_path(&self) {
+        if self.replaced {
+            return;
+        }
         let address = self.listening.local_addr().ok();
         if let Some(path) = address.as_ref().and_then(|address| address.as_pathname()) {
             let _ = std::fs::remove_file(path);
@@ -141,6 +147,11 @@ impl Holder {
                 Ok((length, fd)) => match (packet.get(..length).and_then(ToKeeper::parse), fd) {
                     (Some(ToKeeper::Keep(name)), Some(fd)) => {
                         self.kept.insert(name, fd);
+                    }
+                    // Another one takes its place.
+                    (Some(ToKeeper::Bye), _) => {
+                        self.kept.clear();
+                        self.replaced = true;
                     }
                     (Some(ToKeeper::GiveBack), _) => {
                         if self.give_back(daemon).is_err() {

@@ -71,6 +71,11 @@ impl Link {
     /// As for [`Self::keep`].
     pub fn tend(&mut self, get: impl Fn(&str) -> Option<OwnedFd>) -> io::Result<()> {
         let mut wanted: Vec<(String, OwnedFd)> = Vec::new();
+        // One whose socket was removed could not be found by the next daemon.
+        let lost = self.socket.is_some() && !self.path.exists();
+        if lost && let Some(socket) = self.socket.take() {
+            let _ = fdpass::send_message(&socket, &ToKeeper::Bye.encode(), None);
+        }
         let dead = !self.socket.as_ref().is_some_and(lives);
         self.wanted.retain(|name, held| {
             let fd = get(name);
