@@ -252,9 +252,15 @@ impl Daemon {
                     })?;
                 fd.try_clone().ok()
             };
-            let others = by_slot
-                .values()
-                .any(|generation| living.contains_key(generation));
+            // One that has bound nothing yet has no socket in the group.
+            let has_one = |w: &Worker| {
+                let coming = matches!(w.phase(), WorkerPhase::Spawning | WorkerPhase::Starting);
+                !(coming && w.port.bound.is_empty() && self.has_takeover(w))
+            };
+            let others = self
+                .supervisor
+                .workers(app)
+                .any(|w| living.contains_key(&w.id.generation) && has_one(w));
             let fdstore = &self.fdstore;
             let kept = |place| fdstore.get(&name::socket(app, &address, place));
             // Borrowed apart from the fdstore.

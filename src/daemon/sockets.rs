@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{getegid, geteuid};
 use tracing::warn;
@@ -22,6 +23,9 @@ use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
 const LOBBY: usize = 0;
+
+/// How long a killed keeper may take to be gone with its sockets.
+const DYING: Duration = Duration::from_secs(2);
 
 fn index(slot: u16) -> usize {
     usize::from(slot) + 1
@@ -212,7 +216,8 @@ impl Sockets {
         } else if others_live {
             Group::join(*addr, *v6only, index(slots)).map_err(|why| why.to_string())?
         } else {
-            open(*addr, *v6only, index(slots), &self.given).map_err(|why| why.to_string())?
+            open_after_a_death(*addr, *v6only, index(slots), &self.given)
+                .map_err(|why| why.to_string())?
         };
         let mut weights = vec![0; group.len()];
         let before = steering
@@ -532,6 +537,27 @@ fn open(addr: SocketAddr, v6only: bool, size: usize, given: &Given) -> Result<Gr
             result => result,
         },
         Found::Nothing => Group::open(addr, v6only, size),
+    }
+}
+
+/// As [`open`], once the sockets of a keeper that was killed are gone: it may take its time to die, and a group
+/// that has them too would change its order when they go.
+fn open_after_a_death(
+    addr: SocketAddr,
+    v6only: bool,
+    size: usize,
+    given: &Given,
+) -> Result<Group, ListenError> {
+    let deadline = Instant::now() + DYING;
+    loop {
+        match open(addr, v6only, size, given) {
+            Err(ListenError::InUse { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            // A worker has it that was not seen to bind it.
+            Err(ListenError::InUse { .. }) => return Group::join(addr, v6only, size),
+            result => return result,
+        }
     }
 }
 
