@@ -18,7 +18,7 @@ use super::io::Steering;
 use super::release::Releases;
 use super::rollout::{Queue, Rollout};
 use super::set::Set;
-use super::types::Revision;
+use super::types::{Revision, Time};
 use super::worker::Worker;
 use super::{Settings, Supervisor};
 use crate::config::{AppName, Balance, MOST_INSTANCES};
@@ -84,6 +84,7 @@ impl TryFrom<SavedSupervisor> for Supervisor {
             seed,
             settings,
             out: VecDeque::new(),
+            ticked: Time::default(),
             due: None,
         })
     }

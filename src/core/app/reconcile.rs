@@ -173,13 +173,10 @@ impl App {
                 .is_some_and(|i| i.state == RestartState::Exited)
         };
         let count = |there: &dyn Fn(&Worker) -> bool| {
+            let workers = self.workers().filter(|w| self.is_current(w) && there(w));
+            let filled: BTreeSet<u16> = workers.map(|w| w.instance).collect();
             (0..self.instances)
-                .filter(|number| {
-                    ended(*number)
-                        || self
-                            .workers()
-                            .any(|w| w.instance == *number && self.is_current(w) && there(w))
-                })
+                .filter(|number| ended(*number) || filled.contains(number))
                 .count()
         };
         let filled = count(&|w| self.stage(w, now) == Stage::Available);
