@@ -5,6 +5,7 @@ mod checks;
 mod deaths;
 mod hiding;
 mod random;
+mod review;
 mod scenarios;
 mod starts;
 mod stillness;
