@@ -114,6 +114,7 @@ impl App {
             && self
                 .sets
                 .values()
+                .filter(|set| set.replicas > 0)
                 .flat_map(|set| set.instances.values())
                 .all(over)
     }

@@ -75,6 +75,28 @@ fn a_reload_that_was_cut_short_by_a_death_has_changed_nothing_for_a_daemon_that_
     );
 }
 
+#[test]
+fn the_port_is_closed_when_what_another_release_had_left_is_gone_too() {
+    let mut spec = web(2);
+    spec.reload.auto_rollback = false;
+    let (mut world, name) = running(&spec);
+    world.script = Box::new(|_, instance, _| match instance {
+        0 => Behaviour::good(),
+        _ => Behaviour::crashing(),
+    });
+    world.done(&name, reload(&spec)).unwrap_err();
+    world.run(ms(10_000));
+    world.script = Box::new(|_, _, _| Behaviour::crashing());
+    let _ = world.done(&name, Request::Scale { instances: 1 });
+    world.run(ms(60_000));
+    let left = world.ready(&name);
+    assert_eq!(left.len(), 1, "{:#?}", world.app(&name));
+    world.crash(&left[0]);
+    world.run(ms(60_000));
+    assert!(world.ready(&name).is_empty());
+    assert!(world.listening.is_empty(), "{:#?}", world.app(&name));
+}
+
 fn events(world: &mut World, input: Input) -> Vec<What> {
     world.core.handle(world.now, input);
     std::iter::from_fn(|| world.core.poll_effect())
