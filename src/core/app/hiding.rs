@@ -77,7 +77,7 @@ impl App {
     pub(super) fn look(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let now = cx.now;
         let worker = self.worker(id);
-        if !worker.is_some_and(|w| w.port.look.is_some_and(|at| at <= now)) {
+        if worker.is_none_or(|w| w.port.look.is_none_or(|at| at > now)) {
             return;
         }
         let wonders = self.wonder_at(id);
