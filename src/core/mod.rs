@@ -57,6 +57,9 @@ pub struct Supervisor {
     pub settings: Option<Settings>,
     #[serde(skip)]
     out: VecDeque<Effect>,
+    /// The time of the last [`Input::Tick`]: what was due by then is done.
+    #[serde(skip)]
+    ticked: Time,
     /// When whoever drives this was last seen, and is to be back at the latest.
     #[serde(skip)]
     due: Option<(Time, Time)>,
@@ -85,6 +88,7 @@ impl Supervisor {
             seed,
             settings: None,
             out: VecDeque::new(),
+            ticked: Time::default(),
             due: None,
         }
     }
@@ -92,6 +96,10 @@ impl Supervisor {
     /// Takes in one thing that happened. `now` never goes back.
     pub fn handle(&mut self, now: Time, input: Input) {
         self.make_up(now);
+        let ticked = self.ticked;
+        if input == Input::Tick {
+            self.ticked = now;
+        }
         self.act(now, |apps, cx| match input {
             Input::Request {
                 op,
@@ -159,8 +167,12 @@ impl Supervisor {
             Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| {
                 app.on_memory(&worker, bytes, cx)
             }),
-            Input::Hurry => each(apps, cx, App::hurry),
-            Input::Tick => each(apps, cx, App::tick),
+            Input::Hurry => each(apps, |_| true, cx, App::hurry),
+            Input::Tick => {
+                // An app that nothing is due for has nothing to decide.
+                let is_due = |app: &App| app.wakes(ticked).is_some_and(|at| at <= now);
+                each(apps, is_due, cx, App::tick)
+            }
         });
     }
 
@@ -240,10 +252,11 @@ impl Supervisor {
         let wake = self
             .apps
             .values()
-            .filter_map(|app| app.wakes(now))
+            .filter_map(|app| app.wakes(self.ticked))
             .chain(beat)
-            .min();
-        self.due = wake.map(|at| (now, at.max(now)));
+            .min()
+            .map(|at| at.max(now));
+        self.due = wake.map(|at| (now, at));
         wake
     }
 
@@ -308,12 +321,15 @@ fn with(
     }
 }
 
+/// As [`with`], for every app that it concerns.
 fn each(
     apps: &mut BTreeMap<AppName, App>,
+    concerns: impl Fn(&App) -> bool,
     cx: &mut Context<'_>,
     act: impl Fn(&mut App, &mut Context<'_>),
 ) {
-    let names: Vec<AppName> = apps.keys().cloned().collect();
+    let concerned = apps.iter().filter(|(_, app)| concerns(app));
+    let names: Vec<AppName> = concerned.map(|(name, _)| name.clone()).collect();
     for name in names {
         with(apps, &name, cx, &act);
     }

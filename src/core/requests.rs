@@ -293,9 +293,11 @@ fn next_revision(app: &mut App, spec: AppSpec, base_env: Option<Env>) {
 /// A stop ends whatever is under way and whatever waits.
 fn supersede(app: &mut App, by: OperationKind, cx: &mut Context<'_>) {
     let running = app.rollout.take().map(|rollout| {
+        let kind = rollout.kind;
+        app.record(What::ActionSuperseded { kind, by }, cx);
         // A reload that did not get to its end has changed nothing.
         app.undo(&rollout);
-        (rollout.op, rollout.kind)
+        (rollout.op, kind)
     });
     // While it is to be up, reloads wait; while it is not, a start does.
     let waits = match app.goal() {

@@ -37,7 +37,7 @@ impl Supervisor {
     /// of an input are carried out, and again after them if a signal was among them.
     pub fn revive(&mut self, now: Time, found: &BTreeMap<WorkerId, Found>) {
         self.act(now, |apps, cx| {
-            each(apps, cx, |app, cx| app.revive(found, cx))
+            each(apps, |_| true, cx, |app, cx| app.revive(found, cx))
         });
     }
 
@@ -62,7 +62,7 @@ impl Supervisor {
                 }
                 keep
             });
-            each(apps, cx, |app, _| app.reboot(down));
+            each(apps, |_| true, cx, |app, _| app.reboot(down));
         });
     }
 

@@ -18,7 +18,7 @@ use super::io::Steering;
 use super::release::Releases;
 use super::rollout::{Queue, Rollout};
 use super::set::Set;
-use super::types::Revision;
+use super::types::{Revision, Time};
 use super::worker::Worker;
 use super::{Settings, Supervisor};
 use crate::config::{AppName, Balance, MOST_INSTANCES};
@@ -84,6 +84,7 @@ impl TryFrom<SavedSupervisor> for Supervisor {
             seed,
             settings,
             out: VecDeque::new(),
+            ticked: Time::default(),
             due: None,
         })
     }
@@ -363,12 +364,38 @@ mod tests {
                 .find_map(|w| w.retiring.clone())
         };
         assert_eq!(change("scaled down"), None);
-        assert_eq!(change("revision 9 failed"), None);
+        let failed = Retire::ReleaseFailed { revision: 9 };
+        assert_eq!(change("revision 9 failed"), Some(failed));
+        let failure = "timeout".to_owned();
+        let hung = Some(Retire::Liveness { failure });
+        assert_eq!(change("liveness failed: timeout"), hung);
         let of_old =
             "rsup was killed together with its keeper, and may not take the worker's sockets back";
         assert_eq!(change(of_old), Some(Retire::OutOfReach));
         let memory = "memory 2 MiB is over max_memory 1 MiB";
         assert_eq!(change(memory), Some(Retire::Told(memory.into())));
+    }
+
+    /// A way back that failed too has left workers of the failed release, and no action.
+    #[test]
+    fn a_failed_release_of_version_1_is_not_kept() {
+        let mut state: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
+        let web = state.pointer_mut("/apps/web").unwrap();
+        web["operation"] = serde_json::Value::Null;
+        for seat in web["seats"].as_array_mut().unwrap() {
+            seat["bereft_of"] = serde_json::Value::Null;
+        }
+        for slot in web["slots"].as_array_mut().unwrap() {
+            if !slot["condemned"].is_null() {
+                slot["condemned"] = "revision 1 failed".into();
+            }
+        }
+        let state = read(&state.to_string()).unwrap();
+        let web = app(&state, "web");
+        assert_eq!((web.sets[&2].replicas, web.sets[&2].size()), (7, 7));
+        assert!(web.sets.get(&1).is_none_or(|set| set.replicas == 0));
+        let goes = |w: &Worker| w.retiring == Some(Retire::ReleaseFailed { revision: 1 });
+        assert!(web.workers().filter(|w| w.revision == 1).all(goes));
     }
 
     #[test]

@@ -463,8 +463,8 @@ impl Worker {
         true
     }
 
-    /// The earliest time at which something is due.
-    pub fn wakes(&self, spec: &AppSpec, now: Time) -> Option<Time> {
+    /// The earliest time at which something is due that was not at the last tick.
+    pub fn wakes(&self, spec: &AppSpec, ticked: Time) -> Option<Time> {
         match &self.state {
             State::Spawning { deadline } => Some(*deadline),
             State::Starting {
@@ -480,7 +480,7 @@ impl Worker {
                 liveness,
                 ..
             } => {
-                let available = Some(*since + spec.reload.min_ready).filter(|at| *at > now);
+                let available = Some(*since + spec.reload.min_ready).filter(|at| *at > ticked);
                 [readiness.wakes(), liveness.wakes(), available]
                     .into_iter()
                     .flatten()

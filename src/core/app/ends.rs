@@ -116,7 +116,7 @@ impl App {
         });
     }
 
-    fn record_failure(
+    pub(super) fn record_failure(
         &self,
         kind: OperationKind,
         error: &ActionError,

@@ -317,6 +317,7 @@ impl App {
             self.fail(error, cx);
         } else {
             if let Some(rollout) = self.rollout.clone() {
+                self.record_failure(rollout.kind, &error, 0, None, cx);
                 self.undo(&rollout);
             }
             // Without its sockets an app cannot run, and one that never ran is none.

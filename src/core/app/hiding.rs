@@ -75,11 +75,13 @@ impl App {
 
     /// It is time to look for traces.
     pub(super) fn look(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let wonders = self.wonder_at(id);
-        let Some(worker) = self.worker(id) else {
+        let now = cx.now;
+        let worker = self.worker(id);
+        if worker.is_none_or(|w| w.port.look.is_none_or(|at| at > now)) {
             return;
-        };
-        if worker.port.look.is_some_and(|at| at <= cx.now) {
+        }
+        let wonders = self.wonder_at(id);
+        if let Some(worker) = self.worker(id) {
             worker.port.look =
                 wonders.then(|| cx.now + cx.now.since(worker.started).max(FIRST_LOOK));
             if wonders {

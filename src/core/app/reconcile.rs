@@ -114,6 +114,7 @@ impl App {
             && self
                 .sets
                 .values()
+                .filter(|set| set.replicas > 0)
                 .flat_map(|set| set.instances.values())
                 .all(over)
     }
@@ -173,13 +174,10 @@ impl App {
                 .is_some_and(|i| i.state == RestartState::Exited)
         };
         let count = |there: &dyn Fn(&Worker) -> bool| {
+            let workers = self.workers().filter(|w| self.is_current(w) && there(w));
+            let filled: BTreeSet<u16> = workers.map(|w| w.instance).collect();
             (0..self.instances)
-                .filter(|number| {
-                    ended(*number)
-                        || self
-                            .workers()
-                            .any(|w| w.instance == *number && self.is_current(w) && there(w))
-                })
+                .filter(|number| ended(*number) || filled.contains(number))
                 .count()
         };
         let filled = count(&|w| self.stage(w, now) == Stage::Available);

@@ -256,7 +256,9 @@ impl App {
             self.rollout = None;
         }
         if down && self.wanted == Wanted::Up {
-            self.rollout = None;
+            if let Some(rollout) = self.rollout.take() {
+                self.undo(&rollout);
+            }
             self.queue.clear();
             self.wanted = Wanted::Down;
         }

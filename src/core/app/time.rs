@@ -217,9 +217,11 @@ impl App {
         });
     }
 
-    /// Everything that this app waits for.
-    pub fn wakes(&self, now: Time) -> Option<Time> {
-        let workers = self.workers().filter_map(|w| w.wakes(self.spec_of(w), now));
+    /// The earliest of the times that this app waits for and that had not passed at the last tick.
+    pub fn wakes(&self, ticked: Time) -> Option<Time> {
+        let workers = self
+            .workers()
+            .filter_map(|w| w.wakes(self.spec_of(w), ticked));
         let instances = self.sets.values().flat_map(|set| set.instances.values());
         let backoffs = instances.filter_map(|instance| match instance.state {
             RestartState::Backoff { until } => Some(until),

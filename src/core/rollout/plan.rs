@@ -216,7 +216,11 @@ fn surplus(live: &[Live], sets: &[SetView], moves: &mut Vec<Move>) {
             .iter()
             .filter(|w| w.revision == set.revision && w.stays && w.is_active())
             .collect();
-        there.sort_by_key(|w| {
+        let many = there.len().saturating_sub(usize::from(set.replicas));
+        if many == 0 {
+            continue;
+        }
+        there.sort_by_cached_key(|w| {
             let value = match w.stage {
                 Stage::Available => 2,
                 Stage::Unready => 1,
@@ -224,7 +228,6 @@ fn surplus(live: &[Live], sets: &[SetView], moves: &mut Vec<Move>) {
             };
             (value, known(w), !is_replaced(live, w), w.slot)
         });
-        let many = there.len().saturating_sub(usize::from(set.replicas));
         moves.extend(
             there
                 .iter()
@@ -303,6 +306,9 @@ fn start(
             .filter(|w| w.revision == set.revision && returned.contains(&w.slot))
             .count();
         let mut missing = missing(live, set).saturating_sub(back);
+        if missing == 0 {
+            continue;
+        }
         let held = |number: u16| {
             live.iter().any(|w| {
                 w.instance == number

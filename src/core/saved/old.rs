@@ -110,11 +110,21 @@ impl From<AnyWorker> for Worker {
 fn retiring(sentence: &str) -> Option<Retire> {
     match sentence {
         "replaced by a reload" | "restarted" | "scaled down" | "stopped" | "replaced" => None,
-        failed if failed.starts_with("revision ") && failed.ends_with(" failed") => None,
         "rsup was killed together with its keeper, and may not take the worker's sockets back" => {
             Some(Retire::OutOfReach)
         }
-        other => Some(Retire::Told(other.to_owned())),
+        other => {
+            let failed = other.strip_prefix("revision ");
+            let failed = failed.and_then(|rest| rest.strip_suffix(" failed")?.parse().ok());
+            let hangs = other.strip_prefix("liveness failed: ");
+            Some(match (failed, hangs) {
+                (Some(revision), _) => Retire::ReleaseFailed { revision },
+                (None, Some(failure)) => Retire::Liveness {
+                    failure: failure.to_owned(),
+                },
+                (None, None) => Retire::Told(other.to_owned()),
+            })
+        }
     }
 }
 
@@ -137,9 +147,12 @@ impl Rest {
         if seats.len() > usize::from(MOST_INSTANCES) {
             return Err(format!("`{}` is larger than any app can be", app.name));
         }
+        // Without an action under way, what goes is not kept.
+        let acts = app.rollout.is_some();
         let of = |revision: u64| -> BTreeSet<u16> {
             let workers = app.workers().filter(|w| w.revision == revision);
-            workers.map(|w| w.instance).collect()
+            let there = workers.filter(|w| acts || (w.active() && w.stays()));
+            there.map(|w| w.instance).collect()
         };
         let lost = |revision: u64| -> BTreeSet<u16> {
             (0..)

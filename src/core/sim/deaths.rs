@@ -53,7 +53,7 @@ impl World {
     }
 
     /// While there is no daemon, workers end; what they say waits.
-    fn between(&mut self) {
+    pub fn between(&mut self) {
         let away = if self.random.u8(..) < 200 {
             self.random.u64(..400)
         } else {
@@ -102,7 +102,7 @@ impl World {
     }
 
     /// What a new daemon knows, and does first.
-    fn come_back(&mut self) {
+    pub fn come_back(&mut self) {
         self.reviving = true;
         self.relays.values_mut().for_each(|on| *on = false);
         let apps = &self.core.apps;

@@ -5,6 +5,7 @@ mod checks;
 mod deaths;
 mod hiding;
 mod random;
+mod review;
 mod scenarios;
 mod starts;
 mod stillness;
@@ -475,7 +476,8 @@ impl World {
             (read.seed, read.next_generation),
             (self.core.seed, self.core.next_generation)
         );
-        self.core = read;
+        let ticked = self.core.ticked;
+        self.core = Supervisor { ticked, ..read };
     }
 
     /// Late inputs about former workers, and doubled ones about live workers, change nothing.

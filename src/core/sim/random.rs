@@ -52,6 +52,8 @@ impl Faults {
         let (unready, hang) = (chance(self.unready), chance(self.hang));
         let mut within = |limit: u64| ms(random.u64(1..limit));
         b.ready_after = b.ready_after.map(|_| within(1500));
+        // Some drain for longer than the release that follows takes to prove itself, or to fail.
+        b.drains_after = b.drains_after.map(|_| within(1500));
         b.ends_after = crash.then(|| (within(8000), 1));
         b.unready_after = unready.then(|| within(15_000));
         b.hangs_after = hang.then(|| within(15_000));
@@ -124,6 +126,39 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// Milliseconds: often so few that the act before is still under way.
+fn pause() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => 0u64..9000, 1 => 0u64..700]
+}
+
+/// As many as `PROPTEST_CASES` says.
+fn cases() -> u32 {
+    let wish = std::env::var("PROPTEST_CASES").ok();
+    wish.and_then(|n| n.parse().ok()).unwrap_or(128)
+}
+
+/// A reload that leaves two releases side by side if it fails, and what is done to them then.
+fn mixed() -> impl Strategy<Value = (AppSpec, u64, Vec<(u64, Act)>)> {
+    let after = prop_oneof![
+        3 => (1u16..6).prop_map(Act::Scale),
+        2 => any::<(u8, bool)>().prop_map(|(to, queue)| Act::Reload(to, queue)),
+        2 => any::<u8>().prop_map(Act::Crash),
+        1 => Just(Act::Stop),
+        1 => Just(Act::StartStopped),
+    ];
+    let spec = (spec(), any::<bool>()).prop_map(|(mut spec, proof)| {
+        spec.instances = spec.instances.max(2);
+        spec.reload.auto_rollback = false;
+        spec.reload.min_ready = ms(if proof { 700 } else { 0 });
+        spec
+    });
+    (
+        spec,
+        100u64..4000,
+        prop::collection::vec((pause(), after), 1..8),
+    )
+}
+
 fn spec() -> impl Strategy<Value = AppSpec> {
     let check = prop_oneof![4 => Just(0u8), 1 => Just(1), 1 => Just(2), 1 => Just(3)];
     let policy = prop_oneof![4 => Just(RestartPolicy::Always), 1 => Just(RestartPolicy::OnFailure), 1 => Just(RestartPolicy::Never)];
@@ -176,7 +211,16 @@ fn play(
     acts: Vec<(u64, Act)>,
     death: Death,
 ) -> World {
-    let mut world = World::new(seed);
+    go_on(World::new(seed), specs, faults, acts, death)
+}
+
+fn go_on(
+    mut world: World,
+    specs: &[AppSpec],
+    faults: [Faults; 2],
+    acts: Vec<(u64, Act)>,
+    death: Death,
+) -> World {
     world.death = death;
     world.mischief = true;
     let refused = faults[0].listen;
@@ -239,14 +283,14 @@ fn settles(mut world: World) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens(
         seed in any::<u64>(),
         specs in prop::collection::vec(spec(), 1..4),
         faults in [faults(), faults()],
-        acts in prop::collection::vec((0u64..9000, act()), 1..14),
+        acts in prop::collection::vec((pause(), act()), 1..14),
     ) {
         let acts = std::iter::once((0, Act::Start)).chain(acts).collect();
         settles(play(seed, &specs, faults, acts, Death::Never));
@@ -258,10 +302,32 @@ proptest! {
         often in 2u32..100,
         specs in prop::collection::vec(spec(), 1..4),
         faults in [faults(), faults()],
-        acts in prop::collection::vec((0u64..9000, act()), 1..14),
+        acts in prop::collection::vec((pause(), act()), 1..14),
     ) {
         let acts = std::iter::once((0, Act::Start)).chain(acts).collect();
         settles(play(seed, &specs, faults, acts, Death::Often(often)));
+    }
+
+    /// The last instance of the second release never comes up.
+    #[test]
+    fn whatever_is_done_to_two_releases_side_by_side(
+        seed in any::<u64>(),
+        often in prop_oneof![Just(None), (2u32..100).prop_map(Some)],
+        (spec, pause, acts) in mixed(),
+        faults in [faults(), faults()],
+    ) {
+        let mut world = World::new(seed);
+        let last = spec.instances - 1;
+        world.script = Box::new(move |_, instance, revision| match revision.number {
+            2 if instance == last => Behaviour::crashing(),
+            _ => Behaviour::good(),
+        });
+        world.ask(&spec.name, start(&spec));
+        world.run(ms(8000));
+        world.ask(&spec.name, reload(&spec));
+        world.run(ms(pause));
+        let death = often.map_or(Death::Never, Death::Often);
+        settles(go_on(world, &[spec], faults, acts, death));
     }
 
     #[test]
@@ -269,7 +335,7 @@ proptest! {
         seed in any::<u64>(),
         specs in prop::collection::vec(spec(), 1..4),
         faults in [faults(), faults()],
-        acts in prop::collection::vec((0u64..9000, act()), 1..6),
+        acts in prop::collection::vec((pause(), act()), 1..6),
     ) {
         let acts = std::iter::once((0, Act::Start)).chain(acts).collect();
         let mut world = play(seed, &specs, faults, acts, Death::Never);
