@@ -40,7 +40,7 @@ impl Machine {
     }
 
     fn start_web(&self) {
-        self.ok(&["rsup", "start", CONFIG]);
+        self.ok(&["rsup", "up", CONFIG]);
         assert!(is_ready(&self.view("web")), "{:#}", self.view("web"));
     }
 
