@@ -3,7 +3,7 @@
 //! another user, which only a privileged rsup can start (see `sys/takeover/held.rs` for the reason).
 //!
 //! It has a socket in the runtime folder, where a daemon hands over listeners and the next one fetches them,
-//! in the messages of [`wire`](super::wire). A listener goes when the last process under its filter has; the
+//! in the messages of [`wire`]. A listener goes when the last process under its filter has; the
 //! holder ends when it has none left and no daemon is connected.
 
 use std::collections::BTreeMap;
