@@ -340,7 +340,12 @@ fn scale() {
     home.run(&["scale", "web", "-2"])
         .code(1)
         .says(&["cannot have 0 workers"]);
-    home.run(&["scale", "web", "60000"]).code(1);
+    home.run(&["scale", "web", "60000"])
+        .code(2)
+        .says(&["60000 workers are more than the 250"]);
+    home.run(&["scale", "web", "+249"])
+        .code(1)
+        .says(&["1 to 250 are possible", "rsup scale web 250"]);
     assert_eq!(home.pids("web"), first);
 }
 
