@@ -100,6 +100,24 @@ fn the_core_has_no_clock_no_socket_no_file_and_no_process() {
     }
 }
 
+/// Clients do that, with the rights and the environment of whoever calls them.
+#[test]
+fn the_daemon_reads_no_configuration_and_looks_up_no_names() {
+    const NAMES: [&str; 5] = [
+        "config::load",
+        "resolve_user",
+        "resolve_cwd",
+        "User::from",
+        "Group::from",
+    ];
+    for folder in ["src/core", "src/daemon", "src/keeper"] {
+        let found = found(folder, |_, line| {
+            NAMES.iter().any(|name| line.contains(name))
+        });
+        assert!(found.is_empty(), "{folder}: {found:#?}");
+    }
+}
+
 /// Its words are those of `model/words.rs`; hints of the command line are no decision.
 #[test]
 fn the_core_writes_no_command_lines() {

@@ -368,30 +368,17 @@ fn a_reader_that_leaves_is_no_error() {
         let troubles = Vec::new();
         vec![Answer::Done(Reply::List(Listing { apps, troubles }))]
     });
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let output = home
-        .command("list")
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-        .wait_with_output()
-        .unwrap();
-    let said = Said::from(output);
-    assert_eq!((said.code, said.err.as_str()), (0, ""));
-    // Help too.
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let output = home
-        .command("--help")
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-        .wait_with_output()
-        .unwrap();
-    assert_eq!(Said::from(output).err, "");
+    let to_nobody = |argument: &str| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = home.command(argument);
+        command.stdout(writer).stderr(Stdio::piped());
+        Said::from(command.spawn().unwrap().wait_with_output().unwrap())
+    };
+    for argument in ["list", "--help"] {
+        let said = to_nobody(argument);
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{argument}");
+    }
 }
 
 #[test]

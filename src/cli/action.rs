@@ -6,9 +6,9 @@ use super::client::{CallError, Client, Interrupt, Meanwhile};
 use super::error::{CliError, FAILED, Report};
 use super::progress::Progress;
 use super::render::{self, Output};
-use crate::config::AppName;
-use crate::control::{Act, Action, ActionId, Ask, Outcome, Untouched};
-use crate::core::{AppPhase, Settings};
+use crate::config::{self, AppName, AppSpec};
+use crate::control::{Act, Action, ActionId, Ask, Known, Outcome, Untouched};
+use crate::core::{AppPhase, OperationKind, Settings};
 use crate::model::Cause;
 
 /// Sends an action and waits for its outcomes. `settings`: of the files that its apps are from.
@@ -82,6 +82,29 @@ pub fn watched<Q: Ask>(
 pub fn only(outcomes: Vec<Outcome>) -> Result<Outcome, CliError> {
     let first = outcomes.into_iter().next();
     first.ok_or_else(|| CliError::failed("broken", "the daemon's answer is about no app"))
+}
+
+/// What is said of apps that are reloaded from the folder that they run in.
+pub struct SameFolders(Vec<(AppName, String)>);
+
+/// Compares before an action: it changes what is known.
+pub fn same_folders(apps: &[AppSpec], known: &[Known]) -> SameFolders {
+    let same = apps.iter().filter_map(|new| {
+        let old = known.iter().find(|old| old.spec.name == new.name)?;
+        Some((new.name.clone(), config::same_folder(&old.spec, new)?))
+    });
+    SameFolders(same.collect())
+}
+
+impl SameFolders {
+    /// A link that was not switched looks like a release that changed nothing.
+    pub fn note(&self, outcomes: &mut [Outcome]) {
+        let reloads = |outcome: &&mut Outcome| outcome.kind == OperationKind::Reload;
+        for outcome in outcomes.iter_mut().filter(reloads) {
+            let said = self.0.iter().filter(|(app, _)| *app == outcome.app);
+            outcome.notes.extend(said.map(|(_, words)| words.clone()));
+        }
+    }
 }
 
 /// Prints what became of each app; an error if one of them failed.

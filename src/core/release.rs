@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Index;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::types::Revision;
 
 /// Revisions by number. Whatever names a number that is not here is refused when a state is read, and a
 /// revision leaves only when nothing names it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Releases(BTreeMap<u64, Arc<Revision>>);
 
 impl Releases {
@@ -31,16 +33,6 @@ impl Releases {
     /// Forgets all that are not used any more.
     pub fn keep(&mut self, used: &BTreeSet<u64>) {
         self.0.retain(|number, _| used.contains(number));
-    }
-
-    pub fn table(&self) -> &BTreeMap<u64, Arc<Revision>> {
-        &self.0
-    }
-}
-
-impl From<BTreeMap<u64, Arc<Revision>>> for Releases {
-    fn from(table: BTreeMap<u64, Arc<Revision>>) -> Self {
-        Self(table)
     }
 }
 

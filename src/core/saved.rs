@@ -8,9 +8,8 @@
 mod old;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::app::{App, Listening, Wanted};
 use super::hiding::Hiding;
@@ -18,7 +17,7 @@ use super::io::Steering;
 use super::release::Releases;
 use super::rollout::{Queue, Rollout};
 use super::set::Set;
-use super::types::{Revision, Time};
+use super::types::Time;
 use super::worker::Worker;
 use super::{Settings, Supervisor};
 use crate::config::{AppName, Balance, MOST_INSTANCES};
@@ -90,14 +89,14 @@ impl TryFrom<SavedSupervisor> for Supervisor {
     }
 }
 
-/// As [`App`].
-#[derive(Serialize, Deserialize)]
+/// As [`App`] is written, or was by version 1.
+#[derive(Deserialize)]
 pub struct SavedApp {
     name: AppName,
     wanted: Wanted,
     #[serde(default)]
     halted: bool,
-    revisions: BTreeMap<u64, Arc<Revision>>,
+    revisions: Releases,
     #[serde(alias = "target")]
     current: u64,
     last_revision: u64,
@@ -113,52 +112,8 @@ pub struct SavedApp {
     reason: Option<old::AnyReason>,
     #[serde(default)]
     hiding: Vec<(Vec<String>, Hiding)>,
-    /// Of version 1.
-    #[serde(flatten, skip_serializing)]
+    #[serde(flatten)]
     old: old::Rest,
-}
-
-impl From<App> for SavedApp {
-    fn from(app: App) -> Self {
-        let App {
-            name,
-            wanted,
-            halted,
-            releases,
-            current,
-            last_revision,
-            instances,
-            sets,
-            slots,
-            rollout,
-            queue,
-            listening,
-            steered,
-            reason,
-            hiding,
-        } = app;
-        Self {
-            name,
-            wanted,
-            halted,
-            revisions: releases.table().clone(),
-            current,
-            last_revision,
-            instances,
-            sets,
-            slots: slots
-                .into_iter()
-                .map(|slot| slot.map(old::AnyWorker::Now))
-                .collect(),
-            rollout,
-            queue,
-            listening,
-            steered,
-            reason: reason.map(old::AnyReason::Now),
-            hiding,
-            old: old::Rest::default(),
-        }
-    }
 }
 
 impl TryFrom<SavedApp> for App {
@@ -188,7 +143,7 @@ impl TryFrom<SavedApp> for App {
             name,
             wanted,
             halted,
-            releases: Releases::from(revisions),
+            releases: revisions,
             current,
             last_revision,
             instances,

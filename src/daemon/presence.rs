@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{Daemon, Error, system};
@@ -182,6 +183,8 @@ pub fn move_out(paths: &Paths) {
 pub struct Presence {
     /// None: the kernel has no more watches, and a look now and then has to do.
     watch: Option<AsyncFd<OwnedFd>>,
+    /// Since when something may have happened that was not looked at.
+    disturbed: Option<Instant>,
     /// Why this daemon cannot be found.
     trouble: Option<String>,
 }
@@ -212,19 +215,20 @@ impl Presence {
         self.watch = Self::watch(paths).and_then(readable).ok();
     }
 
-    /// Waits until something may have happened to a file or a folder. May be dropped at any time.
-    pub async fn disturbed(&self) {
-        match &self.watch {
-            Some(watch) => {
-                if let Ok(mut ready) = watch.readable().await {
-                    tokio::time::sleep(SETTLE).await;
-                    // What it was does not matter.
-                    let mut events = [0; 4096];
-                    while nix::unistd::read(watch.get_ref(), &mut events).is_ok() {}
-                    ready.clear_ready();
-                }
-            }
-            None => std::future::pending().await,
+    /// Waits until something may have happened to a file or a folder. May be dropped at any time, and goes on
+    /// from there: events of other kinds put it off no further.
+    pub async fn disturbed(&mut self) {
+        let Some(watch) = &self.watch else {
+            return std::future::pending().await;
+        };
+        if let Ok(mut ready) = watch.readable().await {
+            let since = *self.disturbed.get_or_insert_with(Instant::now);
+            tokio::time::sleep_until(since + SETTLE).await;
+            self.disturbed = None;
+            // What it was does not matter.
+            let mut events = [0; 4096];
+            while nix::unistd::read(watch.get_ref(), &mut events).is_ok() {}
+            ready.clear_ready();
         }
     }
 
@@ -428,6 +432,28 @@ mod tests {
         drop(holder.stdin.take());
         holder.wait().unwrap();
         lock(&paths).unwrap();
+    }
+
+    /// As the daemon's loop does, which drops the wait at every other event.
+    #[tokio::test]
+    async fn a_wait_that_is_dropped_again_and_again_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::in_home(&folder.path().join("h")).unwrap();
+        paths.create().unwrap();
+        for file in [paths.lock(), paths.socket()] {
+            fs::write(file, "").unwrap();
+        }
+        let mut presence = Presence::begin(&paths);
+        fs::remove_file(paths.socket()).unwrap();
+        let mut dropped = 0;
+        while tokio::time::timeout(SETTLE / 10, presence.disturbed())
+            .await
+            .is_err()
+        {
+            dropped += 1;
+            assert!(dropped < 1000, "every drop begins it anew");
+        }
+        assert!(presence.disturbed.is_none());
     }
 
     #[test]

@@ -314,18 +314,22 @@ impl Reader {
         self.shared.drained.notify_all();
     }
 
-    /// The chunk could not be written from this byte on. True for the first failure in a row.
-    pub fn failed(&mut self, chunk: &Chunk, from: usize, why: &str) -> bool {
+    /// Whether the last attempt to write failed.
+    pub fn is_failing(&self) -> bool {
+        self.shared.lock().failing.is_some()
+    }
+
+    /// The chunk could not be written from this byte on.
+    pub fn failed(&mut self, chunk: &Chunk, from: usize, why: &str) {
         let rest = chunk.bytes.get(from..).unwrap_or_default();
         let mut state = self.shared.lock();
         state.waiting = state.waiting.saturating_sub(rest.len());
         state.lose(Loss::of(rest).without(chunk.told.words));
         // With the lines that told of it goes the knowledge.
         state.loss.add(chunk.told.loss);
-        let first = state.failing.replace(why.to_owned()).is_none();
+        state.failing = Some(why.to_owned());
         drop(state);
         self.shared.drained.notify_all();
-        first
     }
 }
 
@@ -415,7 +419,9 @@ mod tests {
         let (console, mut reader) = Console::new(Format::Text);
         put(&console, b"one\ntwo\n");
         let chunk = reader.take().expect("lines");
-        assert!(reader.failed(&chunk, 4, "No space left on device"));
+        reader.wrote(4);
+        assert!(!reader.is_failing());
+        reader.failed(&chunk, 4, "No space left on device");
         for _ in 0..2 {
             let told = reader.take().expect("what is lost");
             assert!(
@@ -423,10 +429,8 @@ mod tests {
                 "{}",
                 text(&told)
             );
-            assert!(
-                !reader.failed(&told, 0, "No space left on device"),
-                "only the first is worth a word"
-            );
+            assert!(reader.is_failing(), "only the first is worth a word");
+            reader.failed(&told, 0, "No space left on device");
         }
         put(&console, b"three\n");
         let last = next(&mut reader);

@@ -4,8 +4,8 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use memchr::{memchr, memmem, memrchr};
 
 use super::follow::time_of;
@@ -55,19 +55,14 @@ pub(super) fn place(old: &File, read: u64, new: &File) -> io::Result<u64> {
 }
 
 /// Whether `new` was made before `old` lost its last name: then it was moved over it. Where both happened
-/// within one tick of the kernel's clock, that is not known.
+/// within one tick of the kernel's clock, that is not known. (A clock that is set back between the two makes it
+/// seem so: then lines that are the same by coincidence are not shown twice.)
 fn was_there_before(new: &Metadata, old: &Metadata) -> bool {
-    let (seconds, nanoseconds) = (old.ctime(), old.ctime_nsec());
-    let lost = u64::try_from(seconds)
-        .ok()
-        .zip(u32::try_from(nanoseconds).ok())
-        .map(|(seconds, nanoseconds)| SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds));
-    old.nlink() == 0
-        && new
-            .created()
-            .ok()
-            .zip(lost)
-            .is_some_and(|(made, lost)| made < lost)
+    let made = new.created().ok();
+    let made = made.and_then(|at| Timestamp::try_from(at).ok());
+    let nanoseconds = i32::try_from(old.ctime_nsec()).ok();
+    let lost = nanoseconds.and_then(|part| Timestamp::new(old.ctime(), part).ok());
+    old.nlink() == 0 && made.zip(lost).is_some_and(|(made, lost)| made < lost)
 }
 
 /// The whole lines at the end of `file[..end]`; the end of one where it is longer than [`TAIL`].

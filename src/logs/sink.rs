@@ -46,8 +46,10 @@ pub fn write_all(
             }
             failing = error.is_some();
             if let Some(error) = error {
-                let first = reader.failed(&chunk, done, &error.to_string());
-                lost(chunk.bytes.get(done..).unwrap_or_default(), &error, first);
+                let rest = chunk.bytes.get(done..).unwrap_or_default();
+                // First of all: once nothing waits any more, `flush` returns, and the process may end.
+                lost(rest, &error, !reader.is_failing());
+                reader.failed(&chunk, done, &error.to_string());
                 break;
             }
         }
@@ -78,9 +80,30 @@ fn write(out: &impl AsFd, bytes: &[u8]) -> (usize, Option<io::Error>) {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::time::Duration;
 
     use super::super::{Console, Format};
     use super::*;
+
+    #[test]
+    fn what_is_lost_has_been_told_when_nothing_waits_any_more() {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let full = full.expect("/dev/full");
+        let (console, reader) = Console::new(Format::Text);
+        let (tell, told) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            write_all(reader, &full, |lines, _, _| {
+                // A slow witness.
+                std::thread::sleep(Duration::from_millis(50));
+                drop(tell.send(lines.to_vec()));
+            });
+        });
+        console.whole(b"the last words\n");
+        console.flush(Duration::from_secs(60));
+        assert_eq!(told.try_recv().expect("told"), b"the last words\n");
+        console.close();
+        writer.join().expect("the writer");
+    }
 
     #[test]
     fn a_pipe_that_is_full_and_does_not_wait_is_waited_for() {

@@ -58,6 +58,8 @@ pub enum ActionError {
         revision: u64,
         folder: PathBuf,
     },
+    /// Of what became of it nothing is known.
+    NotBegun,
     /// What an earlier version of rsup wrote down.
     #[serde(untagged)]
     Told {
@@ -89,6 +91,7 @@ impl ActionError {
             | Self::Deadline { .. } => FailureCode::NotReady,
             Self::NoWayBack { first, .. } => first.code(),
             Self::SameFolder { failed, .. } => failed.code(),
+            Self::NotBegun => FailureCode::Internal,
             Self::Told { code, .. } => *code,
         }
     }
@@ -106,7 +109,8 @@ impl ActionError {
             | Self::NoInstances
             | Self::Busy { .. }
             | Self::Superseded { .. }
-            | Self::Listen { .. } => None,
+            | Self::Listen { .. }
+            | Self::NotBegun => None,
         }
     }
 }

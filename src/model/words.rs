@@ -7,7 +7,6 @@ use super::event::Killed;
 use super::view::OperationKind;
 use super::{ActionError, Because, Cause, Doubt, Event, Loss, Retire, What};
 use crate::config::AppName;
-use crate::exit::Exit;
 use crate::human::{format_duration, size};
 
 fn ms(ms: u64) -> String {
@@ -148,10 +147,13 @@ impl ActionError {
                 revision,
                 folder,
             } => format!(
-                "{}; revision {revision} is started again from {}, which the failed release changed: \
+                "{}; revision {revision} is started again from {}, which the failed release uses too: \
                  it runs what is there now",
                 failed.message(app),
                 folder.display()
+            ),
+            Self::NotBegun => format!(
+                "rsup was killed before it began with `{app}`, or too long ago; nothing was lost"
             ),
             Self::Told { message, .. } => message.clone(),
         }
@@ -182,6 +184,7 @@ impl ActionError {
                 "put the files of the old version back and reload; a folder for each release \
                  (`current` as a link) makes a way back possible; rsup logs {app}"
             )),
+            Self::NotBegun => Some("rsup list shows what there is; then try again".into()),
             Self::Told { hint, .. } => hint.clone(),
         }
     }
@@ -216,7 +219,7 @@ impl Event {
                     (0, _) | (_, None) => String::new(),
                     (n, Some(to)) => format!("; {n} replaced worker(s) go back to revision {to}"),
                 };
-                format!("{} aborted: {}{tail}", kind.as_str(), error.message(&self.app))
+                format!("{} failed: {}{tail}", kind.as_str(), error.message(&self.app))
             }
             What::ActionSuperseded { kind, by } => {
                 format!("the {} was ended by a {}", kind.as_str(), by.as_str())
@@ -287,9 +290,4 @@ impl Display for Killed {
             Self::Hurry => f.write_str("it was to end at once"),
         }
     }
-}
-
-/// `exited with code 1 after 3 s`.
-pub fn ended(exit: Exit, uptime: Duration) -> String {
-    format!("{exit} after {}", format_duration(uptime))
 }

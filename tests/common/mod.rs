@@ -490,6 +490,13 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     wait_for(what, || if condition() { Ok(()) } else { Err("not yet") });
 }
 
+/// Removes a folder that a living process may be writing into: a file that appears meanwhile is removed as well.
+pub fn remove_folder(path: impl AsRef<Path>) {
+    let path = path.as_ref();
+    let what = format!("{} is gone", path.display());
+    wait_for(&what, || fs::remove_dir_all(path));
+}
+
 pub fn signal(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid as i32), signal).unwrap_or_else(|why| panic!("signal to {pid}: {why}"));
 }

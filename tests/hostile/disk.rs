@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::bystander::Bystander;
-use crate::common::{Home, wait_for, wait_until};
+use crate::common::{Home, remove_folder, wait_for, wait_until};
 use crate::support::Life;
 
 /// Something mounted, which goes with it.
@@ -691,14 +691,12 @@ fn a_log_folder_that_is_gone() {
         });
     };
     until("the first");
-    // Somebody may be about to write there.
-    let remove = || wait_for("the folder is gone", || fs::remove_dir_all(&folder));
     // Deleted: it is made again.
-    remove();
+    remove_folder(&folder);
     until("the second");
     // Something else is in its place.
     wait_for("a file is in its place", || {
-        remove();
+        remove_folder(&folder);
         fs::write(&folder, "not a folder")
     });
     until_it_is_said(&home, "Not a directory");

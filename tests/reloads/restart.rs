@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use rsup::load::Report;
 
 use crate::common::load::{Load, kinds};
 use crate::common::{Home, apps, http, is_ready, pids, signal};
@@ -64,6 +65,21 @@ fn slow_requests_are_finished() {
     load.lossless();
 }
 
+/// No connection was refused, and none reset before it was accepted.
+fn only_what_was_accepted(report: &Report) {
+    let kinds = kinds(report);
+    eprintln!(
+        "{} of {} requests failed: {kinds:?}",
+        report.failed, report.requests
+    );
+    let accepted = |(kind, _): &(String, u64)| kind == "read" || kind == "closed";
+    assert!(
+        kinds.iter().all(accepted),
+        "{kinds:?}: {:#?}",
+        report.failures
+    );
+}
+
 /// What the killed worker had accepted is lost; nothing else is.
 #[test]
 fn kill_minus_nine() {
@@ -83,18 +99,7 @@ fn kill_minus_nine() {
         load.more(200);
     }
     let report = load.stop();
-    let kinds = kinds(&report);
-    eprintln!(
-        "{} of {} requests failed at {KILLS} kills: {kinds:?}",
-        report.failed, report.requests
-    );
-    assert!(
-        kinds
-            .iter()
-            .all(|(kind, _)| kind == "read" || kind == "closed"),
-        "{kinds:?}: {:#?}",
-        report.failures
-    );
+    only_what_was_accepted(&report);
     // A client has one request at a time, and the workers share them.
     assert!(
         report.failed <= KILLS * 20,
@@ -128,18 +133,7 @@ fn everybody_dies() {
         load.more(200);
     }
     let report = load.stop();
-    let kinds = kinds(&report);
-    eprintln!(
-        "{} of {} requests failed: {kinds:?}",
-        report.failed, report.requests
-    );
-    assert!(
-        kinds
-            .iter()
-            .all(|(kind, _)| kind == "read" || kind == "closed"),
-        "{kinds:?}: {:#?}",
-        report.failures
-    );
+    only_what_was_accepted(&report);
     assert!(report.failed <= 3 * 20, "{} failed", report.failed);
 }
 

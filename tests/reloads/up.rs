@@ -26,8 +26,12 @@ fn it_starts_reloads_and_says_what_is_no_longer_there() {
     let load = Load::start(port, "/");
     let before = home.pids("web");
     // Nothing in the file has changed; the code may have.
-    home.ok(&["up"])
-        .says(&["web reloaded to revision 2", "job reloaded to revision 2"]);
+    home.ok(&["up"]).says(&[
+        "web reloaded to revision 2",
+        "job reloaded to revision 2",
+        "web: its folder is the same as before",
+        "job: its folder is the same as before",
+    ]);
     assert!(home.pids("web").is_disjoint(&before));
     // One has other settings, one is new, one is gone, and one was stopped.
     home.config(&(web(port, "instances = 2") + "[app.new]\ncommand = [\"sleep\", \"1000\"]\n"));
@@ -109,7 +113,9 @@ fn a_release_that_fails_changes_nothing() {
     let broken =
         web(port, "listen_timeout = \"1s\"").replace("WARM_MS = \"50\"", "NEVER_READY = \"1\"");
     let second = release(&home, 2, &broken);
-    home.run(&["up", &second]).code(1).says(&["listen_timeout"]);
+    let run = home.run(&["up", &second]).code(1);
+    let run = run.says(&["listen_timeout"]);
+    assert!(!run.err.contains("the same as before"), "{}", run.err);
     home.wait_view("web", "as before", is_ready);
     assert_eq!(home.pids("web"), before);
     load.more(50);

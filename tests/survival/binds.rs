@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 
 use crate::common::load::Load;
 use crate::common::{
-    Home, all_pids, apps, http, is_alive, is_ready, pids, signal, try_run, wait_for, wait_until,
+    Background, Home, all_pids, apps, http, is_alive, is_ready, pids, signal, try_run, wait_for,
+    wait_until,
 };
 use crate::supervisors::Supervisors;
 use crate::support::Life;
@@ -247,8 +248,8 @@ while not os.path.exists("go"): time.sleep(0.01)
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), http.server.SimpleHTTPRequestHandler).serve_forever()
 "#;
 
-/// A worker that has no socket of ours yet: whether it is the same that serves in the end.
-fn late(home: &Home, python: &str, meanwhile: impl Fn()) -> bool {
+/// Starts a worker that has no socket of ours yet: its port, the start that waits for it, and its pid.
+fn start_late(home: &Home, python: &str) -> (u16, Background, u32) {
     let port = home.port();
     home.write("late.py", LATE);
     home.app(
@@ -261,6 +262,12 @@ fn late(home: &Home, python: &str, meanwhile: impl Fn()) -> bool {
     let started = |view: &serde_json::Value| view["workers"][0]["phase"] == "starting";
     home.wait_view("web", "a process", started);
     let before = home.pid("web");
+    (port, start, before)
+}
+
+/// A worker that has no socket of ours yet: whether it is the same that serves in the end.
+fn late(home: &Home, python: &str, meanwhile: impl Fn()) -> bool {
+    let (port, start, before) = start_late(home, python);
     home.kill_keeper_and_daemon();
     meanwhile();
     home.list();
@@ -340,18 +347,7 @@ fn dies_before_its_answer(home: &Home, python: &str, worker: u32, call: impl FnO
 fn a_worker_whose_bind_was_never_answered_is_started_anew() {
     let Some(python) = apps::python() else { return };
     let home = Home::new();
-    let port = home.port();
-    home.write("late.py", LATE);
-    home.app(
-        "web",
-        &format!(
-            "command = [\"{python}\", \"late.py\"]\nlisten = \"127.0.0.1:{port}\"\nlisten_timeout = \"60s\""
-        ),
-    );
-    let start = home.background(&["start"]);
-    let started = |view: &serde_json::Value| view["workers"][0]["phase"] == "starting";
-    home.wait_view("web", "a process", started);
-    let before = home.pid("web");
+    let (port, start, before) = start_late(&home, python);
     dies_before_its_answer(&home, python, before, || drop(home.write("go", "")));
     start.wait().ok();
     http::get(http::local(port), "/").expect("an answer");

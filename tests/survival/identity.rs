@@ -5,7 +5,9 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{self, Home, PATIENCE, Run, http, install, is_alive, try_run, wait_until};
+use crate::common::{
+    self, Home, PATIENCE, Run, http, install, is_alive, remove_folder, try_run, wait_until,
+};
 use crate::supervisors::Supervisors;
 use crate::support::Life;
 
@@ -31,23 +33,24 @@ fn a_daemon_whose_files_are_removed_is_found_all_the_same() {
     home.ok(&["start"]);
     let (daemon, workers) = (home.daemon(), home.pids("web"));
     let (run, state) = (home.rsup_home().join("run"), home.rsup_home().join("state"));
-    let removals: [(&str, &dyn Fn() -> std::io::Result<()>); 7] = [
-        ("socket", &|| fs::remove_file(run.join("control.sock"))),
-        ("run folder", &|| fs::remove_dir_all(&run)),
-        ("lock", &|| fs::remove_file(state.join("daemon.lock"))),
+    let remove = |path| fs::remove_file(path).unwrap();
+    let removals: [(&str, &dyn Fn()); 7] = [
+        ("socket", &|| remove(run.join("control.sock"))),
+        ("run folder", &|| remove_folder(&run)),
+        ("lock", &|| remove(state.join("daemon.lock"))),
         ("both locks", &|| {
-            fs::remove_file(state.join("daemon.lock"))?;
-            fs::remove_file(run.join("daemon.lock"))
+            remove(state.join("daemon.lock"));
+            remove(run.join("daemon.lock"));
         }),
-        ("state", &|| fs::remove_dir_all(&state)),
-        ("all", &|| fs::remove_dir_all(home.rsup_home())),
+        ("state", &|| remove_folder(&state)),
+        ("all", &|| remove_folder(home.rsup_home())),
         ("run folder, moved", &|| {
-            fs::rename(&run, home.path("elsewhere"))
+            fs::rename(&run, home.path("elsewhere")).unwrap();
         }),
     ];
     for (what, remove) in removals {
         eprintln!("{what}");
-        remove().unwrap();
+        remove();
         let began = Instant::now();
         is_found(&home, daemon, &workers);
         assert!(began.elapsed() < PATIENCE / 2);
@@ -71,14 +74,14 @@ fn a_daemon_whose_files_are_removed_is_found_all_the_same() {
     home.ok(&["reload", "web"]);
     // What was made again is enough for the next daemon.
     let workers = home.pids("web");
-    fs::remove_dir_all(&run).unwrap();
+    remove_folder(&run);
     home.ok(&["ping"]);
     wait_until("the live state is back", || run.join("state.json").exists());
     home.kill_keeper_and_daemon();
     assert_eq!(home.pids("web"), workers);
     // And what `kill` says is true.
     let daemon = home.daemon();
-    fs::remove_dir_all(&run).unwrap();
+    remove_folder(&run);
     home.ok(&["kill"]);
     assert!(workers.iter().all(|pid| !is_alive(*pid)));
     assert!(http::get(http::local(port), "/").is_err());
@@ -91,7 +94,7 @@ fn a_daemon_that_was_killed_after_its_folder_was_removed_is_back() {
     home.web("web", "");
     home.ok(&["start"]);
     let workers = home.pids("web");
-    fs::remove_dir_all(home.rsup_home().join("run")).unwrap();
+    remove_folder(home.rsup_home().join("run"));
     home.kill_daemon();
     assert_eq!(home.pids("web"), workers);
 }
@@ -197,7 +200,7 @@ fn every_environment_of_a_user_means_one_daemon() {
         assert_eq!(user.daemon(env), daemon, "{env:?}");
     }
     // As logind does at a logout.
-    fs::remove_dir_all(&runtime).unwrap();
+    remove_folder(&runtime);
     assert_eq!(user.daemon(&login), daemon);
     user.run(&[], &["kill"]).ok();
     let deadline = Instant::now() + PATIENCE;

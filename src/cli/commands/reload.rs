@@ -2,7 +2,6 @@
 
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, reread, targets};
-use crate::config;
 use crate::control::Action;
 use crate::core::OperationKind;
 
@@ -38,13 +37,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
     let (meant, mut outcomes) = selection.apps_that_run(OperationKind::Reload);
     let (apps, settings) = reread::for_command(&meant, &selection.known, &cx.out)?;
-    let same: Vec<_> = apps
-        .iter()
-        .filter_map(|new| {
-            let old = meant.iter().find(|old| old.spec.name == new.name)?;
-            Some((new.name.clone(), config::same_folder(&old.spec, new)?))
-        })
-        .collect();
+    let same = action::same_folders(&apps, &selection.known);
     if !apps.is_empty() {
         let reload = Action::Reload {
             apps,
@@ -52,11 +45,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
             queue: args.wait,
         };
         let mut done = action::run(&cx.out, &client, reload, settings, !args.no_wait)?;
-        // A link that was not switched looks like a release that changed nothing.
-        for outcome in &mut done {
-            let said = same.iter().filter(|(app, _)| *app == outcome.app);
-            outcome.notes.extend(said.map(|(_, words)| words.clone()));
-        }
+        same.note(&mut done);
         outcomes.extend(done);
     }
     action::conclude(&cx.out, &outcomes, !args.no_wait)

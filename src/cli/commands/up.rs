@@ -69,6 +69,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         let settings = vec![settings.clone()];
         match action::sent(&cx.out, &client, up, settings, !args.no_wait) {
             Ok(mut outcomes) => {
+                action::same_folders(&apps, &known).note(&mut outcomes);
                 say_changes(&apps, &known, cx);
                 if !args.prune {
                     outcomes.extend(gone.into_iter().map(goes_on));

@@ -35,7 +35,7 @@ pub enum Wanted {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(into = "SavedApp", try_from = "SavedApp")]
+#[serde(try_from = "SavedApp")]
 pub struct App {
     pub name: AppName,
     /// By its operator; what is to be done now is its [`App::goal`].
@@ -43,6 +43,7 @@ pub struct App {
     /// The whole supervisor is being stopped.
     pub halted: bool,
     /// Every revision that something refers to.
+    #[serde(rename = "revisions")]
     pub releases: Releases,
     /// The number of the wanted one.
     pub current: u64,

@@ -569,9 +569,7 @@ impl App {
             .chain(self.sets.keys().copied())
             .chain(self.workers().map(|w| w.revision))
             .collect();
-        if used.len() != self.releases.table().len() {
-            self.releases.keep(&used);
-        }
+        self.releases.keep(&used);
         self.forget_commands();
     }
 }

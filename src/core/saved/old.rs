@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::super::app::App;
 use super::super::hiding::Port;
@@ -15,7 +15,7 @@ use super::MOST_INSTANCES;
 use crate::model::{Because, Doubt, Retire};
 
 /// Fields that are gone.
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 pub struct Rest {
     /// Restart policy by instance, for all revisions together.
     #[serde(default)]
@@ -38,11 +38,10 @@ struct Seat {
     exit: Option<Exit>,
 }
 
-/// A worker in either form; written in the newer one.
-#[derive(Serialize, Deserialize)]
+/// A worker in either form.
+#[derive(Deserialize)]
 #[serde(untagged)]
 pub enum AnyWorker {
-    #[serde(skip_serializing)]
     Then(OldWorker),
     Now(Worker),
 }
@@ -65,7 +64,7 @@ pub struct OldWorker {
     port: Port,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(untagged)]
 pub enum AnyReason {
     Now(Reason),

@@ -8,17 +8,30 @@ use super::super::set::Set;
 use super::super::worker::{Next, State};
 use super::*;
 
-/// `before`: who served before the step.
-pub fn step(
-    world: &World,
-    before: &BTreeMap<AppName, Vec<WorkerId>>,
-    input: &Input,
-    effects: &[Effect],
-) {
+/// An app before a step.
+pub struct Before {
+    serving: Vec<WorkerId>,
+    most: u16,
+}
+
+/// What the checks after the next step compare with.
+pub fn before(core: &Supervisor) -> BTreeMap<AppName, Before> {
+    let of = |app: &App| {
+        let serving = app.workers().filter(|w| serves(w));
+        Before {
+            serving: serving.map(|w| w.id.clone()).collect(),
+            most: most(app),
+        }
+    };
+    let apps = core.apps.iter();
+    apps.map(|(name, app)| (name.clone(), of(app))).collect()
+}
+
+pub fn step(world: &World, input: &Input, effects: &[Effect]) {
     for (name, app) in &world.core.apps {
         steering(world, name, app);
-        if let Some(was) = before.get(name) {
-            nobody_missed(was, app, input, world.now);
+        if let Some(before) = world.before.get(name) {
+            nobody_missed(&before.serving, app, input, world.now);
         }
         processes(world, name, app);
     }
@@ -178,21 +191,29 @@ pub fn spawn(world: &World, worker: &WorkerId) {
         spec.listen.iter().all(|l| held.contains(l)),
         "{worker} has no socket"
     );
-    let mut most = app.instances;
-    let mut surge = app.spec().surge(most);
-    if let Some(before) = app.rollout.as_ref().and_then(|o| o.from) {
-        most = most.max(before.instances);
-        surge = surge.max(app.releases[before.revision].spec.surge(most));
-    }
+    // One that is started in the step that ends a rollout was within that one's bounds.
+    let before = world.before.get(&worker.app).map(|before| before.most);
+    let most = most(app).max(before.unwrap_or_default());
     let live = 1 + world
         .processes
         .keys()
         .filter(|id| id.app == worker.app)
         .count();
     assert!(
-        live <= usize::from(most + surge),
-        "{live} workers of {most} + {surge}: {app:#?}"
+        live <= usize::from(most),
+        "{live} workers of {most}: {app:#?}"
     );
+}
+
+/// How many workers an app may have at once.
+fn most(app: &App) -> u16 {
+    let mut most = app.instances;
+    let mut surge = app.spec().surge(most);
+    if let Some(before) = app.rollout.as_ref().and_then(|o| o.from) {
+        most = most.max(before.instances);
+        surge = surge.max(app.releases[before.revision].spec.surge(most));
+    }
+    most + surge
 }
 
 pub fn signal(world: &mut World, worker: &WorkerId, signal: i32, reach: Reach) {
@@ -263,21 +284,18 @@ pub fn quiet(world: &World, name: &AppName) {
             }
             let total: u16 = app.sets.values().map(|set| set.replicas).sum();
             assert_eq!(total, app.instances, "{app:#?}");
-            // What is left of another release serves in place of an instance that was given up.
+            // What is left of another release serves in place of an instance that is not started again.
             let left = app.workers().filter(|w| {
                 let set = app.sets.get(&w.revision);
                 set.is_none_or(|set| set.replicas == 0)
             });
             let left: Vec<&Worker> = left.collect();
-            let given_up = |set: &Set| {
+            let over = |set: &Set| {
                 let mut instances = set.instances.values();
-                instances.any(|i| i.state == RestartState::Errored)
+                instances.any(|i| matches!(i.state, RestartState::Errored | RestartState::Exited))
             };
             assert!(left.iter().all(|w| !w.stays()), "{app:#?}");
-            assert!(
-                left.is_empty() || app.sets.values().any(given_up),
-                "{app:#?}"
-            );
+            assert!(left.is_empty() || app.sets.values().any(over), "{app:#?}");
             assert!(
                 app.workers().count() <= usize::from(app.instances),
                 "{app:#?}"

@@ -141,25 +141,14 @@ impl World {
             self.gone.push(id);
         }
         let was = self.core.apps.clone();
-        let serving = |app: &App| {
-            app.workers()
-                .filter(|w| checks::serves(w))
-                .map(|w| w.id.clone())
-                .collect()
-        };
-        let before = self
-            .core
-            .apps
-            .iter()
-            .map(|(name, app)| (name.clone(), serving(app)))
-            .collect();
+        self.before = checks::before(&self.core);
         self.core.revive(self.now, &found);
         let effects = self.effects();
         in_order(&effects);
         for effect in &effects {
             self.carry_out(effect);
         }
-        checks::step(self, &before, &Input::Tick, &effects);
+        checks::step(self, &Input::Tick, &effects);
         for (name, was) in &was {
             self.nothing_lost(name, was, &found);
         }
@@ -254,6 +243,7 @@ impl World {
         self.relays.clear();
         self.coming.clear();
         self.asked.clear();
+        self.before.clear();
         self.now = Time(ms(self.random.u64(..30_000)));
         self.reviving = true;
         self.core.reboot(self.now, false);
@@ -261,7 +251,7 @@ impl World {
         for effect in &effects {
             self.carry_out(effect);
         }
-        checks::step(self, &BTreeMap::new(), &Input::Tick, &effects);
+        checks::step(self, &Input::Tick, &effects);
         self.reviving = false;
     }
 

@@ -150,6 +150,8 @@ pub struct World {
     pub death: deaths::Death,
     /// A daemon takes up what its predecessor left.
     reviving: bool,
+    /// The apps before the step that is being checked.
+    before: BTreeMap<AppName, checks::Before>,
     coming: BTreeMap<(Time, u64), Input>,
     sequence: u64,
     /// Tries up to this one ran out of time while everything stood still.
@@ -187,6 +189,7 @@ impl World {
             mischief: false,
             death: deaths::Death::Never,
             reviving: false,
+            before: BTreeMap::new(),
             coming: BTreeMap::new(),
             sequence: 0,
             blind: 0,
@@ -430,18 +433,7 @@ impl World {
     /// Gives an input to the core, carries out what comes of it, and checks; returns the number of effects.
     pub fn handle(&mut self, input: Input) -> usize {
         self.hurried |= input == Input::Hurry;
-        let serving = |app: &App| {
-            app.workers()
-                .filter(|w| checks::serves(w))
-                .map(|w| w.id.clone())
-                .collect()
-        };
-        let before = self
-            .core
-            .apps
-            .iter()
-            .map(|(name, app)| (name.clone(), serving(app)))
-            .collect();
+        self.before = checks::before(&self.core);
         self.core.handle(self.now, input.clone());
         self.stood_still &= input != Input::Tick;
         if self.death.comes(&mut self.random) {
@@ -452,7 +444,7 @@ impl World {
         for effect in &effects {
             self.carry_out(effect);
         }
-        checks::step(self, &before, &input, &effects);
+        checks::step(self, &input, &effects);
         if self.mischief && self.random.u8(..) < 6 {
             self.restore();
             self.inject();

@@ -72,44 +72,32 @@ impl Faults {
 }
 
 fn faults() -> impl Strategy<Value = Faults> {
-    let often = || prop_oneof![3 => Just(0u8), 2 => 0u8..60, 1 => 60u8..200];
-    (
-        often(),
-        often(),
-        often(),
-        often(),
-        often(),
-        often(),
-        often(),
-        often(),
-        often(),
-        often(),
+    let often = prop_oneof![3 => Just(0u8), 2 => 0u8..60, 1 => 60u8..200];
+    prop::array::uniform10(often).prop_map(
+        |[
+            spawn,
+            never_ready,
+            crash,
+            stubborn,
+            descendants,
+            leak,
+            unready,
+            hang,
+            listen,
+            port_test,
+        ]| Faults {
+            spawn,
+            never_ready,
+            crash,
+            stubborn,
+            descendants,
+            leak,
+            unready,
+            hang,
+            listen,
+            port_test,
+        },
     )
-        .prop_map(
-            |(
-                spawn,
-                never_ready,
-                crash,
-                stubborn,
-                descendants,
-                leak,
-                unready,
-                hang,
-                listen,
-                port_test,
-            )| Faults {
-                spawn,
-                never_ready,
-                crash,
-                stubborn,
-                descendants,
-                leak,
-                unready,
-                hang,
-                listen,
-                port_test,
-            },
-        )
 }
 
 fn act() -> impl Strategy<Value = Act> {

@@ -231,15 +231,7 @@ impl Daemon {
             }
             let result = match self.state.results.iter().find(|(of, _)| *of == op) {
                 Some((_, result)) => result.clone(),
-                None => Err(ActionError::Told {
-                    code: FailureCode::Internal,
-                    message: format!(
-                        "rsup was killed before it began with `{}`, or too long ago; nothing was lost",
-                        part.app
-                    ),
-                    hint: Some("rsup list shows what there is; then try again".into()),
-                    worker: None,
-                }),
+                None => Err(ActionError::NotBegun),
             };
             self.on_finished(op, result);
         }
