@@ -304,15 +304,19 @@ impl World {
     }
 }
 
-/// Nothing is started before its sockets are asked for, looked after, and the traffic is steered.
+/// Nothing is started before its sockets are asked for, looked after, and the traffic is steered. What follows from
+/// the fates of the workers may steer it anew.
 fn in_order(effects: &[Effect]) {
-    let mut started = BTreeSet::new();
+    let (mut started, mut steered) = (BTreeSet::new(), BTreeSet::new());
     for effect in effects {
         match effect {
             Effect::Spawn { worker, .. } => {
                 started.insert(worker.app.clone());
             }
-            Effect::Steer { app, .. } => assert!(!started.contains(app), "{effects:#?}"),
+            Effect::Steer { app, .. } => {
+                let first = steered.insert(app.clone());
+                assert!(!first || !started.contains(app), "{effects:#?}");
+            }
             Effect::Listen { .. }
             | Effect::Unlisten { .. }
             | Effect::Relay { .. }
