@@ -429,8 +429,13 @@ mod tests {
         io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();
         assert_eq!(paths.removed_from(), Some(holder.id()));
         assert!(matches!(lock(&paths), Err(Error::Running(_))));
+        // It is making another one, and has not locked it yet.
+        fs::write(paths.lock(), "").unwrap();
+        assert!(paths.has_daemon());
+        assert!(matches!(lock(&paths), Err(Error::Running(_))));
         drop(holder.stdin.take());
         holder.wait().unwrap();
+        assert!(!paths.has_daemon());
         lock(&paths).unwrap();
     }
 
