@@ -6,6 +6,7 @@ mod adopt;
 mod binds;
 mod bound;
 mod clients;
+mod command;
 mod drain;
 mod effects;
 pub mod event_log;
@@ -13,6 +14,7 @@ mod fdstore;
 mod foreground;
 mod hiding;
 mod isolation;
+mod limit;
 mod log_health;
 mod memory;
 mod messages;
@@ -253,6 +255,7 @@ struct Daemon {
     running: HashMap<u64, Running>,
     meter: memory::Memory,
     calls: Calls,
+    commands: command::Commands,
     /// Ended workers whose last log lines are still there.
     remembered: std::collections::VecDeque<u64>,
     strangers: port_conflicts::Strangers,

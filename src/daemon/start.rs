@@ -156,6 +156,7 @@ impl Daemon {
             running: HashMap::new(),
             meter: memory::Memory::default(),
             calls: Calls::default(),
+            commands: super::command::Commands::default(),
             remembered: VecDeque::new(),
             strangers: Default::default(),
             troubles: Default::default(),
