@@ -84,11 +84,7 @@ impl Commands {
     ///
     /// # Errors
     /// See [`Failed`].
-    pub async fn run(
-        &self,
-        command: Command,
-        mut line: impl FnMut(&str),
-    ) -> Result<Exit, Failed> {
+    pub async fn run(&self, command: Command, mut line: impl FnMut(&str)) -> Result<Exit, Failed> {
         let (output, plan) = plan(command.argv, command.env, command.cwd, &command.confinement)?;
         let plan = Plan {
             extra: command.extra,

@@ -16,7 +16,7 @@ use super::Daemon;
 use super::command::{self, Command, Commands, c_environment, c_strings};
 use super::isolation::Confinement;
 use super::limit::{Overrun, within};
-use super::sockets::ProbeTarget;
+use super::network::ProbeTarget;
 use super::spawn::environment;
 use crate::config::{Check, Probe};
 use crate::core::{Exit, Purpose, Revision, WorkerId};
@@ -50,7 +50,7 @@ enum Kind {
 
 impl Daemon {
     pub(super) fn probe_target(
-        &mut self,
+        &self,
         id: &WorkerId,
         purpose: Purpose,
         (instance, pid): (u16, Option<u32>),
@@ -62,12 +62,11 @@ impl Daemon {
             Purpose::Liveness => spec.liveness.clone()?,
         };
         let inherits = self.way_to_sockets(spec).inherits();
-        let sockets = &self.app(&id.app).sockets;
         let kind = match &probe.check {
-            Check::Http { .. } => Kind::Http(sockets.probe_target(id.slot, &spec.listen)?),
+            Check::Http { .. } => Kind::Http(self.network.probe_target(id, &spec.listen)?),
             Check::Tcp => Kind::Tcp {
-                target: sockets.probe_target(id.slot, &spec.listen)?,
-                queue: sockets.probe_queue(id.slot, &spec.listen)?,
+                target: self.network.probe_target(id, &spec.listen)?,
+                queue: self.network.probe_queue(id, &spec.listen)?,
             },
             Check::Exec { .. } => {
                 let mut env = environment(id, instance, revision, inherits);

@@ -204,9 +204,9 @@ impl Daemon {
             err_write,
         );
         if inherits {
-            let sockets = &self.app(&spec.name).sockets;
-            plan.listen = sockets
-                .inherit(id.slot, &spec.listen)
+            plan.listen = self
+                .network
+                .inherit(id, &spec.listen)
                 .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
         }
         if wants_takeover(spec)

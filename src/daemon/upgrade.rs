@@ -414,7 +414,7 @@ impl Daemon {
         if waited < SETTLE {
             return;
         }
-        let relayed: usize = self.apps.values().map(|app| app.relays.under_way()).sum();
+        let relayed = self.network.under_way();
         let in_between = self.supervisor.names().any(|app| {
             self.supervisor
                 .workers(app)
@@ -453,6 +453,7 @@ impl Daemon {
         let state = String::from_utf8(self.encoded()?).map_err(io::Error::other)?;
         let previous = File::open("/proc/self/exe")?;
         let (held, keeper) = self.fdstore.descriptors();
+        let handles = self.presence.handles();
         let manifest = Manifest {
             state,
             options: self.options.clone(),
@@ -463,15 +464,19 @@ impl Daemon {
             keeper: keeper.map(|fd| fd.as_raw_fd()),
             made_keeper: self.fdstore.made_keeper(),
             born_of: self.keeper,
-            lock: self.handles.lock.as_fd().as_raw_fd(),
-            former_locks: self
-                .handles
+            lock: handles.lock.as_fd().as_raw_fd(),
+            former_locks: handles
                 .former_locks
                 .iter()
                 .map(AsRawFd::as_raw_fd)
                 .collect(),
-            control: self.handles.control.as_raw_fd(),
-            given: self.given.sockets().map(|fd| fd.as_raw_fd()).collect(),
+            control: handles.control.as_raw_fd(),
+            given: self
+                .network
+                .given()
+                .sockets()
+                .map(|fd| fd.as_raw_fd())
+                .collect(),
             variables: self
                 .systemd
                 .variables()
@@ -481,16 +486,16 @@ impl Daemon {
             failed: None,
         };
         let own = [
-            self.handles.lock.as_fd(),
-            self.handles.control.as_fd(),
+            handles.lock.as_fd(),
+            handles.control.as_fd(),
             previous.as_fd(),
         ];
         let fds: Vec<BorrowedFd<'_>> = held
             .into_iter()
             .map(|(_, fd)| fd)
             .chain(keeper)
-            .chain(self.given.sockets())
-            .chain(self.handles.former_locks.iter().map(AsFd::as_fd))
+            .chain(self.network.given().sockets())
+            .chain(handles.former_locks.iter().map(AsFd::as_fd))
             .chain(own)
             .collect();
         for console in self.options.console.iter().chain(&self.options.messages) {

@@ -53,7 +53,9 @@ async fn client(commands: &Commands, settings: Option<PathBuf>) -> Result<(), St
         Ok(Exit::Code(0..=2)) => Ok(()),
         Ok(exit) => Err(format!("`rsup {REREAD}` {exit}")),
         Err(Failed::TookTooLong) => Err(format!("`rsup {REREAD}` did not end")),
-        Err(Failed::NotRun(why) | Failed::Own(why)) => Err(format!("cannot run rsup itself: {why}")),
+        Err(Failed::NotRun(why) | Failed::Own(why)) => {
+            Err(format!("cannot run rsup itself: {why}"))
+        }
     }
 }
 
