@@ -92,9 +92,9 @@ impl Commands {
         };
         let Child {
             pid, pidfd, exec, ..
-        } = spawn::spawn(plan).map_err(|why| match why {
-            SpawnError::ProcessLimit { .. } | SpawnError::FileLimit => Failed::Own(why.to_string()),
-            other => Failed::NotRun(other.to_string()),
+        } = spawn::spawn(plan).map_err(|why| {
+            let is_own = matches!(why, SpawnError::ProcessLimit { .. } | SpawnError::FileLimit);
+            (if is_own { Failed::Own } else { Failed::NotRun })(why.to_string())
         })?;
         // Before anything is waited for: its exit status is not for the daemon's reaping.
         let _registered = self.register(pid);
@@ -338,8 +338,14 @@ mod tests {
         let script = "sleep 1000 & echo $!; wait";
         let (result, lines) = run(shell(script, Duration::from_millis(300)));
         assert_eq!(result, Err(Failed::TookTooLong));
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", lines[0])).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        // Killed, it is gone in a moment.
+        let path = format!("/proc/{}/stat", lines[0]);
+        let lives = || std::fs::read_to_string(&path).is_ok_and(|stat| !stat.contains(") Z "));
+        let deadline = std::time::Instant::now() + LONG;
+        while lives() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!lives());
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The daemon: the only event loop, and the tasks whose job is waiting. Tasks send events and decide
 //! nothing; the supervisor decides; [`effects`] carries out.
 
+// A new state has to be thought of everywhere.
+#![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
+
 mod admin;
 mod adopt;
 mod binds;
