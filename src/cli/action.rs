@@ -162,7 +162,9 @@ fn what_is_done<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
     if apps.is_empty() {
         return "nothing was changed".into();
     }
-    let parts = apps.iter().map(|(kind, apps)| format!("{kind} of {}", apps.join(", ")));
+    let parts = apps
+        .iter()
+        .map(|(kind, apps)| format!("{kind} of {}", apps.join(", ")));
     let parts: Vec<String> = parts.collect();
     format!("{} is done", parts.join("; "))
 }

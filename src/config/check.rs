@@ -386,9 +386,11 @@ fn one_string(cx: &mut Context, value: &Value, words: &[String], cwd: &Path) {
     let bad = value.bad(format!(
         "`command`: a list with one string is a program of that name, and there is no file `{program}`"
     ));
-    cx.warn(bad.hint(
-        "write each word as a string of its own, or the whole command without the brackets",
-    ));
+    cx.warn(
+        bad.hint(
+            "write each word as a string of its own, or the whole command without the brackets",
+        ),
+    );
 }
 
 /// Whether exec finds the program: in PATH, if its name has no slash (execvp(3)).

@@ -41,20 +41,19 @@ static KNOWN: &[(&[&str], &str)] = &[
     (&["supervisord"], "start it with `--nodaemon`"),
     (&["twistd"], "start it with `--nodaemon`"),
     (&["pm2"], "let rsup start the script itself"),
-    (
-        &["catalina.sh", "startup.sh"],
-        "write `catalina.sh run`",
-    ),
+    (&["catalina.sh", "startup.sh"], "write `catalina.sh run`"),
 ];
 
 /// How a program of this name stays in the foreground.
 pub fn how(program: &str) -> String {
     let named = |known: &&str| {
-        program.strip_prefix(known).is_some_and(|rest| {
-            !rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '-')
-        })
+        program
+            .strip_prefix(known)
+            .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '-'))
     };
-    let known = KNOWN.iter().find(|(names, _)| names.iter().any(|name| named(&name)));
+    let known = KNOWN
+        .iter()
+        .find(|(names, _)| names.iter().any(|name| named(&name)));
     known.map_or_else(
         || "start it without what sends it into the background (`--daemon`, `-d`, a `&`)".into(),
         |(_, how)| (*how).into(),
@@ -72,7 +71,9 @@ pub fn program(command: &[String]) -> String {
         return String::new();
     };
     let first = name(first);
-    let interprets = ["python", "pypy", "node", "ruby", "perl", "php", "sh", "bash", "dash"];
+    let interprets = [
+        "python", "pypy", "node", "ruby", "perl", "php", "sh", "bash", "dash",
+    ];
     let bare = first.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
     if !interprets.contains(&bare) {
         return first;
@@ -96,7 +97,11 @@ mod tests {
     fn programs_are_known_by_name() {
         for (command, named, says) in [
             ("/usr/sbin/nginx -c x", "nginx", "daemon off;"),
-            ("python3.11 -m gunicorn --daemon app:app", "gunicorn", "--daemon"),
+            (
+                "python3.11 -m gunicorn --daemon app:app",
+                "gunicorn",
+                "--daemon",
+            ),
             ("python3 /srv/bin/gunicorn -D app:app", "gunicorn", "-D"),
             ("php-fpm8.2", "php-fpm8.2", "--nodaemonize"),
             ("uwsgi_python3 --daemonize x", "uwsgi_python3", "daemonize"),

@@ -143,17 +143,28 @@ fn a_folder_that_is_gone() {
     assert!(!run.err.contains("rsup init"), "{}", run.err);
     assert_eq!(home.pids("web").len(), 2);
 
-    let gone = home.path("gone");
-    fs::create_dir(&gone).expect("a folder");
-    let mut command = home.command("sh");
-    command
-        .args(["-c", "rmdir \"$PWD\" && exec \"$0\" start"])
-        .arg(crate::common::RSUP)
-        .current_dir(&gone);
-    let run = try_run(command).expect("it runs").code(2);
-    assert!(
-        run.err.contains("has been deleted") && !run.err.contains("rsup init"),
-        "{}",
-        run.err
-    );
+    for (words, code) in [
+        (&["start"][..], 2),
+        (&["up"], 2),
+        (&["init"], 2),
+        (&["start", "server.js"], 1),
+        (&["start", "-n", "x", "--", "sleep", "100"], 2),
+    ] {
+        let gone = home.path("gone");
+        fs::create_dir(&gone).expect("a folder");
+        let mut command = home.command("sh");
+        command
+            .args(["-c", "rmdir \"$PWD\" && exec \"$0\" \"$@\""])
+            .arg(crate::common::RSUP)
+            .args(words)
+            .current_dir(&gone);
+        let run = try_run(command).expect("it runs").code(code);
+        assert!(
+            run.err.contains("has been deleted")
+                && run.err.contains("`cd` to the folder")
+                && !run.err.contains("rsup init"),
+            "{words:?}: {}",
+            run.err
+        );
+    }
 }

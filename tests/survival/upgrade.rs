@@ -10,7 +10,8 @@ use crate::support::Life;
 
 /// A program that is this rsup, but for what the script does first.
 fn wrapped(home: &Home, name: &str, first: &str) -> PathBuf {
-    home.script(name, &format!("#!/bin/sh\n{first}\nexec {RSUP} \"$@\"\n"))
+    let rsup = shlex::try_quote(RSUP).unwrap();
+    home.script(name, &format!("#!/bin/sh\n{first}\nexec {rsup} \"$@\"\n"))
 }
 
 fn exe(pid: u32) -> PathBuf {

@@ -30,12 +30,12 @@ impl<'a> Service<'a> {
         let script = match &given {
             // The shell's pid is the daemon's.
             Some(_) => format!(
-                "LISTEN_FDS=1 LISTEN_FDNAMES=listen LISTEN_PID=$$ exec {RSUP} {words} 3<&0 0</dev/null"
+                "LISTEN_FDS=1 LISTEN_FDNAMES=listen LISTEN_PID=$$ exec \"$0\" {words} 3<&0 0</dev/null"
             ),
-            None => format!("exec {RSUP} {words}"),
+            None => format!("exec \"$0\" {words}"),
         };
         command
-            .args(["-c", &script])
+            .args(["-c", &script, RSUP])
             .env("NOTIFY_SOCKET", &path)
             .envs(env.iter().copied());
         command

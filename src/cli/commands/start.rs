@@ -282,8 +282,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
             )));
         }
         Plan::Names(names) => {
-            return resume(&names, !args.no_wait, cx)
-                .map_err(|problem| no_such(problem, &names));
+            return resume(&names, !args.no_wait, cx).map_err(|problem| no_such(problem, &names));
         }
         Plan::NameOrScript(word) => {
             if !args.foreground && known_to_daemon(&word, cx)? {
@@ -312,8 +311,14 @@ fn no_such(problem: CliError, words: &[String]) -> CliError {
     }
     let word = file.map_or_else(|| words.join(" "), Clone::clone);
     report.message = match &here {
-        Ok(here) => format!("there is no file `{word}` in {}, and no app of that name", here.display()),
-        Err(_) => format!("there is no file `{word}`, and no app of that name: {}", config::NO_FOLDER),
+        Ok(here) => format!(
+            "there is no file `{word}` in {}, and no app of that name",
+            here.display()
+        ),
+        Err(_) => format!(
+            "there is no file `{word}`, and no app of that name: {}",
+            config::NO_FOLDER
+        ),
     };
     if !daemon {
         report.message.push_str("; no daemon runs");
@@ -321,7 +326,9 @@ fn no_such(problem: CliError, words: &[String]) -> CliError {
     report.hint = Some(match here.map(|here| similar(&here, &word)) {
         Err(_) => config::NO_FOLDER_HINT.into(),
         Ok(Some(similar)) => format!("did you mean `{similar}`?"),
-        Ok(None) => "rsup start FILE.toml, rsup start SCRIPT, or rsup start -n NAME -- COMMAND".into(),
+        Ok(None) => {
+            "rsup start FILE.toml, rsup start SCRIPT, or rsup start -n NAME -- COMMAND".into()
+        }
     });
     CliError::Report { exit, report }
 }
