@@ -1,7 +1,7 @@
 //! What is advised fits what was typed, and what there is.
 
 use crate::common::apps::toml_command;
-use crate::common::{Home, RSUP, apps, wait_until};
+use crate::common::{Home, apps, wait_until};
 use crate::support::Life;
 
 #[test]
@@ -160,7 +160,6 @@ fn a_script_may_be_called_anything() {
 fn a_program_may_have_blanks_in_its_name() {
     let home = Home::new();
     std::fs::create_dir(home.path("my app")).unwrap();
-    crate::common::install(RSUP, home.path("my app/my server"));
     home.script("my app/sleepy one", "#!/bin/sh\nexec sleep 1000\n");
     let program = home.path("my app/sleepy one");
     home.config(&format!(

@@ -24,8 +24,8 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let mut client = cx.client()?;
     let paths = cx.paths()?;
-    if !daemon::known_from_before(&paths).is_empty()
-        && matches!(client.try_ask(&Ping), Err(CallError::NoDaemon))
+    if matches!(client.try_ask(&Ping), Err(CallError::NoDaemon))
+        && !daemon::known_from_before(&paths).is_empty()
     {
         // Only a daemon can make the next one forget them.
         client = daemonize::ensure(&paths)?;
