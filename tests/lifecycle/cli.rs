@@ -45,7 +45,6 @@ fn without_a_daemon_every_verb_says_so() {
         &["logs"],
         &["scale", "x", "2"],
         &["ping"],
-        &["kill"],
         &["env", "x"],
         &["signal", "HUP", "x"],
         &["delete", "x"],

@@ -85,7 +85,7 @@ fn a_script_in_the_current_release() {
     let port = home.port();
     releases(&home, port);
     for release in ["r1", "r2"] {
-        let rsup = shlex::try_quote(crate::common::RSUP).expect("no NUL");
+        let rsup = crate::common::quoted(crate::common::RSUP);
         let text = format!("#!/bin/sh\nexec {rsup} sample-app\n");
         home.script(&format!("{release}/run.sh"), &text);
     }

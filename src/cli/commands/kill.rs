@@ -3,7 +3,7 @@
 use crate::cli::client::CallError;
 use crate::cli::error::CliError;
 use crate::cli::{Context, action, render, targets};
-use crate::control::{ActionId, Kill, Killed};
+use crate::control::{ActionId, Kill, Killed, Ping};
 
 /// Stop every app gracefully, then end the daemon
 ///
@@ -14,14 +14,15 @@ pub struct Args {}
 
 pub fn run(Args {}: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
-    let killed = match action::watched(&cx.out, &client, &Kill(ActionId::new()), true) {
-        Ok(Killed) => render::Killed { killed: true },
-        Err(CallError::NoDaemon) => {
-            targets::nothing_runs(cx)?;
-            render::Killed { killed: false }
-        }
-        Err(error) => return Err(client.explain(error)),
-    };
+    // One that goes while it is asked is something else.
+    let runs = !matches!(client.try_ask(&Ping), Err(CallError::NoDaemon));
+    if runs {
+        let Killed = action::watched(&cx.out, &client, &Kill(ActionId::new()), true)
+            .map_err(|error| client.explain(error))?;
+    } else {
+        targets::nothing_runs(cx)?;
+    }
+    let killed = render::Killed { killed: runs };
     cx.out.result("`rsup kill`", &killed, &killed.to_string());
     Ok(())
 }
