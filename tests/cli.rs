@@ -181,8 +181,8 @@ fn without_a_daemon() {
     );
     for line in [
         "ping",
-        "stop all",
-        "kill",
+        "stop api",
+        "delete api",
         "reload api",
         "logs",
         "describe api",
@@ -194,6 +194,25 @@ fn without_a_daemon() {
                 1,
                 "error: no daemon runs\n  hint: `rsup start` starts one\n"
             ),
+            "{line}"
+        );
+    }
+    // What is asked for is so already.
+    for (line, json) in [
+        ("stop all", "[]\n"),
+        ("delete all", "[]\n"),
+        ("kill", "{\n  \"killed\": false\n}\n"),
+    ] {
+        let said = home.rsup(line);
+        assert_eq!(
+            (said.code, said.out.as_str(), said.err.as_str()),
+            (0, "", "note: no daemon runs, so there is nothing to do\n"),
+            "{line}"
+        );
+        let said = home.rsup(&format!("{line} --json"));
+        assert_eq!(
+            (said.code, said.out.as_str(), said.err.as_str()),
+            (0, json, ""),
             "{line}"
         );
     }
@@ -378,6 +397,100 @@ fn a_reader_that_leaves_is_no_error() {
     for argument in ["list", "--help"] {
         let said = to_nobody(argument);
         assert_eq!((said.code, said.err.as_str()), (0, ""), "{argument}");
+    }
+}
+
+/// With stdout on a full disk, and, where it may matter, with a reader that has gone.
+fn unheard(home: &Home, line: &str) -> [Said; 2] {
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    [Stdio::from(full), Stdio::from(writer)].map(|stdout| {
+        let mut command = home.command(line);
+        command.stdout(stdout).stderr(Stdio::piped());
+        Said::from(command.spawn().unwrap().wait_with_output().unwrap())
+    })
+}
+
+#[test]
+fn a_result_that_cannot_be_printed_is_not_that_of_the_action() {
+    const LOST: &str = "its result alone is lost: cannot write to stdout: No space left on device";
+    let home = Home::with_daemon(|_| scaled(None));
+    for line in ["scale api 1", "scale api 1 --json"] {
+        let [full, gone] = unheard(&home, line);
+        assert_eq!((full.code, gone.code), (0, 0), "{line}: {full:?} {gone:?}");
+        let lost = format!("warning: scale of api is done; {LOST}");
+        assert!(full.err.contains(&lost), "{line}: {}", full.err);
+        assert!(!gone.err.contains("warning"), "{line}: {}", gone.err);
+    }
+    // A failure is one, whatever else fails.
+    let home = Home::with_daemon(|_| scaled(Some(broken())));
+    for line in ["scale api 1", "scale api 1 --json"] {
+        let [full, gone] = unheard(&home, line);
+        assert_eq!((full.code, gone.code), (1, 1), "{line}: {full:?} {gone:?}");
+        assert!(full.err.contains("it exited with code 3"), "{}", full.err);
+    }
+    let home = Home::with_daemon(|_| vec![Answer::Failed(broken())]);
+    let [full, gone] = unheard(&home, "scale api 1 --json");
+    assert_eq!((full.code, gone.code), (1, 1));
+    assert!(
+        full.err.contains("it exited with code 3") && full.err.contains("cannot write to stdout"),
+        "{}",
+        full.err
+    );
+
+    let home = Home::with_daemon(|call| {
+        vec![Answer::Done(match call.request {
+            Request::Kill { .. } => Reply::Killed,
+            Request::Query(_) => Reply::Snapshot(Vec::new()),
+            _ => Reply::Signalled(vec![1]),
+        })]
+    });
+    for (line, what) in [
+        ("kill", "`rsup kill` is done"),
+        ("signal HUP all", "`rsup signal` is done"),
+        ("init", "`rsup init` is done"),
+    ] {
+        let [full, gone] = unheard(&home, line);
+        assert_eq!(full.code, 0, "{line}: {}", full.err);
+        assert!(
+            full.err.contains(&format!("warning: {what}; {LOST}")),
+            "{line}: {}",
+            full.err
+        );
+        // `init` again finds its file.
+        assert_eq!(gone.code == 0, line != "init", "{line}: {}", gone.err);
+    }
+    assert!(home.file("supervisor.toml").is_file());
+
+    // What only tells has told nothing.
+    let [full, _] = unheard(&home, "check supervisor.toml");
+    assert_eq!(full.code, 1, "{}", full.err);
+}
+
+#[test]
+fn a_file_that_is_not_there_is_no_app() {
+    let daemon = || Home::with_daemon(|_| vec![Answer::Done(Reply::Snapshot(Vec::new()))]);
+    for home in [Home::new(), daemon()] {
+        std::fs::write(home.file("server.js"), "").unwrap();
+        for (line, hint) in [
+            ("start servr.js", "did you mean `server.js`?"),
+            ("start server.mjs", "did you mean `server.js`?"),
+            ("start other.py", "rsup start SCRIPT"),
+        ] {
+            let said = home.rsup(line);
+            let word = line.trim_start_matches("start ");
+            assert_eq!(said.code, 1, "{line}: {}", said.err);
+            assert!(
+                said.err.contains(&format!("there is no file `{word}` in"))
+                    && said.err.contains(hint),
+                "{line}: {}",
+                said.err
+            );
+        }
     }
 }
 

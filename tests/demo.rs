@@ -323,8 +323,9 @@ fn verify_reports_a_reload_that_fails() {
     let file = home.0.path().join("supervisor.toml");
     let config = |env: &str| {
         let text = format!(
-            "[app.api]\ncommand = [\"{RSUP}\", \"sample-app\"]\ninstances = 2\nlisten = \"127.0.0.1:{}\"\n\
+            "[app.api]\ncommand = [{}, \"sample-app\"]\ninstances = 2\nlisten = \"127.0.0.1:{}\"\n\
              readiness = \"/readiness\"\nlisten_timeout = \"500ms\"\nenv = {{ {env} }}\n",
+            toml::Value::from(RSUP),
             free_port()
         );
         std::fs::write(&file, text).expect("written");

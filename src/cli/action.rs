@@ -1,5 +1,6 @@
 //! Long actions: send, show the steps, wait, tell what became of each app.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::client::{CallError, Client, Interrupt, Meanwhile};
@@ -107,36 +108,65 @@ impl SameFolders {
     }
 }
 
-/// Prints what became of each app; an error if one of them failed.
+/// Prints what became of each app; an error if one of them failed. That it cannot be printed is none.
 pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), CliError> {
-    if out.json {
-        out.document(outcomes)?;
-    }
+    let mut printed = if out.json {
+        out.document(outcomes)
+    } else {
+        Ok(())
+    };
+    // What stdout does not take, stderr says.
+    let document = out.json && printed.is_ok();
     for outcome in outcomes {
         match &outcome.failure {
+            Some(_) if document => {}
             Some(failure) => {
                 let mut report = Report::from(failure);
                 // Which of several apps; the daemon's words may begin with it already.
                 if !report.message.contains(outcome.app.as_str()) {
                     report.message = format!("{}: {}", outcome.app, report.message);
                 }
-                out.error(&report);
+                render::error_text(&render::report(&report, out.error_look));
             }
             None if out.json => {}
             None => match outcome.untouched {
                 Some(why) => out.note(&untouched(outcome, why)),
-                None => out.text(&render::outcome(outcome, !wait, out.look))?,
+                None => {
+                    let line = render::outcome(outcome, !wait, out.look);
+                    printed = printed.and_then(|()| out.text(&line));
+                }
             },
         }
         for note in &outcome.notes {
             out.note(&format!("{}: {note}", outcome.app));
         }
     }
-    if outcomes.iter().any(|outcome| outcome.failure.is_some()) {
+    let failed = outcomes.iter().any(|outcome| outcome.failure.is_some());
+    let done = outcomes.iter().filter(|outcome| outcome.failure.is_none());
+    out.printed(&what_is_done(done), printed);
+    if failed {
         Err(CliError::AlreadyReported(FAILED))
     } else {
         Ok(())
     }
+}
+
+/// Such as `reload of api, web is done`.
+fn what_is_done<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
+    let mut apps: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for outcome in outcomes.filter(|outcome| outcome.untouched.is_none()) {
+        apps.entry(outcome.kind.as_str())
+            .or_default()
+            .push(outcome.app.as_str());
+    }
+    if apps.is_empty() {
+        return "nothing was changed".into();
+    }
+    let parts = apps
+        .iter()
+        .map(|(kind, apps)| format!("{kind} of {}", apps.join(", ")));
+    let parts: Vec<String> = parts.collect();
+    format!("{} is done", parts.join("; "))
 }
 
 /// Why nothing was done, and what would.

@@ -1,8 +1,10 @@
 //! Why a verb did not do what it was asked, and the exit code that tells so.
 
+use std::io::ErrorKind;
+
 use serde::Serialize;
 
-use crate::config::ConfigErrors;
+use crate::config::{ConfigErrors, NO_FOLDER, NO_FOLDER_HINT};
 use crate::control::Failure;
 
 /// Done.
@@ -97,6 +99,15 @@ impl CliError {
         Self::Report {
             exit: USAGE,
             report: Report::new("usage", message),
+        }
+    }
+
+    /// Something with a path that is relative to the current folder failed, which perhaps is no more.
+    pub fn of_here(what: &str, error: &std::io::Error) -> Self {
+        if crate::cwd::logical().is_err_and(|why| why.kind() == ErrorKind::NotFound) {
+            Self::usage(format!("{what}: {NO_FOLDER}")).hint(NO_FOLDER_HINT)
+        } else {
+            Self::usage(format!("{what}: {error}"))
         }
     }
 

@@ -375,11 +375,7 @@ impl Verdict {
 
     /// Prints it all; an error if it did not pass.
     pub fn conclude(&self, out: &Output) -> Result<(), CliError> {
-        if out.json {
-            out.document(self)?;
-        } else {
-            out.text(&render::verdict(self, out.look))?;
-        }
+        out.result("the test", self, &render::verdict(self, out.look));
         match (self.interrupted, self.passed) {
             (true, _) => Err(CliError::AlreadyReported(INTERRUPTED)),
             (false, false) => Err(CliError::AlreadyReported(FAILED)),

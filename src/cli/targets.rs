@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::client::Client;
+use super::client::{CallError, Client};
 use super::error::CliError;
+use super::{Context, systemctl};
 use crate::config::{AppName, AppSpec};
 use crate::control::{Known, Outcome, Snapshot, Target, Untouched};
 use crate::core::OperationKind;
@@ -72,6 +73,41 @@ impl Selection {
 /// Looks up names, `name:worker`, `all` and files. Nothing is done if one of them means nothing.
 pub fn select(client: &Client, words: &[String]) -> Result<Selection, CliError> {
     resolve(words, client.ask(&Snapshot)?)
+}
+
+/// As [`select`], for verbs after which an app is not to run: with `all`, that is so already where there is no
+/// daemon, or no app; then none, and it has been said.
+pub fn select_to_end(
+    client: &Client,
+    words: &[String],
+    cx: &Context,
+) -> Result<Option<Selection>, CliError> {
+    let all = words.iter().all(|word| word == "all");
+    let known = match client.try_ask(&Snapshot) {
+        Ok(known) => known,
+        Err(CallError::NoDaemon) if all => {
+            nothing_runs(cx)?;
+            return Ok(None);
+        }
+        Err(error) => return Err(client.explain(error)),
+    };
+    if all && known.is_empty() {
+        cx.out.note("there are no apps, so there is nothing to do");
+        return Ok(None);
+    }
+    resolve(words, known).map(Some)
+}
+
+/// Says that no daemon runs, and that all is done therefore.
+///
+/// # Errors
+/// If systemd was to run one, and cannot.
+pub fn nothing_runs(cx: &Context) -> Result<(), CliError> {
+    if let Some(problem) = systemctl::trouble(&cx.paths()?) {
+        return Err(problem);
+    }
+    cx.out.note("no daemon runs, so there is nothing to do");
+    Ok(())
 }
 
 /// The same among these apps.

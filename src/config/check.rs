@@ -167,6 +167,9 @@ pub(super) fn app(
         }
     };
     let (cwd, cwd_resolved, folder) = working_directory(cx, &mut c);
+    if let (Some(words), Some(value)) = (&command, c.take("command")) {
+        one_string(cx, value, words, &cwd_resolved);
+    }
     let cores = cx.machine;
     let instances = c.get(cx, "instances", 1, |value| instances(value, cores));
     let listen = listen::read(cx, c.take("listen"));
@@ -313,11 +316,6 @@ pub(super) fn command(value: &Value) -> Result<Vec<String>, Bad> {
         suggest::plain_path(value, program)?;
     }
     match &value.kind {
-        Kind::Array(items) if items.len() == 1 && program.contains(' ') => Err(value
-            .bad("a list with one string is a program whose name has blanks in it")
-            .hint(
-                "write each word as a string of its own, or the whole command without the brackets",
-            )),
         Kind::String(text) => match words.iter().find(|word| is_operator(word)) {
             Some(operator) => Err(value
                 .bad(format!(
@@ -374,6 +372,34 @@ fn shell_habits(cx: &mut Context, value: &Value) {
         ));
         cx.warn(bad.hint(with_shell(&format!("exec {text}"))));
     }
+}
+
+/// A list of one string with blanks in it is a program of that name; where there is none, it was meant as a
+/// command with its arguments.
+fn one_string(cx: &mut Context, value: &Value, words: &[String], cwd: &Path) {
+    let (Kind::Array(_), [program]) = (&value.kind, words) else {
+        return;
+    };
+    if !program.contains(' ') || is_there(program, cwd) {
+        return;
+    }
+    let bad = value.bad(format!(
+        "`command`: a list with one string is a program of that name, and there is no file `{program}`"
+    ));
+    cx.warn(
+        bad.hint(
+            "write each word as a string of its own, or the whole command without the brackets",
+        ),
+    );
+}
+
+/// Whether exec finds the program: in PATH, if its name has no slash (execvp(3)).
+fn is_there(program: &str, cwd: &Path) -> bool {
+    if program.contains('/') {
+        return cwd.join(program).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).exists())
 }
 
 /// As written but absolute; with its links followed; which folder that is.

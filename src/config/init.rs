@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::name;
+
 /// A guess at the app in a folder.
 struct Guess {
     /// A TOML value.
@@ -57,26 +59,10 @@ pub fn sample(folder: &Path) -> String {
 
 fn app_name(folder: &Path) -> String {
     let folder = super::absolute(folder);
-    let name: String = folder
-        .file_name()
-        .map(|name| name.to_string_lossy().to_lowercase())
-        .unwrap_or_default()
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '_' {
-                c
-            } else {
-                '-'
-            }
-        })
-        .take(64)
-        .collect();
-    let name = name.trim_matches('-');
-    if name.is_empty() || super::AppName::parse(name).is_err() {
-        "web".to_owned()
-    } else {
-        name.to_owned()
-    }
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    // A dot would make two keys of it.
+    let name = name::derived(&name.to_lowercase().replace('.', "-"));
+    name.map_or_else(|| "web".to_owned(), |name| name.to_string())
 }
 
 fn guess(folder: &Path) -> Option<Guess> {

@@ -18,6 +18,7 @@ mod init;
 mod keys;
 mod limits;
 mod listen;
+mod name;
 mod policy;
 mod probe;
 mod raw;
@@ -42,11 +43,15 @@ pub use check::MOST_INSTANCES;
 pub use error::{CliError, ConfigErrors, Finding};
 pub use folder::{same_folder, short as short_commit};
 pub use init::sample;
-pub use script::{Script, from_script};
+pub use script::{SCRIPTS, Script, from_script};
 pub use types::*;
 
 use cursor::{Context, Machine};
 use error::Source;
+
+/// What a relative path means nothing for.
+pub const NO_FOLDER: &str = "the current folder has been deleted";
+pub const NO_FOLDER_HINT: &str = "`cd` to the folder that is there now, perhaps of the same name";
 
 /// Far more than any configuration; keeps a wrong path from filling the memory.
 const MAX_FILE: u64 = 4 << 20;
@@ -164,8 +169,7 @@ fn missing(path: &Path, source: &Arc<Source>) -> CliError {
         Err(_) => None,
     };
     match folder {
-        None => CliError::error(source, "no such file: the current folder has been deleted")
-            .hint("`cd` to the folder that is there now, perhaps of the same name"),
+        None => CliError::error(source, format!("no such file: {NO_FOLDER}")).hint(NO_FOLDER_HINT),
         Some(folder) if !folder.exists() => CliError::error(
             source,
             format!(

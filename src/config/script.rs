@@ -5,8 +5,23 @@ use std::path::{Path, PathBuf};
 use super::check;
 use super::cursor::{Context, Machine};
 use super::error::{CliError, ConfigErrors, Source};
+use super::name;
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::AppSpec;
+
+/// How the names of scripts end, and what runs them where that is plain.
+pub const SCRIPTS: &[(&str, Option<&str>)] = &[
+    ("js", Some("node")),
+    ("mjs", Some("node")),
+    ("cjs", Some("node")),
+    ("ts", None),
+    ("py", Some("python3")),
+    ("rb", Some("ruby")),
+    ("php", Some("php")),
+    ("pl", Some("perl")),
+    ("sh", Some("sh")),
+    ("bash", Some("bash")),
+];
 
 /// What `rsup start` was given instead of a file; every option as it was typed.
 #[derive(Clone, Debug, Default)]
@@ -298,13 +313,11 @@ fn probe(value: Value) -> Value {
     }
 }
 
-/// The name of an app from its script: the file's name without its extension.
+/// The name of an app from its script: the file's name without its extension, as far as it can be one.
 fn stem(program: &str) -> String {
     let path = Path::new(program);
-    path.file_stem().map_or_else(
-        || program.to_owned(),
-        |stem| stem.to_string_lossy().into_owned(),
-    )
+    let stem = path.file_stem().unwrap_or(path.as_os_str());
+    name::derived(&stem.to_string_lossy()).map_or_else(|| "app".to_owned(), |name| name.to_string())
 }
 
 /// The first words of the command: what runs the script, and the script.
@@ -319,16 +332,8 @@ fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<
         .extension()
         .and_then(|e| e.to_str())
         .unwrap_or_default();
-    let with = match extension {
-        "js" | "mjs" | "cjs" => Some("node"),
-        "py" => Some("python3"),
-        "rb" => Some("ruby"),
-        "php" => Some("php"),
-        "pl" => Some("perl"),
-        "sh" => Some("sh"),
-        "bash" => Some("bash"),
-        _ => None,
-    };
+    let with = SCRIPTS.iter().find(|(script, _)| *script == extension);
+    let with = with.and_then(|(_, interpreter)| *interpreter);
     let metadata = match std::fs::metadata(&path) {
         Ok(metadata) => metadata,
         // A program found by PATH.

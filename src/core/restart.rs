@@ -170,6 +170,7 @@ mod tests {
                 exit,
                 uptime_ms: uptime,
                 ready: true,
+                background: None,
             },
             None => Loss::NotStarted {
                 why: "no such file".into(),

@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod event;
+pub mod foreground;
 pub mod reason;
 pub mod types;
 pub mod view;

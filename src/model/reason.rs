@@ -62,6 +62,10 @@ pub enum Loss {
         uptime_ms: u64,
         /// Whether it had been ready.
         ready: bool,
+        /// The program, if it seems to have put itself into the background: it exited with 0 soon after its
+        /// start, and left processes there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        background: Option<String>,
     },
     /// The program could not be started: what failed, and why.
     NotStarted { why: String },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::event::Killed;
 use super::view::OperationKind;
-use super::{ActionError, Because, Cause, Doubt, Event, Loss, Retire, What};
+use super::{ActionError, Because, Cause, Doubt, Event, Loss, Retire, What, foreground};
 use crate::config::AppName;
 use crate::human::{format_duration, size};
 
@@ -55,9 +55,16 @@ impl Display for Loss {
                 exit,
                 uptime_ms,
                 ready,
+                background,
             } => {
                 write!(f, "{exit} after {}", ms(*uptime_ms))?;
-                f.write_str(if *ready { "" } else { ", before it was ready" })
+                f.write_str(if *ready { "" } else { ", before it was ready" })?;
+                background.as_ref().map_or(Ok(()), |program| {
+                    write!(
+                        f,
+                        ", and left processes in the background: {program} has to stay in the foreground"
+                    )
+                })
             }
             Self::NotStarted { why } => f.write_str(why),
             Self::TooSlow { timeout_ms, last } => too_slow(f, *timeout_ms, last.as_ref()),
@@ -159,8 +166,8 @@ impl ActionError {
         }
     }
 
-    /// What to type next.
-    pub fn hint(&self, app: &AppName) -> Option<String> {
+    /// What to type next, for the one who asked for `asked`.
+    pub fn hint(&self, app: &AppName, asked: OperationKind) -> Option<String> {
         match self {
             Self::UnknownApp | Self::Superseded { .. } => Some("rsup list".into()),
             Self::AlreadyRunning => Some(format!(
@@ -168,18 +175,28 @@ impl ActionError {
             )),
             Self::Stopped => Some(format!("rsup start {app}")),
             Self::NoInstances => Some(format!("rsup stop {app}")),
-            Self::Busy { .. } => Some(format!(
-                "wait for it (rsup reload {app} --wait), or end it: rsup stop {app}"
-            )),
+            Self::Busy { .. } => Some(busy(app, asked)),
             Self::Listen { .. } => None,
-            Self::Worker { trying: true, .. } => Some(format!(
-                "rsup keeps trying; see its log: rsup logs {app}; end it: rsup delete {app}"
-            )),
-            Self::Worker { trying: false, .. } => Some(format!("see its log: rsup logs {app}")),
+            Self::Worker { trying, loss, .. } => {
+                let next = if *trying {
+                    format!(
+                        "rsup keeps trying; see its log: rsup logs {app}; end it: rsup delete {app}"
+                    )
+                } else {
+                    format!("see its log: rsup logs {app}")
+                };
+                Some(match loss {
+                    Loss::Exited {
+                        background: Some(program),
+                        ..
+                    } => format!("{}; {next}", foreground::how(program)),
+                    Loss::Exited { .. } | Loss::NotStarted { .. } | Loss::TooSlow { .. } => next,
+                })
+            }
             Self::Deadline { .. } => {
                 Some("raise reload.deadline, or look at the log of the worker".into())
             }
-            Self::NoWayBack { first, .. } => first.hint(app),
+            Self::NoWayBack { first, .. } => first.hint(app, asked),
             Self::SameFolder { .. } => Some(format!(
                 "put the files of the old version back and reload; a folder for each release \
                  (`current` as a link) makes a way back possible; rsup logs {app}"
@@ -188,6 +205,24 @@ impl ActionError {
             Self::Told { hint, .. } => hint.clone(),
         }
     }
+}
+
+/// How to wait until another action on the app is done. Only a reload can wait for its turn.
+fn busy(app: &AppName, asked: OperationKind) -> String {
+    let wait = match asked {
+        OperationKind::Reload => format!("`rsup reload {app} --wait` waits for its turn"),
+        OperationKind::Scale => {
+            format!("`rsup list` shows when it is done; then `rsup scale {app} N` again")
+        }
+        OperationKind::Start
+        | OperationKind::Restart
+        | OperationKind::Stop
+        | OperationKind::Delete => {
+            let verb = asked.as_str();
+            format!("`rsup list` shows when it is done; then `rsup {verb} {app}` again")
+        }
+    };
+    format!("{wait}; `rsup stop {app}` ends it, and stops the app")
 }
 
 impl Event {

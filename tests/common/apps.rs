@@ -227,15 +227,17 @@ pub fn go_server() -> Option<PathBuf> {
         let program = cache().join(format!("server-go-{}", hash(&text)));
         if !program.exists() {
             let fresh = program.with_extension("new");
+            // Go takes no folder with a quote in its name, in which the repository may lie.
+            let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
+            fs::copy(&source, folder.path().join("server.go")).map_err(|why| why.to_string())?;
             output(
                 Command::new("go")
                     .env("GO111MODULE", "off")
                     .env("GOFLAGS", "")
-                    .arg("build")
-                    .arg("-o")
-                    .arg(&fresh)
-                    .arg(&source),
+                    .args(["build", "-o", "server", "server.go"])
+                    .current_dir(folder.path()),
             )?;
+            super::install(folder.path().join("server"), &fresh);
             fs::rename(&fresh, &program).map_err(|why| why.to_string())?;
         }
         Ok(program)

@@ -42,6 +42,11 @@ pub fn install(from: impl AsRef<Path>, to: impl AsRef<Path>) {
     );
 }
 
+/// A word of a shell's, whatever is in it: the repository may lie anywhere.
+pub fn quoted(word: &str) -> String {
+    shlex::try_quote(word).expect("no NUL").into_owned()
+}
+
 /// Every wait ends here: much longer than anything takes, on a busy machine too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

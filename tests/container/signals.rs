@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use crate::common::apps::{node, python, sources, toml_command};
 use crate::common::http::{get, local};
-use crate::common::{Home, RSUP, signal, wait_for};
+use crate::common::{Home, RSUP, quoted, signal, wait_for};
 use crate::support::{Container, app, edit, said, up, wait_said, web};
 
 fn ends_gracefully_with(which: Signal) {
@@ -207,7 +207,7 @@ fn sighup_stops_what_has_lost_its_terminal_and_reloads_what_has_none() {
     let home = Home::new();
     web(&home, "web", "");
     // `script` gives it a terminal.
-    let with = format!("{RSUP} start --foreground");
+    let with = format!("{} start --foreground", quoted(RSUP));
     let mut command = home.command("script");
     command
         .args([

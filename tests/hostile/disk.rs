@@ -556,7 +556,8 @@ fn stderr_that_is_closed() {
     let mut command = home.command("sh");
     command.args([
         "-c",
-        &format!("exec {} daemon --service 2>&-", crate::common::RSUP),
+        "exec \"$0\" daemon --service 2>&-",
+        crate::common::RSUP,
     ]);
     let daemon = command.stdout(Stdio::null()).spawn().unwrap();
     wait_until("the daemon answers", || home.run(&["ping"]).code == 0);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
 
-use crate::common::{RSUP, http, install, is_alive, try_run, wait_for};
+use crate::common::{RSUP, apps, http, install, is_alive, try_run, wait_for};
 use crate::{ALICE, NOBODY, mode, open, open_home, root, script, status, the_pid};
 
 fn environ(pid: u32) -> BTreeMap<String, String> {
@@ -289,7 +289,8 @@ fn the_limit_of_open_files_is_that_of_whoever_started_rsup() {
     let mut shell = home.command("sh");
     shell.args([
         "-c",
-        &format!("ulimit -Sn 777; exec {RSUP} start -n a -- sleep 1000"),
+        "ulimit -Sn 777; exec \"$0\" start -n a -- sleep 1000",
+        RSUP,
     ]);
     try_run(shell).expect("it runs").ok();
     let daemon = || {
@@ -322,7 +323,8 @@ fn how_an_adopted_app_has_its_sockets_is_said_as_before() {
     }
     let home = open_home();
     home.config(&format!(
-        "[app.a]\ncommand = [\"{RSUP}\", \"sample-app\"]\nlisten = \"127.0.0.1:{}\"\nreadiness = \"/readiness\"\nuser = \"nobody\"\n",
+        "[app.a]\n{}\nlisten = \"127.0.0.1:{}\"\nreadiness = \"/readiness\"\nuser = \"nobody\"\n",
+        apps::sample(),
         home.port()
     ));
     home.ok(&["start"]);

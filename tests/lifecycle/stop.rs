@@ -209,7 +209,7 @@ fn a_grandchild_has_time_to_end_well() {
 #[test]
 fn a_web_app_behind_a_shell_is_stopped_gracefully() {
     let home = Home::new();
-    let command = toml_command(&["sh", "-c", &format!("{RSUP} sample-app; echo over")]);
+    let command = toml_command(&["sh", "-c", "\"$0\" sample-app; echo over", RSUP]);
     home.app(
         "web",
         &format!(

@@ -171,7 +171,7 @@ fn folder_gone() {
 fn breaks_at_the_second_worker() {
     let site = Site::start();
     let before = site.home.pids("web");
-    let rsup = crate::common::RSUP;
+    let rsup = crate::common::quoted(crate::common::RSUP);
     site.home.write(
         "release.sh",
         &format!(

@@ -85,7 +85,7 @@ fn a_script_in_the_current_release() {
     let port = home.port();
     releases(&home, port);
     for release in ["r1", "r2"] {
-        let rsup = shlex::try_quote(crate::common::RSUP).expect("no NUL");
+        let rsup = crate::common::quoted(crate::common::RSUP);
         let text = format!("#!/bin/sh\nexec {rsup} sample-app\n");
         home.script(&format!("{release}/run.sh"), &text);
     }
@@ -143,17 +143,28 @@ fn a_folder_that_is_gone() {
     assert!(!run.err.contains("rsup init"), "{}", run.err);
     assert_eq!(home.pids("web").len(), 2);
 
-    let gone = home.path("gone");
-    fs::create_dir(&gone).expect("a folder");
-    let mut command = home.command("sh");
-    command
-        .args(["-c", "rmdir \"$PWD\" && exec \"$0\" start"])
-        .arg(crate::common::RSUP)
-        .current_dir(&gone);
-    let run = try_run(command).expect("it runs").code(2);
-    assert!(
-        run.err.contains("has been deleted") && !run.err.contains("rsup init"),
-        "{}",
-        run.err
-    );
+    for (words, code) in [
+        (&["start"][..], 2),
+        (&["up"], 2),
+        (&["init"], 2),
+        (&["start", "server.js"], 1),
+        (&["start", "-n", "x", "--", "sleep", "100"], 2),
+    ] {
+        let gone = home.path("gone");
+        fs::create_dir(&gone).expect("a folder");
+        let mut command = home.command("sh");
+        command
+            .args(["-c", "rmdir \"$PWD\" && exec \"$0\" \"$@\""])
+            .arg(crate::common::RSUP)
+            .args(words)
+            .current_dir(&gone);
+        let run = try_run(command).expect("it runs").code(code);
+        assert!(
+            run.err.contains("has been deleted")
+                && run.err.contains("`cd` to the folder")
+                && !run.err.contains("rsup init"),
+            "{words:?}: {}",
+            run.err
+        );
+    }
 }

@@ -48,10 +48,10 @@ impl Group {
     fn rsup(&self, home: &Home, args: &[&str]) -> Command {
         let mut command = home.command("/bin/sh");
         let script = format!(
-            "echo $$ > {}/cgroup.procs && exec {RSUP} \"$@\"",
+            "echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"",
             self.0.display()
         );
-        command.args(["-c", &script, "sh"]).args(args);
+        command.args(["-c", &script, RSUP]).args(args);
         command
     }
 }
@@ -246,9 +246,9 @@ fn a_read_only_root_leads_to_rsup_home() {
         for foreground in ["", "--foreground"] {
             let mut command = home.command("unshare");
             let script = format!(
-                "mount -t tmpfs none ro && {made} && mount -o remount,ro none ro && RSUP_HOME=$PWD/ro/h exec {RSUP} start {foreground}"
+                "mount -t tmpfs none ro && {made} && mount -o remount,ro none ro && RSUP_HOME=$PWD/ro/h exec \"$0\" start {foreground}"
             );
-            command.args(["--mount", "sh", "-c", &script]);
+            command.args(["--mount", "sh", "-c", &script, RSUP]);
             try_run(command).expect("unshare runs").code(2).says(&[
                 "ead-only file system",
                 "set RSUP_HOME",

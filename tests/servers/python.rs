@@ -30,8 +30,8 @@ fn run(file: &str, text: &str, words: &[&str]) {
         .collect();
     let command = apps::toml_command(&words);
     home.config(&format!(
-        "[app.web]\n{command}\ninstances = 2\nlisten = \"{address}\"\nenv = {{ PYTHONPATH = \"{}\" }}\n",
-        packages.display()
+        "[app.web]\n{command}\ninstances = 2\nlisten = \"{address}\"\nenv = {{ PYTHONPATH = {} }}\n",
+        toml::Value::from(packages.to_str().expect("UTF-8"))
     ));
     lives(&home, port);
 }

@@ -7,7 +7,7 @@ use rsup::load::{Plan, Target};
 use serde_json::Value;
 
 use crate::common::load::Load;
-use crate::common::{Home, RSUP, apps, http};
+use crate::common::{Home, RSUP, apps, http, quoted};
 use crate::python_app;
 
 fn facts(port: u16) -> Value {
@@ -280,8 +280,9 @@ fn a_shell_in_between() {
     home.write(
         "run.sh",
         &format!(
-            "{python} {} & child=$!\ntrap 'kill -TERM $child' TERM\nwait $child; wait $child\n",
-            script.display()
+            "{} {} & child=$!\ntrap 'kill -TERM $child' TERM\nwait $child; wait $child\n",
+            quoted(python),
+            quoted(script.to_str().expect("UTF-8"))
         ),
     );
     home.config(&format!(

@@ -73,7 +73,10 @@ fn after_rsup_kill_apps_are_known_and_stay_down() {
     home.app("other", "command = [\"sleep\", \"1000\"]");
     home.ok(&["start"]);
     home.ok(&["kill"]);
-    assert!(!home.rsup_home().join("run/state.json").exists());
+    // It answers just before it ends.
+    wait_until("the daemon's end", || {
+        !home.rsup_home().join("run/state.json").exists()
+    });
     home.run(&["ping"]).code(1).says(&["no daemon runs"]);
     home.ok(&["start", "supervisor.toml", "--only", "other"]);
     assert_eq!(home.view("web")["phase"], "stopped");

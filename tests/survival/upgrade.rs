@@ -4,13 +4,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::common::load::Load;
-use crate::common::{Home, RSUP, install, is_ready};
+use crate::common::{Home, RSUP, install, is_ready, quoted};
 use crate::supervisors::Supervisors;
 use crate::support::Life;
 
 /// A program that is this rsup, but for what the script does first.
 fn wrapped(home: &Home, name: &str, first: &str) -> PathBuf {
-    home.script(name, &format!("#!/bin/sh\n{first}\nexec {RSUP} \"$@\"\n"))
+    let rsup = quoted(RSUP);
+    home.script(name, &format!("#!/bin/sh\n{first}\nexec {rsup} \"$@\"\n"))
 }
 
 fn exe(pid: u32) -> PathBuf {

@@ -8,8 +8,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::apps::missing;
 use crate::common::{self, RSUP, Run, is_alive, wait_for};
 
 /// Where rsup is inside.
@@ -55,9 +57,9 @@ pub struct Machine {
     first: Child,
 }
 
-/// Says why not, and that nothing was tested. What can be installed has to be.
+/// Says why not, and that nothing was tested.
 fn impossible(why: &str) -> Option<Machine> {
-    eprintln!("NOT TESTED: no systemd can be booted here: {why}");
+    missing("a systemd that can be booted", why);
     None
 }
 
@@ -81,15 +83,14 @@ impl Machine {
                 .stderr(Stdio::null())
                 .status();
             if there.is_err() {
-                assert!(
-                    std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"),
-                    "{program} is needed: apt-get install {package}"
-                );
                 return impossible(&format!("there is no {program}: apt-get install {package}"));
             }
         }
         sweep();
-        let name = format!("{PREFIX}{}", std::process::id());
+        // Tests of this program boot theirs beside each other.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
         let folder = tempfile::Builder::new()
             .prefix(&format!("{name}-"))
             .tempdir_in("/tmp")

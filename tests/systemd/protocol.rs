@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::common::load::Load;
-use crate::common::{Home, PATIENCE, RSUP, apps, http, is_ready, signal, wait_for, wait_until};
+use crate::common::{
+    Home, PATIENCE, RSUP, Run, apps, http, install, is_ready, signal, try_run, wait_for, wait_until,
+};
 
 /// A service, and its manager's end of the conversation.
 struct Service<'a> {
@@ -30,12 +32,12 @@ impl<'a> Service<'a> {
         let script = match &given {
             // The shell's pid is the daemon's.
             Some(_) => format!(
-                "LISTEN_FDS=1 LISTEN_FDNAMES=listen LISTEN_PID=$$ exec {RSUP} {words} 3<&0 0</dev/null"
+                "LISTEN_FDS=1 LISTEN_FDNAMES=listen LISTEN_PID=$$ exec \"$0\" {words} 3<&0 0</dev/null"
             ),
-            None => format!("exec {RSUP} {words}"),
+            None => format!("exec \"$0\" {words}"),
         };
         command
-            .args(["-c", &script])
+            .args(["-c", &script, RSUP])
             .env("NOTIFY_SOCKET", &path)
             .envs(env.iter().copied());
         command
@@ -326,6 +328,15 @@ fn an_error_that_stays_is_told_once_a_second() {
     assert!(said.contains("daemon.lock"), "{said}");
 }
 
+/// By a path that systemd takes for a program, wherever the repository lies.
+fn plainly(home: &Home, words: &[&str]) -> Run {
+    let rsup = home.path("rsup");
+    install(RSUP, &rsup);
+    let mut command = home.command(rsup.to_str().unwrap());
+    command.args(words);
+    try_run(command).unwrap()
+}
+
 #[test]
 fn the_unit_can_be_printed_anywhere() {
     let home = Home::new();
@@ -335,9 +346,12 @@ fn the_unit_can_be_printed_anywhere() {
         port,
         "kill_timeout = \"100s\"\ndrain_timeout = \"20s\"",
     );
-    let unit = home
-        .ok(&["startup", "--print", "--system", "supervisor.toml"])
-        .out;
+    let unit = plainly(
+        &home,
+        &["startup", "--print", "--system", "supervisor.toml"],
+    )
+    .ok()
+    .out;
     assert!(
         unit.contains("TimeoutStopSec=135\n") && unit.contains("in the file"),
         "{unit}"
@@ -347,15 +361,14 @@ fn the_unit_can_be_printed_anywhere() {
         unit.contains(&quoted) && !unit.contains("RuntimeDirectory="),
         "{unit}"
     );
-    let both = home
-        .ok(&[
-            "startup",
-            "--print",
-            "--user",
-            "--socket",
-            "supervisor.toml",
-        ])
-        .out;
+    let socket = [
+        "startup",
+        "--print",
+        "--user",
+        "--socket",
+        "supervisor.toml",
+    ];
+    let both = plainly(&home, &socket).ok().out;
     assert!(
         both.contains(&format!("ListenStream=127.0.0.1:{port}\n"))
             && both.contains("Sockets=rsup.socket\n"),
@@ -379,9 +392,11 @@ fn where_systemd_does_not_run_that_is_said() {
         return;
     }
     let home = Home::new();
-    home.run(&["startup"])
-        .code(1)
-        .says(&["systemd does not run here", "--foreground", "--print"]);
+    plainly(&home, &["startup"]).code(1).says(&[
+        "systemd does not run here",
+        "--foreground",
+        "--print",
+    ]);
     home.run(&["unstartup"])
         .code(1)
         .says(&["systemd does not run here"]);

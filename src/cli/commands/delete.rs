@@ -1,12 +1,15 @@
 //! `rsup delete`.
 
+use crate::cli::client::CallError;
 use crate::cli::error::CliError;
-use crate::cli::{Context, action, targets};
-use crate::control::Action;
+use crate::cli::{Context, action, daemonize, targets};
+use crate::control::{Action, Ping};
+use crate::daemon;
 
 /// Stop apps and forget them
 ///
-/// Their log files stay.
+/// Their log files stay. With `all`, no daemon or no app is nothing to do, which is said on stderr; the exit code
+/// is 0. Apps that a daemon of before knew, which the next one would know again, are forgotten too.
 #[derive(Debug, clap::Args)]
 #[command(visible_aliases = ["del", "rm"], after_long_help = "Example:\n  rsup delete api")]
 pub struct Args {
@@ -19,10 +22,19 @@ pub struct Args {
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
-    let client = cx.client()?;
-    let selection = targets::select(&client, &args.targets)?.whole_apps("delete")?;
+    let mut client = cx.client()?;
+    let paths = cx.paths()?;
+    if matches!(client.try_ask(&Ping), Err(CallError::NoDaemon))
+        && !daemon::known_from_before(&paths).is_empty()
+    {
+        // Only a daemon can make the next one forget them.
+        client = daemonize::ensure(&paths)?;
+    }
+    let Some(selection) = targets::select_to_end(&client, &args.targets, cx)? else {
+        return action::conclude(&cx.out, &[], true);
+    };
     let delete = Action::Delete {
-        targets: selection.targets,
+        targets: selection.whole_apps("delete")?.targets,
     };
     let outcomes = action::run(&cx.out, &client, delete, Vec::new(), !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)

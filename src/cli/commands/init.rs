@@ -41,10 +41,14 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         .open(&args.file)
         .and_then(|mut file| file.write_all(text.as_bytes()));
     match written {
-        Ok(()) if cx.out.json => cx.out.document(&render::Written { file: args.file }),
-        Ok(()) => cx
-            .out
-            .text(&render::Written { file: args.file }.to_string()),
+        Ok(()) => {
+            let written = render::Written { file: args.file };
+            cx.out.result("`rsup init`", &written, &written.to_string());
+            Ok(())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound && args.file.is_relative() => {
+            Err(CliError::of_here(&format!("cannot write {shown}"), &error))
+        }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(CliError::usage(format!(
             "{shown} exists already\nnothing was changed"
         ))

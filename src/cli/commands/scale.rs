@@ -27,15 +27,19 @@ pub struct Args {
 fn parse(text: &str) -> Result<ScaleTo, String> {
     let bad = || format!("a number between 1 and {MOST_INSTANCES}, or a change like `+2` or `-1`");
     let by = text.starts_with(['+', '-']);
-    let number: i32 = text.parse().map_err(|_| bad())?;
-    match u16::try_from(number.unsigned_abs()).map_err(|_| bad())? {
+    let number: i64 = text.parse().map_err(|_| bad())?;
+    match number {
         0 if by => Err("that changes nothing".into()),
         0 => Err("an app has at least one worker; `rsup stop` stops it".into()),
-        _ if by => Ok(ScaleTo::By(number)),
-        many if many > MOST_INSTANCES => Err(format!(
+        // Farther than from one end to the other no change leads.
+        _ if by && number.unsigned_abs() > u64::from(u16::MAX) => Err(bad()),
+        _ if by => i32::try_from(number).map(ScaleTo::By).map_err(|_| bad()),
+        many if many > i64::from(MOST_INSTANCES) => Err(format!(
             "{many} workers are more than the {MOST_INSTANCES} that one app can have"
         )),
-        exactly => Ok(ScaleTo::Exactly(exactly)),
+        exactly => u16::try_from(exactly)
+            .map(ScaleTo::Exactly)
+            .map_err(|_| bad()),
     }
 }
 

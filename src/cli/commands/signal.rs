@@ -29,11 +29,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         targets: targets::select(&client, &args.targets)?.targets,
         signal: args.signal,
     })?;
-    if cx.out.json {
-        cx.out.document(&pids)
-    } else {
-        cx.out.text(&render::signalled(args.signal, &pids))
-    }
+    let words = render::signalled(args.signal, &pids);
+    cx.out.result("`rsup signal`", &pids, &words);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -168,13 +168,12 @@ impl ScriptArgs {
 
     fn into_script(self, command: Vec<String>) -> Result<Script, CliError> {
         let here = || {
-            crate::cwd::logical().map_err(|error| {
-                CliError::usage(format!("cannot tell the current folder: {error}"))
-            })
+            crate::cwd::logical()
+                .map_err(|error| CliError::of_here("cannot tell the current folder", &error))
         };
         let cwd = match self.cwd {
             Some(cwd) => crate::cwd::absolute(&cwd)
-                .map_err(|error| CliError::usage(format!("--cwd {}: {error}", cwd.display())))?,
+                .map_err(|error| CliError::of_here(&format!("--cwd {}", cwd.display()), &error))?,
             None => here()?,
         };
         Ok(Script {
@@ -283,8 +282,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
             )));
         }
         Plan::Names(names) => {
-            return resume(&names, !args.no_wait, cx)
-                .map_err(|problem| without_daemon(problem, &names));
+            return resume(&names, !args.no_wait, cx).map_err(|problem| no_such(problem, &names));
         }
         Plan::NameOrScript(word) => {
             if !args.foreground && known_to_daemon(&word, cx)? {
@@ -300,19 +298,68 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     }
 }
 
-/// A name means nothing while no daemon runs; it may have been meant as a file.
-fn without_daemon(problem: CliError, names: &[String]) -> CliError {
-    match problem {
-        CliError::Report { report, .. } if report.code == "no_daemon" => {
-            let words = names.join(" ");
-            CliError::failed(
-                "no_daemon",
-                format!("there is no file `{words}`, and no daemon runs that would know an app of that name"),
-            )
-            .hint("rsup start FILE.toml, or rsup start -n NAME -- COMMAND")
-        }
-        other => other,
+/// Words that name neither an app nor a file: what they may have been meant as.
+fn no_such(problem: CliError, words: &[String]) -> CliError {
+    let CliError::Report { exit, mut report } = problem else {
+        return problem;
+    };
+    let daemon = report.code != "no_daemon";
+    let file = words.iter().find(|word| is_script(word));
+    let here = crate::cwd::logical();
+    if daemon && (report.code != "unknown_app" || file.is_none()) {
+        return CliError::Report { exit, report };
     }
+    let word = file.map_or_else(|| words.join(" "), Clone::clone);
+    report.message = match &here {
+        Ok(here) => format!(
+            "there is no file `{word}` in {}, and no app of that name",
+            here.display()
+        ),
+        Err(_) => format!(
+            "there is no file `{word}`, and no app of that name: {}",
+            config::NO_FOLDER
+        ),
+    };
+    if !daemon {
+        report.message.push_str("; no daemon runs");
+    }
+    report.hint = Some(match here.map(|here| similar(&here, &word)) {
+        Err(_) => config::NO_FOLDER_HINT.into(),
+        Ok(Some(similar)) => format!("did you mean `{similar}`?"),
+        Ok(None) => {
+            "rsup start FILE.toml, rsup start SCRIPT, or rsup start -n NAME -- COMMAND".into()
+        }
+    });
+    CliError::Report { exit, report }
+}
+
+/// A file's name rather than that of an app: it ends like a script.
+fn is_script(word: &str) -> bool {
+    let end = Path::new(word).extension().and_then(|end| end.to_str());
+    config::SCRIPTS
+        .iter()
+        .any(|(script, _)| Some(*script) == end)
+}
+
+/// A script or configuration in the folder that is called nearly so.
+fn similar(folder: &Path, word: &str) -> Option<String> {
+    let stem = |name: &str| {
+        let stem = Path::new(name).file_stem();
+        stem.map(|stem| stem.to_string_lossy().into_owned())
+    };
+    let distance = |name: &String| {
+        if stem(name) == stem(word) {
+            0
+        } else {
+            strsim::damerau_levenshtein(name, word)
+        }
+    };
+    let files = std::fs::read_dir(folder).ok()?.flatten();
+    let names = files.filter_map(|file| file.file_name().into_string().ok());
+    names
+        .filter(|name| is_script(name) || is_config(name))
+        .filter(|name| distance(name) <= 1 + word.len() / 4)
+        .min_by_key(|name| (distance(name), name.clone()))
 }
 
 pub fn from_file(

@@ -154,11 +154,9 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         installed.started = installed.waits_for.is_none();
     }
     notes(scope, &installed, args.no_start, cx);
-    if cx.out.json {
-        cx.out.document(&installed)
-    } else {
-        cx.out.text(&installed.to_string())
-    }
+    let words = installed.to_string();
+    cx.out.result("`rsup startup`", &installed, &words);
+    Ok(())
 }
 
 /// The apps that are known, where from, and the pid of the daemon that runs.

@@ -7,7 +7,8 @@ use crate::control::Action;
 /// Stop apps; they stay known and can be started again
 ///
 /// Each worker first stops taking new connections and finishes those that wait, then gets its stop
-/// signal, and after `kill_timeout` SIGKILL.
+/// signal, and after `kill_timeout` SIGKILL. With `all`, no daemon or no app is nothing to do, which is said on
+/// stderr; the exit code is 0.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Example:\n  rsup stop api web")]
 pub struct Args {
@@ -21,9 +22,11 @@ pub struct Args {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
-    let selection = targets::select(&client, &args.targets)?.whole_apps("stop")?;
+    let Some(selection) = targets::select_to_end(&client, &args.targets, cx)? else {
+        return action::conclude(&cx.out, &[], true);
+    };
     let stop = Action::Stop {
-        targets: selection.targets,
+        targets: selection.whole_apps("stop")?.targets,
     };
     let outcomes = action::run(&cx.out, &client, stop, Vec::new(), !args.no_wait)?;
     action::conclude(&cx.out, &outcomes, !args.no_wait)

@@ -53,9 +53,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         removed,
         stopped: !args.no_stop,
     };
-    if cx.out.json {
-        cx.out.document(&removed)
-    } else {
-        cx.out.text(&removed.to_string())
-    }
+    let words = removed.to_string();
+    cx.out.result("`rsup unstartup`", &removed, &words);
+    Ok(())
 }

@@ -59,11 +59,8 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
                     before,
                     version,
                 };
-                return if cx.out.json {
-                    cx.out.document(&done)
-                } else {
-                    cx.out.text(&done.to_string())
-                };
+                cx.out.result("`rsup upgrade`", &done, &done.to_string());
+                return Ok(());
             }
             Ok(HowUpgraded::Failed { why }) => {
                 return Err(CliError::failed("upgrade", why)

@@ -111,6 +111,31 @@ impl Output {
         self.text(&text)
     }
 
+    /// Prints the result of a change, after it. That nobody gets to read it does not undo the change, nor
+    /// make a failure of it: this is said on stderr, and the exit code is that of the change.
+    pub fn result<T: Serialize + ?Sized>(&self, of: &str, value: &T, words: &str) {
+        self.printed(
+            &format!("{of} is done"),
+            if self.json {
+                self.document(value)
+            } else {
+                self.text(words)
+            },
+        );
+    }
+
+    /// Says that something could not be printed, beside what is true all the same; silent where its reader has
+    /// gone.
+    pub fn printed(&self, all_the_same: &str, printed: Result<(), CliError>) {
+        if let Err(CliError::Report { report, .. }) = printed {
+            error_text(&format!(
+                "{} {all_the_same}; its result alone is lost: {}\n",
+                self.error_look.paint(Paint::Busy, "warning:"),
+                harmless(&report.message)
+            ));
+        }
+    }
+
     /// A remark beside the result: on stderr, not with `--json`.
     pub fn note(&self, text: &str) {
         if !self.json {
@@ -177,8 +202,13 @@ impl Output {
             }
             CliError::AlreadyReported(_) | CliError::BrokenPipe => Ok(()),
         };
-        // Nobody reads stdout any more, and the exit code is still true.
-        drop(shown);
+        // The exit code is still true. With --json, stderr takes what stdout does not.
+        if let Err(CliError::Report { report: why, .. }) = shown {
+            if let CliError::Report { report: what, .. } = problem {
+                error_text(&report(what, self.error_look));
+            }
+            error_text(&report(&why, self.error_look));
+        }
     }
 
     fn config(&self, errors: &ConfigErrors) {

@@ -75,12 +75,16 @@ impl fmt::Display for Upgraded {
 /// The answer of `rsup kill`.
 #[derive(Debug, Serialize)]
 pub struct Killed {
+    /// Whether there was a daemon.
     pub killed: bool,
 }
 
 impl fmt::Display for Killed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("every app is stopped, and the daemon has ended\n")
+        if self.killed {
+            f.write_str("every app is stopped, and the daemon has ended\n")?;
+        }
+        Ok(())
     }
 }
 

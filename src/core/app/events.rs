@@ -9,7 +9,7 @@ use super::super::view::{Exit, Step, WorkerPhase};
 use super::super::worker::{State, Verdict};
 use super::{App, Context, Listening, Wanted};
 use crate::config::{AppSpec, Check};
-use crate::model::{ActionError, Because, Doubt, Loss, Retire, What};
+use crate::model::{ActionError, Because, Doubt, Loss, Retire, What, foreground};
 
 /// Leftover descendants of a worker that died by itself get this long after their stop signal:
 /// its slot waits for them.
@@ -73,10 +73,16 @@ impl App {
             self.record_of(&before, What::WorkerStopped { exit }, cx);
             return;
         }
+        let uptime = cx.now.since(before.started);
+        let spec = self.spec_of(&before);
+        let early = !before.ready() || uptime < spec.restart.min_uptime;
+        let background = (descendants && early && exit == Exit::Code(0))
+            .then(|| foreground::program(&spec.command));
         let loss = Loss::Exited {
             exit,
-            uptime_ms: millis(cx.now.since(before.started)),
+            uptime_ms: millis(uptime),
             ready: before.ready(),
+            background,
         };
         if self.tries_hidden(&before, Some(&loss), cx) {
             return;

@@ -201,7 +201,7 @@ fn a_first_start_that_crashes_goes_on_being_tried() {
     let name = AppName::new("web");
     world.script = Box::new(|_, _, _| Behaviour::crashing());
     let error = world.done(&name, start(&web(1))).unwrap_err();
-    let hint = error.hint(&name).unwrap();
+    let hint = error.hint(&name, OperationKind::Start).unwrap();
     assert!(
         hint.contains("keeps trying") && hint.contains("rsup delete web"),
         "{hint}"

@@ -21,7 +21,8 @@ fn a_reload_of_a_stopped_app_starts_nothing_and_says_what_would() {
         };
         let error = world.done(&name, request).unwrap_err();
         assert_eq!(error.code(), FailureCode::Stopped);
-        assert_eq!(error.hint(&name).as_deref(), Some("rsup start web"));
+        let hint = error.hint(&name, OperationKind::Reload);
+        assert_eq!(hint.as_deref(), Some("rsup start web"));
     }
     world.run(ms(10_000));
     assert_eq!(world.app(&name).workers().count(), 0);

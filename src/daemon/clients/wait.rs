@@ -323,12 +323,12 @@ impl Daemon {
         forget_surplus(&mut self.state.actions, &mut self.state.results);
     }
 
-    /// Whose action it is, if a client waits for it.
-    fn app_of(&self, op: OpId) -> Option<AppName> {
+    /// Whose action it is, and which, if a client waits for it.
+    fn app_of(&self, op: OpId) -> Option<(AppName, OperationKind)> {
         let number = self.calls.waiting.get(&op)?.first()?;
         let parts = &self.calls.open.get(number)?.parts;
         let part = parts.iter().find(|part| part.op == Some(op))?;
-        Some(part.app.clone())
+        Some((part.app.clone(), part.kind))
     }
 
     pub(in crate::daemon) fn on_finished(&mut self, op: OpId, result: Result<(), ActionError>) {
@@ -336,7 +336,7 @@ impl Daemon {
         let Err(error) = result else {
             return self.conclude(op, None);
         };
-        let Some(app) = self.app_of(op) else {
+        let Some((app, asked)) = self.app_of(op) else {
             return self.conclude(op, None);
         };
         let (worker, message) = (error.worker().cloned(), error.message(&app));
@@ -345,7 +345,7 @@ impl Daemon {
             Some(first) => format!("{first}\n{message}"),
             None => message,
         };
-        let mut hint = error.hint(&app);
+        let mut hint = error.hint(&app, asked);
         if let Some(by_binds) = worker.as_ref().and_then(|w| self.explain_by_binds(w)) {
             message = format!("{message}\n{}", by_binds.what);
             hint = Some(match hint {
