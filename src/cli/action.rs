@@ -1,4 +1,4 @@
-//! Long actions: send, show the steps, wait, tell what became of each app.
+//! Long actions: send, show the steps, wait, report the outcome of each app.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +11,8 @@ use crate::control::{Act, Action, ActionId, Ask, Known, Outcome, Untouched};
 use crate::core::{AppPhase, OperationKind, Settings};
 use crate::model::Cause;
 
-/// Sends an action and waits for its outcomes. `settings`: of the files that its apps are from.
+/// Sends an action and waits for its outcomes. `settings`: those of the files that its apps come
+/// from.
 pub fn run(
     out: &Output,
     client: &Client,
@@ -22,7 +23,7 @@ pub fn run(
     sent(out, client, action, settings, wait).map_err(|error| client.explain(error))
 }
 
-/// The same, with the error as it is.
+/// As [`run`], with the error as the client returned it.
 pub fn sent(
     out: &Output,
     client: &Client,
@@ -39,7 +40,7 @@ pub fn sent(
     watched(out, client, &act, wait)
 }
 
-/// Sends it; of what happens meanwhile, only what the user should know is said.
+/// Sends an action; prints only the notes that the user should know.
 pub fn quietly<Q: Ask>(out: &Output, client: &Client, what: &Q) -> Result<Q::Reply, CliError> {
     let note = |meanwhile| {
         if let Meanwhile::Notes(notes) = meanwhile {
@@ -50,7 +51,7 @@ pub fn quietly<Q: Ask>(out: &Output, client: &Client, what: &Q) -> Result<Q::Rep
     reply.map_err(|error| client.explain(error))
 }
 
-/// Sends it, and shows what happens meanwhile.
+/// Sends an action, and shows its events as they come.
 pub fn watched<Q: Ask>(
     out: &Output,
     client: &Client,
@@ -78,16 +79,16 @@ pub fn watched<Q: Ask>(
     reply
 }
 
-/// Of an action on one app.
+/// The outcome of an action on one app.
 pub fn only(outcomes: Vec<Outcome>) -> Result<Outcome, CliError> {
     let first = outcomes.into_iter().next();
     first.ok_or_else(|| CliError::failed("broken", "the daemon's answer is about no app"))
 }
 
-/// What is said of apps that are reloaded from the folder that they run in.
+/// Apps that are reloaded from the folder that they run in, with what to say of each.
 pub struct SameFolders(Vec<(AppName, String)>);
 
-/// Compares before an action: it changes what is known.
+/// Compares before the action: the action changes what the daemon knows.
 pub fn same_folders(apps: &[AppSpec], known: &[Known]) -> SameFolders {
     let same = apps.iter().filter_map(|new| {
         let old = known.iter().find(|old| old.spec.name == new.name)?;
@@ -107,7 +108,7 @@ impl SameFolders {
     }
 }
 
-/// Prints what became of each app; an error if one of them failed.
+/// Prints the outcome of each app; an error if one of them failed.
 pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), CliError> {
     if out.json {
         out.document(outcomes)?;
@@ -116,7 +117,8 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Cl
         match &outcome.failure {
             Some(failure) => {
                 let mut report = Report::from(failure);
-                // Which of several apps; the daemon's words may begin with it already.
+                // Names the app where there are several; the daemon's message may begin with the
+                // name already.
                 if !report.message.contains(outcome.app.as_str()) {
                     report.message = format!("{}: {}", outcome.app, report.message);
                 }
@@ -139,7 +141,7 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Cl
     }
 }
 
-/// Why nothing was done, and what would.
+/// Why nothing was done to the app, and which command would do it.
 fn untouched(outcome: &Outcome, why: Untouched) -> String {
     let app = &outcome.app;
     match why {
@@ -157,7 +159,7 @@ fn untouched(outcome: &Outcome, why: Untouched) -> String {
     }
 }
 
-/// Said where all apps, or those of a file, are meant.
+/// The note for a stopped app where all apps, or those of a file, are meant.
 pub fn stays_stopped(app: &AppName) -> String {
     format!("{app} is stopped and stays so; `rsup start {app}` starts it")
 }

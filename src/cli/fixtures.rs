@@ -1,4 +1,4 @@
-//! Apps that do not exist, for tests of how things look.
+//! Made-up apps for the tests of the renderers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -114,7 +114,7 @@ pub fn app(app: &str, phase: AppPhase, workers: Vec<WorkerView>) -> AppView {
     }
 }
 
-/// One of each kind that a person may meet.
+/// One app in each condition that the renderers know.
 pub fn zoo() -> Vec<AppView> {
     let api = app(
         "api",

@@ -88,7 +88,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }
 
-/// What is new for apps that the daemon knew.
+/// Prints what the file changes for apps that the daemon knew.
 fn say_changes(apps: &[AppSpec], known: &[Known], cx: &Context) {
     for app in apps {
         let Some(Known { spec: old, .. }) = known.iter().find(|known| known.spec.name == app.name)
@@ -111,7 +111,7 @@ fn say_changes(apps: &[AppSpec], known: &[Known], cx: &Context) {
     }
 }
 
-/// Apps of the file as it was, or of the release before, that are not in it now.
+/// Apps of an earlier state of the file, or of the release before, that the file no longer has.
 fn no_longer_there<'a>(file: &Path, apps: &[AppSpec], known: &'a [Known]) -> Vec<&'a Known> {
     let of_file = |known: &&Known| {
         let source = known.spec.source.as_deref();
@@ -121,7 +121,7 @@ fn no_longer_there<'a>(file: &Path, apps: &[AppSpec], known: &'a [Known]) -> Vec
     known.iter().filter(of_file).filter(gone).collect()
 }
 
-/// The same path but for one folder, as those of releases beside each other are.
+/// Whether the paths differ in one folder alone, as those of releases beside each other do.
 fn is_release_of(one: &Path, other: &Path) -> bool {
     let (one, other) = (one.components(), other.components());
     one.clone().count() == other.clone().count()

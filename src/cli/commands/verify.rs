@@ -126,7 +126,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     verdict.conclude(&cx.out)
 }
 
-/// What happens under load.
+/// The reload under load.
 fn reload(
     trial: &mut Trial<'_>,
     spec: AppSpec,
@@ -146,7 +146,7 @@ fn reload(
     trial.until(duration)
 }
 
-/// The address that the load goes to, if the app is in a state to be tried.
+/// The address that the load goes to; an error if the app is in no state for a test.
 fn fit(Known { spec, view }: &Known) -> Result<&Listen, CliError> {
     let app = &spec.name;
     let AppView {
@@ -196,7 +196,8 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
         Check::Tcp | Check::Exec { .. } | Check::Notify | Check::Alive => None,
     };
     let target = match listen {
-        // A dual-stack wildcard serves IPv4 whatever the app asked for when it bound its port.
+        // A dual-stack wildcard serves IPv4, whatever address the app asked for when it bound its
+        // port.
         Listen::Tcp {
             addr,
             v6only: false,
@@ -212,15 +213,16 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
         connections: args.connections.into(),
         keep_alive: args.keep_alive,
         rate: Some(args.rps.into()),
-        // The load is ended by hand; this is for the case that the daemon never answers.
+        // The load is ended explicitly; this limit is for a daemon that never answers.
         max_time: args.duration + deadline + Duration::from_secs(60),
         timeout: args.timeout,
         ..plan
     }
 }
 
-/// Without `--path`: what users ask for, if it answers. The readiness check's path, which a stopping
-/// worker may answer with 503 on purpose, is the second choice; true if it was taken.
+/// The path without `--path`: `/`, which users request, if it answers. The second choice is the
+/// readiness check's path, which a stopping worker may answer with 503 on purpose; true if it was
+/// taken.
 fn choose_path(
     args: &Args,
     plan: &mut Plan,
@@ -240,7 +242,7 @@ fn choose_path(
     Ok(true)
 }
 
-/// A wrong path is told before anything happens.
+/// Reports a wrong path before anything happens.
 fn try_once(
     args: &Args,
     plan: &Plan,
