@@ -1,4 +1,4 @@
-//! Sockets that somebody else listens with and hands to us.
+//! Sockets that another process listens with and passes to rsup.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -99,7 +99,7 @@ fn its_owner_goes_on_listening_after_us_and_can_give_it_again() {
         group.steer(&sole(3, 2)).unwrap();
         assert_eq!(arrives_at(&group, || TcpStream::connect(addr).unwrap()), 2);
         group.end();
-        // The program of the group is still there and names a socket that is not.
+        // The program of the group is still attached and names a socket that does not exist.
         let waits = TcpStream::connect(addr).unwrap();
         let (_, peer) = listener.accept().unwrap();
         assert_eq!(peer, waits.local_addr().unwrap());
