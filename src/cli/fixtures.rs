@@ -115,7 +115,7 @@ pub fn app(app: &str, phase: AppPhase, workers: Vec<WorkerView>) -> AppView {
 }
 
 /// One app in each condition that the renderers know.
-pub fn zoo() -> Vec<AppView> {
+pub fn sample_views() -> Vec<AppView> {
     let api = app(
         "api",
         AppPhase::Ready,
@@ -168,7 +168,7 @@ pub fn zoo() -> Vec<AppView> {
 }
 
 pub fn described() -> Description {
-    let mut view = zoo().swap_remove(1);
+    let mut view = sample_views().swap_remove(1);
     view.relayed = 3;
     view.workers[0].restarts = 1;
     view.workers[0].reason = Some("replaced by a reload".into());

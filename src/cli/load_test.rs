@@ -22,7 +22,7 @@ use crate::load::{self, Handle, Phase, Plan};
 use crate::model::Cause;
 
 /// How often Ctrl-C and the load are checked.
-const GLANCE: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The result of a load test. `--json` prints it as it is; fields may be added, none changes its
 /// meaning.
@@ -101,7 +101,7 @@ impl From<CliError> for Halt {
 }
 
 /// A load test under way.
-pub struct Trial<'a> {
+pub struct LoadTest<'a> {
     out: &'a Output,
     client: &'a Client,
     interrupt: &'a Interrupt,
@@ -119,11 +119,11 @@ pub fn run(
     interrupt: &Interrupt,
     app: &AppName,
     plan: Plan,
-    script: impl FnOnce(&mut Trial<'_>) -> Result<(), Halt>,
+    script: impl FnOnce(&mut LoadTest<'_>) -> Result<(), Halt>,
 ) -> Result<Verdict, CliError> {
     let (load, thread) = begin(plan)?;
     let status = Status::new(out);
-    let mut trial = Trial {
+    let mut test = LoadTest {
         out,
         client,
         interrupt,
@@ -134,12 +134,12 @@ pub fn run(
         reloads: Vec::new(),
     };
     let (mut interrupted, mut early) = (false, None);
-    match trial
+    match test
         .say(&Moment::Begin)
         .map_err(Halt::from)
-        .and_then(|()| script(&mut trial))
+        .and_then(|()| script(&mut test))
     {
-        Ok(()) => trial.say(&Moment::End)?,
+        Ok(()) => test.say(&Moment::End)?,
         Err(Halt::Interrupted) => {
             interrupted = true;
             interrupt.take();
@@ -147,12 +147,12 @@ pub fn run(
         Err(Halt::Early(why)) => early = Some(why),
         Err(Halt::CliError(problem)) => return Err(problem),
     }
-    let Trial { load, reloads, .. } = trial;
+    let LoadTest { load, reloads, .. } = test;
     let report = thread.end(load, interrupt)?;
     Ok(Verdict::new(app, interrupted, early, reloads, report))
 }
 
-impl Trial<'_> {
+impl LoadTest<'_> {
     /// Keeps the load on until it has lasted so long.
     pub fn until(&mut self, end: Duration) -> Result<(), Halt> {
         loop {
@@ -160,7 +160,7 @@ impl Trial<'_> {
             if left.is_zero() {
                 return Ok(());
             }
-            if self.interrupt.wait(left.min(GLANCE)) {
+            if self.interrupt.wait(left.min(POLL_INTERVAL)) {
                 return Err(Halt::Interrupted);
             }
             self.status.show(&self.load, "");
@@ -278,7 +278,7 @@ impl Trial<'_> {
             };
             while !call.is_finished() {
                 self.status.show(&self.load, &doing());
-                std::thread::sleep(GLANCE);
+                std::thread::sleep(POLL_INTERVAL);
             }
             let lost = |_| {
                 (

@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Run the daemon; `rsup start` does this by itself
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// End, with all apps, at the end of standard input: whoever holds its other end is gone
+    /// End, with all apps, at the end of standard input: the process at its other end is gone
     #[arg(long, hide = true)]
     until_eof: bool,
     /// Say whether this program can go on with the state that `rsup upgrade` hands over

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::cli::client::{CallError, Client, Interrupt};
 use crate::cli::error::{CliError, INTERRUPTED};
-use crate::cli::load_test::{self, Expected, Halt, Step, Trial};
+use crate::cli::load_test::{self, Expected, Halt, LoadTest, Step};
 use crate::cli::values::duration;
 use crate::cli::{Context, action, daemonize, render};
 use crate::config::AppSpec;
@@ -72,7 +72,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
             "{rps} requests a second, each on a connection of its own\n\n"
         ))?;
     }
-    let script = |trial: &mut Trial<'_>| releases(trial, &spec, duration);
+    let script = |test: &mut LoadTest<'_>| releases(test, &spec, duration);
     let mut verdict = load_test::run(
         &cx.out,
         &sandbox.client,
@@ -90,7 +90,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
 }
 
 /// The reloads under load.
-fn releases(trial: &mut Trial<'_>, spec: &AppSpec, duration: Duration) -> Result<(), Halt> {
+fn releases(test: &mut LoadTest<'_>, spec: &AppSpec, duration: Duration) -> Result<(), Halt> {
     let with = |name: &str, value: &str| {
         let mut spec = spec.clone();
         spec.env.insert(name.into(), value.into());
@@ -108,32 +108,32 @@ fn releases(trial: &mut Trial<'_>, spec: &AppSpec, duration: Duration) -> Result
         last,
     };
 
-    trial.until(duration / 5)?;
-    trial.reload(step(
+    test.until(duration / 5)?;
+    test.reload(step(
         "v2",
         "reload to version 2",
         with("APP_VERSION", "v2"),
         Expected::Done,
         false,
     ))?;
-    trial.hold(duration / 16)?;
-    trial.reload(step(
+    test.hold(duration / 16)?;
+    test.reload(step(
         "broken",
         "reload to a broken release, which never gets ready",
         broken,
         Expected::Refused,
         false,
     ))?;
-    trial.hold(duration / 16)?;
-    trial.reload(step(
+    test.hold(duration / 16)?;
+    test.reload(step(
         "v3",
         "reload to version 3",
         with("APP_VERSION", "v3"),
         Expected::Done,
         true,
     ))?;
-    trial.hold(duration / 5)?;
-    trial.until(duration)
+    test.hold(duration / 5)?;
+    test.until(duration)
 }
 
 /// Starts the sample app, and says so.

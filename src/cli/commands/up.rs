@@ -15,12 +15,12 @@ use crate::core::OperationKind;
 /// It starts the daemon if none runs, starts the apps of the file that are not up (stopped ones too), and
 /// reloads all that are, whether or not their settings have changed, since their code may have: one by
 /// one, without a failed request. An app of the same name that runs from another folder or file moves
-/// here by such a reload. Apps that were started from the file and are no longer in it go on, which is
-/// said; with --prune they are stopped and forgotten. So are those of the former release, where files differ in
+/// here by such a reload. Apps that were started from the file and are no longer in it keep running, with a
+/// note; with --prune they are stopped and forgotten. So are those of the former release, where files differ in
 /// one folder of their paths alone (releases/41/supervisor.toml, releases/42/supervisor.toml).
 ///
-/// It waits for its turn behind actions that are under way, and until the truth is known. The exit
-/// code is 1 if an app could not be brought up; one that could not be reloaded goes on as it was.
+/// It waits behind actions that are under way, and then for the outcome. The exit code is 1 if an app
+/// could not be brought up; one that could not be reloaded keeps running as it was.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Examples:\n  rsup up\n  rsup up /srv/shop/current/supervisor.toml --prune"

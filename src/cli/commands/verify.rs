@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::client::Interrupt;
 use crate::cli::error::CliError;
-use crate::cli::load_test::{self, Expected, Halt, Step, Trial, Verdict};
+use crate::cli::load_test::{self, Expected, Halt, LoadTest, Step, Verdict};
 use crate::cli::values::{duration, http_path};
 use crate::cli::{Context, reread, targets};
 use crate::config::{AppSpec, Check, Listen};
@@ -116,7 +116,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         ))?;
     }
     let name = spec.name.clone();
-    let script = |trial: &mut Trial<'_>| reload(trial, spec, settings, args.duration);
+    let script = |test: &mut LoadTest<'_>| reload(test, spec, settings, args.duration);
     let mut verdict = load_test::run(&cx.out, &client, &interrupt, &name, plan, script)?;
     if args.allow_keep_alive_races && verdict.only_races() {
         verdict.reasons.clear();
@@ -128,13 +128,13 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
 
 /// The reload under load.
 fn reload(
-    trial: &mut Trial<'_>,
+    test: &mut LoadTest<'_>,
     spec: AppSpec,
     settings: Vec<Settings>,
     duration: Duration,
 ) -> Result<(), Halt> {
-    trial.until(duration / 3)?;
-    trial.reload(Step {
+    test.until(duration / 3)?;
+    test.reload(Step {
         label: "reload",
         words: "reload",
         spec,
@@ -142,8 +142,8 @@ fn reload(
         expected: Expected::Done,
         last: true,
     })?;
-    trial.hold(duration / 3)?;
-    trial.until(duration)
+    test.hold(duration / 3)?;
+    test.until(duration)
 }
 
 /// The address that the load goes to; an error if the app is in no state for a test.
