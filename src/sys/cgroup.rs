@@ -144,7 +144,7 @@ impl Tree {
     /// # Errors
     /// A message why there is none: no cgroup v2, or not delegated.
     pub fn claim(name: &str) -> Result<Tree, String> {
-        let delegated::Found { own, aside } = delegated::find(name)?;
+        let delegated::Delegated { own, aside } = delegated::find(name)?;
         let base = own.join(name);
         make(&base).map_err(|why| format!("{} cannot be made: {why}", base.display()))?;
         // Only the root cgroup may have processes beside children with controllers.

@@ -30,7 +30,7 @@ mod queue;
 mod unix;
 
 pub use error::ListenError;
-pub use given::{Found, Given};
+pub use given::{Given, Lookup};
 pub use queue::{
     Backlog, accept_nonblocking, backlog, is_nonblocking, set_nonblocking, silent_for,
 };
@@ -373,22 +373,22 @@ impl Group {
         }
     }
 
-    /// Other processes with sockets that listen on the very same address: they have joined the
-    /// group and shifted its indexes. Only processes of the same user can.
+    /// Processes with other sockets than this group's that listen on the very same address: these
+    /// have joined the kernel's group and shifted its indexes. Only processes of the same user can.
     ///
     /// # Errors
     /// When the kernel's list of sockets cannot be read.
-    pub fn joiners(&self) -> io::Result<Vec<Holder>> {
+    pub fn foreign_listeners(&self) -> io::Result<Vec<Holder>> {
         let mut ours = Vec::with_capacity(self.sockets.len());
         for socket in &self.sockets {
             ours.push(holder::inode_of(socket.as_fd())?);
         }
-        let strangers: Vec<u64> = sockdiag::listeners(self.addr.port())?
+        let inodes: Vec<u64> = sockdiag::listeners(self.addr.port())?
             .into_iter()
             .filter(|other| other.local == self.addr && !ours.contains(&other.inode))
             .map(|other| other.inode)
             .collect();
-        holder::of_inodes(&strangers)
+        holder::of_inodes(&inodes)
     }
 
     /// Makes the whole group again in the family that the app asked for. ONLY while no worker has

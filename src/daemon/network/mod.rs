@@ -38,7 +38,7 @@ pub struct Network {
     events: Events,
     /// Sockets of `.socket` units.
     given: Arc<Given>,
-    strangers: port_conflicts::Strangers,
+    port_conflicts: port_conflicts::PortConflicts,
 }
 
 /// The sockets and relays of one app.
@@ -77,7 +77,7 @@ impl Network {
             apps: HashMap::new(),
             events,
             given,
-            strangers: Default::default(),
+            port_conflicts: Default::default(),
         }
     }
 
@@ -329,8 +329,8 @@ impl Network {
         };
         // The relays still hold sockets of the old group.
         let slots: Vec<Option<u16>> = of_app.relaying.drain().map(|(slot, _)| slot).collect();
-        let lobby = of_app.sockets.queues(None).unwrap_or_default();
-        let target = lobby
+        let holding = of_app.sockets.queues(None).unwrap_or_default();
+        let target = holding
             .into_iter()
             .find(|queue| queue.address == changed.address)
             .map(|queue| queue.target);

@@ -10,7 +10,7 @@ use crate::config::AppName;
 
 /// The other processes that are there now, so that each is reported once.
 #[derive(Default)]
-pub struct Strangers(HashSet<(AppName, u32)>);
+pub struct PortConflicts(HashSet<(AppName, u32)>);
 
 impl Network {
     /// Reports processes that are new on a port of rsup. `is_worker` recognises workers of an
@@ -18,12 +18,12 @@ impl Network {
     pub fn look_for_strangers(&mut self, is_worker: impl Fn(&AppName, u32) -> bool) {
         let mut present = HashSet::new();
         for (app, of_app) in &self.apps {
-            for holder in of_app.sockets.joiners() {
+            for holder in of_app.sockets.foreign_listeners() {
                 if is_worker(app, holder.pid) {
                     continue;
                 }
                 let key = (app.clone(), holder.pid);
-                if !self.strangers.0.contains(&key) {
+                if !self.port_conflicts.0.contains(&key) {
                     warn!(
                         "{app}: {holder} listens on its port too and may take its connections; stop it, or start it through rsup"
                     );
@@ -31,6 +31,6 @@ impl Network {
                 present.insert(key);
             }
         }
-        self.strangers.0 = present;
+        self.port_conflicts.0 = present;
     }
 }

@@ -217,7 +217,12 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn accept_loop(mut queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Relays, lobby: bool) {
+async fn accept_loop(
+    mut queue: AsyncFd<OwnedFd>,
+    target: SocketAddr,
+    shared: Relays,
+    holding: bool,
+) {
     let mut ready = shared.ready.clone();
     loop {
         let Ok(mut guard) = queue.readable().await else {
@@ -226,7 +231,7 @@ async fn accept_loop(mut queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Re
         // Connections of the holding slot can wait in the kernel, which is cheaper, and where they
         // outlive the daemon.
         let hold = shared.hold();
-        if lobby {
+        if holding {
             match timeout(hold, ready.wait_for(|ready| *ready)).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(_)) => return,

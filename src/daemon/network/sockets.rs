@@ -18,7 +18,7 @@ use tracing::warn;
 use crate::config::{self, Listen, SocketFile};
 use crate::core::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Found, Given, Group, ListenError, Mended, Ownership};
+use crate::sys::listen::{self, Family, Given, Group, ListenError, Lookup, Mended, Ownership};
 use crate::sys::process;
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
@@ -122,7 +122,9 @@ impl Sockets {
                         if group.len() < size {
                             // Another process's socket in the group would shift the indexes of new
                             // sockets.
-                            if let Some(holder) = group.joiners().unwrap_or_default().pop() {
+                            if let Some(holder) =
+                                group.foreign_listeners().unwrap_or_default().pop()
+                            {
                                 return Err(ListenError::InUse {
                                     addr: *addr,
                                     holder: Some(holder),
@@ -220,7 +222,7 @@ impl Sockets {
             }
         }
         if fds[LOBBY].is_none()
-            && let Ok(Found::Same(first)) = self.given.tcp(*addr, *v6only)
+            && let Ok(Lookup::Same(first)) = self.given.tcp(*addr, *v6only)
         {
             fds[LOBBY] = Some(first);
         }
@@ -410,9 +412,9 @@ impl Sockets {
 
     /// Other processes that listen on one of the addresses: SO_REUSEPORT allows that to processes
     /// of the same user.
-    pub fn joiners(&self) -> Vec<Holder> {
+    pub fn foreign_listeners(&self) -> Vec<Holder> {
         let of = |bound: &Bound| match bound {
-            Bound::Tcp { group, .. } => group.joiners().unwrap_or_default(),
+            Bound::Tcp { group, .. } => group.foreign_listeners().unwrap_or_default(),
             Bound::Unix { .. } => Vec::new(),
         };
         self.bound.values().flat_map(of).collect()
@@ -547,15 +549,15 @@ fn open(addr: SocketAddr, v6only: bool, size: usize, given: &Given) -> Result<Gr
             source,
         })?;
     match found {
-        Found::Same(first) => Group::open_given(first, size),
-        Found::Other(other) => match Group::open(addr, v6only, size) {
+        Lookup::Same(first) => Group::open_given(first, size),
+        Lookup::Other(other) => match Group::open(addr, v6only, size) {
             // The error would name this very process as the holder.
             Err(ListenError::InUse { addr, .. }) => {
                 Err(ListenError::GivenElsewhere { addr, given: other })
             }
             result => result,
         },
-        Found::Nothing => Group::open(addr, v6only, size),
+        Lookup::Nothing => Group::open(addr, v6only, size),
     }
 }
 

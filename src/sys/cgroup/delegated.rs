@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{SUPERVISOR, write};
 
 /// The place where rsup's tree begins.
-pub(super) struct Found {
+pub(super) struct Delegated {
     /// The cgroup that is delegated to rsup.
     pub own: PathBuf,
     /// This process is in a leaf below it already: rsup's, from an earlier life, or one that
@@ -54,14 +54,14 @@ pub(super) fn folder_in(text: &str, root: &Path, point: &Path) -> Option<PathBuf
     })
 }
 
-pub(super) fn find(name: &str) -> Result<Found, String> {
+pub(super) fn find(name: &str) -> Result<Delegated, String> {
     let (root, point) = mount().ok_or("cgroup v2 is not mounted here")?;
     let own = folder_of("/proc/self/cgroup", &root, &point)
         .ok_or("rsup's own cgroup is not visible here")?;
     if own.ends_with(Path::new(name).join(SUPERVISOR))
         && let Some(above) = own.ancestors().nth(2)
     {
-        return Ok(Found {
+        return Ok(Delegated {
             own: above.to_owned(),
             aside: true,
         });
@@ -99,7 +99,7 @@ pub(super) fn find(name: &str) -> Result<Found, String> {
             own.display()
         ));
     }
-    Ok(Found { own, aside })
+    Ok(Delegated { own, aside })
 }
 
 /// The service whose cgroup for control processes this is (systemd: `EXEC_CONTROL_CGROUP` in

@@ -56,7 +56,7 @@ pub enum ListenError {
         limit: usize,
     },
     /// The address is not available in the wanted family.
-    #[error("{addr} cannot be had as {}", family_words(*want))]
+    #[error("{addr} is not available as {}", family_words(*want))]
     Family {
         /// The group's address.
         addr: SocketAddr,

@@ -22,7 +22,7 @@ pub struct Given(Vec<OwnedFd>);
 
 /// What [`Given::tcp`] found.
 #[derive(Debug)]
-pub enum Found {
+pub enum Lookup {
     /// A copy of the socket that listens on just this address.
     Same(OwnedFd),
     /// One of the same port, on another address.
@@ -50,23 +50,23 @@ impl Given {
     ///
     /// # Errors
     /// `EMFILE` or `ENFILE`.
-    pub fn tcp(&self, addr: SocketAddr, v6only: bool) -> io::Result<Found> {
+    pub fn tcp(&self, addr: SocketAddr, v6only: bool) -> io::Result<Lookup> {
         let wanted = match addr {
             SocketAddr::V4(_) => Family::V4,
             SocketAddr::V6(_) => Family::V6 { only: v6only },
         };
-        let mut other = Found::Nothing;
+        let mut other = Lookup::Nothing;
         for fd in &self.0 {
             let Ok((local, family)) = identity(&SockRef::from(fd)) else {
                 continue;
             };
             if local == addr && family == wanted {
-                return Ok(Found::Same(raw::dup_from(fd, 0)?));
+                return Ok(Lookup::Same(raw::dup_from(fd, 0)?));
             }
             if local.port() == addr.port()
                 && (local.ip().is_unspecified() || addr.ip().is_unspecified())
             {
-                other = Found::Other(local);
+                other = Lookup::Other(local);
             }
         }
         Ok(other)
@@ -149,7 +149,7 @@ impl Group {
         };
         // Sockets of other processes in the group would precede rsup's.
         let joined = group
-            .joiners()
+            .foreign_listeners()
             .map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
         let listeners = sockdiag::listeners(addr.port())
             .map_err(|error| ListenError::new(addr, "the list of sockets", error))?;

@@ -72,15 +72,15 @@ fn addresses_that_cannot_be_had() {
 #[test]
 fn joiners_are_seen() {
     let group = Group::open(localhost(), false, 2).unwrap();
-    assert_eq!(group.joiners().unwrap(), []);
+    assert_eq!(group.foreign_listeners().unwrap(), []);
     let joiner = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     joiner.set_reuse_address(true).unwrap();
     joiner.set_reuse_port(true).unwrap();
     joiner.bind(&group.addr().into()).unwrap();
     joiner.listen(1).unwrap();
-    let joiners = group.joiners().unwrap();
-    assert_eq!(joiners.len(), 1);
-    assert_eq!(joiners[0].pid, std::process::id());
+    let foreign = group.foreign_listeners().unwrap();
+    assert_eq!(foreign.len(), 1);
+    assert_eq!(foreign[0].pid, std::process::id());
     assert_eq!(sockdiag::listeners(group.addr().port()).unwrap().len(), 3);
 }
 
