@@ -67,8 +67,8 @@ pub fn lock(paths: &Paths) -> Result<(File, Vec<File>), Error> {
 /// Binds the control socket: mode 0600 in a folder that no other user can enter.
 ///
 /// # Errors
-/// [`Error::Running`] when a process listens there although the lock is free: the lock of a live
-/// daemon was removed.
+/// [`Error::Running`] when a process listens there although this process holds the lock: the lock of
+/// a live daemon was removed.
 pub fn bind(paths: &Paths) -> Result<OwnedFd, Error> {
     let path = paths.socket();
     let deadline = std::time::Instant::now() + DYING;

@@ -31,7 +31,7 @@ const MOST_WAITING: usize = 256;
 
 /// The control sockets that the daemon listens on: one, and for a while those that it has replaced.
 pub struct Doors {
-    room: Room,
+    connections: Connections,
     events: Events,
     /// Each connection holds a clone until its last answer is written.
     open: mpsc::Sender<()>,
@@ -42,7 +42,7 @@ pub struct Doors {
 impl Doors {
     pub fn new(events: Events, open: mpsc::Sender<()>) -> Self {
         Self {
-            room: Room::default(),
+            connections: Connections::default(),
             events,
             open,
             tasks: Vec::new(),
@@ -73,14 +73,18 @@ impl Doors {
     pub fn open_too(&mut self, socket: OwnedFd) -> io::Result<()> {
         let listener = UnixListener::from_std(socket.into())?;
         let (close, closed) = oneshot::channel();
-        let (events, open, room) = (self.events.clone(), self.open.clone(), self.room.clone());
+        let (events, open, connections) = (
+            self.events.clone(),
+            self.open.clone(),
+            self.connections.clone(),
+        );
         let task = tokio::spawn(async move {
             tokio::select! {
                 biased;
                 Ok(()) = closed => {}
-                () = accept(&listener, &events, &open, &room) => {}
+                () = accept(&listener, &events, &open, &connections) => {}
             }
-            let last = accept(&listener, &events, &open, &room);
+            let last = accept(&listener, &events, &open, &connections);
             let _ = tokio::time::timeout(LAST_CLIENTS, last).await;
         });
         self.tasks.push((task, close));
@@ -97,7 +101,12 @@ impl Drop for Doors {
 /// How long a replaced socket is still listened on: no new client can find it.
 const LAST_CLIENTS: Duration = Duration::from_millis(200);
 
-async fn accept(listener: &UnixListener, events: &Events, open: &mpsc::Sender<()>, room: &Room) {
+async fn accept(
+    listener: &UnixListener,
+    events: &Events,
+    open: &mpsc::Sender<()>,
+    connections: &Connections,
+) {
     let mut spare = spare();
     let mut refusing = false;
     loop {
@@ -105,10 +114,11 @@ async fn accept(listener: &UnixListener, events: &Events, open: &mpsc::Sender<()
             Ok((stream, _)) => {
                 refusing = false;
                 spare = spare.or_else(self::spare);
-                let (events, open, room) = (events.clone(), open.clone(), room.clone());
-                let place = room.enter();
+                let (events, open, connections) =
+                    (events.clone(), open.clone(), connections.clone());
+                let place = connections.enter();
                 tokio::spawn(async move {
-                    converse(stream, events, place, &room).await;
+                    converse(stream, events, place, &connections).await;
                     drop(open);
                 });
             }
@@ -148,28 +158,28 @@ fn spare() -> Option<std::fs::File> {
 
 /// The connected clients.
 #[derive(Clone, Default)]
-struct Room(Arc<Mutex<Guests>>);
+struct Connections(Arc<Mutex<Clients>>);
 
 #[derive(Default)]
-struct Guests {
+struct Clients {
     /// In the order of arrival; those at the front, beyond [`MOST_SILENT`], have been told to
     /// leave.
     silent: VecDeque<Arc<Notify>>,
     waiting: usize,
 }
 
-impl Room {
-    fn guests<T>(&self, act: impl FnOnce(&mut Guests) -> T) -> T {
+impl Connections {
+    fn clients<T>(&self, act: impl FnOnce(&mut Clients) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Adds a client that has sent nothing yet; the oldest such client may have to leave.
     fn enter(&self) -> Arc<Notify> {
         let place = Arc::new(Notify::new());
-        self.guests(|guests| {
-            guests.silent.push_back(place.clone());
-            if let Some(last) = guests.silent.len().checked_sub(MOST_SILENT + 1) {
-                guests.silent[last].notify_one();
+        self.clients(|clients| {
+            clients.silent.push_back(place.clone());
+            if let Some(last) = clients.silent.len().checked_sub(MOST_SILENT + 1) {
+                clients.silent[last].notify_one();
             }
         });
         place
@@ -177,12 +187,12 @@ impl Room {
 
     /// Removes a client that has sent its request, or is gone.
     fn leave(&self, place: &Arc<Notify>) {
-        self.guests(|guests| guests.silent.retain(|other| !Arc::ptr_eq(other, place)));
+        self.clients(|clients| clients.silent.retain(|other| !Arc::ptr_eq(other, place)));
     }
 
     /// How long a client that must leave may stay.
     fn grace(&self) -> Duration {
-        let crowded = self.guests(|guests| guests.silent.len() > MOST_CONNECTED);
+        let crowded = self.clients(|clients| clients.silent.len() > MOST_CONNECTED);
         if crowded {
             Duration::ZERO
         } else {
@@ -190,11 +200,11 @@ impl Room {
         }
     }
 
-    /// Lets one more client wait for answers, if there is room.
+    /// Lets one more client wait for answers, if the limit allows it.
     fn wait(&self) -> Option<Waiting> {
-        self.guests(|guests| {
-            (guests.waiting < MOST_WAITING).then(|| {
-                guests.waiting += 1;
+        self.clients(|clients| {
+            (clients.waiting < MOST_WAITING).then(|| {
+                clients.waiting += 1;
                 Waiting(self.clone())
             })
         })
@@ -202,17 +212,22 @@ impl Room {
 }
 
 /// A client that waits for answers.
-struct Waiting(Room);
+struct Waiting(Connections);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.guests(|guests| guests.waiting -= 1);
+        self.0.clients(|clients| clients.waiting -= 1);
     }
 }
 
-async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, room: &Room) {
+async fn converse(
+    mut stream: UnixStream,
+    events: Events,
+    place: Arc<Notify>,
+    connections: &Connections,
+) {
     if let Err(why) = may_speak(&stream) {
-        room.leave(&place);
+        connections.leave(&place);
         let answer = Answer::Failed(Failure::new(FailureCode::BadRequest, why));
         return refuse(&mut stream, answer).await;
     }
@@ -221,10 +236,10 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
         tokio::select! {
             call = &mut heard => Some(call),
             // Its request may have arrived without having been read yet.
-            () = place.notified() => tokio::time::timeout(room.grace(), heard).await.ok(),
+            () = place.notified() => tokio::time::timeout(connections.grace(), heard).await.ok(),
         }
     };
-    room.leave(&place);
+    connections.leave(&place);
     let call = match call {
         None => {
             let answer = Failure::new(
@@ -253,7 +268,7 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
             .await;
         }
     };
-    let Some(_waiting) = room.wait() else {
+    let Some(_waiting) = connections.wait() else {
         let why = format!("{MOST_WAITING} clients wait for answers already");
         return refuse(
             &mut stream,
