@@ -183,7 +183,7 @@ impl Clock {
 
 /// What a probe's result changes.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum ProbeOutcome {
     Nothing,
     BecameReady,
     /// Readiness is lost or regained.
@@ -323,7 +323,7 @@ impl Worker {
         };
     }
 
-    pub fn readiness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> Verdict {
+    pub fn readiness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> ProbeOutcome {
         let probe = &spec.readiness;
         match &mut self.state {
             State::Starting { readiness, .. } => {
@@ -333,13 +333,13 @@ impl Worker {
                     pause_while_starting(now.since(self.started), probe.interval)
                 };
                 let Some(streak) = readiness.count(ok, now + pause) else {
-                    return Verdict::Stale;
+                    return ProbeOutcome::Stale;
                 };
                 if ok && streak >= probe.success_threshold {
                     self.become_ready(spec, now);
-                    return Verdict::BecameReady;
+                    return ProbeOutcome::BecameReady;
                 }
-                Verdict::Nothing
+                ProbeOutcome::Nothing
             }
             State::Ready {
                 unready, readiness, ..
@@ -348,32 +348,32 @@ impl Worker {
                 let slow = probe.interval.max(READY_INTERVAL);
                 let next = now + if ok && !*unready { slow } else { quick };
                 let Some(streak) = readiness.count(ok, next) else {
-                    return Verdict::Stale;
+                    return ProbeOutcome::Stale;
                 };
                 let lost = !ok && !*unready && streak >= probe.failure_threshold;
                 let regained = ok && *unready && streak >= probe.success_threshold;
                 if lost || regained {
                     *unready = lost;
-                    return Verdict::Traffic;
+                    return ProbeOutcome::Traffic;
                 }
-                Verdict::Nothing
+                ProbeOutcome::Nothing
             }
             State::Spawning { .. }
             | State::Draining { .. }
             | State::Stopping { .. }
             | State::Killing { .. }
-            | State::Sweeping { .. } => Verdict::Stale,
+            | State::Sweeping { .. } => ProbeOutcome::Stale,
         }
     }
 
-    pub fn liveness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> Verdict {
+    pub fn liveness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> ProbeOutcome {
         let Some(Probe {
             interval,
             failure_threshold,
             ..
         }) = spec.liveness
         else {
-            return Verdict::Stale;
+            return ProbeOutcome::Stale;
         };
         let State::Ready {
             unready,
@@ -382,19 +382,19 @@ impl Worker {
             ..
         } = &mut self.state
         else {
-            return Verdict::Stale;
+            return ProbeOutcome::Stale;
         };
         let Some(streak) = liveness.count(ok, now + interval) else {
-            return Verdict::Stale;
+            return ProbeOutcome::Stale;
         };
         if ok || streak < failure_threshold {
-            return Verdict::Nothing;
+            return ProbeOutcome::Nothing;
         }
         // It takes no more traffic, whatever its readiness check finds from now on.
         *unready = true;
         *readiness = Clock::never();
         *liveness = Clock::never();
-        Verdict::Unhealthy
+        ProbeOutcome::Unhealthy
     }
 
     /// The check under way could not be made. False if none was awaited.

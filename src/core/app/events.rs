@@ -6,7 +6,7 @@ use super::super::io::{Effect, Purpose, Reach};
 use super::super::reason::Reason;
 use super::super::types::{Time, WorkerId};
 use super::super::view::{Exit, Step, WorkerPhase};
-use super::super::worker::{State, Verdict};
+use super::super::worker::{ProbeOutcome, State};
 use super::{App, Context, Listening, Wanted};
 use crate::config::{AppSpec, Check};
 use crate::model::{ActionError, Because, Doubt, Loss, Retire, What};
@@ -142,16 +142,16 @@ impl App {
             Purpose::Readiness => Doubt::NotReady { why: why.clone() },
             Purpose::Liveness => Doubt::NotAlive { why: why.clone() },
         });
-        if doubt.is_some() && verdict != Verdict::Stale {
+        if doubt.is_some() && verdict != ProbeOutcome::Stale {
             worker.doubt.clone_from(&doubt);
         }
         match verdict {
-            Verdict::Nothing if result.is_ok() && worker.phase() == WorkerPhase::Ready => {
+            ProbeOutcome::Nothing if result.is_ok() && worker.phase() == WorkerPhase::Ready => {
                 worker.doubt = None;
             }
-            Verdict::Nothing | Verdict::Stale => {}
-            Verdict::BecameReady => self.became_ready(id, cx),
-            Verdict::Traffic => {
+            ProbeOutcome::Nothing | ProbeOutcome::Stale => {}
+            ProbeOutcome::BecameReady => self.became_ready(id, cx),
+            ProbeOutcome::Traffic => {
                 if doubt.is_none() {
                     worker.doubt = None;
                 }
@@ -162,9 +162,9 @@ impl App {
                 };
                 self.record_of(&worker, what, cx);
             }
-            Verdict::Unhealthy => {
+            ProbeOutcome::Unhealthy => {
                 let failure = result.clone().err().unwrap_or_default();
-                self.condemn(id, Retire::Liveness { failure }, cx);
+                self.retire_faulty(id, Retire::Liveness { failure }, cx);
             }
         }
     }
@@ -230,7 +230,7 @@ impl App {
         // One reading may be a peak between two garbage collections; two in a row are taken for a
         // leak.
         if worker.over_limit == 2 {
-            self.condemn(id, Retire::Memory { bytes, limit }, cx);
+            self.retire_faulty(id, Retire::Memory { bytes, limit }, cx);
         }
     }
 
@@ -250,7 +250,7 @@ impl App {
 
     /// The worker is replaced for a fault of its own: the replacement starts first, where there is
     /// room.
-    pub(super) fn condemn(&mut self, id: &WorkerId, why: Retire, cx: &mut Context<'_>) {
+    pub(super) fn retire_faulty(&mut self, id: &WorkerId, why: Retire, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id).filter(|w| w.stays()) else {
             return;
         };

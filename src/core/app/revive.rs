@@ -103,7 +103,7 @@ impl App {
             (_, Found::Alive { pid }) => self.lives(id, pid, cx),
             (_, Found::Deaf { pid }) => {
                 self.lives(id, pid, cx);
-                self.condemn(id, Retire::Deaf, cx);
+                self.retire_faulty(id, Retire::Deaf, cx);
             }
             (_, Found::OutOfReach { pid }) => {
                 self.lives(id, pid, cx);
