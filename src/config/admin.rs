@@ -15,9 +15,8 @@ pub(super) fn read(cx: &mut Context, table: &mut Cursor<'_>) -> Option<SocketAdd
     match parse(cx, value) {
         Ok(address) if address.ip().is_loopback() || public => Some(address),
         Ok(address) => {
-            let message = format!(
-                "`admin`: {address} can be reached from other machines, and asks nobody for a password"
-            );
+            let message =
+                format!("`admin`: {address} can be reached from other machines, and has no login");
             let hint = format!(
                 "write \"127.0.0.1:{}\", or add `admin_public = true` if that is what you want",
                 address.port()

@@ -232,7 +232,7 @@ fn port(value: &Value, digits: &str) -> Result<u16, Bad> {
 fn port_number(value: &Value, n: i64) -> Result<u16, Bad> {
     match u16::try_from(n) {
         Ok(0) => Err(value
-            .bad("port 0 means a port of the kernel's choice, which nobody could find")
+            .bad("port 0 means a port of the kernel's choice, which clients cannot know")
             .hint("choose a port from 1 to 65535")),
         Ok(port) => Ok(port),
         Err(_) => Err(value

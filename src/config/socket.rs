@@ -175,7 +175,8 @@ fn mode(value: &Value, text: &str) -> Result<u32, Bad> {
             .hint(HINT)
     })?;
     if mode & MAY_CONNECT == 0 {
-        let bad = value.bad("with this mode nobody can connect: it takes the permission to write");
+        let bad =
+            value.bad("with this mode no client can connect: that needs the permission to write");
         return Err(bad.hint("write \"0660\" for owner and group, \"0666\" for everybody"));
     }
     Ok(mode)

@@ -25,7 +25,7 @@ pub fn leave_service() -> Option<String> {
     match ask(&service).and_then(|()| wait(&service)) {
         Ok(()) => None,
         Err(why) => Some(format!(
-            "rsup was started inside {unit} and ends with it, as no scope of its own can be had: {why}; \
+            "rsup was started inside {unit} and ends with it, since it could not get a scope of its own: {why}; \
              `rsup startup` makes it a service of its own"
         )),
     }

@@ -229,7 +229,7 @@ async fn respond(
             let mut out = io::BufWriter::new(io::stdout().lock());
             for line in 1..=lines {
                 if writeln!(out, "sample app {}: line {line} of {lines}", app.pid).is_err() {
-                    break; // nobody reads
+                    break; // stdout has no reader
                 }
             }
             let _ = out.flush();
