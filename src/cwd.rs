@@ -1,7 +1,7 @@
 //! The current folder as the shell sees it, with symbolic links kept.
 //!
-//! getcwd(2) answers with links followed, so that a path made from it means the folder of *now*: after
-//! `cd /srv/api/current`, a deployment that switches the link would be overlooked for ever.
+//! getcwd(2) answers with links followed, so a path made from it keeps naming the folder of *now*:
+//! after `cd /srv/api/current`, no later deployment that switches the link would be seen.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -19,18 +19,18 @@ pub enum Exit {
     },
     /// The kernel killed it at the memory limit of its cgroup.
     OutOfMemory,
-    /// The kernel killed it for want of memory, at the limit of something that it is in: the container, the unit, or
-    /// the machine where no limit can be seen.
+    /// The kernel killed it for want of memory, at a limit above its own cgroup: of the container,
+    /// of the unit, or of the machine where no limit can be seen.
     Starved {
         /// Bytes: the lowest limit that can be seen.
         limit: Option<u64>,
     },
-    /// The status went to somebody else (the process was not our child).
+    /// Another process collected the status (this one was not our child).
     Unknown,
 }
 
 impl Exit {
-    /// By SIGKILL, whoever sent it.
+    /// By SIGKILL, from any sender.
     #[must_use]
     pub fn is_kill(self) -> bool {
         matches!(

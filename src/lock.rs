@@ -1,6 +1,6 @@
-//! Locks that say who is at work: held as long as the file is open anywhere, also in the next program
-//! of the same process, and never given up by hand (`F_OFD_SETLK`, fcntl_locking(2)). Whether one is
-//! held can be asked without taking it.
+//! Locks that say which process is at work. A lock is held as long as its file is open anywhere,
+//! also in the next program of the same process, and is never released explicitly (`F_OFD_SETLK`,
+//! fcntl_locking(2)). Whether one is held can be tested without taking it.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
-/// Takes the lock, and writes the number of this process into the file; `None` if somebody else has it.
+/// Takes the lock and writes the pid of this process into the file; `None` if another process has
+/// it.
 ///
 /// # Errors
 /// When the file cannot be opened or made, or its file system has no locks.
@@ -24,7 +25,7 @@ pub fn take(path: &Path) -> io::Result<Option<File>> {
         .open(path)?;
     match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
         Ok(_) => {
-            // For errors alone; the file of a full disk has no room for it.
+            // The pid only serves error messages; on a full disk there is no room for it.
             let _ = file.set_len(0).and_then(|()| {
                 file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
             });
@@ -40,13 +41,14 @@ pub fn take(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// The process that took it, by what it wrote.
+/// The process that took the lock, by the pid that it wrote.
 #[must_use]
 pub fn holder(path: &Path) -> Option<u32> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Whether `path` is still the file that was locked: it may have been removed, or made anew by another.
+/// Whether `path` is still the file that was locked: another process may have removed or replaced
+/// it.
 #[must_use]
 pub fn is_at(file: &File, path: &Path) -> bool {
     let identity = |found: std::fs::Metadata| (found.dev(), found.ino());
@@ -56,7 +58,7 @@ pub fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Whether somebody has it.
+/// Whether a process holds the lock.
 pub fn is_taken(path: &Path) -> bool {
     let Ok(file) = File::options().write(true).open(path) else {
         return false;
@@ -66,11 +68,11 @@ pub fn is_taken(path: &Path) -> bool {
         && i32::from(lock.l_type) != libc::F_UNLCK
 }
 
-/// The process of this user that still has the file open which was removed from `path`: what `/proc/PID/fd` calls
-/// `… (deleted)` (proc_pid_fd(5)). Looks at every process.
+/// The process of this user that still has the file open that was removed from `path`: what
+/// `/proc/PID/fd` calls `… (deleted)` (proc_pid_fd(5)). Looks at every process.
 #[must_use]
 pub fn holder_of_removed(path: &Path) -> Option<u32> {
-    // As the kernel knows it: without links. Folders may be gone as well.
+    // The path as the kernel reports it: without links. Parent folders may be gone as well.
     let there = path.ancestors().skip(1).find(|folder| folder.exists())?;
     let rest = path.strip_prefix(there).ok()?;
     let mut wanted = there.canonicalize().ok()?.join(rest).into_os_string();

@@ -1,4 +1,4 @@
-//! Where rsup keeps its files, and who may touch them.
+//! Where rsup keeps its files, and which users may access them.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
@@ -15,19 +15,19 @@ use crate::lock;
 /// The longest path of a unix socket that Linux takes (`sun_path` with its final zero).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// What to do where a folder cannot be made or written to.
+/// The hint where a folder cannot be made or written to.
 pub const ELSEWHERE: &str = "set RSUP_HOME to a folder that can be written to; in a container for example -e RSUP_HOME=/tmp/rsup, \
      with --tmpfs /tmp where its root is read-only";
 
-/// The folders of one daemon. Two daemons with different folders know nothing of each other.
+/// The folders of one daemon. Daemons with different folders are independent of each other.
 ///
 /// Which folders these are depends on the user and on `RSUP_HOME`, and on no other variable: a shell, cron,
 /// su(1) and a service of the same user mean the same daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
-    /// Sockets and the live state. A daemon makes it again when it is gone.
+    /// Sockets and the live state. The daemon makes the folder again when it is gone.
     pub runtime: PathBuf,
-    /// Locks, saved state and logs: kept.
+    /// Locks, saved state and logs: these survive a reboot.
     pub state: PathBuf,
     /// Where daemons of this user had their files in earlier versions.
     pub former: Former,
@@ -115,7 +115,7 @@ impl Paths {
         }
     }
 
-    /// Those that `RSUP_HOME` set to `home` means.
+    /// The folders of a `RSUP_HOME` set to `home`.
     ///
     /// # Errors
     /// When the path is too long for a socket.
@@ -128,7 +128,7 @@ impl Paths {
         .fits()
     }
 
-    /// The same with the files of a daemon of an earlier version in `runtime`.
+    /// The same paths with the files of a daemon of an earlier version in `runtime`.
     fn of_former(&self, runtime: &Path) -> Self {
         Self {
             runtime: runtime.to_owned(),
@@ -141,8 +141,8 @@ impl Paths {
         }
     }
 
-    /// Those of the daemon that is at work, or that has left workers behind: these, unless it is one of an
-    /// earlier version.
+    /// The paths of the daemon that is at work, or that has left workers behind: these, unless it
+    /// is a daemon of an earlier version.
     #[must_use]
     pub fn at_work(&self) -> Self {
         let is_here = |paths: &Self| {
@@ -151,12 +151,12 @@ impl Paths {
         if self.former.runtimes.is_empty() || is_here(self) {
             return self.clone();
         }
-        // In a shared place like /tmp the folder may be a stranger's.
+        // In a shared place like /tmp the folder may belong to another user.
         let former = self.former_folders().find(is_here);
         former.unwrap_or_else(|| self.clone())
     }
 
-    /// The folders of this user that daemons of earlier versions have made, on this machine as it is.
+    /// The existing folders of this user that daemons of earlier versions made.
     pub fn former_folders(&self) -> impl Iterator<Item = Self> {
         let runtimes = self.former.runtimes.iter();
         runtimes
@@ -182,13 +182,13 @@ impl Paths {
         self.runtime.join("control.sock")
     }
 
-    /// Locked by the one daemon that may run here. It lives with the state.
+    /// Locked by the one daemon of these folders. The lock lives with the state.
     pub fn lock(&self) -> PathBuf {
         self.state.join("daemon.lock")
     }
 
-    /// What earlier versions lock, which do not have [`Self::lock`]. Locked as well, so that neither version starts a daemon beside
-    /// the other's.
+    /// What earlier versions, which lack [`Self::lock`], lock. This version locks it as well, so
+    /// that neither version starts a daemon beside the other's.
     pub fn former_lock(&self) -> PathBuf {
         self.runtime.join("daemon.lock")
     }
@@ -199,7 +199,7 @@ impl Paths {
         self.locked().is_some()
     }
 
-    /// The lock that a daemon holds here.
+    /// The lock file that a daemon holds here.
     #[must_use]
     pub fn locked(&self) -> Option<PathBuf> {
         [self.lock(), self.former_lock()]
@@ -237,7 +237,7 @@ impl Paths {
     /// Whether a keeper is at work here: a daemon that does not answer will then be back soon.
     #[must_use]
     pub fn keeper_is_at_work(&self) -> bool {
-        // That of a daemon which was upgraded still has the lock of its own version.
+        // The keeper of a daemon that was upgraded still has the lock of its own version.
         self.keeper_is_here() || self.former_folders().any(|former| former.keeper_is_here())
     }
 
@@ -245,40 +245,42 @@ impl Paths {
         lock::is_taken(&self.keeper_lock()) || lock::is_taken(&self.runtime.join("keeper.lock"))
     }
 
-    /// What a daemon needs to go on from where a killed one was; gone once one has ended on purpose.
+    /// The state from which a daemon continues after the one before was killed; removed by a daemon
+    /// that ends on purpose.
     pub fn live_state(&self) -> PathBuf {
         self.runtime.join("state.json")
     }
 
-    /// What happened, one event a line.
+    /// The event log: one event a line.
     pub fn events(&self) -> PathBuf {
         self.state.join("events.jsonl")
     }
 
-    /// What is started again after a reboot.
+    /// The apps that are started again after a reboot.
     pub fn saved_state(&self) -> PathBuf {
         self.state.join("state.json")
     }
 
-    /// Where one worker says that it is ready (sd_notify(3)).
+    /// The socket where one worker reports that it is ready (sd_notify(3)).
     pub fn notify(&self, generation: u64) -> PathBuf {
         self.runtime.join(format!("notify.{generation}"))
     }
 
-    /// The folder for the same of workers that run as another user. They cannot enter the runtime
-    /// folder, so it is beside it; each socket in it is open to its worker's user alone.
+    /// The folder for the readiness sockets of workers that run as another user. They cannot enter
+    /// the runtime folder, so it is beside it; each socket in it is open to its worker's user
+    /// alone.
     pub fn notify_of_others(&self) -> PathBuf {
         let mut name = self.runtime.clone().into_os_string();
         name.push(".notify");
         name.into()
     }
 
-    /// Makes that folder, which anybody may pass and nobody list, and checks one that exists.
+    /// Makes that folder (every user may enter it, none may list it), and checks one that exists.
     pub fn create_notify_of_others(&self) -> Result<PathBuf, String> {
         let folder = self.notify_of_others();
         let failed = |error| format!("cannot make the folder {}: {error}", folder.display());
         match DirBuilder::new().mode(0o711).create(&folder) {
-            // The umask may have closed it.
+            // The umask may have removed permissions.
             Ok(()) => {
                 fs::set_permissions(&folder, fs::Permissions::from_mode(0o711)).map_err(failed)?
             }
@@ -288,7 +290,7 @@ impl Paths {
         Ok(folder)
     }
 
-    /// What the daemon says of itself.
+    /// The daemon's own log.
     pub fn daemon_log(&self) -> PathBuf {
         self.state.join("daemon.log")
     }
@@ -298,7 +300,7 @@ impl Paths {
         self.state.join("logs")
     }
 
-    /// Makes the folders, for this user alone, and checks those that exist.
+    /// Makes the folders, accessible to this user alone, and checks those that exist.
     pub fn create(&self) -> Result<(), String> {
         for folder in [&self.runtime, &self.state, &self.logs()] {
             DirBuilder::new()
@@ -314,7 +316,7 @@ impl Paths {
         }
         self.check()?;
         check_owner(&self.state, 0o022)?;
-        // One that is there already may be on a file system that is read-only.
+        // A folder that exists may be on a read-only file system.
         for folder in [&self.runtime, &self.state] {
             nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).map_err(|error| {
                 format!(
@@ -327,25 +329,26 @@ impl Paths {
         Ok(())
     }
 
-    /// Whether there is room for what a new daemon writes: a disk that is full would be told of by warnings alone, and
-    /// nothing it does would outlive a reboot.
+    /// Whether there is room for what a new daemon writes: on a full disk nothing that it does
+    /// would outlive a reboot, and only warnings would say so.
     ///
     /// # Errors
-    /// In words, with the folder and what is free there, when a file of [`ROOM`] bytes cannot be written.
+    /// A message with the folder and its free space, when a file of [`ROOM`] bytes cannot be
+    /// written.
     pub fn has_room(&self) -> Result<(), String> {
         let trial = |folder: &Path| -> std::io::Result<()> {
             let mut file = tempfile::Builder::new()
                 .prefix(".room")
                 .tempfile_in(folder)?;
             file.write_all(&vec![0; ROOM])?;
-            // Some network file systems find room no earlier.
+            // Some network file systems report a lack of room no earlier.
             file.as_file().sync_data()
         };
         for folder in [&self.state, &self.runtime] {
             let why = match trial(folder).map_err(|error| error.kind()) {
                 Err(ErrorKind::StorageFull) => Errno::ENOSPC,
                 Err(ErrorKind::QuotaExceeded) => Errno::EDQUOT,
-                // Whatever else is wrong is met where it matters.
+                // Other errors are reported where they matter.
                 Ok(()) | Err(_) => continue,
             };
             let free = nix::sys::statvfs::statvfs(folder).map_or_else(
@@ -368,16 +371,16 @@ impl Paths {
         Ok(())
     }
 
-    /// Refuses a runtime folder that somebody else owns or may enter; none at all is fine.
+    /// Refuses a runtime folder that another user owns or may enter; a missing one is fine.
     ///
-    /// Whoever connects to the socket checks first: in a shared place like `/tmp` a stranger may
-    /// have made the folder, and would be sent the caller's environment.
+    /// A client checks before it connects: in a shared place like `/tmp` another user may have made
+    /// the folder, and would receive the caller's environment.
     pub fn check(&self) -> Result<(), String> {
         check_owner(&self.runtime, 0o077)
     }
 }
 
-/// The home of this user: that of passwd(5), whatever `HOME` says, which only stands in for it.
+/// The home of this user as passwd(5) names it; `HOME` counts only where passwd(5) has none.
 #[must_use]
 pub fn home() -> Option<PathBuf> {
     let by_environment = || std::env::var_os("HOME").map(PathBuf::from);
@@ -391,11 +394,11 @@ fn home_of(uid: u32) -> Option<PathBuf> {
     Some(User::by_uid(uid).ok().flatten()?.home)
 }
 
-/// Where a user's state is, from the home.
+/// The state folder of a user, relative to the home.
 const STATE_IN_HOME: &str = ".local/state/rsup";
 
-/// Whether a home that passwd(5) names can hold the state: accounts of services often name one that is not
-/// there, that is not theirs, or the root folder.
+/// Whether a home that passwd(5) names can hold the state: accounts of services often name one that
+/// does not exist, that they do not own, or the root folder.
 fn is_usable(home: &Path) -> bool {
     let may_write =
         |folder: &Path| nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).is_ok();
@@ -404,10 +407,10 @@ fn is_usable(home: &Path) -> bool {
         && (home.join(STATE_IN_HOME).is_dir() || may_write(home))
 }
 
-/// What has to be free for a new daemon: its state and the first lines of its log.
+/// Bytes that have to be free for a new daemon: its state and the first lines of its log.
 const ROOM: usize = 64 << 10;
 
-/// This program, even if its file has been replaced meanwhile.
+/// The path of this program, even if its file has been replaced since.
 pub fn program() -> PathBuf {
     std::env::current_exe()
         .ok()
@@ -543,7 +546,7 @@ mod tests {
         let held = lock::take(&former.join("daemon.lock")).unwrap().unwrap();
         assert_eq!(paths.at_work().runtime, former);
         assert_eq!(paths.at_work().state, paths.state);
-        // Somebody else could have made it.
+        // Another user could have made it.
         fs::set_permissions(&former, fs::Permissions::from_mode(0o777)).unwrap();
         assert_eq!(paths.at_work(), paths);
         fs::set_permissions(&former, fs::Permissions::from_mode(0o700)).unwrap();

@@ -1,4 +1,4 @@
-//! Long actions: send, show the steps, wait, tell what became of each app.
+//! Long actions: send, show the steps, wait, report the outcome of each app.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,8 @@ use crate::control::{Act, Action, ActionId, Ask, Known, Outcome, Untouched};
 use crate::core::{AppPhase, OperationKind, Settings};
 use crate::model::Cause;
 
-/// Sends an action and waits for its outcomes. `settings`: of the files that its apps are from.
+/// Sends an action and waits for its outcomes. `settings`: those of the files that its apps come
+/// from.
 pub fn run(
     out: &Output,
     client: &Client,
@@ -23,7 +24,7 @@ pub fn run(
     sent(out, client, action, settings, wait).map_err(|error| client.explain(error))
 }
 
-/// The same, with the error as it is.
+/// As [`run`], with the error as the client returned it.
 pub fn sent(
     out: &Output,
     client: &Client,
@@ -40,7 +41,7 @@ pub fn sent(
     watched(out, client, &act, wait)
 }
 
-/// Sends it; of what happens meanwhile, only what the user should know is said.
+/// Sends an action; prints only the notes that the user should know.
 pub fn quietly<Q: Ask>(out: &Output, client: &Client, what: &Q) -> Result<Q::Reply, CliError> {
     let note = |meanwhile| {
         if let Meanwhile::Notes(notes) = meanwhile {
@@ -51,7 +52,7 @@ pub fn quietly<Q: Ask>(out: &Output, client: &Client, what: &Q) -> Result<Q::Rep
     reply.map_err(|error| client.explain(error))
 }
 
-/// Sends it, and shows what happens meanwhile.
+/// Sends an action, and shows its events as they come.
 pub fn watched<Q: Ask>(
     out: &Output,
     client: &Client,
@@ -79,16 +80,16 @@ pub fn watched<Q: Ask>(
     reply
 }
 
-/// Of an action on one app.
+/// The outcome of an action on one app.
 pub fn only(outcomes: Vec<Outcome>) -> Result<Outcome, CliError> {
     let first = outcomes.into_iter().next();
     first.ok_or_else(|| CliError::failed("broken", "the daemon's answer is about no app"))
 }
 
-/// What is said of apps that are reloaded from the folder that they run in.
+/// Apps that are reloaded from the folder that they run in, with what to say of each.
 pub struct SameFolders(Vec<(AppName, String)>);
 
-/// Compares before an action: it changes what is known.
+/// Compares before the action: the action changes what the daemon knows.
 pub fn same_folders(apps: &[AppSpec], known: &[Known]) -> SameFolders {
     let same = apps.iter().filter_map(|new| {
         let old = known.iter().find(|old| old.spec.name == new.name)?;
@@ -122,7 +123,8 @@ pub fn conclude(out: &Output, outcomes: &[Outcome], wait: bool) -> Result<(), Cl
             Some(_) if document => {}
             Some(failure) => {
                 let mut report = Report::from(failure);
-                // Which of several apps; the daemon's words may begin with it already.
+                // Names the app where there are several; the daemon's message may begin with the
+                // name already.
                 if !report.message.contains(outcome.app.as_str()) {
                     report.message = format!("{}: {}", outcome.app, report.message);
                 }
@@ -169,7 +171,7 @@ fn what_is_done<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> String {
     format!("{} is done", parts.join("; "))
 }
 
-/// Why nothing was done, and what would.
+/// Why nothing was done to the app, and which command would do it.
 fn untouched(outcome: &Outcome, why: Untouched) -> String {
     let app = &outcome.app;
     match why {
@@ -187,7 +189,7 @@ fn untouched(outcome: &Outcome, why: Untouched) -> String {
     }
 }
 
-/// Said where all apps, or those of a file, are meant.
+/// The note for a stopped app where all apps, or those of a file, are meant.
 pub fn stays_stopped(app: &AppName) -> String {
     format!("{app} is stopped and stays so; `rsup start {app}` starts it")
 }

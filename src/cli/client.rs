@@ -21,53 +21,53 @@ use crate::daemon::is_of_foreground;
 use crate::lock;
 use crate::paths::Paths;
 
-/// How long the daemon may take for an answer that needs no waiting.
+/// How long the daemon may take for an answer that it gives at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a daemon that died may take to be back, and how often it is looked for.
+/// How long a daemon that died may take to be back, and how often the client tries to connect.
 const RETURN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
-/// How many deaths of the daemon a call outlives.
+/// How many deaths of the daemon one call survives.
 const LIVES: u32 = 100;
 
-/// Said when nobody listens on the socket.
+/// The message when no process listens on the socket.
 pub const NO_DAEMON: &str = "no daemon runs";
-/// And what to do about it.
+/// The hint for it.
 pub const START_HINT: &str = "`rsup start` starts one";
 
-/// Why a call brought no reply.
+/// Why a call returned no reply.
 #[derive(Debug)]
 pub enum CallError {
-    /// Nobody listens.
+    /// No process listens.
     NoDaemon,
-    /// Nobody listens, though there is a keeper that starts daemons.
+    /// No process listens, though a keeper, which starts daemons, is at work.
     Dead,
-    /// Nobody listens, though a daemon has the lock.
+    /// No process listens, though a daemon holds the lock.
     Unreachable(PathBuf),
     /// The daemon refused or failed.
     Failed(Failure),
-    /// Ctrl-C while waiting; the daemon goes on.
+    /// Ctrl-C while waiting; the daemon continues.
     Interrupted,
-    /// The daemon says nothing.
+    /// The daemon does not answer.
     Silent,
-    /// The conversation broke: what happened.
+    /// The connection broke; holds how.
     Broken(String),
     /// The daemon speaks another version of the protocol.
     Version { daemon: String, protocol: u32 },
-    /// Our side.
+    /// A failure on the client's side.
     Local(String),
 }
 
-/// What is said before the end of a long action.
+/// Messages before the end of a long action.
 #[derive(Debug)]
 pub enum Meanwhile {
     Progress(Progress),
-    /// What the user should know beside the outcome.
+    /// Notes for the user beside the outcome.
     Notes(Vec<String>),
 }
 
-/// A reply that belongs to another request would be one of another version.
+/// A reply of another request's type comes from another version.
 fn understood<Q: Ask>(reply: Reply) -> Result<Q::Reply, CallError> {
     let what = "it answered something else than was asked";
     Q::understand(reply).ok_or_else(|| CallError::Broken(what.into()))
@@ -78,12 +78,12 @@ fn understood<Q: Ask>(reply: Reply) -> Result<Q::Reply, CallError> {
 pub struct Client {
     paths: Paths,
     patience: Duration,
-    /// Starts a daemon that was killed again, and what for, instead of finding none.
+    /// Starts a daemon again that was killed, and what for, instead of reporting that none runs.
     revives: Option<Wish>,
 }
 
 impl Client {
-    /// Refuses to talk to a socket in a folder that others can write to.
+    /// Refuses a socket in a folder that other users can write to.
     pub fn new(paths: &Paths) -> Result<Self, CliError> {
         let paths = paths.at_work();
         paths.check().map_err(CliError::usage)?;
@@ -94,37 +94,37 @@ impl Client {
         })
     }
 
-    /// The same for a caller that is about to be the next daemon itself.
+    /// For a caller that is about to become the next daemon itself.
     pub fn of_next_daemon(mut self) -> Self {
         self.revives = None;
         self
     }
 
-    /// The same for a caller that wants something to run.
+    /// For a caller that wants apps to run.
     pub fn for_a_start(mut self) -> Self {
         self.revives = Some(Wish::Start);
         self
     }
 
-    /// The same, with less patience.
+    /// Sets how long an answer may take.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// A request that is answered at once.
+    /// Sends a request that is answered at once.
     pub fn try_ask<Q: Ask>(&self, what: &Q) -> Result<Q::Reply, CallError> {
         let call = Call::new(what.request(), true);
         let reply = self.converse(&call, Some(self.patience), None, &|_| {})?;
         understood::<Q>(reply)
     }
 
-    /// As [`Self::try_ask`], with the error in words.
+    /// As [`Self::try_ask`], with the error as a report.
     pub fn ask<Q: Ask>(&self, what: &Q) -> Result<Q::Reply, CliError> {
         self.try_ask(what).map_err(|error| self.explain(error))
     }
 
-    /// A request that may take long; `wait: false` asks only for its acceptance.
+    /// Sends a request that may take long; `wait: false` returns once the daemon has accepted it.
     pub fn act<Q: Ask>(
         &self,
         what: &Q,
@@ -156,7 +156,7 @@ impl Client {
         };
         let mut result = talk(call);
         let broke = matches!(result, Err(CallError::Broken(_)));
-        // The daemon died. What it had begun, the next one knows by its id.
+        // The daemon died. The next one knows by the action's id what became of it.
         let mut lives = LIVES;
         while let Err(CallError::Broken(_)) = result
             && lives > 0
@@ -179,7 +179,7 @@ impl Client {
                 }
             };
         }
-        // It ended, and left nothing that another one could go on with: all is stopped.
+        // The daemon ended and left no state to continue from: everything is stopped.
         if broke
             && matches!(call.request, Request::Kill { .. })
             && matches!(result, Err(CallError::Broken(_) | CallError::NoDaemon))
@@ -187,7 +187,7 @@ impl Client {
         {
             return Ok(Reply::Killed);
         }
-        // What makes no sense, to either side, may come from another version.
+        // A message that either side cannot parse may come from another version.
         let senseless = match &result {
             Err(CallError::Broken(_)) => true,
             Err(CallError::Failed(failure)) => failure.code == FailureCode::BadRequest,
@@ -202,7 +202,7 @@ impl Client {
         result
     }
 
-    /// Whether the daemon speaks another version of the protocol.
+    /// The error, if the daemon speaks another version of the protocol.
     fn other_version(&self) -> Option<CallError> {
         let Pong {
             version, protocol, ..
@@ -213,12 +213,13 @@ impl Client {
         })
     }
 
-    /// A daemon that died is started again, by its keeper or by us.
+    /// Whether a daemon that died is started again, by its keeper or by this client.
     fn another_comes(&self) -> bool {
         self.paths.keeper_is_at_work() || self.paths.live_state().exists()
     }
 
-    /// A daemon that died is back in a moment, if its keeper lives; one whose socket was removed makes another.
+    /// Connects. A daemon that died is back in a moment if its keeper lives; one whose socket was
+    /// removed makes another.
     fn connect(&self) -> Result<UnixStream, CallError> {
         let socket = self.paths.socket();
         let deadline = Instant::now() + RETURN;
@@ -250,8 +251,8 @@ impl Client {
         }
     }
 
-    /// A daemon that was killed together with its keeper has left its state, and its workers: the
-    /// first command that comes starts the next one. One in the foreground is for its owner to start.
+    /// Starts the daemon again if it was killed together with its keeper: it has left its state and
+    /// its workers. A daemon in the foreground is for its owner to start.
     fn revive(&self) -> bool {
         let state = self.paths.live_state();
         let Some(wish) = self.revives else {
@@ -260,7 +261,7 @@ impl Client {
         if !state.exists() || self.paths.keeper_is_at_work() || is_of_foreground(&state) {
             return false;
         }
-        // The one that is started is asked as well, by a client that does not come here again.
+        // The new daemon is called as well, by a client that must not start another.
         static ONCE: AtomicBool = AtomicBool::new(false);
         !ONCE.swap(true, Ordering::Relaxed)
             && daemonize::start(&self.paths, self.clone(), wish).is_ok()
@@ -280,7 +281,8 @@ impl Client {
             .map_err(|error| CallError::Local(error.to_string()))?;
         if let Err(error) = io::Write::write_all(&mut &stream, &frame) {
             match error.kind() {
-                // It may have answered without reading to the end: its words say more.
+                // The daemon may have answered and closed without reading all of the request: its
+                // answer says more.
                 ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {}
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => return Err(CallError::Silent),
                 _ => return Err(CallError::Broken(error.to_string())),
@@ -301,7 +303,7 @@ impl Client {
         }
     }
 
-    /// An error of a call in words.
+    /// Turns an error of a call into a report.
     pub fn explain(&self, error: CallError) -> CliError {
         let log = || {
             format!(
@@ -357,7 +359,7 @@ impl Client {
     }
 }
 
-/// Cuts the stream of bytes into answers.
+/// Splits the stream of bytes into answers.
 struct Answers<'a> {
     stream: &'a UnixStream,
     bytes: Vec<u8>,
@@ -396,7 +398,7 @@ impl Answers<'_> {
         })
     }
 
-    /// Until there is something to read.
+    /// Waits until there is something to read.
     fn wait(
         &self,
         deadline: Option<Instant>,
@@ -430,24 +432,24 @@ impl Answers<'_> {
 }
 
 /// While it lives, Ctrl-C ends a wait ([`CallError::Interrupted`]) instead of the process, so that
-/// the user is told that the work itself goes on.
+/// the command can say that the daemon continues the work.
 #[derive(Debug)]
 pub struct Interrupt(Option<(SignalFd, SigSet)>);
 
 impl Interrupt {
-    /// Holds SIGINT back in this thread and those that it makes from now on.
+    /// Blocks SIGINT in this thread and in those that it starts from now on.
     pub fn hold() -> Self {
         Self::hold_back(&[Signal::SIGINT])
     }
 
-    /// The same for whatever asks a process to end: for verbs that have to clean up.
+    /// Blocks every signal that asks a process to end: for verbs that have to clean up.
     pub fn hold_all() -> Self {
         Self::hold_back(&[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
     }
 
     fn hold_back(signals: &[Signal]) -> Self {
         let set: SigSet = signals.iter().copied().collect();
-        // If any of this fails, Ctrl-C just does what it always does.
+        // If any of this fails, Ctrl-C ends the process as usual.
         if set.thread_block().is_err() {
             return Self(None);
         }
@@ -461,7 +463,7 @@ impl Interrupt {
         )
     }
 
-    /// Without; for calls that don't wait.
+    /// Blocks nothing; for calls that do not wait.
     pub fn none() -> Self {
         Self(None)
     }
@@ -470,7 +472,7 @@ impl Interrupt {
         self.0.as_ref().map(|(fd, _)| fd)
     }
 
-    /// Waits; true as soon as there is a signal, or was one that nobody has [taken](Self::take).
+    /// Waits for `time`; true as soon as there is a signal that was not [taken](Self::take) yet.
     pub fn wait(&self, time: Duration) -> bool {
         let Some(fd) = self.fd() else {
             std::thread::sleep(time);
@@ -481,7 +483,7 @@ impl Interrupt {
         matches!(poll(&mut wanted, timeout), Ok(1..))
     }
 
-    /// Forgets the signals that have come, so that another one can be told from them.
+    /// Discards the signals that have come, so that a later one is noticed.
     pub fn take(&self) {
         while let Some(Ok(Some(_))) = self.fd().map(SignalFd::read_signal) {}
     }
@@ -489,7 +491,7 @@ impl Interrupt {
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        // Whatever was pressed while the wait ended is answered by its result.
+        // A Ctrl-C that came while the wait ended is answered by the wait's result.
         self.take();
         if let Some((_, set)) = self.0.take() {
             let _ = set.thread_unblock();

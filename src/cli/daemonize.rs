@@ -20,21 +20,23 @@ use crate::sys::{inherit, needs};
 
 /// A new daemon must answer within this time.
 const WITHIN: Duration = Duration::from_secs(5);
-/// A daemon that ended at once may have lost against another one, which must answer within this time.
+/// A daemon that ended at once may have lost the lock to another one, which must answer within this
+/// time.
 const GRACE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(5);
 /// How often a daemon that is about to end is asked whether it still is.
 const AGAIN: Duration = Duration::from_millis(250);
-/// Lines of the daemon's log that go with an error.
+/// Lines of the daemon's log that are shown with an error.
 const LOG_LINES: usize = 10;
 
-/// A client of a daemon that answers; one is started if there is none.
+/// A client of a daemon that answers; starts a daemon if there is none.
 ///
-/// Of two that are started at once, one gets the lock and the other ends; both callers then talk
-/// to the first.
+/// Of two that are started at once, one gets the lock and the other ends; both callers then talk to
+/// the first.
 pub fn ensure(paths: &Paths) -> Result<Client, CliError> {
     let client = Client::new(paths)?;
-    // One that was killed in the midst of a stop is to begin with this start, not to go on with the stop.
+    // A daemon that was killed during a stop begins anew with this start; it does not continue the
+    // stop.
     match client.clone().of_next_daemon().try_ask(&Ping) {
         Ok(reply) => return accept(client, reply),
         Err(CallError::NoDaemon) => {}
@@ -43,12 +45,12 @@ pub fn ensure(paths: &Paths) -> Result<Client, CliError> {
     start(paths, client, Wish::Start)
 }
 
-/// Waits while a daemon that is about to end is there, but not for its apps longer than a moment:
-/// something else may have become of it.
+/// Waits while a daemon is about to end; while it still stops its apps (its socket exists),
+/// [`AGAIN`] at most: the caller then asks it again.
 pub fn until_it_ends(paths: &Paths) -> Result<(), CliError> {
     let interrupt = Interrupt::hold();
     let look_again = Instant::now() + AGAIN;
-    // Without a socket it has stopped everything, and is about to be gone.
+    // A daemon without a socket has stopped everything and is about to exit.
     while !others_are_gone(paths) && (Instant::now() < look_again || !paths.socket().exists()) {
         if interrupt.wait(POLL) {
             return Err(CliError::AlreadyReported(INTERRUPTED));
@@ -57,17 +59,18 @@ pub fn until_it_ends(paths: &Paths) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What a new daemon is wanted for.
+/// What a new daemon is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// Something is to run.
+    /// The caller wants apps to run.
     Start,
-    /// To know, or to change, what there is. One that was stopping everything goes on with that.
+    /// The caller reads or changes what exists. A daemon that was stopping everything continues
+    /// with that.
     GoOn,
 }
 
-/// Starts a keeper, which starts the daemon, and waits until that answers; where a unit of systemd's
-/// is to start it, has that done.
+/// Starts a keeper, which starts the daemon, and waits until the daemon answers; where a systemd
+/// unit is responsible for the daemon, starts the unit.
 pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, CliError> {
     if let Some((manager, unit)) = systemctl::installed() {
         manager.start(&unit, false)?;
@@ -75,7 +78,7 @@ pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, CliErr
     }
     needs::check_all().map_err(|why| CliError::failed("machine", why))?;
     paths.create().map_err(CliError::usage)?;
-    // A daemon that goes on from another one's death is needed on a full disk too.
+    // A daemon that recovers after another one's death is needed on a full disk too.
     if !paths.live_state().exists() {
         paths
             .has_room()
@@ -90,15 +93,15 @@ pub fn start(paths: &Paths, client: Client, wish: Wish) -> Result<Client, CliErr
     until_it_answers(paths, client, &mut child, &log)
 }
 
-/// A daemon of the caller's own, in a folder of its own. Once the caller is gone, by whatever end,
-/// the daemon stops its apps and ends.
+/// Starts a daemon of the caller's own, in a folder of its own. Once the caller is gone, by any
+/// cause, the daemon stops its apps and ends.
 pub fn own(home: &Path) -> Result<(Client, Child), CliError> {
     let paths = Paths::in_home(home).map_err(CliError::usage)?;
     let client = Client::new(&paths)?;
     paths.create().map_err(CliError::usage)?;
     let log = Log::open(&paths)?;
     let mut command = command("daemon", &log)?;
-    // The other end of the pipe is the child's `stdin`, in our hands.
+    // The child's `stdin` is a pipe whose other end this process holds.
     command
         .arg("--until-eof")
         .stdin(Stdio::piped())
@@ -107,7 +110,7 @@ pub fn own(home: &Path) -> Result<(Client, Child), CliError> {
     match until_it_answers(&paths, client, &mut child, &log) {
         Ok(client) => Ok((client, child)),
         Err(problem) => {
-            // It has no apps yet.
+            // The child has no apps yet.
             drop(child.kill());
             drop(child.wait());
             Err(problem)
@@ -137,14 +140,15 @@ fn until_it_answers(
             report,
         }
     };
-    // Until the new keeper has its lock there seems to be none: a second one, for another wish, could win the race.
+    // Until the new keeper has its lock there seems to be none: a second one, with another wish,
+    // could win the race.
     let client = client.of_next_daemon().patience(WITHIN);
     loop {
-        // Asked before the answer is tried: a daemon that ends in between may have answered others.
+        // Checked before the call: a daemon that ends in between may have answered others.
         let ended = child.try_wait();
         match client.try_ask(&Ping) {
             Ok(reply) => return accept(Client::new(paths)?, reply),
-            // Still starting, or the one that had the lock was just about to end.
+            // The daemon is still starting, or the one that had the lock was just about to end.
             Err(
                 CallError::NoDaemon
                 | CallError::Dead
@@ -154,12 +158,12 @@ fn until_it_answers(
             Err(error) => return Err(client.explain(error)),
         }
         match ended {
-            // It had nothing to do but to end a stop that was cut short.
+            // The daemon only had to finish a stop that was cut short.
             Ok(Some(status)) if status.success() && !paths.is_locked() => {
                 return Err(CliError::failed("no_daemon", NO_DAEMON).hint(START_HINT));
             }
-            // Perhaps another one that was started at the same time holds the lock and is about to
-            // listen; if not, this is the end.
+            // Another daemon, started at the same time, may hold the lock and be about to listen;
+            // if not, this is an error.
             Ok(Some(status))
                 if !status.success() && (others_are_gone(paths) || waited(deadline) > GRACE) =>
             {
@@ -181,7 +185,7 @@ fn until_it_answers(
     }
 }
 
-/// A daemon that is systemd's to start: it answers before all its apps are ready.
+/// Waits for a daemon that systemd starts: it answers before all its apps are ready.
 fn until_service_answers(paths: &Paths, client: Client, unit: &str) -> Result<Client, CliError> {
     let deadline = Instant::now() + WITHIN;
     let asker = client.clone().of_next_daemon();
@@ -229,9 +233,9 @@ fn accept(client: Client, pong: Pong) -> Result<Client, CliError> {
 /// The log of a new daemon and its keeper.
 struct Log {
     file: File,
-    /// Where in it their words begin.
+    /// The offset at which their output begins.
     begin: u64,
-    /// In memory: what they could not write to it. `None` if there is no memory either.
+    /// A memfd with what they could not write to the log. `None` if there is no memory either.
     words: Option<File>,
 }
 
@@ -262,7 +266,7 @@ impl Log {
         })
     }
 
-    /// The last lines of a daemon, and of what it could not write.
+    /// The last lines of a daemon's log, and of what it could not write.
     fn tail(&self, path: &Path) -> Vec<String> {
         let read = |file: &mut File, begin| {
             file.seek(SeekFrom::Start(begin))?;
@@ -294,7 +298,7 @@ fn command(verb: &str, log: &Log) -> Result<Command, CliError> {
         |error: io::Error| CliError::failed("spawn", format!("cannot start the daemon: {error}"));
     let mut command = Command::new(paths::program());
     command.env_clear().envs(environment::of_daemon());
-    // Not in the caller's folder, which would stay in use for ever.
+    // Not in the caller's folder, which the daemon would keep in use.
     command.arg(verb).stdin(Stdio::null()).stdout(Stdio::null());
     command
         .stderr(log.file.try_clone().map_err(failed)?)
@@ -304,7 +308,7 @@ fn command(verb: &str, log: &Log) -> Result<Command, CliError> {
     {
         command.env("RSUP_HOME", home);
     }
-    // `ExecStart=rsup start`: this process itself is what the service is for (systemd.exec(5)).
+    // `ExecStart=rsup start`: this process itself is the service's main process (systemd.exec(5)).
     if std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string()) {
         command.env(keeper::STAY, "1");
     }
@@ -336,12 +340,12 @@ fn waited(deadline: Instant) -> Duration {
     WITHIN - deadline.saturating_duration_since(Instant::now())
 }
 
-/// Nobody holds a lock that the new daemon could have lost against.
+/// Whether no process holds a lock that the new daemon could have lost against.
 fn others_are_gone(paths: &Paths) -> bool {
     !paths.has_daemon() && !paths.keeper_is_at_work()
 }
 
-/// What a daemon or keeper said of its end, and the lines without it: of several, the last one that names a cause.
+/// The last line with a cause of a daemon's or keeper's end, and the lines without it.
 fn cause(mut lines: Vec<String>) -> (Option<String>, Vec<String>) {
     let word = |line: &String| {
         ["error: ", "keeper: cannot "]

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-/// Variables that concern the process they were set for and nobody else: an app that finds its
-/// caller's `NOTIFY_SOCKET` or `LISTEN_FDS` would take them for its own.
+/// Variables that concern only the process they were set for: an app that finds its caller's
+/// `NOTIFY_SOCKET` or `LISTEN_FDS` would take them for its own.
 fn private(name: &str) -> bool {
     const PREFIXES: [&str; 5] = [
         "RSUP_",
@@ -27,8 +27,8 @@ fn private(name: &str) -> bool {
     PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
 }
 
-/// All that a daemon in the background has of its caller's environment; the rest is that of one command, secrets among
-/// it, and workers get what comes with their own start.
+/// The variables that a daemon in the background takes from its caller. The others, secrets among
+/// them, belong to one command; workers get those of their own start.
 const OF_THE_DAEMON: [&str; 15] = [
     "RSUP_HOME",
     "RSUP_TAKEOVER",
@@ -57,8 +57,8 @@ fn is_the_daemons(name: &str) -> bool {
     OF_THE_DAEMON.contains(&name)
 }
 
-/// The environment of this process for apps; beside it the names of variables that are not UTF-8,
-/// which are left out.
+/// The environment of this process for apps, and the names of variables that are left out because
+/// they are not UTF-8.
 pub fn of_caller() -> (BTreeMap<String, String>, Vec<String>) {
     pick(std::env::vars_os())
 }

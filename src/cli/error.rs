@@ -1,4 +1,4 @@
-//! Why a verb did not do what it was asked, and the exit code that tells so.
+//! Why a verb failed, and its exit code.
 
 use std::io::ErrorKind;
 
@@ -19,19 +19,19 @@ pub const INTERRUPTED: u8 = 130;
 /// The end of a verb other than success.
 #[derive(Debug)]
 pub enum CliError {
-    /// To be shown once, by [`super::run`].
+    /// An error that [`super::run`] prints once.
     Report { exit: u8, report: Report },
     /// Configuration files with their errors.
     Config(Vec<ConfigErrors>),
-    /// All has been said already; this is the exit code.
+    /// The error was already printed; holds the exit code.
     AlreadyReported(u8),
-    /// Ctrl-C while waiting: the work goes on without us.
+    /// Ctrl-C while waiting: the daemon continues the work.
     Interrupted,
-    /// Whoever read our output has had enough.
+    /// The reader of our output has closed it.
     BrokenPipe,
 }
 
-/// What happened, why, and what to type next. With `--json` it is printed as it is.
+/// What happened, why, and what to type next. `--json` prints it as it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// A code of [`crate::control::FailureCode`], or one of the command line's own.
@@ -39,7 +39,7 @@ pub struct Report {
     /// The first line says what happened, further lines why.
     pub message: String,
     pub hint: Option<String>,
-    /// The last log lines of whatever failed, oldest first.
+    /// The last log lines of the app or program that failed, oldest first.
     pub log: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl Report {
 impl From<crate::daemon::Error> for CliError {
     fn from(error: crate::daemon::Error) -> Self {
         match error {
-            // The log has said why.
+            // The log has the cause.
             crate::daemon::Error::Ended { code } => Self::AlreadyReported(code),
             other => Self::failed("local", other.to_string()),
         }
@@ -86,7 +86,7 @@ impl From<&Failure> for Report {
 }
 
 impl CliError {
-    /// The operation failed.
+    /// An operation that failed.
     pub fn failed(code: &str, message: impl Into<String>) -> Self {
         Self::Report {
             exit: FAILED,
@@ -94,7 +94,7 @@ impl CliError {
         }
     }
 
-    /// It was asked for wrongly.
+    /// A wrong command line.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::Report {
             exit: USAGE,
@@ -111,7 +111,7 @@ impl CliError {
         }
     }
 
-    /// Adds what to type next, unless something is said already.
+    /// Adds what to type next, unless there is a hint already.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         if let Self::Report { report, .. } = &mut self {
             report.hint.get_or_insert_with(|| hint.into());

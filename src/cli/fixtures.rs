@@ -1,4 +1,4 @@
-//! Apps that do not exist, for tests of how things look.
+//! Made-up apps for the tests of the renderers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -114,8 +114,8 @@ pub fn app(app: &str, phase: AppPhase, workers: Vec<WorkerView>) -> AppView {
     }
 }
 
-/// One of each kind that a person may meet.
-pub fn zoo() -> Vec<AppView> {
+/// One app in each condition that the renderers know.
+pub fn sample_views() -> Vec<AppView> {
     let api = app(
         "api",
         AppPhase::Ready,
@@ -168,7 +168,7 @@ pub fn zoo() -> Vec<AppView> {
 }
 
 pub fn described() -> Description {
-    let mut view = zoo().swap_remove(1);
+    let mut view = sample_views().swap_remove(1);
     view.relayed = 3;
     view.workers[0].restarts = 1;
     view.workers[0].reason = Some("replaced by a reload".into());

@@ -1,7 +1,7 @@
-//! A trial: steady load on an app, reloads meanwhile, and the verdict. What `rsup demo` and
-//! `rsup verify` have in common.
+//! A load test: steady load on an app, reloads meanwhile, and the verdict. `rsup demo` and `rsup
+//! verify` share it.
 //!
-//! The load has a thread of its own, so that nothing that is shown disturbs what is measured.
+//! The load has a thread of its own, so that rendering does not disturb what is measured.
 
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -21,40 +21,40 @@ use crate::core::{Settings, WorkerPhase};
 use crate::load::{self, Handle, Phase, Plan};
 use crate::model::Cause;
 
-/// How often Ctrl-C and the load are looked at.
-const GLANCE: Duration = Duration::from_millis(50);
+/// How often Ctrl-C and the load are checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What became of a trial. With `--json` it is printed as it is; fields may be added, none changes
-/// its meaning.
+/// The result of a load test. `--json` prints it as it is; fields may be added, none changes its
+/// meaning.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
     pub app: AppName,
-    /// Requests were sent, none failed, and each reload went as it should.
+    /// Requests were sent, none failed, and each reload ended as expected.
     pub passed: bool,
-    /// Ctrl-C came before the end.
+    /// Ctrl-C ended the test early.
     pub interrupted: bool,
-    /// Why it did not pass, in words.
+    /// Why it did not pass, as sentences.
     pub reasons: Vec<String>,
     pub reloads: Vec<Change>,
     pub load: load::Report,
-    /// What else deserves to be said, to people.
+    /// Remarks for people, without influence on the verdict.
     #[serde(skip)]
     pub remarks: Vec<String>,
 }
 
-/// One reload of a trial.
+/// One reload of a load test.
 #[derive(Debug, Serialize)]
 pub struct Change {
-    /// As on the chart.
+    /// The same label as on the chart.
     pub label: String,
-    /// When it began, in milliseconds since the load did.
+    /// When the reload began, in milliseconds since the load did.
     pub at_ms: u64,
     pub took_ms: u64,
     pub expected: Expected,
     pub as_expected: bool,
-    /// That runs now, where the reload was done.
+    /// The revision that runs now, where the reload was done.
     pub revision: Option<u64>,
-    /// Why it was not done.
+    /// Why the reload was not done.
     pub failure: Option<error::Report>,
     /// Whether exactly the workers that were ready before it are ready now.
     pub old_workers_serve: bool,
@@ -62,7 +62,7 @@ pub struct Change {
     pub ready: u64,
 }
 
-/// What a reload should come to.
+/// The expected end of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Expected {
@@ -71,25 +71,25 @@ pub enum Expected {
     Refused,
 }
 
-/// A reload to be made.
+/// A reload to make.
 #[derive(Debug)]
 pub struct Step {
-    /// For the chart: a word.
+    /// One word, for the chart.
     pub label: &'static str,
-    /// For the account: what is done.
+    /// A sentence for the account: what is done.
     pub words: &'static str,
     pub spec: AppSpec,
-    /// `[supervisor]` of its file.
+    /// `[supervisor]` of the app's file.
     pub settings: Vec<Settings>,
     pub expected: Expected,
-    /// None follows: what comes now is the time after.
+    /// No reload follows: from now on the load measures the time after it.
     pub last: bool,
 }
 
-/// Why a trial ends before its time.
+/// Why a load test ends early.
 pub enum Halt {
     Interrupted,
-    /// It makes no sense to go on.
+    /// The test cannot show anything any more.
     Early(String),
     CliError(CliError),
 }
@@ -100,8 +100,8 @@ impl From<CliError> for Halt {
     }
 }
 
-/// A trial under way.
-pub struct Trial<'a> {
+/// A load test under way.
+pub struct LoadTest<'a> {
     out: &'a Output,
     client: &'a Client,
     interrupt: &'a Interrupt,
@@ -119,11 +119,11 @@ pub fn run(
     interrupt: &Interrupt,
     app: &AppName,
     plan: Plan,
-    script: impl FnOnce(&mut Trial<'_>) -> Result<(), Halt>,
+    script: impl FnOnce(&mut LoadTest<'_>) -> Result<(), Halt>,
 ) -> Result<Verdict, CliError> {
     let (load, thread) = begin(plan)?;
     let status = Status::new(out);
-    let mut trial = Trial {
+    let mut test = LoadTest {
         out,
         client,
         interrupt,
@@ -134,12 +134,12 @@ pub fn run(
         reloads: Vec::new(),
     };
     let (mut interrupted, mut early) = (false, None);
-    match trial
+    match test
         .say(&Moment::Begin)
         .map_err(Halt::from)
-        .and_then(|()| script(&mut trial))
+        .and_then(|()| script(&mut test))
     {
-        Ok(()) => trial.say(&Moment::End)?,
+        Ok(()) => test.say(&Moment::End)?,
         Err(Halt::Interrupted) => {
             interrupted = true;
             interrupt.take();
@@ -147,24 +147,24 @@ pub fn run(
         Err(Halt::Early(why)) => early = Some(why),
         Err(Halt::CliError(problem)) => return Err(problem),
     }
-    let Trial { load, reloads, .. } = trial;
+    let LoadTest { load, reloads, .. } = test;
     let report = thread.end(load, interrupt)?;
     Ok(Verdict::new(app, interrupted, early, reloads, report))
 }
 
-impl Trial<'_> {
-    /// Lets the load go on until it has lasted so long.
+impl LoadTest<'_> {
+    /// Keeps the load on until it has lasted so long.
     pub fn until(&mut self, end: Duration) -> Result<(), Halt> {
         loop {
             let left = end.saturating_sub(self.since.elapsed());
             if left.is_zero() {
                 return Ok(());
             }
-            if self.interrupt.wait(left.min(GLANCE)) {
+            if self.interrupt.wait(left.min(POLL_INTERVAL)) {
                 return Err(Halt::Interrupted);
             }
             self.status.show(&self.load, "");
-            // A reload would only hide whose fault it is.
+            // A failure before any reload is the app's own; a reload would hide that.
             if self.reloads.is_empty() && self.load.snapshot().failed > 0 {
                 return Err(Halt::Early(
                     "requests failed before there was a reload, so none was made".into(),
@@ -173,12 +173,12 @@ impl Trial<'_> {
         }
     }
 
-    /// The same, counted from now.
+    /// As [`Self::until`], counted from now.
     pub fn hold(&mut self, time: Duration) -> Result<(), Halt> {
         self.until(self.since.elapsed() + time)
     }
 
-    /// Reloads, as `rsup reload` does, and tells how it went.
+    /// Reloads as `rsup reload` does, and reports the outcome.
     pub fn reload(&mut self, step: Step) -> Result<(), Halt> {
         let before = self.serving()?;
         self.say(&Moment::Reload(step.words))?;
@@ -238,8 +238,8 @@ impl Trial<'_> {
         Ok(())
     }
 
-    /// Calls the daemon in another thread while the status goes on. The time after a last reload
-    /// begins with the very answer.
+    /// Calls the daemon in another thread while the status line is drawn. The time after a last
+    /// reload begins with the daemon's answer.
     fn call(
         &self,
         act: &Act,
@@ -278,7 +278,7 @@ impl Trial<'_> {
             };
             while !call.is_finished() {
                 self.status.show(&self.load, &doing());
-                std::thread::sleep(GLANCE);
+                std::thread::sleep(POLL_INTERVAL);
             }
             let lost = |_| {
                 (
@@ -290,7 +290,7 @@ impl Trial<'_> {
         })
     }
 
-    /// The processes that take traffic.
+    /// The pids of the workers that take traffic.
     fn serving(&self) -> Result<Vec<u32>, CliError> {
         let views = self.client.ask(&List)?.apps;
         let workers = views
@@ -368,12 +368,12 @@ impl Verdict {
         verdict
     }
 
-    /// Lost keep-alive races are the only thing that went wrong.
+    /// Whether lost keep-alive races are the only failures.
     pub fn only_races(&self) -> bool {
         self.load.failed == 0 && self.load.keep_alive_races > 0 && self.reasons.len() == 1
     }
 
-    /// Prints it all; an error if it did not pass.
+    /// Prints the verdict; an error if the test did not pass.
     pub fn conclude(&self, out: &Output) -> Result<(), CliError> {
         out.result("the test", self, &render::verdict(self, out.look));
         match (self.interrupted, self.passed) {
@@ -384,7 +384,7 @@ impl Verdict {
     }
 }
 
-/// One request, before anything else; the report of it.
+/// Sends one request before the test; returns its report.
 pub fn one_request(plan: &Plan, interrupt: &Interrupt) -> Result<load::Report, CliError> {
     let plan = Plan {
         connections: 1,
@@ -452,7 +452,7 @@ fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The line at the bottom of a terminal that tells how far it is; nothing elsewhere.
+/// The progress line at the bottom of a terminal; nothing elsewhere.
 struct Status(Option<ProgressBar>);
 
 impl Status {
@@ -478,7 +478,7 @@ impl Status {
         }
     }
 
-    /// Does what writes to the terminal otherwise.
+    /// Hides the line while `write` writes to the terminal.
     fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
         match &self.0 {
             Some(bar) => bar.suspend(write),

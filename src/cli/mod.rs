@@ -92,14 +92,14 @@ pub enum Verb {
     SampleApp(commands::sample_app::Args),
 }
 
-/// What every verb gets.
+/// The context of every verb.
 #[derive(Debug)]
 pub struct Context {
     pub out: Output,
 }
 
 impl Context {
-    /// The folders of the daemon that is meant.
+    /// The folders of the daemon that the command means.
     fn paths(&self) -> Result<Paths, CliError> {
         Paths::from_env().map_err(CliError::usage)
     }
@@ -116,7 +116,7 @@ impl Context {
         env
     }
 
-    /// Calls that daemon, if it runs.
+    /// A client of that daemon, whether or not it runs.
     fn client(&self) -> Result<Client, CliError> {
         Client::new(&self.paths()?)
     }
@@ -127,11 +127,11 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Does what the arguments say; the exit code of the process.
+/// Runs the command line; returns the exit code of the process.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     process::outlive_file_size_limit();
     let args: Vec<OsString> = args.into_iter().collect();
-    // Before anything else: it is to stay small.
+    // First: the keeper must stay small.
     if args.get(1).is_some_and(|verb| verb == "keeper") {
         return crate::keeper::run();
     }
@@ -141,7 +141,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     {
         return crate::keeper::binds::run();
     }
-    // A process of a worker's user, which does one system call.
+    // A process of a worker's user that makes one system call.
     if args
         .get(1)
         .is_some_and(|verb| verb == crate::sys::takeover::TRIAL)
@@ -151,7 +151,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version end here too, with code 0. Nobody is left to tell if this fails.
+            // Help and version end here too, with code 0. A failure to print them cannot be shown
+            // anywhere.
             drop(error.print());
             return if error.exit_code() == 0 { DONE } else { USAGE };
         }

@@ -1,4 +1,4 @@
-//! The steps of a long action while it goes on: a spinner per app on a terminal, lines elsewhere.
+//! The steps of a long action: a spinner per app on a terminal, lines elsewhere.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -24,7 +24,7 @@ enum Kind {
 }
 
 impl Progress {
-    /// As fits the output.
+    /// A spinner on a terminal, lines elsewhere, nothing with `--json`.
     pub fn new(out: &Output) -> Self {
         Self(if out.json {
             Kind::Silent
@@ -54,7 +54,7 @@ impl Progress {
                 match apps.get(&event.app) {
                     Some(bar) => say(bar),
                     None => {
-                        // Drawn once it has something to say.
+                        // Drawn once there is a step to show.
                         let hidden =
                             ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
                         let bar = hidden
@@ -70,7 +70,7 @@ impl Progress {
         }
     }
 
-    /// Leaves a clean screen.
+    /// Removes the spinners from the screen.
     pub fn clear(&self) {
         if let Kind::Terminal { all, apps, .. } = &self.0 {
             for bar in apps.lock().unwrap_or_else(PoisonError::into_inner).values() {

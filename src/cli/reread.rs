@@ -1,5 +1,5 @@
 //! Apps as their files describe them now: the only place where a configuration is read again, for
-//! commands, and for what happens without one ([`super::commands::reread`]).
+//! commands and for the daemon's own triggers ([`super::commands::reread`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use crate::config::{self, AppName, AppSpec, Loaded};
 use crate::control::Known;
 use crate::core::Settings;
 
-/// What the files say.
+/// What the files say now.
 #[derive(Debug)]
 pub struct Reread {
-    /// To be reloaded or restarted.
+    /// Apps to reload or restart.
     pub apps: Vec<AppSpec>,
     /// `[supervisor]` of the files.
     pub settings: Vec<Settings>,
-    /// Apps that can only stay as they are, and why.
+    /// Apps that must stay as they are, and why.
     pub stay: Vec<(AppName, CliError)>,
     /// Apps of the files that the daemon does not know.
     pub added: Vec<(AppName, PathBuf)>,
@@ -26,7 +26,7 @@ pub struct Reread {
 }
 
 /// Reads each file once and picks the apps; an app without a file keeps its settings, but its
-/// folder and user are looked up again. `also`: a file that counts though none of its apps is meant.
+/// folder and user are looked up again. `also`: a file to read though none of its apps is meant.
 ///
 /// # Errors
 /// If a file has errors, with those of all files.
@@ -73,7 +73,7 @@ pub fn read(meant: &[&Known], known: &[Known], also: Option<PathBuf>) -> Result<
     })
 }
 
-/// For a command: an app that cannot be as its file says ends it before anything is changed.
+/// For a command: an app whose file is wrong ends the command before anything is changed.
 pub fn for_command(
     meant: &[&Known],
     known: &[Known],
@@ -99,13 +99,13 @@ pub fn for_command(
     Ok((apps, settings))
 }
 
-/// Said of an app that a file has beside those that were meant.
+/// The note on an app that the file has beside those that were meant.
 pub fn new_in_file(app: &AppName, file: &Path) -> String {
     let file = file.display();
     format!("{app} is new in its file and not started; `rsup start {file}` starts it")
 }
 
-/// The folder of a file that is to be read again is not there, nor are its apps' settings.
+/// The error where the folder of a file to read again is gone, and its apps' settings with it.
 fn folder_gone(source: &Path, meant: &[&Known]) -> CliError {
     let apps: Vec<_> = meant
         .iter()
@@ -127,7 +127,7 @@ fn folder_gone(source: &Path, meant: &[&Known]) -> CliError {
     }
 }
 
-/// How apps leave a folder that is no more.
+/// The commands that move apps out of a folder that is gone.
 fn anew(apps: &[&str]) -> String {
     format!(
         "put the folder back, or move {} with `rsup up FILE` by a path that stays, such as a link to the newest release",
@@ -175,7 +175,7 @@ fn fresh(old: &AppSpec, files: &BTreeMap<PathBuf, Loaded>) -> Result<AppSpec, Cl
     })
 }
 
-/// `rsup scale` does not outlive this: better told now than found out under load.
+/// A reload undoes `rsup scale`: says so now, before the app is under load.
 fn note_scaling(fresh: &[AppSpec], meant: &[&Known], out: &Output) {
     for Known { view, .. } in meant {
         if let Some(spec) = fresh

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::config::Loaded;
 use crate::core::Settings;
 
-/// As the daemon wants it.
+/// The settings in the form that the daemon takes.
 pub fn of(file: &Path, loaded: &Loaded) -> Settings {
     // The daemon does not share our working directory.
     let source = crate::cwd::absolute(file).unwrap_or_else(|_| file.to_owned());

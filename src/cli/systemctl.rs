@@ -14,10 +14,11 @@ use super::unit::{self, MARK, Scope};
 use crate::daemon;
 use crate::paths::{self, Paths};
 
-/// Lines of the journal that go with an error.
+/// Lines of the journal that are shown with an error.
 const LOG_LINES: &str = "10";
 
-/// In which a service that cannot be started comes to its end: rsup itself pauses before it.
+/// Time in which a service that cannot be started reaches a final state: rsup itself pauses before
+/// it exits.
 const MOMENT: Duration = Duration::from_millis(2500);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -29,7 +30,7 @@ pub fn is_init() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
-/// Its version, where there is a systemctl.
+/// The version of systemd, where there is a systemctl.
 pub fn version() -> Option<u32> {
     let output = Command::new("systemctl").arg("--version").output().ok()?;
     String::from_utf8_lossy(&output.stdout)
@@ -44,7 +45,7 @@ pub fn version() -> Option<u32> {
 pub struct Manager(pub Scope);
 
 impl Manager {
-    /// That of this user, which must run.
+    /// The manager of this scope, which must run.
     pub fn reach(scope: Scope) -> Result<Self, CliError> {
         if !is_init() {
             let what = "systemd does not run here (there is no /run/systemd/system), so no unit was installed";
@@ -68,7 +69,7 @@ impl Manager {
         }
     }
 
-    /// Where the units go that an administrator or a user installs.
+    /// The folder for units that an administrator or a user installs.
     pub fn folder(self) -> Result<PathBuf, CliError> {
         match self.0 {
             Scope::System => Ok("/etc/systemd/system".into()),
@@ -85,7 +86,7 @@ impl Manager {
         }
     }
 
-    /// Where units may be, whatever the environment.
+    /// All folders that may hold units, whatever the environment says.
     fn folders(self) -> Vec<PathBuf> {
         let usual = match self.0 {
             Scope::System => None,
@@ -96,8 +97,8 @@ impl Manager {
         folders
     }
 
-    /// `systemctl` for this manager. That of a user is found without the variables of a session too, as in cron and
-    /// after su(1): at `/run/user/UID` (user@.service(5)).
+    /// `systemctl` for this manager. The user's manager is also found without the variables of a
+    /// session, as in cron and after su(1): at `/run/user/UID` (user@.service(5)).
     fn systemctl(self) -> Command {
         let mut command = Command::new("systemctl");
         command.args(self.0.flag());
@@ -111,7 +112,7 @@ impl Manager {
         command
     }
 
-    /// What `systemctl` prints.
+    /// Runs `systemctl` and returns what it prints.
     pub fn ask(self, words: &[&str]) -> Result<String, CliError> {
         let shown = || format!("systemctl {}", [self.0.flag(), words].concat().join(" "));
         let output = self
@@ -140,7 +141,7 @@ impl Manager {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Starts a unit; what the journal says of it goes with the error.
+    /// Starts a unit; an error carries the last lines of its journal.
     pub fn start(self, unit: &str, wait: bool) -> Result<(), CliError> {
         let words: &[&str] = if wait {
             &["start", unit]
@@ -188,9 +189,9 @@ impl Manager {
             .unwrap_or_default()
     }
 
-    /// Whether a job that stops the unit is under way, if only to start it anew after that.
+    /// Whether a job that stops the unit is under way, even if only to start it again afterwards.
     pub fn is_asked_to_stop(self, unit: &str) -> bool {
-        // JOB UNIT TYPE STATE, without more.
+        // The columns are JOB UNIT TYPE STATE.
         let jobs = self
             .ask(&["list-jobs", "--no-legend", "--plain", "--no-pager", unit])
             .unwrap_or_default();
@@ -200,15 +201,15 @@ impl Manager {
         })
     }
 
-    /// Where the processes of a service are.
+    /// The cgroup of a service.
     pub fn cgroup(self, unit: &str) -> Option<String> {
         self.ask(&["show", "--property=ControlGroup", "--value", unit])
             .ok()
             .filter(|path| !path.is_empty())
     }
 
-    /// Why a service is down that is to run, as systemd has it. `None`: it runs, or was stopped, or is being
-    /// started for the first time.
+    /// Why a service that should run is down, according to systemd. `None`: it runs, was stopped,
+    /// or is being started for the first time.
     fn why_down(self, unit: &str) -> Option<String> {
         let deadline = Instant::now() + MOMENT;
         let names = "--property=ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,NRestarts";
@@ -228,7 +229,7 @@ impl Manager {
                 ("deactivating", _) if ended && restarts > 0 => {
                     return Some(in_words(fact, restarts));
                 }
-                // Once more: how that ends is known in a moment.
+                // Asks again: the result of this attempt is known within a moment.
                 ("activating" | "deactivating", _) if restarts > 0 && Instant::now() < deadline => {
                     std::thread::sleep(POLL)
                 }
@@ -276,7 +277,8 @@ fn in_words<'a>(fact: impl Fn(&str) -> &'a str, restarts: u64) -> String {
     )
 }
 
-/// What systemd could not do before the program was run (systemd.exec(5), "Process Exit Codes"): the likelier ones.
+/// The step that systemd could not do before it ran the program (systemd.exec(5), "Process Exit
+/// Codes"): the likelier ones.
 fn step_of_start(status: u32) -> Option<&'static str> {
     Some(match status {
         200 => "CHDIR",
@@ -295,7 +297,8 @@ fn step_of_start(status: u32) -> Option<&'static str> {
     })
 }
 
-/// What to say where no daemon answers because systemd cannot start it; `None` if that is not why.
+/// The error where no daemon answers because systemd cannot start it; `None` if that is not the
+/// cause.
 pub fn trouble(paths: &Paths) -> Option<CliError> {
     let (manager, unit) = installed()?;
     let why = manager.why_down(&unit)?;
@@ -324,7 +327,7 @@ pub fn trouble(paths: &Paths) -> Option<CliError> {
     })
 }
 
-/// Variables that a daemon under systemd needs to be the one of these folders and settings.
+/// Variables that make a daemon under systemd use these folders and settings.
 pub fn environment(scope: Scope) -> Result<Vec<(String, String)>, CliError> {
     let names: &[&str] = match scope {
         Scope::System => &["RSUP_HOME", "RSUP_TAKEOVER"],
@@ -357,8 +360,8 @@ pub fn environment(scope: Scope) -> Result<Vec<(String, String)>, CliError> {
     Ok(env)
 }
 
-/// The manager and the name of an installed unit that is for just the daemon that the environment
-/// means: then that daemon is systemd's to start.
+/// The manager and the name of an installed unit for the very daemon that the environment means:
+/// systemd then starts that daemon.
 pub fn installed() -> Option<(Manager, String)> {
     if !is_init() {
         return None;
@@ -385,7 +388,7 @@ pub fn installed() -> Option<(Manager, String)> {
 }
 
 impl Manager {
-    /// Why an installed unit should be written anew, and the command for that.
+    /// Why an installed unit should be written again, and the command that does it.
     pub fn outdated(self, unit: &str) -> Option<(String, String)> {
         let text = std::fs::read_to_string(self.folder().ok()?.join(unit)).ok()?;
         let why = unit::outdated(&text, version())?;
@@ -396,7 +399,7 @@ impl Manager {
     }
 }
 
-/// Writes a unit, all of it or nothing. One that is not ours stays.
+/// Writes a unit, all of it or nothing. A unit that rsup did not write stays.
 pub fn write(path: &Path, text: &str) -> Result<(), CliError> {
     let fail = |error: std::io::Error| {
         CliError::failed("local", format!("cannot write {}: {error}", path.display()))
@@ -418,7 +421,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What is in a unit file of ours; `None` if there is none.
+/// The text of a unit file that rsup wrote; `None` if there is no file.
 pub fn read_own(path: &Path) -> Result<Option<String>, CliError> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.starts_with(MARK) => Ok(Some(text)),

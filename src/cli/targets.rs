@@ -1,4 +1,4 @@
-//! Which apps the words of a command line mean.
+//! Resolves the words of a command line to apps.
 
 use std::path::Path;
 
@@ -9,14 +9,14 @@ use crate::config::{AppName, AppSpec};
 use crate::control::{Known, Outcome, Snapshot, Target, Untouched};
 use crate::core::OperationKind;
 
-/// What was asked for, and the apps that the daemon knows.
+/// The targets of a command, and the apps that the daemon knows.
 #[derive(Debug)]
 pub struct Selection {
-    /// Each once, in the order of the command line; only `All` if everything is meant.
+    /// Each target once, in the order of the command line; only `All` if all apps are meant.
     pub targets: Vec<Target>,
-    /// All that the daemon knows.
+    /// All apps that the daemon knows.
     pub known: Vec<Known>,
-    /// Those meant by their own names, not by `all` or a file.
+    /// Apps that were given by name, not by `all` or a file.
     named: Vec<AppName>,
 }
 
@@ -32,8 +32,8 @@ impl Selection {
         self.known.iter().filter(meant).collect()
     }
 
-    /// The apps that the targets belong to, without those that are stopped and were not meant by
-    /// their own names: these stay as they are, as the outcomes say.
+    /// The apps that the targets belong to, without stopped ones that were not given by name: these
+    /// stay as they are, as the outcomes say.
     pub fn apps_that_run(&self, kind: OperationKind) -> (Vec<&Known>, Vec<Outcome>) {
         let apps = self.apps().into_iter();
         let (stay, run): (Vec<_>, Vec<_>) =
@@ -50,7 +50,7 @@ impl Selection {
         (run, left.collect())
     }
 
-    /// For verbs that take whole apps only.
+    /// For verbs that take whole apps only: an error on a single worker.
     pub fn whole_apps(self, verb: &str) -> Result<Self, CliError> {
         match self
             .targets
@@ -70,7 +70,8 @@ impl Selection {
     }
 }
 
-/// Looks up names, `name:worker`, `all` and files. Nothing is done if one of them means nothing.
+/// Looks up names, `name:worker`, `all` and files. One unknown word is an error, and nothing is
+/// done.
 pub fn select(client: &Client, words: &[String]) -> Result<Selection, CliError> {
     resolve(words, client.ask(&Snapshot)?)
 }
@@ -110,7 +111,7 @@ pub fn nothing_runs(cx: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The same among these apps.
+/// As [`select`], among the given apps.
 pub fn resolve(words: &[String], known: Vec<Known>) -> Result<Selection, CliError> {
     let (mut targets, mut named) = (Vec::new(), Vec::new());
     for word in words {
@@ -178,7 +179,7 @@ pub fn resolve(words: &[String], known: Vec<Known>) -> Result<Selection, CliErro
     })
 }
 
-/// An app that the daemon does not know, and which one may have been meant.
+/// The error for an app that the daemon does not know, with the name that may have been meant.
 fn unknown(name: &str, known: &[Known]) -> CliError {
     let problem = CliError::failed("unknown_app", format!("no app is called `{name}`"));
     let distance = |known: &&str| strsim::damerau_levenshtein(known, name);
@@ -205,7 +206,7 @@ pub fn names(specs: &[AppSpec]) -> String {
         .join(", ")
 }
 
-/// A configuration file rather than a name.
+/// Whether a word is a configuration file rather than a name.
 pub fn is_file(word: &str) -> bool {
     word.contains('/')
         || Path::new(word)
@@ -213,7 +214,7 @@ pub fn is_file(word: &str) -> bool {
             .is_some_and(|extension| extension == "toml")
 }
 
-/// Both paths lead to the same file.
+/// Whether both paths lead to the same file.
 pub fn same_file(source: &Path, given: &Path) -> bool {
     let plain = |path: &Path| {
         path.canonicalize()

@@ -8,28 +8,29 @@ use std::time::Duration;
 
 use crate::config::{AppSpec, Listen, SocketFile};
 
-/// The first line of every unit of ours: others are never overwritten or removed.
+/// The first line of every unit that rsup writes: others are never overwritten or removed.
 pub const MARK: &str = "# Written by `rsup startup`";
 
-/// Counted up when units written before should be written anew. 2: rsup is started again after its death where
-/// an app has limits and systemd is older than [`SUBGROUPS`].
+/// Counted up when units of earlier versions should be written again. 2: rsup is started again
+/// after its death where an app has limits and systemd is older than [`SUBGROUPS`].
 const FORM: u32 = 2;
 const FORM_LINE: &str = "# Form ";
 /// The version of systemd that can start a process in a leaf of a delegated cgroup (`DelegateSubgroup=`).
 const SUBGROUPS: u32 = 254;
 const SUBGROUP: &str = "DelegateSubgroup=supervisor";
 
-/// For the descriptors of one worker: a socket per address, two log pipes, the listener of its `bind`.
+/// Descriptors in systemd's store: for each worker a socket per address, two log pipes, the
+/// listener of its `bind`.
 const STORED_FDS: u32 = 8192;
-/// The event loop is stuck when it says nothing for so long. It waits for nothing, but a slow disk
-/// may hold it up.
+/// Seconds without a message after which systemd takes the event loop for stuck. The loop never
+/// waits, but a slow disk may delay it.
 const WATCHDOG: u64 = 30;
-/// What a stop takes beside the apps' own timeouts.
+/// What a stop takes in addition to the apps' own timeouts.
 const STOP_MARGIN: Duration = Duration::from_secs(15);
-/// Where no app is known: drain and kill timeouts that nobody sets higher without a reason.
+/// The stop timeout where no app is known: drain and kill timeouts are rarely higher.
 const STOP_DEFAULT: Duration = Duration::from_secs(90);
 
-/// Whose manager runs it.
+/// Which manager runs the unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     System,
@@ -44,7 +45,7 @@ impl Scope {
         }
     }
 
-    /// The words before every verb of systemctl and journalctl.
+    /// The options before every verb of systemctl and journalctl.
     pub fn flag(self) -> &'static [&'static str] {
         match self {
             Self::System => &[],
@@ -53,7 +54,7 @@ impl Scope {
     }
 }
 
-/// How long a stop may take, and how that is known.
+/// How long a stop may take, and what that is computed from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StopTimeout {
     pub timeout: Duration,
@@ -61,7 +62,7 @@ pub struct StopTimeout {
 }
 
 impl StopTimeout {
-    /// Of the apps that are known; `from` says where they are known from.
+    /// The timeout of these apps; `from` says where their settings come from.
     pub fn of(apps: &[AppSpec], from: &str) -> Self {
         let takes = |app: &AppSpec| app.drain_timeout.saturating_add(app.kill_timeout);
         match apps.iter().max_by_key(|app| takes(app)) {
@@ -89,18 +90,18 @@ pub struct Unit {
     pub scope: Scope,
     /// Without `.service`.
     pub name: String,
-    /// This program, by a path that stays.
+    /// The path of this program: one that stays valid after an update.
     pub program: PathBuf,
-    /// Variables that the daemon needs to find its folders and to work as it does now.
+    /// Variables that give the daemon the same folders and settings as now.
     pub env: Vec<(String, String)>,
-    /// The runtime folder is the one that systemd makes by this name below its own.
+    /// The name of the runtime folder that systemd makes below its own.
     pub runtime_directory: Option<String>,
-    /// The same for the state.
+    /// The same for the state folder.
     pub state_directory: Option<String>,
-    /// Where the state is.
+    /// The path of the state folder.
     pub state: PathBuf,
     pub stop: StopTimeout,
-    /// Of systemd, where it is known: younger settings are left out for older ones.
+    /// The version of systemd, where known: settings that an older one lacks are left out.
     pub version: Option<u32>,
     /// The service has a `.socket` unit.
     pub sockets: bool,
@@ -183,12 +184,13 @@ impl Unit {
         writeln!(to, "\n[Install]\nWantedBy={target}")
     }
 
-    /// systemd starts rsup in a leaf, where no controllers of workers are in the way.
+    /// Whether systemd starts rsup in a leaf cgroup, where it is not in the way of the workers'
+    /// controllers.
     pub fn has_subgroups(&self) -> bool {
         self.version.is_some_and(|version| version >= SUBGROUPS)
     }
 
-    /// A failure of it changes nothing, so it begins with `-`.
+    /// Begins with `-`: its failure changes nothing.
     fn write_clean_up(&self, to: &mut String) -> fmt::Result {
         writeln!(
             to,
@@ -362,9 +364,9 @@ pub fn socket(held: &Listenable, scope: Scope) -> String {
     }) = held.file
     {
         text.push_str("# Of the files of all unix sockets here: as the app's own user and umask or [app.NAME.socket] have it.\n");
-        // UMask= is 0022 unless it is said (systemd.exec(5)).
+        // UMask= defaults to 0022 (systemd.exec(5)).
         let _ = writeln!(text, "SocketMode={:04o}", mode.unwrap_or(0o755));
-        // A user's systemd cannot give files away.
+        // A user's systemd cannot change the owner of a file.
         let owner = [("SocketUser", uid), ("SocketGroup", gid.or(app_gid))]
             .into_iter()
             .filter(|_| scope == Scope::System);
@@ -390,19 +392,20 @@ pub fn socket(held: &Listenable, scope: Scope) -> String {
     text
 }
 
-/// What one `.socket` unit can hold.
+/// The addresses for one `.socket` unit.
 #[derive(Debug, Default)]
 pub struct Listenable {
     /// Each address once.
     pub listen: Vec<Listen>,
-    /// Of its unix sockets; `None` if there is none.
+    /// Owner and mode of its unix sockets; `None` without one.
     pub file: Option<SocketFile>,
-    /// Addresses that it cannot hold beside the others.
+    /// Addresses that the unit cannot hold beside the others.
     pub left: Vec<Listen>,
 }
 
-/// The addresses that one `.socket` unit can hold, and those that it cannot: IPv6 sockets with and without
-/// IPv4, and owner and mode of unix sockets, are settings of the whole unit; port 0 is not an address.
+/// Sorts addresses into those that one `.socket` unit can hold and those that it cannot: IPv6
+/// sockets with and without IPv4, and owner and mode of unix sockets, are settings of the whole
+/// unit; port 0 is not an address.
 pub fn listenable(apps: &[AppSpec]) -> Listenable {
     let all: BTreeMap<Listen, SocketFile> = apps
         .iter()
@@ -450,7 +453,7 @@ pub fn listenable(apps: &[AppSpec]) -> Listenable {
     }
 }
 
-/// Whether a unit that is there is for the daemon with this environment.
+/// Whether an existing unit is for the daemon with this environment.
 pub fn is_for(text: &str, env: &[(String, String)]) -> bool {
     let line = |(name, value): &(String, String)| {
         format!("Environment={}", quoted_text(&format!("{name}={value}")))
@@ -462,7 +465,8 @@ pub fn is_for(text: &str, env: &[(String, String)]) -> bool {
     found == wanted.as_deref()
 }
 
-/// Why a unit of ours should be written anew for a systemd of this version; `None` if it is as it would be written now.
+/// Why a unit that rsup wrote should be written again for this version of systemd; `None` if it is
+/// current.
 pub fn outdated(text: &str, version: Option<u32>) -> Option<String> {
     let form = text.lines().find_map(|line| {
         line.strip_prefix(FORM_LINE)?
@@ -490,7 +494,7 @@ pub fn outdated(text: &str, version: Option<u32>) -> Option<String> {
     })
 }
 
-/// The command that writes the unit of this name anew.
+/// The command that writes the unit of this name again.
 pub fn rewrite(scope: Scope, name: &str, text: &str) -> String {
     let mut command = "rsup startup".to_owned();
     if scope == Scope::User {
@@ -513,8 +517,9 @@ fn quoted(path: &Path) -> String {
     quoted_text(&path.display().to_string())
 }
 
-/// As one word of a unit file (systemd.syntax(7)): in quotes where needed, with specifiers made
-/// harmless. Variables are none in the settings that this is for, the path of a program included.
+/// Formats a text as one word of a unit file (systemd.syntax(7)): quoted where needed, with
+/// specifiers escaped. The settings that use it, the path of a program included, expand no
+/// variables.
 fn quoted_text(text: &str) -> String {
     let text = escaped(text);
     let plain = |c: char| c.is_ascii_alphanumeric() || "/_-.+=:@%,".contains(c);
@@ -672,7 +677,7 @@ mod tests {
         for version in [None, Some(252), Some(257)] {
             assert!(outdated(&first, version).unwrap().contains("earlier rsup"));
         }
-        // One of a later rsup is better than ours.
+        // A unit of a later rsup is kept.
         assert_eq!(
             outdated(&at(252).replace("# Form 2", "# Form 12"), Some(252)),
             None

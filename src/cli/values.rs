@@ -1,4 +1,4 @@
-//! Values of options that only the command line has.
+//! Parsers of option values that only the command line has.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A path for a request, with its query: what can stand in the first line of one.
+/// The path of an HTTP request, with its query: what may stand in a request line.
 pub fn http_path(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {
         return Err(format!("a path begins with a slash: /{text}"));

@@ -1,10 +1,11 @@
-//! The users and groups of the machine: `/etc/passwd` and `/etc/group`, read here, and what getent(1)
-//! finds elsewhere.
+//! The users and groups of the machine: `/etc/passwd` and `/etc/group`, parsed here, and what
+//! getent(1) finds in other sources.
 //!
-//! The calls of the C library (getpwnam(3) and its like) load the modules that nsswitch.conf(5) names
-//! into the process. A statically linked program cannot do that safely: the modules need the very
-//! version of the C library that the program was linked with. getent(1) belongs to the machine and
-//! loads its own. So both builds of rsup find the same accounts, also where there is no C library.
+//! The C library's calls (getpwnam(3) and the like) load the modules that nsswitch.conf(5) names
+//! into the process. A statically linked program cannot do that safely: the modules need exactly
+//! the version of the C library that the program was linked with. getent(1) belongs to the machine
+//! and loads its own. So both builds of rsup find the same accounts, also where there is no C
+//! library.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,11 +32,11 @@ pub struct Group {
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 const NSSWITCH: &str = "/etc/nsswitch.conf";
-/// By its path: the caller may be root, and `PATH` may say anything.
+/// By absolute path: the caller may be root, and `PATH` may lead anywhere.
 const GETENT: [&str; 2] = ["/usr/bin/getent", "/bin/getent"];
 
 impl User {
-    /// The user of that name; `None` where nobody has it.
+    /// The user of that name; `None` where there is none.
     ///
     /// # Errors
     /// When `/etc/passwd` is there and cannot be read.
@@ -50,7 +51,7 @@ impl User {
 
     fn find(key: &str, is_it: impl Fn(&Self) -> bool) -> io::Result<Option<Self>> {
         let local = text_of(Path::new(PASSWD))?;
-        // getent takes a name of digits for a number: what it answers is compared as well.
+        // getent reads a name of digits as a number, so its answer is compared as well.
         let found = |text: &str| text.lines().filter_map(Self::parse).find(&is_it);
         Ok(found(&local).or_else(|| found(&elsewhere("passwd", key)?)))
     }
@@ -132,7 +133,7 @@ pub fn groups_of(user: &str, gid: u32) -> Vec<u32> {
             .filter(member)
             .map(|group| group.gid),
     );
-    // `initgroups` in nsswitch.conf, and in its absence `group`, has the word on this.
+    // `initgroups` in nsswitch.conf, or in its absence `group`, decides the sources.
     if let Some(text) = elsewhere("initgroups", user) {
         // `name 4 24 27`.
         groups.extend(
@@ -146,13 +147,14 @@ pub fn groups_of(user: &str, gid: u32) -> Vec<u32> {
     groups
 }
 
-/// The fields of a line. A line of `+` or `-` stands for entries of NIS, and `#` begins a comment.
+/// The fields of a line; `None` for a line of `+` or `-`, which stands for entries of NIS, and for
+/// a comment (`#`).
 fn entry(line: &str) -> Option<std::str::Split<'_, char>> {
     let line = line.trim();
     (!line.is_empty() && !line.starts_with(['#', '+', '-'])).then(|| line.split(':'))
 }
 
-/// Of a machine without the file, as in a container with nothing but a program: nothing.
+/// The text of a file; empty on a machine without it, as in a container with only a program.
 fn text_of(path: &Path) -> io::Result<String> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
@@ -161,7 +163,7 @@ fn text_of(path: &Path) -> io::Result<String> {
     }
 }
 
-/// What getent(1) says of a key, where nsswitch.conf names more than the files.
+/// What getent(1) answers for a key, where nsswitch.conf names more than the files.
 fn elsewhere(database: &str, key: &str) -> Option<String> {
     let switch = text_of(Path::new(NSSWITCH)).unwrap_or_default();
     if !beyond_files(&switch, database) {
@@ -180,7 +182,7 @@ fn elsewhere(database: &str, key: &str) -> Option<String> {
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Whether nsswitch.conf(5) has sources for a database that the files do not cover.
+/// Whether nsswitch.conf(5) has sources for a database beyond the files.
 fn beyond_files(switch: &str, database: &str) -> bool {
     let sources = |wanted: &str| {
         switch.lines().find_map(|line| {
@@ -195,7 +197,7 @@ fn beyond_files(switch: &str, database: &str) -> bool {
             None
         }
     });
-    // `[SUCCESS=merge]` and its like are what to do next, no sources.
+    // `[SUCCESS=merge]` and the like are actions, not sources.
     let named = sources
         .unwrap_or_default()
         .split_whitespace()
@@ -272,7 +274,7 @@ mod tests {
         assert!(beyond_files("passwd: files ldap", "passwd"));
     }
 
-    /// What the C library says of everybody on this machine is what is found here.
+    /// What the C library finds for every account of this machine is what is found here.
     #[test]
     fn accounts_are_those_of_the_c_library() {
         let text = text_of(Path::new(PASSWD)).expect("readable");

@@ -1,5 +1,5 @@
-//! `[supervisor] admin`: where rsup answers an outer orchestrator. Nobody has to log in there, so an
-//! address that others can reach must be asked for twice.
+//! `[supervisor] admin`: where rsup answers an outer orchestrator. There is no login, so an address
+//! that other machines can reach must be allowed explicitly.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -15,9 +15,8 @@ pub(super) fn read(cx: &mut Context, table: &mut Cursor<'_>) -> Option<SocketAdd
     match parse(cx, value) {
         Ok(address) if address.ip().is_loopback() || public => Some(address),
         Ok(address) => {
-            let message = format!(
-                "`admin`: {address} can be reached from other machines, and asks nobody for a password"
-            );
+            let message =
+                format!("`admin`: {address} can be reached from other machines, and has no login");
             let hint = format!(
                 "write \"127.0.0.1:{}\", or add `admin_public = true` if that is what you want",
                 address.port()
@@ -35,7 +34,7 @@ pub(super) fn read(cx: &mut Context, table: &mut Cursor<'_>) -> Option<SocketAdd
     }
 }
 
-/// A bare port is one of this machine alone, unlike in `listen`.
+/// A bare port is on this machine alone, unlike in `listen`.
 fn parse(cx: &mut Context, value: &Value) -> Result<SocketAddr, Bad> {
     let address = listen::tcp_address(cx, value)?;
     let bare = match &value.kind {
@@ -57,7 +56,7 @@ fn flag(value: &Value) -> Result<bool, Bad> {
     }
 }
 
-/// Reports an app that wants the same address.
+/// Reports an app with the same address.
 pub(super) fn overlaps(cx: &mut Context, root: &Table, admin: Option<SocketAddr>, apps: &[Placed]) {
     let Some(addr) = admin else { return };
     let admin = Listen::Tcp { addr, v6only: true };

@@ -50,7 +50,7 @@ static NAMES: &[&str] = &[
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// A set of capabilities; as data the list of their names.
+/// A set of capabilities; serialised as the list of their names.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Capabilities(u64);
 
@@ -61,7 +61,7 @@ impl Capabilities {
     pub const SYS_NICE: u8 = 23;
     pub const SYS_RESOURCE: u8 = 24;
 
-    /// From a mask as in `/proc/PID/status`: the bit of each number.
+    /// Makes a set from a mask as in `/proc/PID/status`: bit N is capability N.
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
@@ -74,7 +74,7 @@ impl Capabilities {
         self.0 & (1 << number) != 0
     }
 
-    /// Those of `self` that are not in `other`.
+    /// The capabilities of `self` that are not in `other`.
     #[must_use]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
@@ -84,7 +84,7 @@ impl Capabilities {
         self.0 == 0
     }
 
-    /// The number of `CAP_NET_BIND_SERVICE`, `net_bind_service` and the like.
+    /// The number of a capability by name: `CAP_NET_BIND_SERVICE`, `net_bind_service` and the like.
     pub fn number(name: &str) -> Option<u8> {
         let normal = name.trim().to_ascii_uppercase().replace('-', "_");
         let short = normal.strip_prefix("CAP_").unwrap_or(&normal);
@@ -119,7 +119,7 @@ impl FromIterator<u8> for Capabilities {
     }
 }
 
-/// `CAP_CHOWN, CAP_KILL`; `none`.
+/// Formats as `CAP_CHOWN, CAP_KILL`; an empty set as `none`.
 impl fmt::Display for Capabilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
@@ -144,7 +144,7 @@ impl Serialize for Capabilities {
 impl<'de> Deserialize<'de> for Capabilities {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let names = Vec::<String>::deserialize(deserializer)?;
-        // A number stands for one that this rsup has no name for.
+        // A number stands for a capability that this rsup has no name for.
         let known =
             |name: &String| Self::number(name).or_else(|| name.parse().ok().filter(|n| *n < 64));
         let unknown = |name: &String| D::Error::custom(format!("no capability is called {name:?}"));

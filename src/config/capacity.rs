@@ -1,5 +1,5 @@
-//! How many workers this machine lets an app have: told with the numbers of the configuration, before anything
-//! is started.
+//! How many workers this machine allows an app: reported by the numbers of the configuration,
+//! before anything is started.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -13,20 +13,21 @@ use crate::sys::steer;
 
 /// Descriptors of a daemon that has no workers, and of the start of one (measured: 29 and 8).
 const FILES_OF_DAEMON: u64 = 37;
-/// Descriptors that a worker costs, without its listening sockets: its pipes, its pidfd, the listeners of its
-/// seccomp filter and its share of the cgroups (measured: 10).
+/// Descriptors per worker, without its listening sockets: its pipes, its pidfd, the listeners of
+/// its seccomp filter and its share of the cgroups (measured: 10).
 const FILES_OF_WORKER: u64 = 10;
 
-/// What limits the number of workers on this machine.
+/// The machine's limits on the number of workers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Capacity {
-    /// Sockets on one address that can be steered, by the length of the program: see [`steer::max_slots`].
+    /// Sockets on one address that can be steered, limited by the program's length: see
+    /// [`steer::max_slots`].
     pub slots: usize,
     /// The same where probes go by IPv6 alone: see [`steer::max_slots_of`].
     pub slots_v6: usize,
     /// The hard limit of open files.
     pub files: Option<u64>,
-    /// How many more processes there may be.
+    /// How many more processes the user may have.
     pub processes: Option<u64>,
 }
 
@@ -60,7 +61,7 @@ impl Capacity {
         surge: u16,
         mut addresses: impl Iterator<Item = &'a Listen>,
     ) -> Option<TooMany> {
-        // One is the lobby's.
+        // One slot is the holding slot.
         let wanted = usize::from(instances) + usize::from(surge) + 1;
         let (addr, slots) = addresses
             .find_map(|listen| self.slots_of(listen).filter(|(_, slots)| wanted > *slots))?;
@@ -95,7 +96,7 @@ pub struct TooMany {
     pub hint: String,
 }
 
-/// Whether there are more workers than the app's addresses can have on this machine.
+/// An error if the app wants more workers than its addresses can have on this machine.
 #[must_use]
 pub fn too_many_slots(spec: &AppSpec) -> Option<TooMany> {
     Capacity::here().too_many_slots(
@@ -105,7 +106,7 @@ pub fn too_many_slots(spec: &AppSpec) -> Option<TooMany> {
     )
 }
 
-/// Says that a daemon that may open `limit` files has too few for the app, whatever else it has to open.
+/// A message if a daemon that may open `limit` files has too few for this app alone.
 #[must_use]
 pub fn too_many_files(spec: &AppSpec, limit: u64) -> Option<String> {
     let workers = u64::from(spec.instances);
@@ -123,7 +124,7 @@ pub fn too_many_files(spec: &AppSpec, limit: u64) -> Option<String> {
     })
 }
 
-/// Adds what is wrong. `instances` is where the number is written, if it is.
+/// Adds the problems to the context. `instances` is where the number is written, if it is.
 pub(super) fn check(
     cx: &mut Context,
     spec: &AppSpec,
@@ -147,7 +148,7 @@ pub(super) fn check(
         }
     }
     let Some(span) = instances else { return };
-    // Only warnings: a daemon that runs already has limits of its own, which it looks at itself.
+    // Only warnings: a running daemon has limits of its own, which it checks itself.
     if let Some(message) = capacity.files.and_then(|limit| too_many_files(spec, limit)) {
         cx.warn(Bad {
             span: span.clone(),

@@ -11,12 +11,12 @@ use super::{
     admin, capacity, env, folder, keys, limits, policy, probe, socket, suggest, units, user,
 };
 
-/// The most workers that one app can have: what the steering program has room for, surge included.
+/// The most workers that one app can have: the limit of the steering program, surge included.
 pub const MOST_INSTANCES: u16 = 250;
 const COMMAND_HINT: &str =
     "write `command = [\"node\", \"server.js\"]` or `command = \"node server.js\"`";
 
-/// Checks a whole file; what is wrong is in the context.
+/// Checks a whole file; the problems go to the context.
 pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
     let mut top = Cursor::new(root, &keys::ROOT, None);
     let supervisor = supervisor(cx, &mut top);
@@ -93,7 +93,7 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
     Config { supervisor, apps }
 }
 
-/// Where the command of an app stands right under `[app]`.
+/// The place of an app's command directly under `[app]`.
 fn nameless(table: &Table) -> Option<Span> {
     let entry = table.get("command")?;
     (!matches!(entry.value.kind, Kind::Table(_))).then(|| entry.span.clone())
@@ -157,7 +157,7 @@ pub(super) fn app(
                 message,
                 hint: None,
             };
-            // With another supervisor's spelling, that key gets the hint.
+            // A key of another supervisor gets the hint for that key.
             cx.error(if known("script") || known("cmd") {
                 bad
             } else {
@@ -350,7 +350,7 @@ fn is_assignment(word: &str) -> bool {
             .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// `$PORT` in a command reaches the program as it stands, which is seldom what was meant.
+/// Warns of `$PORT` in a command: the program gets it unexpanded, which is seldom meant.
 fn shell_habits(cx: &mut Context, value: &Value) {
     let Some(text) = value.as_str() else { return };
     let Some(words) = shlex::split(text) else {
@@ -402,7 +402,7 @@ fn is_there(program: &str, cwd: &Path) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).exists())
 }
 
-/// As written but absolute; with its links followed; which folder that is.
+/// The working directory: as written but absolute, with links followed, and its identity.
 fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf, Option<FolderId>) {
     let base = cx.base.clone();
     let cwd = c.maybe(cx, "cwd", |value| {
@@ -430,7 +430,7 @@ fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf,
     })
 }
 
-/// A path, made absolute; not looked up.
+/// Makes a path absolute; it need not exist.
 pub(super) fn path(base: &Path, value: &Value) -> Result<PathBuf, Bad> {
     let Some(text) = value.as_str() else {
         return Err(value.expected("a path"));

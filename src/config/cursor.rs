@@ -1,4 +1,4 @@
-//! Reads a table key by key, records what is wrong, and at the end names the keys that nobody knows.
+//! Reads a table key by key, records mistakes, and at the end reports unknown keys.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use super::suggest;
 use crate::sys::cgroup::{self, Controllers};
 use crate::sys::needs::{self, V6};
 
-/// What a check needs to know of the machine; given, so that tests can choose it.
+/// What a check needs to know of the machine; an argument, so that tests can choose it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {
     pub cores: usize,
     pub ipv6: V6,
-    /// This process may run others as another user.
+    /// Whether this process may start others as another user.
     pub privileged: bool,
     pub controllers: Controllers,
-    /// What limits the number of workers.
+    /// The limits on the number of workers.
     pub capacity: Capacity,
 }
 
@@ -39,7 +39,7 @@ impl Machine {
 #[derive(Debug)]
 pub(super) struct Context {
     pub source: Arc<Source>,
-    /// What relative paths are relative to; absolute.
+    /// The absolute folder of relative paths.
     pub base: PathBuf,
     pub machine: Machine,
     pub problems: Vec<CliError>,
@@ -85,7 +85,7 @@ static NOTHING: Table = Table {
     entries: Vec::new(),
 };
 
-/// Hands out the values of a table, and remembers which keys were asked for.
+/// Returns the values of a table, and remembers which keys were asked for.
 #[derive(Debug)]
 pub(super) struct Cursor<'a> {
     table: &'a Table,
@@ -119,7 +119,7 @@ impl<'a> Cursor<'a> {
         self.entry(key).map(|entry| &entry.value)
     }
 
-    /// Where the key stands, if it is written.
+    /// The place of the key, if it is written.
     pub fn span_of(&self, key: &str) -> Option<Span> {
         self.table.get(key).map(|entry| entry.span.clone())
     }
@@ -182,7 +182,7 @@ impl<'a> Cursor<'a> {
         Cursor::new(table, section, self.app)
     }
 
-    /// A reader of a table inside this one that was found otherwise.
+    /// A cursor for a table inside this one that the caller has found itself.
     pub fn inside<'b>(&self, table: &'b Table, section: &'static Section) -> Cursor<'b>
     where
         'a: 'b,
@@ -190,7 +190,7 @@ impl<'a> Cursor<'a> {
         Cursor::new(table, section, self.app)
     }
 
-    /// Every key that was not known becomes an error, except those that begin with `x-`.
+    /// Reports every unknown key as an error, except those that begin with `x-`.
     pub fn finish(self, cx: &mut Context) {
         debug_assert!(
             self.section.keys.iter().all(|key| self.asked.contains(key)),

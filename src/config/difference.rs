@@ -1,4 +1,4 @@
-//! What two settings of an app differ in, in the words of the file.
+//! The differences between two settings of an app, in the words of the file.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::AppSpec;
 
 impl AppSpec {
-    /// The keys that are not the same, with the names of variables but no values; empty if nothing
-    /// but the name of the file differs.
+    /// The keys that differ, with the names of variables but without values; empty if at most the
+    /// path of the file differs.
     #[must_use]
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let (Some(Value::Object(ours)), Some(Value::Object(theirs))) = (
@@ -27,7 +27,7 @@ impl AppSpec {
                 "env ({})",
                 self.variables_that_differ(other).join(", ")
             )),
-            // The folder that a link leads to: said where the link itself is the same.
+            // The folder that a link leads to: named where the link itself is the same.
             "cwd" if self.cwd_resolved == other.cwd_resolved => None,
             "cwd_resolved" if self.cwd != other.cwd => None,
             "cwd_resolved" => Some(format!(

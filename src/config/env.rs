@@ -8,11 +8,11 @@ use super::error::Source;
 use super::raw::{Bad, Kind, Span, Value};
 use super::suggest;
 
-/// What `env` and `env_file` give together.
+/// `env` and `env_file` combined.
 #[derive(Debug, Default)]
 pub(super) struct Env {
     pub vars: BTreeMap<String, String>,
-    /// Where PORT is set, to compare it with `listen`.
+    /// The place where PORT is set, to compare it with `listen`.
     pub port: Option<Span>,
 }
 
@@ -46,7 +46,7 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>) -> Env {
             kind: Kind::Table(table),
             ..
         }) => {
-            // The lines around a mistake may hold secrets: the name alone is shown.
+            // The lines around a mistake may hold secrets: only the name is shown.
             let names_only = Source::excerpt(&cx.source.path, &cx.source.text);
             let outer = std::mem::replace(&mut cx.source, names_only);
             for entry in &table.entries {
@@ -100,7 +100,7 @@ fn text(value: &Value) -> Result<String, Bad> {
     }
 }
 
-/// What is wrong with the name of a variable, and a hint.
+/// The error for a wrong name of a variable, and a hint.
 fn name_problem(name: &str) -> Option<(String, Option<String>)> {
     if name.is_empty() {
         return Some(("a variable without a name".to_owned(), None));

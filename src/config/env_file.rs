@@ -1,7 +1,7 @@
 //! The dotenv format, as Node's `dotenv` reads it: `NAME=value` on each line, `export ` allowed
 //! before it, comments, three kinds of quotes, values over several lines within quotes.
 //!
-//! Nothing is looked up: a `$` is a `$`.
+//! Nothing is expanded: a `$` is a `$`.
 
 use super::raw::{Bad, Span};
 
@@ -10,7 +10,7 @@ use super::raw::{Bad, Span};
 pub(super) struct Variable {
     pub name: String,
     pub value: String,
-    /// Of the name.
+    /// Where the name stands.
     pub span: Span,
 }
 
@@ -55,10 +55,10 @@ fn bad(span: Span, message: impl Into<String>) -> Bad {
     }
 }
 
-/// One variable whose line goes from `start` to `end`, and where the next line begins.
+/// Parses the line from `start` to `end`: one variable, and where the next line begins.
 fn variable(text: &str, start: usize, end: usize) -> Result<(Variable, usize), Bad> {
     let line = &text[start..end];
-    // Values are secrets; what is shown of such a line is its first word.
+    // Values are secrets: an error shows the first word of the line only.
     let shown = start..start + line.split_whitespace().next().map_or(0, str::len);
     let Some(equals) = line.find('=') else {
         return Err(
@@ -99,7 +99,7 @@ fn variable(text: &str, start: usize, end: usize) -> Result<(Variable, usize), B
     ))
 }
 
-/// Up to a `#` at the beginning or after a blank.
+/// The value up to a `#` at its beginning or after a blank.
 fn unquoted(rest: &str) -> String {
     let comment = rest
         .char_indices()
@@ -108,7 +108,8 @@ fn unquoted(rest: &str) -> String {
     rest.trim().to_owned()
 }
 
-/// From the opening quote at `open` to its partner, maybe lines below; only `"` knows escapes.
+/// The value from the quote at `open` to the closing one, perhaps lines below; only `"` knows
+/// escapes.
 fn quoted(text: &str, open: usize, quote: char) -> Result<(String, usize), Bad> {
     let mut value = String::new();
     let mut chars = text[open + 1..].char_indices();

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: every mistake with its place, and a hint at the remedy.
+//! Errors of a configuration: every mistake with its place and a hint.
 
 use std::fmt;
 use std::ops::Range;
@@ -17,7 +17,7 @@ pub(super) struct Source {
     pub path: PathBuf,
     pub text: String,
     name: String,
-    /// Only the place itself is shown, not its whole line.
+    /// Shows the place itself only, not its whole line.
     excerpt: bool,
 }
 
@@ -43,7 +43,8 @@ impl Source {
 }
 
 impl SourceCode for Source {
-    /// With context: the whole lines, but not those around them. Without: the place itself, which the header names.
+    /// With context: the whole lines of the place, but not those around. Without: the place itself,
+    /// which the header names.
     fn read_span<'a>(
         &'a self,
         span: &SourceSpan,
@@ -76,15 +77,15 @@ impl SourceCode for Source {
     }
 }
 
-/// One mistake, or one thing that deserves a second look.
+/// One mistake, or one warning.
 #[derive(Clone, Debug)]
 pub struct CliError {
     source: Arc<Source>,
     warning: bool,
-    /// Bytes of the text; `None` if it is about the file as a whole.
+    /// Bytes of the text; `None` for a problem of the file as a whole.
     span: Option<Range<usize>>,
     also: Option<(Range<usize>, String)>,
-    /// For a mistake in another text: the byte of the configuration that named it.
+    /// For a mistake in another text: the byte of the configuration that names that text.
     reached_from: Option<usize>,
     message: String,
     hint: Option<String>,
@@ -96,7 +97,7 @@ pub struct Finding {
     /// `error` or `warning`.
     pub severity: &'static str,
     pub file: PathBuf,
-    /// From 1; `None` if it is about the file as a whole.
+    /// From 1; `None` for a problem of the file as a whole.
     pub line: Option<usize>,
     /// In characters, from 1.
     pub column: Option<usize>,
@@ -143,19 +144,19 @@ impl CliError {
         self
     }
 
-    /// Its place among the problems of the same configuration.
+    /// Its position among the problems of the same configuration.
     pub(super) fn order(&self) -> usize {
         self.reached_from
             .or(self.span.as_ref().map(|span| span.start))
             .unwrap_or(0)
     }
 
-    /// What is wrong, in one sentence without its place.
+    /// The problem in one sentence, without its place.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// As plain data.
+    /// The problem as plain data.
     pub fn finding(&self) -> Finding {
         let place = self
             .span
@@ -171,7 +172,7 @@ impl CliError {
         }
     }
 
-    /// Whether every place it points at is one of its text: on whole characters, not beyond the end.
+    /// Whether every place lies within its text, on character boundaries.
     #[doc(hidden)]
     pub fn fits(&self) -> bool {
         let spans = self
@@ -183,7 +184,7 @@ impl CliError {
             .all(|span| self.source.text.get(span.clone()).is_some())
     }
 
-    /// With the line of the file and a caret under the mistake.
+    /// Renders the problem with the line of the file and a caret under the mistake.
     pub fn render(&self, color: bool) -> String {
         let theme = if color {
             GraphicalTheme::unicode()
@@ -261,7 +262,7 @@ pub struct ConfigErrors {
 }
 
 impl ConfigErrors {
-    /// `problems` has at least one error; warnings among them are shown too.
+    /// Takes at least one error; warnings among `problems` are shown too.
     pub(super) fn new(problems: Vec<CliError>) -> Self {
         Self { problems }
     }

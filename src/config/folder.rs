@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::types::{AppSpec, FolderId};
 
-/// Follows the symbolic links of `cwd`; which folder that is, and the git commit checked out in it.
+/// Follows the symbolic links of `cwd`; returns the folder, its identity and the git commit checked
+/// out in it.
 ///
 /// # Errors
 /// As realpath(3); `NotADirectory` for anything but a folder.
@@ -28,10 +29,11 @@ pub(super) fn resolve(cwd: &Path) -> io::Result<(PathBuf, FolderId)> {
     Ok((resolved, id))
 }
 
-/// Says that `new` runs in the very folder of `old`, with the same commit in it; `None` if it does not.
+/// A note if `new` runs in the very folder of `old`, with the same commit in it; `None` if it does
+/// not.
 #[must_use]
 pub fn same_folder(old: &AppSpec, new: &AppSpec) -> Option<String> {
-    // A state of before this was remembered has nothing to compare.
+    // A state of a version that did not record the folder has nothing to compare.
     let (before, now) = (old.folder.as_ref()?, new.folder.as_ref()?);
     if old.cwd_resolved != new.cwd_resolved || before != now {
         return None;
@@ -52,8 +54,8 @@ pub fn short(commit: &str) -> &str {
     commit.get(..12).unwrap_or(commit)
 }
 
-/// What `HEAD` means in the work tree that `folder` belongs to (gitrepository-layout(5)). No git is run: it
-/// may not be there, and it would read configuration that another user wrote.
+/// The commit of `HEAD` in the work tree that `folder` belongs to (gitrepository-layout(5)). git is
+/// not run: it may not be installed, and it would read configuration that another user wrote.
 fn commit(folder: &Path) -> Option<String> {
     let dot_git = folder
         .ancestors()
@@ -62,7 +64,7 @@ fn commit(folder: &Path) -> Option<String> {
     let git = if dot_git.is_dir() {
         dot_git
     } else {
-        // That of another work tree, or of a submodule.
+        // A file: the work tree is a linked one, or a submodule.
         let text = small(&dot_git)?;
         dot_git.parent()?.join(text.strip_prefix("gitdir:")?.trim())
     };
@@ -92,7 +94,7 @@ fn commit(folder: &Path) -> Option<String> {
         })
 }
 
-/// The name of an object: SHA-1 or SHA-256.
+/// The name of a git object: SHA-1 or SHA-256.
 fn object(text: &str) -> Option<String> {
     let text = text.trim();
     let fits = matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit());
@@ -102,7 +104,7 @@ fn object(text: &str) -> Option<String> {
 /// The text of a plain file of at most 4 MiB.
 fn small(path: &Path) -> Option<String> {
     const MOST: u64 = 4 << 20;
-    // Not opened unless it is plain: to open a pipe waits for a writer.
+    // Only a plain file is opened: opening a pipe waits for a writer.
     let found = fs::metadata(path).ok()?;
     if !found.is_file() || found.len() > MOST {
         return None;

@@ -1,4 +1,4 @@
-//! The text that `rsup init` writes: a short file, filled in from what lies in the folder.
+//! The text that `rsup init` writes: a short file, filled in from what the folder holds.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::name;
 struct Guess {
     /// A TOML value.
     command: String,
-    /// What it was guessed from.
+    /// The file that the guess is based on.
     from: &'static str,
     /// Variables as TOML, without braces.
     env: &'static str,
@@ -50,7 +50,8 @@ pub fn sample(folder: &Path) -> String {
     let _ = writeln!(out, "{comment}env_file = \".env\"");
     out.push_str("# readiness = \"/ready\"       # a worker takes traffic once this answers 2xx; absent: once it accepts\n");
     out.push_str("# max_memory = \"500M\"        # a larger worker is replaced\n");
-    // What lies in the folder decides parts of it; better a bare file than one that does not load.
+    // Files of the folder decide parts of the text: a bare file is better than one that does not
+    // load.
     match super::parse(&out, &folder.join("supervisor.toml")) {
         Ok(_) => out,
         Err(_) => "[app.web]\ncommand = [\"node\", \"server.js\"]\nlisten  = 3000\n".to_owned(),
@@ -116,7 +117,7 @@ fn guess(folder: &Path) -> Option<Guess> {
     None
 }
 
-/// `v2` at the end of a module's path is no name.
+/// Whether a part of a module's path is a version (`v2`), which is no name.
 fn is_version(part: &str) -> bool {
     part.strip_prefix('v')
         .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
@@ -150,7 +151,8 @@ fn node(folder: &Path) -> Option<Guess> {
         .and_then(|start| start.as_str());
     if let Some(start) = start {
         let words = shlex::split(start).unwrap_or_default();
-        // Without npm between, signals reach the app itself; but npm is needed for its PATH and its shell.
+        // Without npm in between, signals reach the app itself; but npm is needed for its PATH and
+        // its shell.
         let plain = words.first().is_some_and(|program| program == "node")
             && !start.contains(['&', '|', ';', '$', '>', '<', '`', '*']);
         let words = if plain {

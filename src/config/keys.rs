@@ -3,7 +3,7 @@
 /// A kind of table.
 #[derive(Debug)]
 pub(super) struct Section {
-    /// As a user would write its header, `NAME` standing for the name of an app.
+    /// Its header as a user writes it; `NAME` stands for the name of an app.
     pub header: &'static str,
     pub keys: &'static [&'static str],
 }
@@ -128,7 +128,7 @@ pub(super) static SOCKET: Section = Section {
     keys: &["mode", "owner", "group"],
 };
 
-/// All of them, the likeliest home of a misplaced key first.
+/// All tables; a misplaced key is looked up in this order, the likeliest first.
 pub(super) static ALL: &[&Section] = &[
     &APP,
     &RESTART,

@@ -69,7 +69,7 @@ fn nice(value: &Value) -> Result<i8, Bad> {
         .ok_or_else(|| value.bad(format!("{n} is not {WHAT}")))
 }
 
-/// The ones that are kept; every other is dropped for good.
+/// Reads the capabilities to keep; every other is dropped for good.
 fn capabilities(value: &Value) -> Result<Capabilities, Bad> {
     const HINT: &str = "write [] to keep none, or those to keep: [\"CAP_NET_BIND_SERVICE\"]";
     let Kind::Array(items) = &value.kind else {
@@ -108,7 +108,7 @@ fn capabilities(value: &Value) -> Result<Capabilities, Bad> {
     items.iter().map(one).collect()
 }
 
-/// In cores. The kernel's least is a hundredth of one (`cpu.max`, cgroup-v2.rst).
+/// Reads a number of cores. The kernel's minimum is a hundredth of one (`cpu.max`, cgroup-v2.rst).
 fn cpu(value: &Value) -> Result<f64, Bad> {
     const HINT: &str = "write a number of cores: 0.5, 2, 1.5";
     let cores = match &value.kind {

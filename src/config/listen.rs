@@ -1,4 +1,4 @@
-//! Addresses to listen on: how they are written, and which of them get in each other's way.
+//! Addresses to listen on: their syntax, and which of them conflict.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::sys::needs::V6;
 const UNIX_PATH_MAX: usize = 107;
 const HINT: &str = "write 3001, \"127.0.0.1:3001\", \"[::1]:3001\" or \"unix:/run/api.sock\"";
 
-/// An address and the place where it is written, to compare it with all others of the file.
+/// An address and its place in the text, to compare it with all others of the file.
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
     pub app: AppName,
@@ -20,11 +20,12 @@ pub(super) struct Placed {
     pub span: Span,
 }
 
-/// One address as written, before it is known what else the app listens on.
+/// One address as written, before the app's other addresses are known.
 struct Written {
     listen: Listen,
     span: Span,
-    /// `[::]:3001`, which makes room for `0.0.0.0:3001` beside it; a bare port is for both families.
+    /// `[::]:3001`, which leaves `0.0.0.0:3001` to another socket; a bare port is for both
+    /// families.
     explicit_v6_any: bool,
 }
 
@@ -65,7 +66,7 @@ pub(super) fn read(cx: &mut Context, value: Option<&Value>) -> Vec<(Listen, Span
     written.into_iter().map(|w| (w.listen, w.span)).collect()
 }
 
-/// One TCP address, where nothing else will do.
+/// One TCP address, where no other kind is allowed.
 pub(super) fn tcp_address(cx: &mut Context, value: &Value) -> Result<SocketAddr, Bad> {
     let written = one(cx, value)?;
     written.listen.tcp().ok_or_else(|| {
@@ -172,7 +173,7 @@ fn tcp(ip: IpAddr, port: u16) -> Listen {
     }
 }
 
-/// All addresses of the machine, in both families where it has both.
+/// The wildcard address, of both families where the machine has both.
 fn any(cx: &mut Context, value: &Value, port: u16) -> Listen {
     let v4 = tcp(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port);
     match cx.machine.ipv6 {
@@ -196,7 +197,7 @@ fn split_port(text: &str) -> Option<(&str, &str)> {
 
 fn without_brackets(value: &Value, text: &str) -> Bad {
     let bad = value.bad(format!("`{text}`: an IPv6 address needs brackets"));
-    // `::1:3001` is an address as it stands, but nobody means that one.
+    // `::1:3001` is a valid address, but `[::1]:3001` is meant.
     let split = text.rsplit_once(':').filter(|(host, port)| {
         host.parse::<Ipv6Addr>().is_ok() && port.len() > 1 && port.parse::<u16>().is_ok()
     });
@@ -231,7 +232,7 @@ fn port(value: &Value, digits: &str) -> Result<u16, Bad> {
 fn port_number(value: &Value, n: i64) -> Result<u16, Bad> {
     match u16::try_from(n) {
         Ok(0) => Err(value
-            .bad("port 0 means a port of the kernel's choice, which nobody could find")
+            .bad("port 0 means a port of the kernel's choice, which clients cannot know")
             .hint("choose a port from 1 to 65535")),
         Ok(port) => Ok(port),
         Err(_) => Err(value

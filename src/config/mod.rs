@@ -1,7 +1,7 @@
 //! `supervisor.toml`: from text to a checked [`Config`], with all mistakes at once.
 //!
 //! The text becomes a tree of values with their places (`raw`), which `check` reads key by key with
-//! the help of a `cursor`. The command line of `rsup start server.js` builds the same tree.
+//! a `cursor`. The command line of `rsup start server.js` builds the same tree.
 
 pub(crate) mod accounts;
 mod admin;
@@ -53,10 +53,10 @@ use error::Source;
 pub const NO_FOLDER: &str = "the current folder has been deleted";
 pub const NO_FOLDER_HINT: &str = "`cd` to the folder that is there now, perhaps of the same name";
 
-/// Far more than any configuration; keeps a wrong path from filling the memory.
+/// Bytes. Far more than any configuration needs; a wrong path cannot fill the memory.
 const MAX_FILE: u64 = 4 << 20;
 
-/// A configuration, and what in it deserves a second look.
+/// A configuration, and the warnings on it.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub config: Config,
@@ -76,10 +76,10 @@ pub fn parse(text: &str, path: &Path) -> Result<Loaded, ConfigErrors> {
     parse_on(Machine::here(), text, path)
 }
 
-/// Reads the text of an `env_file`: its variables, and how many mistakes there are. For fuzzing.
+/// Reads the text of an `env_file`: its variables, and the number of mistakes. For fuzzing.
 ///
 /// # Panics
-/// If a variable or a mistake has its place outside the text.
+/// If a variable or a mistake lies outside the text.
 #[doc(hidden)]
 pub fn read_env_file(text: &str) -> (Vec<(String, String)>, usize) {
     let (variables, mistakes) = env_file::parse(text);
@@ -117,7 +117,7 @@ fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigE
     }
 }
 
-/// Follows the symbolic links of the working directory anew, as a reload does: `current` may point
+/// Follows the symbolic links of the working directory again, as a reload does: `current` may point
 /// to another release than before.
 pub fn resolve_cwd(spec: &mut AppSpec) -> io::Result<()> {
     let (resolved, id) = folder::resolve(&spec.cwd)?;
@@ -125,12 +125,12 @@ pub fn resolve_cwd(spec: &mut AppSpec) -> io::Result<()> {
     Ok(())
 }
 
-/// Looks the user of an app up anew, with its groups of now.
+/// Looks the user of an app up again, with its present groups.
 pub fn resolve_user(spec: &mut AppSpec) -> Result<(), String> {
     user::again(spec)
 }
 
-/// Absolute, with symbolic links kept.
+/// Makes a path absolute, with symbolic links kept.
 fn absolute(path: &Path) -> PathBuf {
     crate::cwd::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -162,7 +162,8 @@ fn read_text(path: &Path) -> io::Result<String> {
     })
 }
 
-/// A file that is not there; perhaps its folder is not, and then an example in it is no help.
+/// The error for a file that does not exist; where its folder does not exist either, an example is
+/// no help.
 fn missing(path: &Path, source: &Arc<Source>) -> CliError {
     let folder = match crate::cwd::absolute(path) {
         Ok(absolute) => absolute.parent().map(Path::to_owned),

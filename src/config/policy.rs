@@ -67,7 +67,8 @@ pub(super) fn restart(cx: &mut Context, app: &mut Cursor<'_>) -> Restart {
     let max_restarts = c.get(cx, "max_restarts", 15, |value| count(value, 0));
     let min_uptime = c.get(cx, "min_uptime", Duration::from_secs(1), units::duration);
     let backoff = c.get(cx, "backoff", Duration::from_millis(100), units::duration);
-    // A longer first delay than the usual last one is meant so; only both together can contradict.
+    // A first delay above the default of the last is accepted; only two written values can
+    // contradict.
     let backoff_max = c.get(
         cx,
         "backoff_max",
@@ -126,7 +127,8 @@ pub(super) fn reload(
     let max_surge = c.get(cx, "max_surge", Surge::Percent(25), max_surge);
     let min_ready = c.get(cx, "min_ready", min_uptime, units::duration);
     let least = min_ready.saturating_add(listen_timeout);
-    // Long timeouts of one worker stretch the default for all; a deadline of one's own must have room for one.
+    // Long timeouts of one worker extend the default; a written deadline must have room for one
+    // worker.
     let deadline = c.get(
         cx,
         "deadline",

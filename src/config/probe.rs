@@ -22,7 +22,7 @@ fn kinds_of(key: &str) -> &'static str {
     }
 }
 
-/// What a probe can be made of, from the addresses of the app.
+/// The kinds of probes that the app's addresses allow.
 struct Reach {
     tcp: bool,
     unix: bool,
@@ -36,7 +36,7 @@ pub(super) fn read(
     listen_timeout: Duration,
     min_uptime: Duration,
 ) -> (Probe, Option<Probe>) {
-    // A wrong address has been reported already; don't complain of its absence, too.
+    // A wrong address is reported already; its absence is no second error.
     let wrong_listen = listen.is_empty() && app.span_of("listen").is_some();
     let reach = Reach {
         tcp: wrong_listen || listen.iter().any(|l| l.tcp().is_some()),
@@ -95,7 +95,7 @@ fn with_defaults(check: Check, section: &'static Section) -> Probe {
     }
 }
 
-/// Refuses a readiness that no worker could reach within `listen_timeout`.
+/// Refuses a readiness check that no worker could pass within `listen_timeout`.
 fn possible(
     cx: &mut Context,
     app: &Cursor<'_>,
@@ -299,7 +299,7 @@ fn table_probe(
     })
 }
 
-/// A probe over the network needs a worker's own socket.
+/// Refuses a network probe where a worker has no socket of its own.
 fn reachable(span: &Span, key: &str, reach: &Reach) -> Result<(), Bad> {
     if reach.tcp {
         return Ok(());

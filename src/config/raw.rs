@@ -1,6 +1,7 @@
 //! A configuration as it was written: values with their places, in the order of the text.
 //!
-//! A file gives it by way of [`toml`]; the command line builds the same, so that one check serves both.
+//! A file becomes it through [`toml`]; the command line builds the same, so that one check serves
+//! both.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ pub(super) struct Table {
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub key: String,
-    /// Of the key.
+    /// The place of the key.
     pub span: Span,
     pub value: Value,
 }
@@ -48,7 +49,7 @@ impl Table {
 }
 
 impl Value {
-    /// What it is, for "expected …, found …".
+    /// The kind of value, for "expected …, found …".
     pub fn describe(&self) -> &'static str {
         match self.kind {
             Kind::String(_) => "a string",
@@ -80,7 +81,7 @@ impl Value {
         }
     }
 
-    /// Integers, also in quotes.
+    /// The integer, also in quotes.
     pub fn as_int(&self) -> Option<i64> {
         match &self.kind {
             Kind::Int(n) => Some(*n),
@@ -90,7 +91,8 @@ impl Value {
     }
 }
 
-/// A value that cannot be used; becomes a [`CliError`] once the reader of the table knows the key.
+/// A value that cannot be used; it becomes a [`CliError`] once the reader of the table adds the
+/// key.
 #[derive(Clone, Debug)]
 pub(super) struct Bad {
     pub span: Span,
@@ -105,7 +107,7 @@ impl Bad {
     }
 }
 
-/// Reads TOML; all errors of its syntax, if there are any.
+/// Reads TOML; returns all syntax errors if there are any.
 pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<CliError>> {
     let (table, errors) = DeTable::parse_recoverable(&source.text);
     let mut problems: Vec<CliError> = errors
@@ -130,7 +132,7 @@ pub(super) fn parse(source: &Arc<Source>) -> Result<Table, Vec<CliError>> {
     }
 }
 
-/// A mistake at the end of a line is shown under the last character of the line, not under the line break.
+/// Moves a mistake at the end of a line under its last character, away from the line break.
 fn within_line(text: &str, span: Span) -> Span {
     let trimmed = text
         .get(span.clone())
@@ -149,7 +151,7 @@ fn within_line(text: &str, span: Span) -> Span {
     }
 }
 
-/// What people often mean who write what is not TOML.
+/// A hint for common mistakes in TOML.
 fn syntax_hint(text: &str, span: &Span, message: &str) -> Option<String> {
     if text.trim_start().starts_with('{') {
         return Some(

@@ -1,4 +1,5 @@
-//! `rsup start server.js -i 2`: an app from the command line, by the same checks as one of a file.
+//! `rsup start server.js -i 2`: an app from the command line, with the same checks as one of a
+//! file.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +24,7 @@ pub const SCRIPTS: &[(&str, Option<&str>)] = &[
     ("bash", Some("bash")),
 ];
 
-/// What `rsup start` was given instead of a file; every option as it was typed.
+/// What `rsup start` got instead of a file; every option as typed.
 #[derive(Clone, Debug, Default)]
 pub struct Script {
     pub name: Option<String>,
@@ -34,10 +35,10 @@ pub struct Script {
     pub listen: Vec<String>,
     /// Whether it takes its sockets from `LISTEN_FDS`.
     pub socket_activation: bool,
-    /// `NAME=value` each.
+    /// Each is `NAME=value`.
     pub env: Vec<String>,
     pub env_file: Vec<String>,
-    /// What relative paths are relative to, and where the app runs unless `--cwd` says otherwise.
+    /// The folder of relative paths, where the app also runs unless `--cwd` names another.
     pub cwd: PathBuf,
     /// A path, or `tcp` or `notify`.
     pub readiness: Option<String>,
@@ -64,7 +65,7 @@ impl Line {
             self.text.push(' ');
         }
         let start = self.text.len();
-        // A line break inside a word would break the picture; it is shown as a blank.
+        // A line break inside a word would break the excerpt; it is shown as a blank.
         let shown = shlex::try_quote(word)
             .unwrap_or_else(|_| word.into())
             .replace(['\n', '\r'], " ");
@@ -232,7 +233,8 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
                 }
                 Err(bad) => {
                     bads.push(bad);
-                    // Stands for the command that could not be found, so that the rest is checked as well.
+                    // Stands in for the command that was not found, so that the rest is checked as
+                    // well.
                     entries.push(entry(
                         "command",
                         Value {
@@ -289,12 +291,12 @@ fn finish(
     }
 }
 
-/// From the first value to the last.
+/// The span from the first value to the last.
 fn whole(values: &[Value]) -> Option<Span> {
     Some(values.first()?.span.start..values.last()?.span.end)
 }
 
-/// `tcp` and `notify` are words of their own on the command line; all else is a path.
+/// `tcp` and `notify` are keywords on the command line; all else is a path.
 fn probe(value: Value) -> Value {
     match value.as_str() {
         Some(kind @ ("tcp" | "notify")) => {
@@ -320,7 +322,7 @@ fn stem(program: &str) -> String {
     name::derived(&stem.to_string_lossy()).map_or_else(|| "app".to_owned(), |name| name.to_string())
 }
 
-/// The first words of the command: what runs the script, and the script.
+/// Puts the first words of the command together: what runs the script, and the script.
 fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<Vec<Value>, Bad> {
     use std::os::unix::fs::PermissionsExt;
     let word = |text: &str| Value {
@@ -336,7 +338,7 @@ fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<
     let with = with.and_then(|(_, interpreter)| *interpreter);
     let metadata = match std::fs::metadata(&path) {
         Ok(metadata) => metadata,
-        // A program found by PATH.
+        // A program found through PATH.
         Err(_) if !program.contains('/') && with.is_none() && extension != "ts" => {
             if alone && program.contains(' ') {
                 return Err(value
@@ -356,7 +358,7 @@ fn interpreter(value: &Value, program: &str, alone: bool, cwd: &Path) -> Result<
             .hint("name the script, or the file of the configuration in it"));
     }
     let executable = metadata.permissions().mode() & 0o111 != 0;
-    // A plain name would be looked for in PATH alone.
+    // A plain name would be looked up in PATH only.
     let here = || {
         if program.contains('/') {
             word(program)

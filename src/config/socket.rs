@@ -1,5 +1,5 @@
-//! `[app.NAME.socket]`: owner, group and mode of the files of an app's unix sockets. Names become
-//! numbers here, as those of `user` do.
+//! `[app.NAME.socket]`: owner, group and mode of an app's unix socket files. Names become numbers
+//! here, as those of `user` do.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,10 +12,11 @@ use super::raw::{Bad, Kind, Span, Value};
 use super::types::{Listen, Named, RunAs, SocketSpec};
 use super::{keys, user};
 
-/// To connect takes the permission to write (unix(7)).
+/// connect(2) needs the permission to write (unix(7)).
 const MAY_CONNECT: u32 = 0o222;
 
-/// `umask` and `run_as` are the app's: what is not said in the table is as its own bind(2) would have it.
+/// Reads the table. `umask` and `run_as` are the app's: they give the values that the table leaves
+/// out, as the app's own bind(2) would.
 pub(super) fn read(
     cx: &mut Context,
     app: &mut Cursor<'_>,
@@ -105,10 +106,10 @@ pub(super) fn read(
     SocketSpec { mode, owner, group }
 }
 
-/// The folder on the way that keeps those out whom the socket's own mode lets in, and how it does.
+/// The first folder of the path that excludes users whom the socket's own mode admits, and how.
 fn closed(parent: &Path, mode: u32, gid: Option<u32>) -> Option<(String, String)> {
     let (to_others, to_group) = (mode & 0o002 != 0, mode & 0o020 != 0);
-    // From the root on; a folder that is not there yet is told of when the socket is made.
+    // From the root on; a folder that does not exist is reported when the socket is made.
     let mut folders: Vec<&Path> = parent
         .ancestors()
         .filter(|folder| *folder != OsStr::new(""))
@@ -153,7 +154,7 @@ fn mode(value: &Value, text: &str) -> Result<u32, Bad> {
             .strip_prefix("0o")
             .unwrap_or(text.trim())
             .to_owned(),
-        // An integer without `0o` would be decimal, which nobody means.
+        // An integer without `0o` would be decimal, which is never meant.
         Kind::Int(number) if text.starts_with("0o") => format!("{number:o}"),
         Kind::Int(number) => {
             return Err(value
@@ -174,7 +175,8 @@ fn mode(value: &Value, text: &str) -> Result<u32, Bad> {
             .hint(HINT)
     })?;
     if mode & MAY_CONNECT == 0 {
-        let bad = value.bad("with this mode nobody can connect: it takes the permission to write");
+        let bad =
+            value.bad("with this mode no client can connect: that needs the permission to write");
         return Err(bad.hint("write \"0660\" for owner and group, \"0666\" for everybody"));
     }
     Ok(mode)

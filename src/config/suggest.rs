@@ -1,9 +1,9 @@
-//! "Did you mean": from a key or word that is not known to the one that was probably meant.
+//! "Did you mean": from an unknown key or word to the one that was probably meant.
 
 use super::keys::{self, Section};
 use super::raw::{Bad, Entry, Kind, Value};
 
-/// Spellings of other supervisors, and what to write instead.
+/// Keys of other supervisors, and rsup's key for each.
 static ELSEWHERE: &[(&[&str], &str)] = &[
     (
         &[
@@ -198,7 +198,7 @@ static ELSEWHERE: &[(&[&str], &str)] = &[
         ],
         "leave it out: rsup has no such feature",
     ),
-    // Of probes.
+    // Keys of probes.
     (&["http", "url", "uri", "http_path"], "rsup calls it `path`"),
     (
         &["initialDelaySeconds", "start_period"],
@@ -215,7 +215,7 @@ static ELSEWHERE: &[(&[&str], &str)] = &[
         &["status", "expected_status"],
         "rsup calls it `expect_status`",
     ),
-    // Of the top level.
+    // Keys of the top level.
     (
         &["apps", "services", "service", "program", "process"],
         "each app is a table of its own: `[app.NAME]`",
@@ -242,7 +242,7 @@ pub(super) fn unknown_key(
             None => format!("an app is a table `[app.{key}]`"),
         });
     }
-    // `intervall` is a slip of the pen; `interval` under another table is in the wrong place.
+    // `intervall` is a typo; `interval` under another table is in the wrong place.
     if let Some(home) = keys::ALL.iter().find(|other| other.keys.contains(&key)) {
         return Some(format!("`{key}` belongs in {}", in_code(&header(home))));
     }
@@ -281,7 +281,8 @@ fn in_code(header: &str) -> String {
     }
 }
 
-/// A table with a `command`, or a table of such tables: somebody forgot `app.`, or misspelt it.
+/// Whether this is a table with a `command`, or a table of such tables: `app.` is missing or
+/// misspelt.
 fn is_app_like(kind: &Kind) -> bool {
     let Kind::Table(table) = kind else {
         return false;
@@ -294,7 +295,7 @@ fn is_app_like(kind: &Kind) -> bool {
             .any(|entry| has_command(&entry.value.kind))
 }
 
-/// The known word that differs by a slip of the pen: about a third of its letters at most.
+/// The known word that differs by a typo: in about a third of its letters at most.
 pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let word = word.to_lowercase();
     known
@@ -307,7 +308,7 @@ pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
         .map(|(_, candidate)| candidate)
 }
 
-/// The hint for a value that is none of a few words.
+/// The hint for a value that must be one of a few words.
 pub(super) fn one_of(word: &str, known: &[&str]) -> String {
     match nearest(word, known) {
         Some(near) => format!("did you mean \"{near}\"?"),
@@ -318,7 +319,7 @@ pub(super) fn one_of(word: &str, known: &[&str]) -> String {
     }
 }
 
-/// Refuses what only a shell would expand, and what no path can hold.
+/// Refuses what only a shell would expand, and characters that no path can hold.
 pub(super) fn plain_path(value: &Value, path: &str) -> Result<(), Bad> {
     if path.is_empty() {
         return Err(value.bad("an empty path"));

@@ -1,4 +1,4 @@
-//! Whole texts, right and wrong. The wrong ones are snapshots of what a user sees.
+//! Whole texts, right and wrong. For the wrong ones snapshots hold what a user sees.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -70,14 +70,15 @@ impl fmt::Display for AppName {
     }
 }
 
-/// One app as it is to run. A reload makes a new one; a running worker keeps the one it was started with.
+/// The settings of one app. A reload makes a new one; a running worker keeps the one it was started
+/// with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AppSpec {
     pub name: AppName,
-    /// The file it was read from; `None` if it was given on the command line.
+    /// The file it was read from; `None` if it came from the command line.
     pub source: Option<PathBuf>,
-    /// [`Self::source`] with symbolic links followed when it was read; `None` in a state of before this was
-    /// remembered.
+    /// [`Self::source`] with symbolic links followed when it was read; `None` in a state of a
+    /// version that did not record it.
     #[serde(default)]
     pub source_resolved: Option<PathBuf>,
     /// Program and arguments; never given to a shell.
@@ -86,7 +87,8 @@ pub struct AppSpec {
     pub cwd: PathBuf,
     /// [`Self::cwd`] with symbolic links followed at the time of start or reload: where workers run.
     pub cwd_resolved: PathBuf,
-    /// Which folder [`Self::cwd_resolved`] was then; `None` in a state of before this was remembered.
+    /// The identity of [`Self::cwd_resolved`] at that time; `None` in a state of a version that did
+    /// not record it.
     #[serde(default)]
     pub folder: Option<FolderId>,
     /// Wanted number of workers, at least 1.
@@ -99,42 +101,43 @@ pub struct AppSpec {
     /// Whether connections of a worker to its own port are refused until it has bound it.
     #[serde(default)]
     pub hide_port: HidePort,
-    /// Environment from `env_file` and `env` (the latter wins), on top of the one that `rsup start` ran in.
+    /// Environment from `env_file` and `env` (the latter wins), on top of the environment of `rsup
+    /// start`.
     pub env: BTreeMap<String, String>,
     pub readiness: Probe,
     pub liveness: Option<Probe>,
-    /// From the start of a worker to its being ready.
+    /// From the start of a worker until it is ready.
     pub listen_timeout: Duration,
-    /// Upper bound of waiting for an old worker's accept queue to empty.
+    /// Upper bound of the wait for an old worker's accept queue to empty.
     pub drain_timeout: Duration,
-    /// How long a connection waits for a worker while none is ready, before it is closed.
+    /// How long a connection waits for a worker while none is ready; then rsup closes it.
     #[serde(default = "hold_timeout")]
     pub hold_timeout: Duration,
     /// From the stop signal to SIGKILL.
     pub kill_timeout: Duration,
-    /// Resident bytes of a worker with its descendants.
+    /// Resident bytes of a worker with its descendants; above them it is replaced.
     pub max_memory: Option<u64>,
     pub balance: Balance,
     pub stop: Stop,
     pub restart: Restart,
     pub reload: Reload,
     pub log: Log,
-    /// Whom workers run as; `None`: the user that rsup runs as.
+    /// The user that workers run as; `None`: the user that rsup runs as.
     #[serde(default)]
     pub run_as: Option<RunAs>,
-    /// Permission bits that files of the workers do not get (umask(2)); `None`: as rsup's own.
+    /// Permission bits that files of the workers do not get (umask(2)); `None`: rsup's own mask.
     #[serde(default)]
     pub umask: Option<u32>,
     #[serde(default)]
     pub limits: Limits,
-    /// Of the files of unix sockets.
+    /// Owner and mode of unix socket files.
     #[serde(default)]
     pub socket: SocketSpec,
 }
 
 impl AppSpec {
-    /// Whose the files of its unix sockets are, and with which mode: what is not said is as the bind(2) of
-    /// a worker would make it.
+    /// Owner and mode of its unix socket files; what the settings leave out is as the bind(2) of a
+    /// worker would make it.
     pub fn socket_file(&self) -> SocketFile {
         let named = |said: &Option<Named>| said.as_ref().map(|named| named.id);
         SocketFile {
@@ -149,7 +152,7 @@ impl AppSpec {
         }
     }
 
-    /// The same with every value that may be a secret replaced: for whoever shows it.
+    /// A copy for display, with every value that may be a secret replaced.
     #[must_use]
     pub fn without_secrets(mut self) -> Self {
         let hide = |values: &mut BTreeMap<String, String>| {
@@ -170,65 +173,66 @@ impl AppSpec {
     }
 }
 
-/// A folder as it was found at a start or reload: to tell a new release from the same one.
+/// The identity of a folder at a start or reload: tells a new release from the same one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FolderId {
-    /// Device and inode (inode(7)): a folder that was put in the place of another one is another one.
+    /// Device and inode (inode(7)): they differ when a folder was replaced by another of the same
+    /// name.
     pub dev: u64,
     pub ino: u64,
-    /// Git's `HEAD` in it, in full.
+    /// Git's `HEAD` in it: the full commit.
     pub commit: Option<String>,
 }
 
-/// Stands for a value that is not shown.
+/// The placeholder for a hidden value.
 pub const HIDDEN: &str = "***";
 
-/// A user with its groups, as of the last start or reload.
+/// A user with its groups, as looked up at the last start or reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunAs {
-    /// Its name; its number if it has none.
+    /// Its name; its number if it has no name.
     pub user: String,
     pub group: String,
     pub uid: u32,
     pub gid: u32,
-    /// Supplementary groups; exactly these.
+    /// The supplementary groups, no others.
     pub groups: Vec<u32>,
     pub home: PathBuf,
     pub shell: PathBuf,
 }
 
-/// `[app.NAME.socket]`: what is `None` is as the app's own `user`, `group` and `umask` have it.
+/// `[app.NAME.socket]`: `None` means as the app's own `user`, `group` and `umask` give it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SocketSpec {
-    /// Permission bits; to connect takes the permission to write.
+    /// Permission bits; connect(2) needs the permission to write.
     pub mode: Option<u32>,
     pub owner: Option<Named>,
     pub group: Option<Named>,
 }
 
-/// A user or group, as of the last start or reload.
+/// A user or group, as looked up at the last start or reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named {
-    /// Its name; its number if it has none.
+    /// Its name; its number if it has no name.
     pub name: String,
     pub id: u32,
 }
 
-/// Owner and mode that the file of a unix socket is to have; what is `None` is as rsup's own user, group
-/// and umask have it.
+/// Owner and mode of a unix socket file; `None` means rsup's own user, group and umask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SocketFile {
     pub mode: Option<u32>,
     pub uid: Option<u32>,
-    /// As it is said.
+    /// The group from the settings.
     pub gid: Option<u32>,
-    /// Of the workers: for a file whose group is not said, in a folder that does not choose it (setgid, inode(7)).
+    /// The workers' group: for a file without a group in the settings, in a folder that does not
+    /// choose one (setgid, inode(7)).
     pub app_gid: Option<u32>,
 }
 
-/// What a worker may use and do; what is `None` is as rsup itself has it.
+/// What a worker may use and do; `None` means as rsup itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Limits {
@@ -236,11 +240,12 @@ pub struct Limits {
     pub nofile: Option<u64>,
     /// -20 to 19 (nice(2)).
     pub nice: Option<i8>,
-    /// No program that it executes gains privileges (`PR_SET_NO_NEW_PRIVS`).
+    /// Programs that it executes gain no privileges (`PR_SET_NO_NEW_PRIVS`).
     pub no_new_privs: bool,
-    /// The only ones that the worker, and whatever it executes, can have.
+    /// The only capabilities that the worker, and what it executes, can have.
     pub capabilities: Option<Capabilities>,
-    /// Bytes of a worker with its descendants; it is killed at this (`memory.max` of a cgroup).
+    /// Bytes of a worker with its descendants; the kernel kills it at this limit (`memory.max` of a
+    /// cgroup).
     pub memory: Option<u64>,
     /// In cores, for a worker with its descendants (`cpu.max`).
     pub cpu: Option<f64>,
@@ -249,7 +254,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Whether it takes a cgroup to enforce them.
+    /// Whether enforcing them needs a cgroup.
     pub fn need_cgroup(&self) -> bool {
         self.memory.is_some() || self.cpu.is_some() || self.tasks.is_some()
     }
@@ -286,7 +291,7 @@ impl fmt::Display for Listen {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HidePort {
-    /// Found out from what the first worker does.
+    /// Decided by what the first worker does.
     #[default]
     Auto,
     Always,
@@ -306,10 +311,10 @@ pub enum Balance {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     pub check: Check,
-    /// From one try to the next. A worker that starts is tried more often at first.
+    /// From one check to the next. A starting worker is checked more often at first.
     pub interval: Duration,
     pub timeout: Duration,
-    /// From the start of the worker to the first try.
+    /// From the start of the worker to the first check.
     pub initial_delay: Duration,
     pub success_threshold: u32,
     pub failure_threshold: u32,
@@ -330,7 +335,7 @@ pub enum Check {
     Exec { command: Vec<String> },
     /// sd_notify `READY=1` or Node's `process.send('ready')`.
     Notify,
-    /// The worker lives for `restart.min_uptime`: all that can be said of a process without a listener.
+    /// The worker lives for `restart.min_uptime`: the only check for a process without a listener.
     Alive,
 }
 
@@ -361,7 +366,7 @@ pub struct Restart {
     /// [`Self::reset_after`] of quiet happens at once.
     pub backoff: Duration,
     pub backoff_max: Duration,
-    /// A worker that has run this long starts with a clean sheet.
+    /// After this uptime a worker's restart count and backoff start anew.
     pub reset_after: Duration,
 }
 
@@ -369,9 +374,9 @@ pub struct Restart {
 pub struct Reload {
     /// Workers beyond `instances` that may live during a reload.
     pub max_surge: Surge,
-    /// A replacement counts only after it has been ready this long.
+    /// A replacement counts as ready only after it has been ready this long.
     pub min_ready: Duration,
-    /// For the whole reload.
+    /// The limit for the whole reload.
     pub deadline: Duration,
     /// Workers already replaced go back to the old revision when a later one fails.
     pub auto_rollback: bool,
@@ -425,27 +430,28 @@ impl fmt::Display for Surge {
     }
 }
 
-/// As long as proxies commonly wait for an answer.
+/// The time that proxies commonly wait for an answer.
 pub fn hold_timeout() -> Duration {
     Duration::from_secs(60)
 }
 
 impl AppSpec {
-    /// Workers beyond `instances` wanted ones that may live during a reload. A share of them is rounded up, and
-    /// takes no more slots than there can be.
+    /// Workers beyond `instances` that may live during a reload. A share is rounded up, and limited
+    /// to the slots that there can be.
     pub fn surge(&self, instances: u16) -> u16 {
         match self.reload.max_surge {
             Surge::Workers(workers) => workers,
             Surge::Percent(percent) => {
                 let share = (u32::from(instances) * u32::from(percent)).div_ceil(100);
-                // One more slot is nobody's: connections wait there while no worker is ready.
+                // One more slot is the holding slot: connections wait there while no worker is
+                // ready.
                 let room = self.most_slots().saturating_sub(u32::from(instances) + 1);
                 u16::try_from(share.min(room).max(1)).unwrap_or(u16::MAX)
             }
         }
     }
 
-    /// Slots of the address that can have the fewest.
+    /// The most slots of any one address, by the address that can have the fewest.
     fn most_slots(&self) -> u32 {
         let only_v6 = |listen: &Listen| match listen {
             Listen::Tcp { addr, v6only } => {
@@ -478,7 +484,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// The default.
+    /// One line per message, as the app wrote it: the default.
     pub fn plain() -> Self {
         Self {
             out: None,
@@ -500,12 +506,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// `[supervisor]`: what belongs to the daemon.
+/// `[supervisor]`: the daemon's own settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SupervisorSpec {
-    /// Where `<app>-out.log` and `<app>-err.log` go; `None`: `logs` in the state folder.
+    /// The folder of `<app>-out.log` and `<app>-err.log`; `None`: `logs` in the state folder.
     pub log_dir: Option<PathBuf>,
-    /// Where rsup itself answers `/health`, `/readiness`, `/liveness` and `/metrics` over HTTP; `None`: nowhere.
+    /// The address where rsup itself answers `/health`, `/readiness`, `/liveness` and `/metrics`
+    /// over HTTP; `None`: none.
     #[serde(default)]
     pub admin: Option<SocketAddr>,
 }

@@ -1,4 +1,4 @@
-//! Durations, sizes and shares as a user writes them.
+//! Durations, sizes and shares, as users write them.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ fn at_most_a_year(duration: Duration) -> Result<Duration, String> {
     }
 }
 
-/// The text of a duration.
+/// Parses the text of a duration.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if let Ok(n) = text.parse::<i64>() {
@@ -56,7 +56,7 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     if let Some((whole, rest)) = text.split_once('.') {
         return fraction(whole, rest).ok_or_else(|| format!("`{text}` is not a duration"));
     }
-    // A month, to humantime; nobody means that here.
+    // To humantime `M` is a month, which is never meant here.
     if text.contains('M') {
         return Err(format!("`{text}`: minutes are written with a small m"));
     }
@@ -89,7 +89,7 @@ fn fraction(whole: &str, rest: &str) -> Option<Duration> {
     at_most_a_year(Duration::try_from_secs_f64(number * unit).ok()?).ok()
 }
 
-/// A duration as [`parse_duration`] reads it back: the largest units that lose nothing.
+/// Formats a duration so that [`parse_duration`] reads it back: the largest units without a loss.
 pub(super) fn show_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     match millis {
@@ -114,7 +114,7 @@ pub(super) fn size(value: &Value) -> Result<u64, Bad> {
     }
 }
 
-/// The text of a size.
+/// Parses the text of a size.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a size");
     let trimmed = text.trim();

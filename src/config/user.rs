@@ -1,6 +1,6 @@
-//! `user`, `group`, `groups` and `umask` of an app: names become numbers here, in the process of
-//! whoever asks, and stay so for the life of the revision. The daemon never looks a name up: that
-//! may take long (a directory server), and a name may mean somebody else by then.
+//! `user`, `group`, `groups` and `umask` of an app. Names become numbers here, in the caller's
+//! process, and stay so for the life of the revision. The daemon never looks a name up: that may
+//! take long (a directory server), and the name may have another owner by then.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use super::raw::{Bad, Kind, Value};
 use super::suggest;
 use super::types::{AppSpec, RunAs};
 
-/// An entry of the system's database, or a bare number.
+/// An entry of the account database, or a bare number.
 pub(super) struct Account {
     pub name: String,
     pub uid: u32,
@@ -34,7 +34,7 @@ impl From<User> for Account {
     }
 }
 
-/// Whom the workers of an app run as, if it says so.
+/// Reads the user that the workers of an app run as, if the app names one.
 pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>) -> Option<RunAs> {
     let account = app.maybe(cx, "user", account);
     let group = app.maybe(cx, "group", group);
@@ -44,7 +44,7 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>) -> Option<RunAs> {
         .find_map(|key| app.take(key))?;
     let chosen = match (account, app.take("user")) {
         (Some(account), _) => account,
-        // Wrong, which has been said.
+        // The value is wrong, and already reported.
         (None, Some(_)) => return None,
         (None, None) => own_account(),
     };
@@ -76,7 +76,7 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>) -> Option<RunAs> {
     })
 }
 
-/// Looks the user up anew, as a reload does.
+/// Looks the user up again, as a reload does.
 pub(super) fn again(spec: &mut AppSpec) -> Result<(), String> {
     let Some(run_as) = &spec.run_as else {
         return Ok(());
@@ -179,7 +179,7 @@ fn groups(value: &Value) -> Result<Vec<u32>, Bad> {
         .collect()
 }
 
-/// The number -1 means "as it is" to the kernel.
+/// Checks an id: to the kernel -1 means "unchanged" (setresuid(2)).
 fn id(value: &Value, number: i64, what: &str) -> Result<u32, Bad> {
     u32::try_from(number)
         .ok()
@@ -207,7 +207,7 @@ fn name_of_group(gid: u32) -> String {
         .map_or_else(|| gid.to_string(), |group| group.name)
 }
 
-/// Octal, as chmod(1) has it: `"027"`, or TOML's own `0o027`.
+/// Reads an octal mask, as chmod(1) does: `"027"`, or TOML's own `0o027`.
 pub(super) fn umask(value: &Value, text: &str) -> Result<u32, Bad> {
     const HINT: &str = "write it in octal, in quotes: \"027\"";
     let digits = match &value.kind {
@@ -216,7 +216,7 @@ pub(super) fn umask(value: &Value, text: &str) -> Result<u32, Bad> {
             .strip_prefix("0o")
             .unwrap_or(text.trim())
             .to_owned(),
-        // An integer without `0o` would be decimal, which nobody means.
+        // An integer without `0o` would be decimal, which is never meant.
         Kind::Int(number) if text.starts_with("0o") => format!("{number:o}"),
         Kind::Int(number) => {
             return Err(value

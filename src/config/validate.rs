@@ -1,5 +1,5 @@
-//! A spec that comes over the control socket or out of the state file was not necessarily checked by
-//! this rsup. What the rest of the program relies on is looked at again.
+//! A spec from the control socket or the state file may not have been checked by this version of
+//! rsup. What the rest of the program relies on is checked again here.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use super::types::{AppSpec, Check, Probe, Surge};
 use super::units::YEAR;
 
 impl AppSpec {
-    /// Whether it is one that [`super::load`] could have made.
+    /// Checks that [`super::load`] could have made this spec.
     ///
     /// # Errors
-    /// Says what is wrong with it.
+    /// A message that says what is wrong with it.
     pub fn validate(&self) -> Result<(), String> {
         let wrong = |what: &str| Err(format!("`{}` {what}", self.name));
         if self.command.first().is_none_or(String::is_empty) {

@@ -1,4 +1,4 @@
-//! Changes: what is asked of the daemon, and what became of it for each app.
+//! Changes: what a client asks the daemon for, and the outcome for each app.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use super::{Failure, Target};
 use crate::config::{AppName, AppSpec};
 use crate::core::{AppView, OpId, OperationKind};
 
-/// A client's name for an action, chosen at random: by it, a daemon knows one that was sent to it
-/// or to a daemon before it already.
+/// A client's random name for an action: by it a daemon recognises an action that it, or a daemon
+/// before it, already received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ActionId(pub u64);
 
 impl ActionId {
-    /// One that no other has.
+    /// A new id, unlike any other.
     pub fn new() -> Self {
         Self(fastrand::u64(..))
     }
@@ -26,7 +26,7 @@ impl Default for ActionId {
     }
 }
 
-/// What is to be changed.
+/// A change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -42,7 +42,8 @@ pub enum Action {
     Stop {
         targets: Vec<Target>,
     },
-    /// All workers at once, with the listening sockets held open; `apps` re-read from their file.
+    /// Restart all workers at once, with the listening sockets held open; `apps` are re-read from
+    /// their files.
     Restart {
         apps: Vec<AppSpec>,
         base_env: Option<BTreeMap<String, String>>,
@@ -57,12 +58,12 @@ pub enum Action {
     Delete {
         targets: Vec<Target>,
     },
-    /// Start those of these apps that are not up, and reload those that are, whatever they are from.
-    /// `prune` are to be deleted.
+    /// Start those of these apps that are not up, and reload those that are, from whatever file
+    /// they are. `prune` are deleted.
     Up {
         apps: Vec<AppSpec>,
         base_env: BTreeMap<String, String>,
-        /// For those that are reloaded too.
+        /// Use the environment for reloaded apps too.
         update_env: bool,
         prune: Vec<AppName>,
     },
@@ -79,7 +80,7 @@ pub enum ScaleTo {
     By(i32),
 }
 
-/// A long action on one app that has been accepted: its name outlives the daemon.
+/// A long action on one app that the daemon has accepted: its id stays valid in later daemons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Accepted {
     pub op: OpId,
@@ -87,19 +88,19 @@ pub struct Accepted {
     pub kind: OperationKind,
 }
 
-/// What became of one app in a long action.
+/// The outcome of a long action for one app.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     pub app: AppName,
     pub kind: OperationKind,
     pub took_ms: u64,
-    /// As it is now; absent once deleted.
+    /// The app as it is now; absent once deleted.
     pub view: Option<AppView>,
     pub failure: Option<Failure>,
-    /// Nothing was done, since there was nothing to do.
+    /// Set where there was nothing to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub untouched: Option<Untouched>,
-    /// What cannot be done for it here.
+    /// What is not possible for this app on this machine.
     #[serde(default)]
     pub notes: Vec<String>,
 }
@@ -108,10 +109,10 @@ pub struct Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Untouched {
-    /// It was to be started, and runs.
+    /// A start found it running.
     Runs,
-    /// It was not meant by its name, and is stopped on purpose.
+    /// It is stopped on purpose, and was not given by name.
     Stopped,
-    /// It goes on, though the file that it is from does not have it any more.
+    /// It keeps running, though its file no longer has it.
     NotInFile,
 }

@@ -1,4 +1,4 @@
-//! What the daemon says.
+//! The daemon's answers.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,26 +8,26 @@ use crate::core::{Description, Progress};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// What the user should know beside the outcome.
+    /// Notes for the user beside the outcome.
     Notes(Vec<String>),
     Progress(Progress),
     Done(Reply),
     Failed(Failure),
 }
 
-/// On the wire; which one a request gets, its [`super::Ask`] says.
+/// A reply on the wire; the request's [`super::Ask`] names its type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     Pong(Pong),
-    /// A long action is over (or was accepted, with `wait: false`): one entry per app, in order.
+    /// A long action has ended (or was accepted, with `wait: false`): one entry per app, in order.
     Finished(Vec<Outcome>),
     List(Listing),
     Snapshot(Vec<Known>),
     Descriptions(Vec<Description>),
     Env(Vec<WorkerEnv>),
     LogFiles(Vec<LogFiles>),
-    /// Signal sent to these processes.
+    /// The signal was sent to these processes.
     Signalled(Vec<u32>),
     /// The daemon has stopped every app and ends now.
     Killed,

@@ -1,4 +1,4 @@
-//! What a client sends, and in which version of the protocol.
+//! What a client sends, and the versions of the protocol.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use super::{Accepted, Action, ActionId, Query, Target};
 use crate::core::Settings;
 use crate::model::Cause;
 
-/// Raised when an older peer could misread a frame. A daemon refuses other versions in words, but
-/// for the requests of [`COMMON`].
+/// Raised when an older peer could misread a frame. A daemon refuses other versions with a message,
+/// except for the requests of [`COMMON`].
 pub const VERSION: u32 = 2;
 
-/// The version in which the requests are sent, and answered, that every version understands: what
-/// an upgrade from one to another takes. See [`Request::is_common`].
+/// The version of the requests that every version understands: those that an upgrade needs. See
+/// [`Request::is_common`].
 pub const COMMON: u32 = 1;
 
 /// One request.
@@ -21,7 +21,7 @@ pub const COMMON: u32 = 1;
 pub struct Call {
     pub version: u32,
     pub request: Request,
-    /// False: answer as soon as the action is accepted (`--no-wait`).
+    /// False: the daemon answers as soon as the action is accepted (`--no-wait`).
     pub wait: bool,
 }
 
@@ -30,12 +30,12 @@ pub struct Call {
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Ping,
-    /// Become another program, with workers and sockets untouched. Answered by
-    /// [`super::Upgrading`] once the program has shown that it can read the state;
-    /// [`super::HowUpgraded`] tells the rest.
+    /// Become another program, with workers and sockets untouched. Answered by [`super::Upgrading`]
+    /// once the program has shown that it can read the state; the outcome is asked for by
+    /// [`super::HowUpgraded`].
     Upgrade {
         program: PathBuf,
-        /// The client's name for it.
+        /// The client's name for this upgrade.
         token: u64,
         /// Do not wait for connections that the daemon itself passes on.
         force: bool,
@@ -43,21 +43,21 @@ pub enum Request {
     HowUpgraded {
         token: u64,
     },
-    /// Of a client of version 1: go on waiting for actions that a daemon which died since had
-    /// accepted.
+    /// From a client of version 1: continue to wait for actions that an earlier daemon, which died,
+    /// had accepted.
     Await {
         actions: Vec<Accepted>,
-        /// They are those of a `kill`.
+        /// The actions are those of a `kill`.
         kill: bool,
     },
-    /// Go on waiting for an action that a daemon which died since may have heard of. Refused with
-    /// [`super::FailureCode::UnknownAction`] if it had not: then it may be sent again.
+    /// Continue to wait for an action that an earlier daemon, which died, may have received.
+    /// Refused with [`super::FailureCode::UnknownAction`] if it had not: then it may be sent again.
     Outcome {
         id: ActionId,
     },
     /// Answered at once; changes nothing.
     Query(Query),
-    /// Sent to processes at once, not waited for.
+    /// Answered once the signal is sent to the processes.
     Signal {
         targets: Vec<Target>,
         signal: i32,
@@ -79,7 +79,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Means the same in every version, as does its answer.
+    /// Whether the request and its answer mean the same in every version.
     pub fn is_common(&self) -> bool {
         match self {
             Self::Ping
@@ -91,7 +91,7 @@ impl Request {
         }
     }
 
-    /// The name by which a later daemon knows what this asks for.
+    /// The id by which a later daemon knows this action.
     pub fn action_id(&self) -> Option<ActionId> {
         match self {
             Self::Action { id, .. } | Self::Kill { id } | Self::Outcome { id } => Some(*id),
@@ -104,7 +104,7 @@ impl Request {
         }
     }
 
-    /// A client that got no answer may ask again: nothing is done twice by that.
+    /// Whether a client without an answer may ask again: repeating it does nothing twice.
     pub fn may_be_repeated(&self) -> bool {
         match self {
             Self::Ping
@@ -120,7 +120,7 @@ impl Request {
 }
 
 impl Call {
-    /// In the oldest version that has the request.
+    /// A call in the oldest version that has the request.
     pub fn new(request: Request, wait: bool) -> Self {
         let version = if request.is_common() { COMMON } else { VERSION };
         Self {
@@ -130,12 +130,12 @@ impl Call {
         }
     }
 
-    /// What the body of a frame says, or why it is refused.
+    /// Decodes the body of a frame.
     ///
     /// # Errors
-    /// In words, for the client.
+    /// A message for the client.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
-        // The version is looked at first: the rest may mean something else in another one.
+        // The version is read first: in another one the rest may mean something else.
         #[derive(Deserialize)]
         struct Versioned {
             version: u32,
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn what_an_upgrade_takes_is_understood_from_every_version() {
-        // As version 1 wrote them; never to be changed.
+        // As version 1 wrote them; these never change.
         let calls = [
             r#"{"version":1,"request":"ping","wait":true}"#,
             r#"{"version":1,"request":{"how_upgraded":{"token":7}},"wait":true}"#,

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-/// No frame is larger. The largest honest one is a `start` with many apps and their environment.
+/// Bytes. The largest legitimate frame is a `start` with many apps and their environment.
 pub const MAX_FRAME: usize = 4 << 20;
 
 /// Writes one frame with one call to `write_all`.
@@ -13,7 +13,7 @@ pub fn write<T: Serialize>(mut to: impl Write, value: &T) -> io::Result<()> {
     to.flush()
 }
 
-/// A frame as bytes; fails with [`io::ErrorKind::InvalidInput`] if it would be too large.
+/// Encodes a frame; fails with [`io::ErrorKind::InvalidInput`] if it would be too large.
 pub fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, value)?;
@@ -52,7 +52,7 @@ pub fn read<T: DeserializeOwned>(mut from: impl Read) -> io::Result<Option<T>> {
     Ok(Some(serde_json::from_slice(&body)?))
 }
 
-/// Takes the first frame off the bytes that have come so far; `None` until all of it is there.
+/// Removes the first frame from the bytes that have come so far; `None` until it is complete.
 pub fn take<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> io::Result<Option<T>> {
     let Some(head) = bytes.first_chunk::<4>() else {
         return Ok(None);

@@ -4,7 +4,7 @@
 //! [`Answer::Notes`] and [`Answer::Progress`] and then exactly one [`Answer::Done`] or
 //! [`Answer::Failed`].
 
-// A new state has to be thought of everywhere.
+// A new state must be handled everywhere.
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 mod action;

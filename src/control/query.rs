@@ -1,4 +1,4 @@
-//! Questions, which are answered at once and change nothing, and the type of each answer.
+//! Queries, which are answered at once and change nothing, and the type of each answer.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use crate::config::{AppName, AppSpec};
 use crate::core::{AppPhase, AppView, Description, Settings};
 use crate::model::Cause;
 
-/// What is asked; each has a type of its own that implements [`Ask`].
+/// A query; each has a type of its own that implements [`Ask`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Query {
@@ -22,20 +22,20 @@ pub enum Query {
     LogFiles { targets: Vec<Target> },
 }
 
-/// A request whose answer has a type: the daemon can give no other, the client expects no other.
+/// A request with a typed answer: the daemon can give no other, the client expects no other.
 pub trait Ask {
     type Reply;
     fn request(&self) -> Request;
     fn reply(reply: Self::Reply) -> Reply;
-    /// `None`: it answers something else.
+    /// `None`: the reply is another request's.
     fn understand(reply: Reply) -> Option<Self::Reply>;
 }
 
-/// Asks whether a daemon is there, and which.
+/// Asks whether a daemon runs, and which version.
 #[derive(Clone, Copy, Debug)]
 pub struct Ping;
 
-/// How all apps do.
+/// The condition of all apps.
 #[derive(Clone, Copy, Debug)]
 pub struct List;
 
@@ -51,7 +51,7 @@ pub struct Describe(pub Vec<Target>);
 #[derive(Clone, Debug)]
 pub struct Env(pub Vec<Target>);
 
-/// Where the lines of these apps go.
+/// The log files of these apps.
 #[derive(Clone, Debug)]
 pub struct FindLogs(pub Vec<Target>);
 
@@ -67,7 +67,7 @@ pub struct Upgrade {
 #[derive(Clone, Copy, Debug)]
 pub struct AskHowUpgraded(pub u64);
 
-/// See [`Request::Signal`]; answered by the processes that it reached.
+/// See [`Request::Signal`]; answered with the processes that got the signal.
 #[derive(Clone, Debug)]
 pub struct Signal {
     pub targets: Vec<Target>,
@@ -80,7 +80,7 @@ pub struct Act {
     pub id: ActionId,
     pub action: super::Action,
     pub settings: Vec<Settings>,
-    /// Who asks.
+    /// Who asked.
     pub cause: Cause,
 }
 
@@ -131,10 +131,10 @@ pub struct Pong {
     pub protocol: u32,
     pub uptime_ms: u64,
     pub memory: Option<u64>,
-    /// Where the admin listener is, if one is wanted.
+    /// The admin listener, if the configuration asks for one.
     #[serde(default)]
     pub admin: Option<AdminView>,
-    /// What is wrong with the daemon itself now, as opposed to an app.
+    /// Present problems of the daemon itself, as opposed to those of an app.
     #[serde(default)]
     pub troubles: Vec<String>,
 }
@@ -143,20 +143,20 @@ pub struct Pong {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Listing {
     pub apps: Vec<AppView>,
-    /// What is wrong with the daemon itself now, as opposed to an app.
+    /// Present problems of the daemon itself, as opposed to those of an app.
     pub troubles: Vec<String>,
 }
 
 /// One app of a [`Snapshot`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Known {
-    /// What its next workers are started from.
+    /// The settings of its next workers.
     pub spec: AppSpec,
     pub view: AppView,
 }
 
 impl Known {
-    /// Not stopped, and not about to be.
+    /// Whether it is neither stopped nor being stopped.
     pub fn is_up(&self) -> bool {
         match self.view.phase {
             AppPhase::Starting
@@ -177,7 +177,7 @@ pub struct Killed;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Upgrading;
 
-/// What became of an upgrade.
+/// The outcome of an upgrade.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HowUpgraded {
@@ -188,7 +188,7 @@ pub enum HowUpgraded {
     Failed {
         why: String,
     },
-    /// The daemon knows nothing of it.
+    /// The daemon does not know this upgrade.
     Unknown,
 }
 
@@ -196,7 +196,7 @@ pub enum HowUpgraded {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdminView {
     pub address: SocketAddr,
-    /// The file that says so.
+    /// The file that configures it.
     pub source: PathBuf,
     /// Why it does not listen there.
     pub problem: Option<String>,

@@ -1,4 +1,4 @@
-//! Which apps, or which worker, a request is about.
+//! The apps, or the worker, that a request is about.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The one worker that is meant, if it is not whole apps.
+    /// The instance of a single worker; `None` for whole apps.
     pub fn instance(&self) -> Option<u16> {
         match self {
             Self::Worker(_, instance) => Some(*instance),

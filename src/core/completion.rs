@@ -1,4 +1,4 @@
-//! Apps that have come to their end by themselves and will not be started again.
+//! Apps that have ended by themselves and are not started again.
 
 use super::Supervisor;
 use super::app::{App, Wanted};
@@ -7,18 +7,19 @@ use super::view::Exit;
 use crate::config::AppName;
 use crate::exit::SIGKILL;
 
-/// How an app ended for good that nobody had told to stop.
+/// How an app ended for good that rsup did not stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completion {
     /// Every worker exited with 0, and by policy none is started again.
     Succeeded,
-    /// With the exit code of the worker that failed, 128 and the signal's number if one killed it. 1 if several
-    /// failed in different ways, or one was given up that had not failed by itself.
+    /// With the exit code of the worker that failed; 128 plus the signal's number if a signal
+    /// killed it. 1 if several failed in different ways, or one was given up that had not failed by
+    /// itself.
     Failed(u8),
 }
 
 impl Completion {
-    /// Of two apps, or workers, together.
+    /// The completion of two apps, or workers, together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
@@ -29,7 +30,7 @@ impl Completion {
         }
     }
 
-    /// For exit(3).
+    /// The exit code for exit(3).
     #[must_use]
     pub fn code(self) -> u8 {
         match self {
@@ -40,12 +41,14 @@ impl Completion {
 }
 
 impl Supervisor {
-    /// `None` while the app runs, will be started again, or was stopped by a command.
+    /// The completion of an app; `None` while it runs, will be started again, or was stopped by a
+    /// command.
     pub fn completion_of(&self, app: &AppName) -> Option<Completion> {
         self.apps.get(app).and_then(App::completion)
     }
 
-    /// The end of all apps together; `None` while one of them has not come to its end, and without any.
+    /// The completion of all apps together; `None` while one of them has not ended, and if there
+    /// are none.
     pub fn completion_of_all(&self) -> Option<Completion> {
         self.apps
             .values()
@@ -54,7 +57,7 @@ impl Supervisor {
             .flatten()
     }
 
-    /// That of the first app that has come to its end.
+    /// The completion of the first app that has ended.
     pub fn completion_of_any(&self) -> Option<(&AppName, Completion)> {
         self.apps
             .iter()
@@ -87,7 +90,7 @@ impl Instance {
         Some(match self.exit {
             Some(Exit::Code(0)) if !given_up => Completion::Succeeded,
             Some(Exit::Code(0) | Exit::Unknown) | None => Completion::Failed(1),
-            // exit(3) hands on the lower eight bits, so it fits.
+            // exit(3) passes on the lower eight bits, so it fits.
             Some(Exit::Code(code)) => Completion::Failed(u8::try_from(code).unwrap_or(1)),
             Some(Exit::OutOfMemory | Exit::Starved { .. }) => {
                 Completion::Failed(u8::try_from(128 + SIGKILL).unwrap_or(1))

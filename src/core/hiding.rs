@@ -1,14 +1,17 @@
-//! Programs that test their port by connecting to it before they bind it (`serve`, robyn). They find
-//! rsup's own listener, or an older worker behind it, and give up, take another port, or wait for ever.
+//! Programs that test their port by connecting to it before they bind it (`serve`, robyn). They
+//! reach rsup's own listener, or an older worker behind it, and give up, take another port, or wait
+//! for ever.
 //!
-//! Where the port is *hidden* from a worker, its connections to it are refused until it has bound it,
-//! as if nobody listened there. That costs each of its connections a round trip to the daemon, so it
-//! is done for those alone that need it. What the first worker of a command does decides:
+//! Where the port is *hidden* from a worker, its connections to the port are refused until it has
+//! bound it, as if no process listened there. That costs each of its connections a round trip to
+//! the daemon, so only workers that need it get it. The first worker of a command decides:
 //!
-//! * It binds its port: hiding is not needed, and never thought of again.
-//! * It fails without having bound it, and there are traces of a test: another one is started at once
-//!   in its place, with the port hidden. The action goes on, and the restart policy counts nothing.
-//! * That one is refused a connection to its port and then binds it: so it is from now on.
+//! * It binds its port: hiding is not needed, and is not considered again.
+//! * It fails without having bound it, and there are traces of a test: another one is started at
+//!   once in its place, with the port hidden. The action goes on, and the restart policy counts
+//!   nothing.
+//! * That one is refused a connection to its port and then binds it: later workers are started the
+//!   same way.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,15 +21,15 @@ use serde::{Deserialize, Serialize};
 
 use super::types::Time;
 
-/// Whether the port has to be hidden from the workers of a command.
+/// Whether the port must be hidden from the workers of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hiding {
-    /// No worker of it has come so far as to tell.
+    /// No worker of it has shown either.
     #[default]
     Unknown,
-    /// A worker has bound its port without, or failed with.
+    /// A worker has bound its port without hiding, or failed with hiding.
     Unneeded,
-    /// A worker failed in the way of such programs.
+    /// A worker failed as such programs do.
     Trying,
     /// A worker was refused a connection to its port, and then bound it.
     Needed { since: Time },
@@ -46,30 +49,32 @@ pub struct Port {
     pub refused: bool,
     /// There were traces of a test.
     pub tested: bool,
-    /// When they are looked for.
+    /// When the traces are looked for.
     pub look: Option<Time>,
 }
 
-/// What may be left of connections to a port that nobody has bound yet.
+/// Traces that a test may leave: connections to a port that the worker has not bound yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traces {
-    /// Connections from this machine that wait for a worker, but were closed by their client before it
-    /// said a word.
+    /// Connections from this machine that wait for a worker, and that their client closed before it
+    /// sent anything.
     pub abandoned: u32,
-    /// Others of this machine that their client has closed: maybe a test that an older worker answered,
+    /// Other connections of this machine that their client has closed: maybe a test that an older
+    /// worker answered, maybe an ordinary client.
     /// maybe an ordinary client.
     pub others: bool,
 }
 
-/// So many abandoned connections are a program that tests its port again and again; nobody who looks
-/// whether a port is open does it so often while a worker starts.
+/// This many abandoned connections show a program that tests its port again and again; other
+/// programs that check an open port do not do so that often while a worker starts.
 const LOOP: u32 = 20;
 
-/// A worker that has not bound its port by then is looked after: now, and each time that it is twice as old.
+/// A worker that has not bound its port at this age is examined, and again each time that its age
+/// has doubled.
 pub const FIRST_LOOK: Duration = Duration::from_secs(1);
 
 impl Port {
-    /// Takes in what was found. True if this cannot be a worker that merely takes its time.
+    /// Adds traces. True if this cannot be a worker that is merely slow.
     pub fn found(&mut self, traces: Traces) -> bool {
         let Traces { abandoned, others } = traces;
         self.tested |= abandoned > 0 || others;
@@ -77,8 +82,9 @@ impl Port {
     }
 }
 
-/// Whether a connection to the address `target` of this machine may come to who listens on `ours`. There may
-/// be somebody else at the same port of another address. A connection to «any» is one to loopback (ip(7)).
+/// Whether a connection to the address `target` of this machine may reach a listener on `ours`.
+/// Another process may listen at the same port of another address. A connection to «any» goes to
+/// loopback (ip(7)).
 pub fn reaches(target: IpAddr, ours: IpAddr) -> bool {
     let (target, ours) = (target.to_canonical(), ours.to_canonical());
     let target = match target.is_unspecified() {

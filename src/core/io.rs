@@ -13,10 +13,10 @@ use crate::model::{ActionError, Cause, Event};
 
 pub type Env = Arc<BTreeMap<String, String>>;
 
-/// One thing that happened. The order of inputs is the only order there is.
+/// One input. The order of inputs is the only order there is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Input {
-    /// A user's wish; answered by [`Effect::Finished`].
+    /// A user's request; answered by [`Effect::Finished`].
     Request {
         op: OpId,
         app: AppName,
@@ -54,14 +54,14 @@ pub enum Input {
         purpose: Purpose,
         result: Result<(), String>,
     },
-    /// The other answer to [`Effect::Probe`]: rsup itself could not try (it has no descriptors left,
-    /// say), which tells nothing about the worker.
+    /// The other answer to [`Effect::Probe`]: rsup itself could not make the check (for want of
+    /// descriptors, say), which shows nothing about the worker.
     NotProbed {
         worker: WorkerId,
         purpose: Purpose,
         reason: String,
     },
-    /// The worker said itself that it is ready.
+    /// The worker itself reported that it is ready.
     Notified {
         worker: WorkerId,
     },
@@ -82,7 +82,8 @@ pub enum Input {
     Refused {
         worker: WorkerId,
     },
-    /// The answer to [`Effect::LookForTraces`]; said as well before the end of a worker for which it is of use.
+    /// The answer to [`Effect::LookForTraces`]; also sent before the end of a worker that it
+    /// matters for.
     Traces {
         worker: WorkerId,
         traces: Traces,
@@ -92,7 +93,7 @@ pub enum Input {
         worker: WorkerId,
         bytes: u64,
     },
-    /// Everything that is being stopped is to be killed now.
+    /// Kill everything that is being stopped now.
     Hurry,
     /// A deadline of [`super::Supervisor::poll_timeout`] has passed.
     Tick,
@@ -105,11 +106,11 @@ pub enum Request {
         spec: Box<AppSpec>,
         base_env: Env,
     },
-    /// A stopped app, or one with errored workers, as it was last configured.
+    /// Start a stopped app, or one with errored workers, as it was last configured.
     StartStopped,
     Stop,
-    /// Stop it because the whole supervisor ends: what is wanted of the app stays as it is, and counts for the
-    /// next one ([`super::Supervisor::halt_is_over`]).
+    /// Stop the app because the whole supervisor ends: what is wanted of the app stays, and counts
+    /// for the next daemon ([`super::Supervisor::halt_is_over`]).
     Halt,
     Delete,
     /// Stop all workers, then start them again; connections wait meanwhile.
@@ -143,7 +144,7 @@ impl Purpose {
     }
 }
 
-/// One thing to do. Effects are to be carried out in order.
+/// One effect. The daemon carries effects out in order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Effect {
     /// Hold exactly these addresses, each with at least `slots` slots; answered by [`Input::Listening`].
@@ -151,7 +152,7 @@ pub enum Effect {
         app: AppName,
         addresses: Vec<Listen>,
         slots: u16,
-        /// Of unix sockets, of those that are held already as well.
+        /// Owner and mode for unix sockets, also for those that are open already.
         #[serde(default)]
         file: SocketFile,
     },
@@ -159,7 +160,8 @@ pub enum Effect {
     Unlisten {
         app: AppName,
     },
-    /// New connections go to the slots by weight; with no weight at all they are held.
+    /// Distribute new connections to the slots by weight; while every weight is 0, connections are
+    /// held.
     Steer {
         app: AppName,
         balance: Balance,
@@ -170,7 +172,7 @@ pub enum Effect {
         app: AppName,
         slot: u16,
         on: bool,
-        /// The slot has a worker that accepts nothing any more: how it accepts does not matter.
+        /// The slot's worker accepts nothing any more, so how it accepts does not matter.
         #[serde(default)]
         hung: bool,
     },
@@ -178,14 +180,15 @@ pub enum Effect {
         worker: WorkerId,
         instance: u16,
         revision: Arc<Revision>,
-        /// Its connections to the ports of the app are to be refused until it has bound them.
+        /// Refuse its connections to the ports of the app until it has bound them.
         hide_port: bool,
     },
-    /// Whether somebody has tested the worker's port by connecting to it; answered by [`Input::Traces`].
+    /// Look whether a program has tested the worker's port by connecting to it; answered by
+    /// [`Input::Traces`].
     LookForTraces {
         worker: WorkerId,
     },
-    /// One try; answered by [`Input::Probed`] within the probe's timeout.
+    /// Make one check; answered by [`Input::Probed`] within the probe's timeout.
     Probe {
         worker: WorkerId,
         purpose: Purpose,
@@ -193,11 +196,11 @@ pub enum Effect {
         pid: Option<u32>,
         revision: Arc<Revision>,
     },
-    /// Answered by [`Input::Drained`] once nothing waits at the slot any more.
+    /// Wait until nothing is queued at the slot; answered by [`Input::Drained`].
     Drain {
         worker: WorkerId,
     },
-    /// Its drain is over: it takes traffic again.
+    /// End its drain: it takes traffic again.
     KeepOn {
         worker: WorkerId,
     },
@@ -223,8 +226,8 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// Whether something is lost if it is carried out and then forgotten: if not, the state need
-    /// not be written down for it.
+    /// Whether something is lost if the effect is carried out and then forgotten: if not, the state
+    /// need not be saved for it.
     pub fn matters(&self) -> bool {
         match self {
             Self::Probe { .. }
@@ -249,7 +252,7 @@ impl Effect {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Steering {
     pub address: Listen,
-    /// By slot.
+    /// The weight of each slot.
     pub weights: Vec<u32>,
 }
 

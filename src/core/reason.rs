@@ -1,4 +1,4 @@
-//! Why an app is not as it should be. A reason ends with what it explains.
+//! Why an app is not as wanted. A reason is dropped with the condition that it explains.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,15 +15,15 @@ pub enum Reason {
         kind: OperationKind,
         error: ActionError,
     },
-    /// The app has not the sockets it should have.
+    /// The app lacks sockets that it should have.
     Sockets { why: String },
-    /// The instance has no worker which serves.
+    /// The instance has no worker that serves.
     Instance { instance: u16, why: Because },
-    /// What an earlier version of rsup wrote down.
+    /// A text that an earlier version of rsup saved.
     Told { explains: Explains, text: String },
 }
 
-/// What a reason explains, and so how long it is one.
+/// What a reason explains, and so how long it holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Explains {
     #[default]
@@ -42,7 +42,7 @@ impl Reason {
         }
     }
 
-    /// In words.
+    /// The reason as text.
     pub fn text(&self, app: &AppName) -> String {
         match self {
             Self::Action { kind, error } => {

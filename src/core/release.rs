@@ -1,4 +1,4 @@
-//! The revisions of an app that something refers to.
+//! The revisions of an app that are still referred to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Index;
@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::types::Revision;
 
-/// Revisions by number. Whatever names a number that is not here is refused when a state is read, and a
-/// revision leaves only when nothing names it.
+/// Revisions by number. A state that refers to a missing number is refused when read; a revision is
+/// removed only when nothing refers to it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Releases(BTreeMap<u64, Arc<Revision>>);
 
@@ -30,7 +30,7 @@ impl Releases {
         self.0.values()
     }
 
-    /// Forgets all that are not used any more.
+    /// Removes all revisions that are not in `used`.
     pub fn keep(&mut self, used: &BTreeSet<u64>) {
         self.0.retain(|number, _| used.contains(number));
     }

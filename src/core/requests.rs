@@ -1,4 +1,4 @@
-//! What each verb changes in what is wanted.
+//! What each verb changes in the wanted state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::view::OperationKind;
 use crate::config::{AppName, AppSpec};
 use crate::model::{ActionError, Cause, What};
 
-/// An action that was asked for.
+/// The origin of an action.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     pub op: OpId,
@@ -21,7 +21,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// A reload, or a start, that waits for its turn.
+    /// A reload, or a start, for the queue.
     fn later(self, spec: Box<AppSpec>, base_env: Option<Env>) -> Queued {
         Queued {
             op: self.op,
@@ -32,7 +32,7 @@ impl Asked {
     }
 }
 
-/// Begins the action, or refuses it with a reason and leaves everything as it is.
+/// Begins the action, or refuses it with a reason and changes nothing.
 pub fn handle(
     apps: &mut BTreeMap<AppName, App>,
     name: &AppName,
@@ -104,7 +104,7 @@ fn begin(
                 return Ok(());
             }
             not_busy(app, cx)?;
-            // An asker wants to know when it is ready.
+            // A caller waits until the app is ready.
             if app.all_serve(cx.now) {
                 not_running(app)?;
             }
@@ -163,7 +163,7 @@ fn scale(
     let before = before(app);
     app.instances = instances;
     if app.goal() == Wanted::Up {
-        // So many are to run: those that were given up are tried again.
+        // This many shall run: workers that were given up are tried again.
         app.listening.again = None;
         for set in app.sets.values_mut() {
             set.instances
@@ -182,7 +182,7 @@ fn scale(
     Ok(())
 }
 
-/// A new app.
+/// Creates an app.
 fn first(asked: Asked, request: Request, cx: &mut Context<'_>) -> Result<App, ActionError> {
     match request {
         Request::Start { spec, base_env } => {
@@ -290,16 +290,16 @@ fn next_revision(app: &mut App, spec: AppSpec, base_env: Option<Env>) {
     app.current = app.last_revision;
 }
 
-/// A stop ends whatever is under way and whatever waits.
+/// A stop ends the action under way and all that wait.
 fn supersede(app: &mut App, by: OperationKind, cx: &mut Context<'_>) {
     let running = app.rollout.take().map(|rollout| {
         let kind = rollout.kind;
         app.record(What::ActionSuperseded { kind, by }, cx);
-        // A reload that did not get to its end has changed nothing.
+        // An unfinished reload has changed nothing.
         app.undo(&rollout);
         (rollout.op, kind)
     });
-    // While it is to be up, reloads wait; while it is not, a start does.
+    // While the app is wanted up, reloads wait; while it is not, a start does.
     let waits = match app.goal() {
         Wanted::Up => OperationKind::Reload,
         Wanted::Down | Wanted::Deleted => OperationKind::Start,
@@ -324,12 +324,12 @@ fn not_busy(app: &App, cx: &Context<'_>) -> Result<(), ActionError> {
     })
 }
 
-/// It is being stopped or deleted, and nothing waits for that yet: a start can.
+/// Whether it is being stopped or deleted and no action waits for that yet: a start can.
 fn leaves(app: &App) -> bool {
     app.goal() != Wanted::Up && app.rollout.is_some() && app.queue.is_empty()
 }
 
-/// What is stopped is started by a start alone.
+/// Refuses a stopped app: only a start starts it.
 fn not_stopped(app: &App) -> Result<(), ActionError> {
     match app.goal() {
         Wanted::Up => Ok(()),

@@ -1,4 +1,4 @@
-//! Restart policy: what becomes of a wanted worker whose process has ended.
+//! Restart policy: whether a wanted worker whose process has ended is started again.
 
 use std::time::Duration;
 
@@ -19,12 +19,13 @@ pub struct Instance {
     pub(super) streak: u32,
     pub state: RestartState,
     pub last_slot: Option<u16>,
-    /// Its worker had proved itself and ended by itself while another release is tried: it may come back.
+    /// Its worker had been stable and ended by itself while another release is tried: a rollback
+    /// may restart it.
     #[serde(default)]
     pub lost: bool,
     /// Why its last worker ended or was replaced.
     pub reason: Option<Because>,
-    /// How its last worker ended that was not told to; `None` if it was given up instead.
+    /// How its last worker ended that rsup did not stop; `None` if it was given up instead.
     #[serde(default)]
     pub exit: Option<Exit>,
 }
@@ -63,7 +64,7 @@ impl Ending {
 }
 
 impl Instance {
-    /// Books an ending that nothing asked for and decides what follows.
+    /// Records an ending that rsup did not ask for, and decides what follows.
     pub fn ended(&mut self, spec: &AppSpec, ending: Ending, random: &mut fastrand::Rng) {
         let policy = &spec.restart;
         let (exit, loss) = (ending.exit(), ending.loss);
@@ -107,7 +108,7 @@ impl Instance {
         };
     }
 
-    /// A clean sheet: a command asks for a start or a reload.
+    /// Resets the counts: a command asks for a start or a reload.
     pub fn reopen(&mut self) {
         self.state = RestartState::Open;
         self.unstable = 0;
@@ -116,7 +117,7 @@ impl Instance {
     }
 }
 
-/// Whether the exit is what the app is meant to end with: it has done its work.
+/// Whether the exit counts as success: the app has done its work.
 pub fn is_success(spec: &AppSpec, exit: Exit) -> bool {
     match exit {
         Exit::Code(code) => code == 0 || spec.stop.exit_codes.contains(&code),
@@ -134,8 +135,8 @@ fn wants_restart(spec: &AppSpec, exit: Exit) -> bool {
     }
 }
 
-/// None for the first restart after quiet; then doubling, up to a quarter less by chance so that
-/// workers which fell together do not rise together.
+/// The delay before a restart: none for the first after quiet; then doubling, reduced at random by
+/// up to a quarter, so that workers which crashed together do not restart together.
 fn delay(policy: &Restart, streak: u32, random: &mut fastrand::Rng) -> Duration {
     if streak == 0 {
         return Duration::ZERO;
@@ -153,7 +154,8 @@ mod tests {
     use super::super::sim::{ms, web};
     use super::*;
 
-    /// A worker that was ready ends after `uptime`; the delay before the next, if there is one.
+    /// A worker that was ready ends after `uptime`; returns the delay before the next start, if
+    /// there is one.
     fn crash(instance: &mut Instance, spec: &AppSpec, uptime: u64) -> Option<Duration> {
         end(instance, spec, uptime, Some(Exit::Code(1)))
     }

@@ -1,5 +1,4 @@
-//! A life after the daemon's death: the state was read back, and what it says is compared with what
-//! is there.
+//! Continues after the daemon's death: the state was read back, and is compared with what exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,47 +11,48 @@ use super::view::{Exit, OperationKind};
 use super::{Supervisor, each};
 use crate::config::{AppName, Listen, SocketFile};
 
-/// What became of a worker's process while there was no daemon.
+/// What happened to a worker's process while there was no daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Found {
     /// It lives, and runs its program (exec has happened).
     Alive { pid: u32 },
-    /// It lives, but its trapped calls of `bind(2)` (and `connect(2)`) cannot be answered, and fail or wait for
-    /// ever: it is replaced too, and serves until then.
+    /// It lives, but its trapped calls of `bind(2)` (and `connect(2)`) cannot be answered, and fail
+    /// or wait for ever: it is replaced, and serves until then.
     Deaf { pid: u32 },
-    /// It lives, but its listening sockets cannot be had: it is replaced, as by a reload.
+    /// It lives, but the daemon cannot get its listening sockets: it is replaced, as by a reload.
     OutOfReach { pid: u32 },
     /// It is gone; `descendants` of it may still live.
     Gone { exit: Exit, descendants: bool },
-    /// There never was one: the daemon was killed between the wish and the fork.
+    /// It never existed: the daemon was killed between the effect and the fork.
     NeverStarted,
 }
 
 impl Supervisor {
-    /// To be called once on a state that was read back, before any other input. Everything that was
-    /// under way is asked for again, but no worker is told to stop a second time. `found` has every
-    /// worker of the state; one that is not in it is gone.
+    /// Called once on a state that was read back, before any other input. Requests again everything
+    /// that was under way, but no worker gets a second stop signal. `found` has every worker of the
+    /// state; a missing one is gone.
     ///
-    /// That nobody is told twice, or never, holds if the state is written down before the effects
-    /// of an input are carried out, and again after them if a signal was among them.
+    /// That each worker gets its stop signal once holds if the state is saved before the effects of
+    /// an input are carried out, and again after them if a signal was among them.
     pub fn revive(&mut self, now: Time, found: &BTreeMap<WorkerId, Found>) {
         self.act(now, |apps, cx| {
             each(apps, |_| true, cx, |app, cx| app.revive(found, cx))
         });
     }
 
-    /// To be called before [`Self::revive`] on the state of a daemon that died while it was stopping everything,
-    /// if this one is not to go on with that: what was wanted of each app counts again. With `down`, nothing is
-    /// wanted: all apps are known, and what is left of them is stopped.
+    /// Called before [`Self::revive`] on the state of a daemon that died while it was stopping
+    /// everything, if this daemon does not continue with that: what was wanted of each app counts
+    /// again. With `down`, nothing is wanted: all apps are known, and what is left of them is
+    /// stopped.
     pub fn halt_is_over(&mut self, down: bool) {
         self.apps
             .values_mut()
             .for_each(|app| app.halt_is_over(down));
     }
 
-    /// Instead of [`Self::revive`] if the machine was started anew since: no process and no socket
+    /// Called instead of [`Self::revive`] if the machine was booted since: no process and no socket
     /// is left, and no time of the state means anything. What is wanted is started again; with
-    /// `down`, nothing is: all apps are known, and stopped.
+    /// `down`, all apps are known and stopped.
     pub fn reboot(&mut self, now: Time, down: bool) {
         self.act(now, |apps, cx| {
             apps.retain(|name, app| {
@@ -66,8 +66,8 @@ impl Supervisor {
         });
     }
 
-    /// What an app has, or has asked for: its addresses, the number of slots of each, and whose the files of its unix
-    /// sockets are.
+    /// What an app has, or has requested: its addresses, the number of slots of each, and owner and
+    /// mode of its unix socket files.
     pub fn sockets(&self, app: &AppName) -> Option<(Vec<Listen>, u16, SocketFile)> {
         let listening = &self.apps.get(app)?.listening;
         let all = [&listening.held, &listening.pending];
@@ -89,7 +89,7 @@ impl Supervisor {
         Some((addresses.into_iter().cloned().collect(), slots, file))
     }
 
-    /// The weights that were last put in force.
+    /// The weights that were last applied.
     pub fn steering(&self, app: &AppName) -> &[Steering] {
         self.apps
             .get(app)
@@ -97,7 +97,7 @@ impl Supervisor {
             .map_or(&[], |(_, tables)| tables)
     }
 
-    /// The actions under way, one for each app at the most.
+    /// The actions under way, at most one for each app.
     pub fn under_way(&self) -> impl Iterator<Item = (&AppName, OpId, OperationKind)> {
         self.apps
             .values()
@@ -110,7 +110,7 @@ impl Supervisor {
         app.queue.front().map(|queued| queued.op)
     }
 
-    /// The action is under way, or waits for its turn.
+    /// Whether the action is under way, or waits for its turn.
     pub fn is_under_way(&self, op: OpId) -> bool {
         self.apps
             .values()
@@ -118,7 +118,7 @@ impl Supervisor {
             .any(|other| other == op)
     }
 
-    /// The latest action that the state still knows of. Later ones need other names.
+    /// The latest action in the state. Later ones need other names.
     pub fn last_op(&self) -> Option<OpId> {
         self.apps.values().flat_map(App::ops).max()
     }

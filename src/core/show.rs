@@ -8,15 +8,15 @@ use super::{Supervisor, Worker};
 use crate::config::AppName;
 
 impl Supervisor {
-    /// One app, or `None` if there is none of that name. Memory, CPU and relayed connections are
-    /// the daemon's to add.
+    /// One app, or `None` if there is none of that name. The daemon adds memory, CPU and relayed
+    /// connections.
     pub fn view(&self, app: &AppName, now: Time) -> Option<AppView> {
         self.apps.get(app).map(|app| app.view(now))
     }
 }
 
 impl App {
-    /// Nothing of it is left but the record.
+    /// Whether only the record of the app is left.
     pub fn gone(&self) -> bool {
         self.workers().next().is_none()
             && self.listening.held.is_none()
@@ -114,7 +114,7 @@ impl App {
         }
     }
 
-    /// An instance without a worker: in backoff, given up, or ended for good.
+    /// The view of an instance without a worker: in backoff, given up, or ended for good.
     fn without_worker(
         &self,
         revision: u64,

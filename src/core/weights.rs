@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The part of new connections that a release gets. It is split evenly among its ready workers; a release
-/// without one leaves its part to the others.
+/// The part of new connections that a release gets. It is split evenly among its ready workers; a
+/// release without one leaves its part to the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Share {
-    /// As large as its number of ready workers: every worker of all such releases gets the same.
+    /// In proportion to its ready workers: every worker of all such releases gets the same.
     #[default]
     PerWorker,
-    /// So many parts of the sum of all parts.
+    /// This many parts of the sum of all parts.
     Parts(u32),
 }
 
@@ -19,7 +19,7 @@ pub struct Takers {
     pub slots: Vec<u16>,
 }
 
-/// The weight of each of `slots` slots, in lowest terms.
+/// The weights of `slots` slots, in lowest terms.
 pub fn weights(sets: &[Takers], slots: usize) -> Vec<u32> {
     let sets: Vec<(u128, &[u16])> = sets
         .iter()
@@ -42,7 +42,8 @@ pub fn weights(sets: &[Takers], slots: usize) -> Vec<u32> {
         .map(|(parts, slots)| parts * (common / slots.len() as u128))
         .collect();
     let divisor = each.iter().copied().fold(0, gcd).max(1);
-    // Beyond what a weight can hold no program is exact; what is to get something never gets nothing.
+    // Larger ratios than a weight can hold are approximated; a release with a share never gets
+    // zero.
     let largest = each.iter().copied().max().unwrap_or(0) / divisor;
     let shrink = largest.div_ceil(u128::from(u32::MAX)).max(1);
     let mut weights = vec![0; slots];

@@ -1,4 +1,4 @@
-//! One worker: its state, its probes, what a probe's result makes of it.
+//! One worker: its state, its probes, and what a probe's result changes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use super::view::WorkerPhase;
 use crate::config::{AppSpec, Check, Listen, Probe};
 use crate::model::{Doubt, Retire};
 
-/// A ready worker's readiness is looked at again this often, or at the probe's own interval if that
-/// is longer. (Kubernetes' default period.)
+/// The readiness of a ready worker is checked this often, or at the probe's own interval if that is
+/// longer (Kubernetes' default period).
 const READY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a worker that starts, and was not ready `uptime` after its start, is left alone: a share
-/// of that time, so that it is seen soon after it is ready, fast or slow as it may be; but no less
-/// than 10 ms, and no more than `interval`.
+/// The pause before the next readiness check of a worker that was not ready `uptime` after its
+/// start: a share of that time, so that readiness is noticed soon, however long the start takes; at
+/// least 10 ms, at most `interval`.
 fn pause_while_starting(uptime: Duration, interval: Duration) -> Duration {
     (uptime / 32).max(Duration::from_millis(10)).min(interval)
 }
@@ -26,20 +26,20 @@ fn pause_while_starting(uptime: Duration, interval: Duration) -> Duration {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
     pub id: WorkerId,
-    /// The number users see; unique among the workers of its release that are to stay.
+    /// The number that users see; unique among the workers of its release that stay.
     pub instance: u16,
-    /// The number of what it runs.
+    /// The number of its revision.
     pub revision: u64,
     pub pid: Option<u32>,
     pub started: Time,
     pub state: State,
-    /// Why another worker of its release is to take its place, or none.
+    /// Why it is replaced by another worker of its release, or removed.
     pub retiring: Option<Retire>,
     /// Resident bytes with descendants, at the last reading.
     pub memory: Option<u64>,
     /// Consecutive readings above `max_memory`.
     pub over_limit: u8,
-    /// What its last probe found, while it matters.
+    /// The last failure of its probes, while it matters.
     pub doubt: Option<Doubt>,
     #[serde(default)]
     pub port: Port,
@@ -47,7 +47,7 @@ pub struct Worker {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
-    /// fork(2) is asked for, exec not yet confirmed.
+    /// fork(2) is requested, exec not yet confirmed.
     Spawning {
         deadline: Time,
     },
@@ -61,14 +61,14 @@ pub enum State {
         readiness: Clock,
         liveness: Clock,
     },
-    /// Out of the traffic until its accept queue is empty. It can still be put back.
+    /// Out of the traffic until its accept queue is empty. It can still return.
     Draining {
         until: Time,
-        /// Since when it had been ready.
+        /// When it became ready.
         #[serde(default)]
         since: Time,
     },
-    /// `told`: the stop signal was given to the daemon to be sent. Nobody is told to stop twice.
+    /// `told`: the daemon was asked to send the stop signal. No worker gets it twice.
     Stopping {
         kill_at: Time,
         told: bool,
@@ -76,21 +76,21 @@ pub enum State {
     Killing {
         since: Time,
     },
-    /// The process is gone, descendants of it are not. They are killed at `kill_at`, and again and
-    /// again: one may have been forked while the others were looked for.
+    /// The process is gone, descendants of it are not. They are killed at `kill_at`, and
+    /// repeatedly: one may have been forked while the others were looked for.
     Sweeping {
         kill_at: Time,
         killed: bool,
     },
 }
 
-/// The rhythm of one kind of probe, and its streak of equal results.
+/// The schedule of one kind of probe, and its streak of equal results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Clock {
     pub next: Next,
     successes: u32,
     failures: u32,
-    /// A failure of the try under way says nothing: its time ran out while nothing ran.
+    /// A failure of the check under way does not count: its time passed while nothing ran.
     #[serde(default)]
     doubtful: bool,
 }
@@ -121,14 +121,14 @@ impl Clock {
         }
     }
 
-    /// Whoever had a probe under way is no more: it is due now.
+    /// The daemon that ran the probe is gone: the probe is due now.
     pub fn again(&mut self, now: Time) {
         if self.next == Next::UnderWay {
             self.next = Next::At(now);
         }
     }
 
-    /// True once when the time has come; the probe is then under way.
+    /// True once when the probe is due; it then counts as under way.
     pub fn due(&mut self, now: Time) -> bool {
         match self.next {
             Next::At(at) if at <= now => {
@@ -147,20 +147,21 @@ impl Clock {
         }
     }
 
-    /// A failure of the try under way, if there is one, will not count.
+    /// Makes a failure of the check under way, if there is one, not count.
     fn doubt(&mut self) -> bool {
         self.doubtful = self.next == Next::UnderWay;
         self.doubtful
     }
 
-    /// The try under way could not be made: there will be another one.
+    /// The check under way could not be made: schedules another one.
     fn again_at(&mut self, next: Time) {
         if self.next == Next::UnderWay {
             self.next = Next::At(next);
         }
     }
 
-    /// Counts a result and sets the next try; returns the streak. `None` if no result is awaited.
+    /// Counts a result and schedules the next check; returns the streak. `None` if no result is
+    /// awaited.
     pub fn count(&mut self, ok: bool, next: Time) -> Option<u32> {
         match self.next {
             Next::UnderWay => self.next = Next::At(next),
@@ -180,42 +181,42 @@ impl Clock {
     }
 }
 
-/// What a probe's result changed.
+/// What a probe's result changes.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Verdict {
+pub enum ProbeOutcome {
     Nothing,
     BecameReady,
     /// Readiness is lost or regained.
     Traffic,
     /// Liveness failed often enough.
     Unhealthy,
-    /// Nobody waits for it.
+    /// No check was awaited.
     Stale,
 }
 
 impl Worker {
-    /// It is to stay as long as its release does.
+    /// Whether it stays as long as its release does.
     pub fn stays(&self) -> bool {
         self.retiring.is_none()
     }
 
-    /// Its listening sockets are not in the daemon's hands: nothing can be steered to it.
+    /// Whether the daemon lacks its listening sockets: nothing can be steered to it.
     pub fn is_out_of_reach(&self) -> bool {
         self.retiring == Some(Retire::OutOfReach)
     }
 
-    /// Its liveness check has failed for good: it accepts nothing any more.
+    /// Whether its liveness check has failed for good: it accepts nothing any more.
     pub fn is_hung(&self) -> bool {
         matches!(self.retiring, Some(Retire::Liveness { .. }))
     }
 
-    /// Its calls of `connect(2)` wait for an answer of the daemon.
+    /// Whether its calls of `connect(2)` wait for an answer of the daemon.
     pub fn hides_port(&self) -> bool {
         self.port.hidden
     }
 
-    /// A connection to the address, which is one of this machine's, is one to a port that is hidden from it,
-    /// and that it has not bound yet.
+    /// Whether a connection to `target`, an address of this machine, goes to a port that is hidden
+    /// from the worker and that it has not bound yet.
     pub fn is_hidden(&self, spec: &AppSpec, target: SocketAddr) -> bool {
         let coming = matches!(self.state, State::Spawning { .. } | State::Starting { .. });
         let mut listens = spec.listen.iter().filter_map(Listen::tcp);
@@ -226,7 +227,7 @@ impl Worker {
                 .any(|ours| ours.port() == target.port() && hiding::reaches(target.ip(), ours.ip()))
     }
 
-    /// Neither being taken away nor gone.
+    /// Whether it is neither leaving nor gone.
     pub fn active(&self) -> bool {
         match self.state {
             State::Spawning { .. } | State::Starting { .. } | State::Ready { .. } => true,
@@ -284,7 +285,7 @@ impl Worker {
     }
 
     pub fn become_ready(&mut self, spec: &AppSpec, now: Time) {
-        // Where life is the proof, its time counts from the start.
+        // With the `alive` check, time counts from the start.
         let since = match &spec.readiness.check {
             Check::Alive => self.started,
             Check::Http { .. } | Check::Tcp | Check::Exec { .. } | Check::Notify => now,
@@ -292,7 +293,8 @@ impl Worker {
         self.be_ready(spec, since, now);
     }
 
-    /// Back into the traffic, if it has not been told to stop. False if it has, or was not on its way out.
+    /// Returns it to the traffic, if it has no stop signal yet. False if it has, or was not
+    /// leaving.
     pub fn return_to_traffic(&mut self, spec: &AppSpec, now: Time) -> bool {
         let State::Draining { since, .. } = self.state else {
             return false;
@@ -321,7 +323,7 @@ impl Worker {
         };
     }
 
-    pub fn readiness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> Verdict {
+    pub fn readiness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> ProbeOutcome {
         let probe = &spec.readiness;
         match &mut self.state {
             State::Starting { readiness, .. } => {
@@ -331,13 +333,13 @@ impl Worker {
                     pause_while_starting(now.since(self.started), probe.interval)
                 };
                 let Some(streak) = readiness.count(ok, now + pause) else {
-                    return Verdict::Stale;
+                    return ProbeOutcome::Stale;
                 };
                 if ok && streak >= probe.success_threshold {
                     self.become_ready(spec, now);
-                    return Verdict::BecameReady;
+                    return ProbeOutcome::BecameReady;
                 }
-                Verdict::Nothing
+                ProbeOutcome::Nothing
             }
             State::Ready {
                 unready, readiness, ..
@@ -346,32 +348,32 @@ impl Worker {
                 let slow = probe.interval.max(READY_INTERVAL);
                 let next = now + if ok && !*unready { slow } else { quick };
                 let Some(streak) = readiness.count(ok, next) else {
-                    return Verdict::Stale;
+                    return ProbeOutcome::Stale;
                 };
                 let lost = !ok && !*unready && streak >= probe.failure_threshold;
                 let regained = ok && *unready && streak >= probe.success_threshold;
                 if lost || regained {
                     *unready = lost;
-                    return Verdict::Traffic;
+                    return ProbeOutcome::Traffic;
                 }
-                Verdict::Nothing
+                ProbeOutcome::Nothing
             }
             State::Spawning { .. }
             | State::Draining { .. }
             | State::Stopping { .. }
             | State::Killing { .. }
-            | State::Sweeping { .. } => Verdict::Stale,
+            | State::Sweeping { .. } => ProbeOutcome::Stale,
         }
     }
 
-    pub fn liveness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> Verdict {
+    pub fn liveness_result(&mut self, spec: &AppSpec, ok: bool, now: Time) -> ProbeOutcome {
         let Some(Probe {
             interval,
             failure_threshold,
             ..
         }) = spec.liveness
         else {
-            return Verdict::Stale;
+            return ProbeOutcome::Stale;
         };
         let State::Ready {
             unready,
@@ -380,22 +382,22 @@ impl Worker {
             ..
         } = &mut self.state
         else {
-            return Verdict::Stale;
+            return ProbeOutcome::Stale;
         };
         let Some(streak) = liveness.count(ok, now + interval) else {
-            return Verdict::Stale;
+            return ProbeOutcome::Stale;
         };
         if ok || streak < failure_threshold {
-            return Verdict::Nothing;
+            return ProbeOutcome::Nothing;
         }
-        // It takes no more traffic, whatever its readiness says from now on.
+        // It takes no more traffic, whatever its readiness check finds from now on.
         *unready = true;
         *readiness = Clock::never();
         *liveness = Clock::never();
-        Verdict::Unhealthy
+        ProbeOutcome::Unhealthy
     }
 
-    /// The try under way could not be made. False if nobody waits for it.
+    /// The check under way could not be made. False if none was awaited.
     pub fn not_probed(&mut self, spec: &AppSpec, purpose: Purpose, now: Time) -> bool {
         let (clock, probe) = match (&mut self.state, purpose, &spec.liveness) {
             (
@@ -421,7 +423,7 @@ impl Worker {
         awaited
     }
 
-    /// By when it has to have done what it was told to.
+    /// The deadline of its present state.
     pub fn deadline(&self) -> Option<Time> {
         match self.state {
             State::Spawning { deadline } | State::Starting { deadline, .. } => Some(deadline),
@@ -431,7 +433,8 @@ impl Worker {
         }
     }
 
-    /// Nothing ran for `gap` from `seen` on, maybe not the worker either. True if that changes anything.
+    /// Nothing ran for `gap` from `seen` on, maybe not the worker either. True if that changes
+    /// anything.
     pub fn stood_still(&mut self, spec: &AppSpec, seen: Time, gap: Duration) -> bool {
         let min_ready = spec.reload.min_ready;
         match &mut self.state {
@@ -463,7 +466,7 @@ impl Worker {
         true
     }
 
-    /// The earliest time at which something is due that was not at the last tick.
+    /// The earliest time at which something is due that was not due at the last tick.
     pub fn wakes(&self, spec: &AppSpec, ticked: Time) -> Option<Time> {
         match &self.state {
             State::Spawning { deadline } => Some(*deadline),
@@ -505,7 +508,8 @@ mod tests {
         assert_eq!(pause_while_starting(ms(640), interval), ms(20));
         assert_eq!(pause_while_starting(ms(60_000), interval), interval);
         assert_eq!(pause_while_starting(ms(60_000), ms(5)), ms(5));
-        // Seen within a thirtieth of its start, for less than 150 tries until the interval is reached.
+        // Noticed within a thirtieth of the start time, with less than 150 checks until the
+        // interval is reached.
         let (mut uptime, mut tries) = (ms(0), 0);
         while pause_while_starting(uptime, interval) < interval {
             uptime += pause_while_starting(uptime, interval);

@@ -1,7 +1,9 @@
-//! Commands that run beside the workers: exec probes, the trial of another program, a client of rsup's own.
+//! Commands that run beside the workers: exec probes, the trial of another program, a client of
+//! rsup itself.
 //!
-//! Each has a limit of time, the user, the limits and the cgroup of its [`Confinement`], and its output is read line
-//! by line. Its end belongs to the task that runs it; [`Commands`] keeps the daemon's reaping away from it.
+//! Each has a time limit, the user, the limits and the cgroup of its [`Confinement`], and its
+//! output is read line by line. The task that runs it takes its exit status; [`Commands`] keeps the
+//! daemon from reaping it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
@@ -24,7 +26,7 @@ use crate::sys::takeover;
 /// Bytes of a line beyond these are dropped.
 const LINE: usize = 4096;
 
-/// What to run.
+/// A command to run.
 pub struct Command {
     /// Program and arguments, as in [`Plan::argv`].
     pub argv: Vec<CString>,
@@ -32,9 +34,9 @@ pub struct Command {
     pub env: Vec<CString>,
     /// Working directory.
     pub cwd: PathBuf,
-    /// As whom, and within which bounds.
+    /// The user and the limits that it runs with.
     pub confinement: Confinement,
-    /// Descriptors that it gets beside its output, as in [`Plan::extra`].
+    /// Descriptors for it beside its output, as in [`Plan::extra`].
     pub extra: Vec<(OwnedFd, String)>,
     /// A command that takes longer is killed, with what is left of its process group.
     pub limit: Duration,
@@ -43,19 +45,19 @@ pub struct Command {
 /// Why a command has no exit status.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failed {
-    /// It could not be run; why.
+    /// It could not be run; holds why.
     NotRun(String),
-    /// Its limit of time passed.
+    /// Its time limit passed.
     TookTooLong,
-    /// rsup lacked the time or the resources to run it; which.
+    /// rsup lacked the time or the resources to run it; holds which.
     Own(String),
 }
 
-/// The commands under way: children of the daemon that are no workers.
+/// The commands under way: children of the daemon that are not workers.
 #[derive(Clone, Default)]
 pub struct Commands(Arc<Mutex<HashSet<u32>>>);
 
-/// One of [`Commands`], until it is dropped.
+/// An entry of [`Commands`], removed when dropped.
 struct Registered {
     commands: Commands,
     pid: u32,
@@ -79,8 +81,8 @@ impl Commands {
         }
     }
 
-    /// Runs a command to its end, and hands each line of its output to `line`, without what ends the line. Output of
-    /// descendants that outlive the command is not waited for.
+    /// Runs a command to its end, and passes each line of its output to `line`, without its line
+    /// end. Output of descendants that outlive the command is not waited for.
     ///
     /// # Errors
     /// See [`Failed`].
@@ -96,7 +98,7 @@ impl Commands {
             let is_own = matches!(why, SpawnError::ProcessLimit { .. } | SpawnError::FileLimit);
             (if is_own { Failed::Own } else { Failed::NotRun })(why.to_string())
         })?;
-        // Before anything is waited for: its exit status is not for the daemon's reaping.
+        // Before any wait: the daemon must not reap it.
         let _registered = self.register(pid);
         let mut lines = Lines::new(output);
         let mut end = std::pin::pin!(end_of(pid, pidfd, command.limit));
@@ -121,7 +123,7 @@ impl Drop for Registered {
     }
 }
 
-/// How to start it, and where its output arrives.
+/// The plan of its start, and the end where its output arrives.
 fn plan(
     argv: Vec<CString>,
     env: Vec<CString>,
@@ -150,7 +152,7 @@ async fn end_of(pid: u32, pidfd: OwnedFd, limit: Duration) -> Result<Exit, Faile
     match within(limit, ended(&pidfd)).await {
         Ok(exit) => Ok(exit),
         Err(overrun) => {
-            // A group that is empty by now needs no signal.
+            // An empty group needs no signal.
             let _ = process::signal_group(pid, nix::libc::SIGKILL);
             ended(&pidfd).await;
             Err(match overrun {
@@ -164,7 +166,7 @@ async fn end_of(pid: u32, pidfd: OwnedFd, limit: Duration) -> Result<Exit, Faile
 /// The output of a command, cut into lines.
 struct Lines {
     output: pipe::Receiver,
-    /// What has come of the line that is not complete yet.
+    /// The unfinished line.
     begun: Vec<u8>,
     complete: Vec<Vec<u8>>,
 }
@@ -178,7 +180,7 @@ impl Lines {
         }
     }
 
-    /// Waits for more output. False once there will be none.
+    /// Waits for more output. False at its end.
     async fn read(&mut self) -> bool {
         loop {
             if self.output.readable().await.is_err() {
@@ -212,9 +214,9 @@ impl Lines {
         }
     }
 
-    /// What is there already, and the line that nothing ended.
+    /// Emits what is there already, and the unfinished last line.
     fn rest(mut self, line: &mut impl FnMut(&str)) {
-        // A descendant that writes on and on does not keep it busy: a pipe's worth is enough.
+        // A descendant that keeps writing must not keep it busy: a pipe's worth is enough.
         for _ in 0..64 {
             if !matches!(self.read_now(), Ok(1..)) {
                 break;
@@ -227,10 +229,10 @@ impl Lines {
     }
 }
 
-/// What the program's start came to, once it is known: the listener of its filter, if it has one.
+/// The result of the program's start, once known: the listener of its filter, if it has one.
 ///
 /// # Errors
-/// Why the program does not run, in words.
+/// A message why the program does not run.
 pub async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, String> {
     let system = |why: io::Error| format!("its start cannot be watched: {why}");
     let mut report = readable(exec).map_err(system)?;
@@ -244,7 +246,7 @@ pub async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, St
     }
 }
 
-/// Waits for the end of a child, and takes its status.
+/// Waits for the end of a child, and reaps it.
 pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
     let Ok(fd) = readable(pidfd.clone()) else {
         return Exit::Unknown;
@@ -264,7 +266,7 @@ pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
 /// Arguments as execve(2) takes them.
 ///
 /// # Errors
-/// Which of them has a NUL byte; the value of a variable is not told, since it may be a secret.
+/// Names the one that has a NUL byte; not the value of a variable, since it may be a secret.
 pub fn c_strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<CString>, String> {
     let convert = |text: &str| {
         let name = text.split(['=', '\0']).next().unwrap_or_default();
@@ -338,7 +340,7 @@ mod tests {
         let script = "sleep 1000 & echo $!; wait";
         let (result, lines) = run(shell(script, Duration::from_millis(300)));
         assert_eq!(result, Err(Failed::TookTooLong));
-        // Killed, it is gone in a moment.
+        // After SIGKILL it is gone in a moment.
         let path = format!("/proc/{}/stat", lines[0]);
         let lives = || std::fs::read_to_string(&path).is_ok_and(|stat| !stat.contains(") Z "));
         let deadline = std::time::Instant::now() + LONG;

@@ -1,5 +1,5 @@
-//! A port that is hidden from a worker until it has bound it, and the traces of workers from which it
-//! should have been.
+//! A port that is hidden from a worker until it has bound it, and the traces of workers that needed
+//! that.
 
 use nix::libc::ECONNREFUSED;
 
@@ -9,7 +9,7 @@ use crate::core::{Input, Traces, WorkerId};
 use crate::sys::sockdiag;
 use crate::sys::takeover::{Answer, Connect, Listener, Support};
 
-/// Walks the kernel's table of connections: only for a worker that fails, or does not get on.
+/// Walks the kernel's table of connections: only for a worker that fails, or makes no progress.
 pub fn traces(ports: &[u16]) -> Traces {
     let abandoned = ports
         .iter()
@@ -22,7 +22,7 @@ pub fn traces(ports: &[u16]) -> Traces {
 }
 
 impl Daemon {
-    /// The ports that could be hidden from the worker.
+    /// The ports that can be hidden from the worker.
     pub(super) fn ports_of(&self, worker: &WorkerId) -> Vec<u16> {
         let possible = |spec: &AppSpec| {
             !matches!(
@@ -43,7 +43,7 @@ impl Daemon {
             .collect()
     }
 
-    /// Looks for traces of the worker, in a thread. False if there is none.
+    /// Looks for traces of the worker, in a thread. False if no thread is available.
     pub(super) fn look_for_traces(&self, worker: WorkerId, and_then: Option<Input>) -> bool {
         let (ports, events) = (self.ports_of(&worker), self.events.clone());
         let look = move || {
@@ -57,7 +57,8 @@ impl Daemon {
         super::aside("rsup-traces", look).is_ok()
     }
 
-    /// Nobody is there, as far as the worker can tell; everybody else is.
+    /// Refuses the worker's connection to a hidden port, as if no process listened there; allows
+    /// every other.
     pub(super) fn on_connect(&mut self, worker: &WorkerId, connect: &Connect, listener: &Listener) {
         let hidden = self.supervisor.worker(worker).is_some_and(|w| {
             let revision = self.supervisor.revision_of(w);

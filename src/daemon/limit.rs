@@ -1,23 +1,23 @@
-//! A limit of time for others, in which time that rsup itself loses does not count.
+//! A time limit for other processes, in which time that rsup itself loses does not count.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-/// The limit is counted in this many slices, so that a late return of one tells that rsup lost time.
+/// The limit is counted in this many slices; the late return of one shows that rsup lost time.
 const SLICES: u32 = 8;
 
-/// Why nothing came of it in time.
+/// Why there was no result in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Overrun {
     /// The limit passed.
     Late,
-    /// rsup was stopped or too busy for most of the time, so that nothing is known.
+    /// rsup was stopped or too busy for most of the time, so the result is unknown.
     Unknown,
 }
 
-/// Waits for `what` at most for `limit` of rsup's own running time: an answer may have been there all along while rsup
-/// was stopped, or had its hands full.
+/// Waits for `what`, at most for `limit` of rsup's own running time: an answer may have been there
+/// while rsup was stopped or too busy to see it.
 ///
 /// # Errors
 /// See [`Overrun`].

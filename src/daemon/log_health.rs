@@ -1,4 +1,5 @@
-//! Log files that cannot be written: said when it begins, when it ends, and to whoever asks meanwhile.
+//! Log files that cannot be written: logged when it begins and when it ends, and shown by queries
+//! meanwhile.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use crate::logs::Event;
 pub struct Troubles(BTreeMap<PathBuf, String>);
 
 impl Troubles {
-    /// Takes in what the log pump has to say.
+    /// Handles an event of the log pump.
     pub fn note(&mut self, event: Event) {
         match event {
             Event::Failed { path, error } => {
@@ -60,7 +61,7 @@ impl Troubles {
         }
     }
 
-    /// What is wrong with one of these files now.
+    /// The present problems of these files.
     pub fn of<'a>(&'a self, files: &'a [&Path]) -> impl Iterator<Item = String> + 'a {
         let wrong = |file: &&Path| {
             let error = self.0.get(*file)?;

@@ -1,4 +1,4 @@
-//! What the daemon says of itself: on stderr, or on its console among the lines of the workers.
+//! The daemon's messages: on stderr, or on its console among the lines of the workers.
 
 use std::fmt::{self, Write as _};
 use std::io;
@@ -14,11 +14,11 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use crate::config::AppName;
 use crate::logs::{Console, stderr};
 
-/// Of messages about one app, which begin with its name.
+/// The target of messages about one app, which begin with its name.
 const ABOUT_APP: &str = "rsup::app";
 
-/// From now on messages go to stderr, as JSON if wanted, by a way that takes them all at once and loses
-/// those that stderr does not take.
+/// Sends messages to stderr from now on, as JSON if wanted. The path never blocks, and loses those
+/// that stderr does not take.
 ///
 /// # Errors
 /// When there are no threads left.
@@ -26,7 +26,7 @@ pub fn on_stderr(json: bool) -> io::Result<Console> {
     let console = stderr::begin(if json { told_as_json } else { told })?;
     let writer = Lossy(console.clone());
     let writer = move || writer.clone();
-    // The library would tell of its own errors on stderr, and end the process if that fails.
+    // The library would write its own errors to stderr, and panic if that fails.
     let builder = tracing_subscriber::fmt()
         .with_writer(writer)
         .with_target(false)
@@ -41,10 +41,10 @@ pub fn on_stderr(json: bool) -> io::Result<Console> {
     Ok(console)
 }
 
-/// A panic is a message like any other: std would write it to stderr itself, and wait for that.
+/// Makes a panic a message like any other: std would write it to stderr itself, and wait for that.
 pub fn of_panics(console: Console) {
     panic::set_hook(Box::new(move |panic| {
-        // `RUST_BACKTRACE` decides whether there is anything in it.
+        // Empty unless `RUST_BACKTRACE` is set.
         let backtrace = std::backtrace::Backtrace::capture();
         let more = if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
             format!("\n{backtrace}")
@@ -52,12 +52,12 @@ pub fn of_panics(console: Console) {
             String::new()
         };
         error!("this is a bug in rsup: {panic}{more}");
-        // The process may end with this.
+        // The process may end after this.
         console.flush(stderr::LAST_WORDS);
     }));
 }
 
-/// Hands over whole messages, and never fails.
+/// Passes on whole messages, and never fails.
 #[derive(Clone)]
 struct Lossy(Console);
 
@@ -72,7 +72,7 @@ impl io::Write for Lossy {
     }
 }
 
-/// What was lost, as a message among the others.
+/// A report of lost lines, as a message among the others.
 fn told(text: &str) -> Vec<u8> {
     format!("{}  WARN {text}\n", time()).into_bytes()
 }
@@ -83,7 +83,7 @@ fn told_as_json(text: &str) -> Vec<u8> {
     format!("{object}\n").into_bytes()
 }
 
-/// As the library writes it.
+/// The time in the library's format.
 fn time() -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -91,7 +91,8 @@ fn time() -> String {
     text
 }
 
-/// Where messages go to the console, what is said on stderr beside them goes there by the same kind of way.
+/// Where messages go to the console, sends what is written to stderr beside them by the same kind
+/// of path.
 ///
 /// # Errors
 /// When there are no threads left.
@@ -99,7 +100,7 @@ pub fn on_stderr_too() -> io::Result<Console> {
     stderr::begin(told)
 }
 
-/// From now on messages go to the console.
+/// Sends messages to the console from now on.
 pub fn on_console(console: Console) {
     let subscriber = tracing_subscriber::registry()
         .with(Lines(console))
@@ -107,7 +108,7 @@ pub fn on_console(console: Console) {
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// Says what has become of an app.
+/// Logs an event of an app.
 pub fn about(app: &AppName, text: &str, bad: bool) {
     if bad {
         warn!(target: ABOUT_APP, "{app}: {text}");
@@ -134,7 +135,7 @@ impl<S: Subscriber> Layer<S> for Lines {
     }
 }
 
-/// The message, and what else there is as ` name=value`.
+/// The message, and further fields as ` name=value`.
 #[derive(Default)]
 struct Words {
     message: String,

@@ -1,5 +1,6 @@
-//! How this daemon is found, and stays the only one: its locks, its folders and its control socket. What is removed
-//! under it is made again; the files of earlier versions are taken over.
+//! What this daemon is found by, and what keeps it the only one: its locks, its folders and its
+//! control socket. It makes them again when they are removed, and takes over the files of earlier
+//! versions.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,19 +20,21 @@ use crate::lock;
 use crate::paths::Paths;
 use crate::sys::readiness::readable;
 
-/// A process that dies may lose its locks a moment before its socket.
+/// A dying process may lose its locks this long before its socket.
 const DYING: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Whoever removes a folder is done with it by then, and does not find a new file in it.
+/// Pause after a removal: a command that removes the whole folder is done by then, and does not
+/// find a new file in it.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// How often what is missing is made again at once.
+/// How often missing files are made again in one go.
 const TRIES: u32 = 3;
 
-/// Descriptors that every daemon of these folders needs, and passes on when it becomes another program.
+/// Descriptors that every daemon of these folders needs, and passes on when it becomes another
+/// program.
 pub struct Handles {
-    /// [`Paths::lock`]: there is one daemon only.
+    /// [`Paths::lock`]: held by one daemon only.
     pub lock: File,
     /// What daemons of earlier versions lock.
     pub former_locks: Vec<File>,
@@ -39,7 +42,7 @@ pub struct Handles {
     pub control: OwnedFd,
 }
 
-/// Takes all locks, so that there is no other daemon on these folders, whatever its version.
+/// Takes all locks, so that no other daemon, of any version, runs on these folders.
 ///
 /// # Errors
 /// [`Error::Running`] when there is another one.
@@ -61,11 +64,11 @@ pub fn lock(paths: &Paths) -> Result<(File, Vec<File>), Error> {
     Ok((ours, former))
 }
 
-/// The control socket: mode 0600 in a folder that nobody else can enter.
+/// Binds the control socket: mode 0600 in a folder that no other user can enter.
 ///
 /// # Errors
-/// [`Error::Running`] when a process listens there although the lock is ours: somebody has removed the lock of a
-/// daemon that is alive.
+/// [`Error::Running`] when a process listens there although this process holds the lock: the lock of
+/// a live daemon was removed.
 pub fn bind(paths: &Paths) -> Result<OwnedFd, Error> {
     let path = paths.socket();
     let deadline = std::time::Instant::now() + DYING;
@@ -84,15 +87,16 @@ pub fn bind(paths: &Paths) -> Result<OwnedFd, Error> {
     Ok(listener.into())
 }
 
-/// Where a control socket was made.
+/// The path at which a control socket was bound.
 fn place(control: &OwnedFd) -> Option<PathBuf> {
     let listener = UnixListener::from(control.try_clone().ok()?);
     Some(listener.local_addr().ok()?.as_pathname()?.to_owned())
 }
 
 impl Handles {
-    /// Those of a daemon of an earlier version that became this program: it had fewer locks, and perhaps its socket in
-    /// another folder, which is returned if so; it is heard as well.
+    /// Completes the handles of a daemon of an earlier version that became this program: it had
+    /// fewer locks, and perhaps its socket in another folder. That socket is returned, and served
+    /// as well.
     ///
     /// # Errors
     /// When another daemon has one of the locks.
@@ -114,7 +118,7 @@ impl Handles {
             .iter()
             .any(|held| lock::is_at(held, &former))
         {
-            // Without it this daemon is the only one of its version all the same.
+            // Without it this daemon is still the only one of its version.
             self.former_locks.extend(lock::take(&former).ok().flatten());
         }
         if place(&self.control).is_none_or(|place| place == paths.socket()) {
@@ -125,8 +129,9 @@ impl Handles {
     }
 }
 
-/// Takes over what a daemon of an earlier version has left in its folders: the live state is moved, and the saved one
-/// is copied where there is none. Whoever looks for the socket at its former place finds this one.
+/// Takes over the files that a daemon of an earlier version has left in its folders: the live state
+/// is moved, and the saved one is copied where there is none. The former path of the socket becomes
+/// a link to this daemon's.
 pub fn move_in(paths: &Paths) {
     for former in paths.former_folders() {
         let (from, to) = (former.live_state(), paths.live_state());
@@ -168,7 +173,7 @@ fn leave_a_link(from: &Path, to: &Path) {
     }
 }
 
-/// Takes the links of [`move_in`] away.
+/// Removes the links of [`move_in`].
 pub fn move_out(paths: &Paths) {
     for former in paths.former_folders() {
         let link = former.socket();
@@ -178,18 +183,18 @@ pub fn move_out(paths: &Paths) {
     }
 }
 
-/// What this daemon is found by: it notices that something of it was removed or moved, and makes it again.
+/// Watches this daemon's files, and makes those again that were removed or moved.
 pub struct Presence {
-    /// None: the kernel has no more watches, and a look now and then has to do.
+    /// `None`: the kernel has no more watches; periodic looks replace it.
     watch: Option<AsyncFd<OwnedFd>>,
-    /// Since when something may have happened that was not looked at.
+    /// Since when there are changes that were not examined.
     disturbed: Option<Instant>,
     /// Why this daemon cannot be found.
     trouble: Option<String>,
     handles: Handles,
     /// The file of the control socket.
     control_socket: Identity,
-    /// The state folder was made again, and nobody has been told.
+    /// The state folder was made again, which was not reported yet.
     state_is_new: bool,
 }
 
@@ -197,13 +202,13 @@ pub struct Presence {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remade {
     pub anything: bool,
-    /// The state folder: log files and the daemon's own log went with it.
+    /// The state folder: log files and the daemon's own log were lost with it.
     pub state: bool,
 }
 
 impl Presence {
-    /// A watch on all that has to be there: locks and socket by their number of links, the folders above them by their
-    /// name (inotify(7)).
+    /// Watches all files that must exist: locks and socket by their number of links, their folders
+    /// by name (inotify(7)).
     fn watch(paths: &Paths) -> io::Result<OwnedFd> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         let gone = AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF;
@@ -211,13 +216,13 @@ impl Presence {
             inotify.add_watch(&file, gone | AddWatchFlags::IN_ATTRIB)?;
         }
         for folder in paths.runtime.ancestors().chain(paths.state.ancestors()) {
-            // One that may not be read is watched by the look now and then.
+            // A folder that may not be read is covered by the periodic looks.
             let _ = inotify.add_watch(folder, gone | AddWatchFlags::IN_ONLYDIR);
         }
         inotify.as_fd().try_clone_to_owned()
     }
 
-    /// `handles` are those of the files at `paths`.
+    /// Starts to watch. `handles` are those of the files at `paths`.
     pub fn begin(paths: &Paths, handles: Handles) -> Self {
         let mut presence = Self {
             watch: None,
@@ -235,8 +240,8 @@ impl Presence {
         self.watch = Self::watch(paths).and_then(readable).ok();
     }
 
-    /// Waits until something may have happened to a file or a folder. May be dropped at any time, and goes on
-    /// from there: events of other kinds put it off no further.
+    /// Waits until a file or a folder may have changed. Cancel-safe: events of other kinds do not
+    /// delay it further.
     pub async fn disturbed(&mut self) {
         let Some(watch) = &self.watch else {
             return std::future::pending().await;
@@ -245,19 +250,19 @@ impl Presence {
             let since = *self.disturbed.get_or_insert_with(Instant::now);
             tokio::time::sleep_until(since + SETTLE).await;
             self.disturbed = None;
-            // What it was does not matter.
+            // The kind of event does not matter.
             let mut events = [0; 4096];
             while nix::unistd::read(watch.get_ref(), &mut events).is_ok() {}
             ready.clear_ready();
         }
     }
 
-    /// What this process passes on if it becomes another program.
+    /// The descriptors that this process passes on if it becomes another program.
     pub fn handles(&self) -> &Handles {
         &self.handles
     }
 
-    /// Whether nothing but a look tells.
+    /// Whether changes are found by periodic looks only.
     pub fn needs_looks(&self) -> bool {
         self.watch.is_none() || self.trouble.is_some()
     }
@@ -271,14 +276,14 @@ impl Presence {
             || !is_bound_at(&self.control_socket, &paths.socket())
     }
 
-    /// Makes again what was removed. `open` takes in a control socket that is new.
+    /// Makes again what was removed. `open` serves a new control socket.
     pub fn make_findable(
         &mut self,
         paths: &Paths,
         mut open: impl FnMut(OwnedFd) -> io::Result<()>,
     ) -> Remade {
         let mut remade = Remade::default();
-        // Something may go before the watch is there.
+        // Files may be removed before the watch is set.
         for _ in 0..TRIES {
             let trouble = match self.is_missing(paths).then(|| self.make(paths, &mut open)) {
                 None => None,
@@ -302,7 +307,7 @@ impl Presence {
                 return remade;
             }
         }
-        // Something removes them again and again: the next look is soon enough.
+        // They are removed again and again: the next look is soon enough.
         self.watch = None;
         remade
     }
@@ -317,7 +322,7 @@ impl Presence {
         if !lock::is_at(&self.handles.lock, &paths.lock()) {
             let taken = lock::take(&paths.lock());
             let failed = |why| system(format!("cannot lock {}", paths.lock().display()))(why);
-            // The lock of the file that is gone is kept too: a daemon may have it open.
+            // The lock of the removed file is kept too: a daemon may have it open.
             let ours = taken.map_err(failed)?;
             self.handles.lock = ours.ok_or_else(|| Error::Running(paths.lock()))?;
         }
@@ -351,7 +356,7 @@ impl Presence {
 }
 
 impl Daemon {
-    /// Makes again what was removed.
+    /// Makes again what was removed, and reports it.
     pub(super) fn stay_findable(&mut self) {
         if self.ending {
             return;
@@ -423,7 +428,7 @@ mod tests {
         let control = bind(&paths).unwrap();
         assert!(UnixStream::connect(former.join("control.sock")).is_ok());
         drop(control);
-        // What this version writes comes first from here on.
+        // From here on the files of this version have precedence.
         for (file, text) in [(paths.live_state(), "live"), (paths.saved_state(), "saved")] {
             fs::write(file, text).unwrap();
         }
@@ -462,7 +467,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let paths = Paths::in_home(&folder.path().join("h")).unwrap();
         paths.create().unwrap();
-        // In another process, which has nothing else of it.
+        // In another process, which holds nothing else of it.
         let mut holder = std::process::Command::new("sh")
             .args(["-c", "exec 3>\"$0\"; rm \"$0\"; echo; read _"])
             .arg(paths.lock())
@@ -510,7 +515,7 @@ mod tests {
         fs::remove_dir_all(folder.path().join("h")).unwrap();
         assert_eq!(look(&mut presence, false), Remade::default());
         assert!(presence.trouble().is_some() && presence.needs_looks());
-        // The folder is there by now, but its files are not what they were.
+        // The folder exists by now, but its files are not the former ones.
         let all = Remade {
             anything: true,
             state: true,
@@ -520,7 +525,7 @@ mod tests {
         assert_eq!(look(&mut presence, true), Remade::default());
     }
 
-    /// As the daemon's loop does, which drops the wait at every other event.
+    /// The daemon's loop drops the wait at every other event.
     #[tokio::test]
     async fn a_wait_that_is_dropped_again_and_again_ends() {
         let folder = tempfile::tempdir().unwrap();

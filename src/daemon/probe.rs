@@ -1,4 +1,4 @@
-//! One try of a readiness or liveness check, through the worker's own slot.
+//! One readiness or liveness check, through the worker's own slot.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,10 +23,10 @@ use crate::core::{Exit, Purpose, Revision, WorkerId};
 use crate::sys::listen::{Backlog, backlog};
 use crate::sys::steer;
 
-/// Characters of a command's last line that a reason has.
+/// Characters of a command's last line that go into a reason.
 const EXCERPT: usize = 160;
 
-/// Everything that a try needs, so that it can run beside the loop.
+/// Everything that a check needs, so that it can run beside the loop.
 pub struct Try {
     probe: Probe,
     kind: Kind,
@@ -44,7 +44,7 @@ enum Kind {
         cwd: PathBuf,
         confinement: Confinement,
     },
-    /// Not something to try.
+    /// Nothing to check.
     Nothing,
 }
 
@@ -85,22 +85,22 @@ impl Daemon {
     }
 }
 
-/// Why a try brought no success.
+/// Why a check failed.
 #[derive(Debug)]
 pub enum Failed {
     /// The worker's answer, or its silence: what was expected and what came.
     Worker(String),
-    /// rsup could not even try.
+    /// rsup could not make the check.
     Rsup(String),
 }
 
 impl Failed {
-    /// A call that the worker has no part in.
+    /// A failed call that the worker has no part in.
     fn own(what: &str, why: &io::Error) -> Self {
         Self::Rsup(format!("{what}: {why}"))
     }
 
-    /// A call that tells of the worker, unless it tells that something has run out here.
+    /// A failed call that is due to the worker, unless it means that rsup ran out of something.
     fn of(what: &str, why: &io::Error) -> Self {
         use nix::libc::{EADDRNOTAVAIL, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM};
         match why.raw_os_error() {
@@ -112,7 +112,7 @@ impl Failed {
     }
 }
 
-/// What comes of a conversation with the worker within the limit.
+/// The result of a conversation with the worker within the limit.
 async fn answered(
     limit: Duration,
     what: impl Future<Output = Result<(), Failed>>,
@@ -128,7 +128,7 @@ async fn answered(
     })
 }
 
-/// Ends within the probe's timeout.
+/// Makes the check; ends within the probe's timeout.
 pub async fn run(attempt: Try) -> Result<(), Failed> {
     let Try { probe, kind } = attempt;
     let limit = probe.timeout;
@@ -197,8 +197,8 @@ async fn http(target: ProbeTarget, check: &Check) -> Result<(), Failed> {
     }
 }
 
-/// The kernel completes connections for a listening socket by itself; what tells that the worker is
-/// there is that it takes them off the queue.
+/// The kernel completes connections of a listening socket by itself; only a worker that takes them
+/// off the queue is alive.
 async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<(), Failed> {
     let accepted = async {
         let _stream = connect(target).await?;
@@ -224,7 +224,8 @@ async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<()
     })
 }
 
-/// As the worker's user, with its limits, in its cgroup. Of its output, the last line is part of the reason.
+/// Runs the command as the worker's user, with its limits, in its cgroup. The last line of its
+/// output is part of the reason.
 async fn exec(
     commands: &Commands,
     command: &[String],

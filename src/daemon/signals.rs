@@ -5,7 +5,7 @@ use std::io;
 use nix::sys::signal::Signal as Nix;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Those that mean something to the daemon.
+/// The signals that the daemon handles.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -13,13 +13,13 @@ pub struct Signals {
     hangup: Signal,
     reopen: Signal,
     quit: Signal,
-    /// Caught so that they do nothing: left alone they would end a daemon that is not the first
-    /// process of its container, and leave its workers without one.
+    /// Caught without effect: by default they would end a daemon that is not the first process of
+    /// its container, and leave its workers without one.
     _harmless: Vec<Signal>,
 }
 
-/// Signals whose default is the end of the process (signal(7)), and that mean nothing to rsup. SIGPIPE is
-/// ignored already. `rsup signal` sends these, as any, to the apps.
+/// Signals whose default is to end the process (signal(7)), and that have no meaning for rsup.
+/// SIGPIPE is ignored already. `rsup signal` sends these, as any other, to the apps.
 const HARMLESS: [Nix; 6] = [
     Nix::SIGUSR2,
     Nix::SIGALRM,
@@ -29,14 +29,14 @@ const HARMLESS: [Nix; 6] = [
     Nix::SIGPWR,
 ];
 
-/// What a signal means.
+/// The meaning of a signal.
 #[derive(Clone, Copy, Debug)]
 pub enum Caught {
-    /// This one: SIGTERM, SIGINT, SIGQUIT.
+    /// Stop; the signal is SIGTERM, SIGINT or SIGQUIT.
     Stop(i32),
-    /// Some child ended; workers are noticed by their pidfd, others are to be taken away.
+    /// A child ended; workers are noticed by their pidfd, others are reaped.
     Child,
-    /// The terminal is gone; without one, the configuration is to be read again.
+    /// The terminal is gone; without one, the configuration is read again.
     Hangup,
     /// Log files were moved away by another tool.
     Reopen,

@@ -1,5 +1,5 @@
-//! Life under systemd, or whatever else speaks sd_notify(3): what it hands us at the start, and what
-//! we tell it of our state. Without `NOTIFY_SOCKET` nothing here does anything.
+//! The service manager's side: what systemd, or another manager with sd_notify(3), passes at the
+//! start, and what rsup reports to it. Without `NOTIFY_SOCKET` nothing here does anything.
 
 mod link;
 mod state;
@@ -19,27 +19,27 @@ use crate::sys::service;
 pub use link::Link;
 use state::{Facts, Phase, State};
 
-/// Between two looks at the state of all apps, so that a busy loop does not do much else.
+/// Pause between two looks at the state of all apps, so that a busy loop has time for its work.
 const LOOK: Duration = Duration::from_millis(50);
-/// While something slow is under way the clock may change what is told.
+/// Pause while a slow action is under way: time alone may then change the status.
 const SLOW_LOOK: Duration = Duration::from_secs(1);
-/// While something slow is under way systemd is asked for this much time again and again.
+/// While a slow action is under way systemd is repeatedly asked for this much time.
 const EXTENSION: Duration = Duration::from_secs(30);
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
-/// Added to what the apps may take to get ready.
+/// Added to the time that the apps may take to get ready.
 const START_MARGIN: Duration = Duration::from_secs(10);
 
-/// What the service manager handed to this process.
+/// What the service manager passed to this process.
 #[derive(Default)]
 pub struct Received {
-    /// From its store of file descriptors, by the names given to [`Link::store`].
+    /// Descriptors from its store, by the names given to [`Link::store`].
     pub stored: BTreeMap<String, OwnedFd>,
     /// Listening sockets of `.socket` units.
     pub sockets: Vec<OwnedFd>,
     pub notifier: Notifier,
 }
 
-/// Takes it, once; to be called before there is a second thread.
+/// Takes it, once; called before there is a second thread.
 pub fn receive() -> Received {
     let service::Inherited { fds, variables } = service::take();
     let (stored, sockets) = link::sort(fds);
@@ -65,7 +65,7 @@ pub fn receive() -> Received {
     }
 }
 
-/// The interval of pings: half of what is allowed (sd_watchdog_enabled(3)).
+/// The interval of pings: half of the limit (sd_watchdog_enabled(3)).
 fn watchdog(variables: &BTreeMap<&'static str, String>, pid: u32) -> Option<Duration> {
     if variables
         .get("WATCHDOG_PID")
@@ -81,7 +81,7 @@ fn watchdog(variables: &BTreeMap<&'static str, String>, pid: u32) -> Option<Dura
     Some(Duration::from_micros(usec) / 2)
 }
 
-/// The sockets of `.socket` units, for apps that want to listen there.
+/// The sockets of `.socket` units, for apps that listen on their addresses.
 pub fn given(sockets: Vec<OwnedFd>) -> Arc<Given> {
     let (given, rest) = Given::new(sockets);
     if !rest.is_empty() {
@@ -100,22 +100,22 @@ pub fn given(sockets: Vec<OwnedFd>) -> Arc<Given> {
     Arc::new(given)
 }
 
-/// Tells the service manager what changes.
+/// Reports changes to the service manager.
 #[derive(Default)]
 pub struct Notifier {
     link: Option<Arc<Link>>,
-    /// How often the watchdog wants to hear of us.
+    /// The interval of watchdog pings.
     ping: Option<Duration>,
-    /// As inherited.
+    /// The inherited variables.
     variables: BTreeMap<&'static str, String>,
     told: Told,
-    /// Of the last try.
+    /// When the state was last looked at.
     looked: Option<Instant>,
     next: Option<Instant>,
     failed: bool,
 }
 
-/// What the manager knows.
+/// What the manager was told.
 #[derive(Default)]
 struct Told {
     state: Option<State>,
@@ -125,12 +125,12 @@ struct Told {
 }
 
 impl Notifier {
-    /// Where descriptors are stored; `None` where no manager does that.
+    /// The descriptor store; `None` where the manager has none.
     pub fn link(&self) -> Option<&Arc<Link>> {
         self.link.as_ref()
     }
 
-    /// For a program that takes this one's place in the same process.
+    /// The variables for a program that replaces this one in the same process.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let kept = |name: &str| name == "NOTIFY_SOCKET" || name.starts_with("WATCHDOG_");
         self.variables
@@ -139,12 +139,12 @@ impl Notifier {
             .map(|(name, value)| (*name, value.as_str()))
     }
 
-    /// When the loop is to look again though nothing has happened.
+    /// When the loop looks again though nothing has happened.
     pub fn wake(&self) -> Option<tokio::time::Instant> {
         self.next.map(Into::into)
     }
 
-    /// Whether it is time for a look. The end may be too near for a later one.
+    /// Whether a look is due. At the end always: there may be no later one.
     fn due(&mut self, at: Instant, ending: bool) -> bool {
         if self.link.is_none() {
             return false;
@@ -181,7 +181,7 @@ impl Notifier {
                     self.told = told;
                     self.failed = false;
                 }
-                // Said again at the next look.
+                // Sent again at the next look.
                 Err(why) if !self.failed => {
                     self.failed = true;
                     warn!("the service manager does not listen: {why}");
@@ -200,7 +200,7 @@ impl Notifier {
     }
 }
 
-/// What is to be said, and what is known once it has been.
+/// The message, and what the manager knows once it is sent.
 fn message(
     told: &Told,
     state: State,
@@ -226,7 +226,7 @@ fn message(
             Phase::Reloading if told.been_ready => {
                 lines.push(format!("RELOADING=1\nMONOTONIC_USEC={}", now.0.as_micros()));
             }
-            // Ready and reloading at once: the first comes first.
+            // Ready and reloading at once: ready is sent first.
             Phase::Reloading => lines.push("READY=1".to_owned()),
             Phase::Stopping => lines.push("STOPPING=1".to_owned()),
         }
@@ -235,7 +235,7 @@ fn message(
     if told.state.as_ref().map(|told| &told.status) != Some(&state.status) {
         lines.push(format!("STATUS={}", state.status));
     }
-    // Each phase has a timer of its own, which knows nothing of what was asked for before.
+    // Each phase has a timer of its own; time asked for in an earlier one does not count.
     if state.slow && (new_phase || due(told.extended, EXTEND_EVERY)) {
         lines.push(format!("EXTEND_TIMEOUT_USEC={}", EXTENSION.as_micros()));
         next.extended = Some(at);
@@ -249,8 +249,8 @@ fn message(
     (lines.join("\n"), next)
 }
 
-/// Waits until no other daemon runs here: the one that a shell has started goes on until somebody
-/// ends it, and then this one takes over.
+/// Waits until no other daemon runs here: one that a shell has started runs until a user ends it,
+/// and then this one takes over.
 pub fn wait_for_lock<T>(
     paths: &Paths,
     notifier: &Notifier,
@@ -284,7 +284,7 @@ pub fn wait_for_lock<T>(
 }
 
 impl Daemon {
-    /// To be called in every turn of the loop: the watchdog shall notice when there are no turns.
+    /// Called in every turn of the loop: the watchdog must notice when there are none.
     pub(super) fn tell_systemd(&mut self) {
         let at = Instant::now();
         if !self.systemd.due(at, self.ending) {
@@ -296,7 +296,7 @@ impl Daemon {
             .names()
             .filter_map(|app| self.supervisor.view(app, time))
             .collect();
-        // Twice, for one that fails in its first try.
+        // Doubled for an app that fails in its first attempt.
         let longest = self
             .supervisor
             .names()
@@ -327,7 +327,7 @@ mod tests {
         }
     }
 
-    /// A conversation, in seconds since its begin.
+    /// A conversation, with times in seconds since its begin.
     struct Talk {
         begin: Instant,
         told: Told,

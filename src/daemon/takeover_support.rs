@@ -1,5 +1,5 @@
-//! Whether takeover can be had, for each user that workers run as: tried once, before the first of them
-//! starts; and what is said where it cannot.
+//! Whether takeover is possible, for each user that workers run as: tried once, before their first
+//! worker starts; and the message where it is not.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::core::{Input, Revision, WorkerId};
 use crate::sys::spawn::Credentials;
 use crate::sys::takeover::{Support, Untried, probe_support, probe_support_as};
 
-/// Whom a trial is made as: rsup's own user, or another with the capabilities that it keeps.
+/// The user of a trial: rsup's own, or another with the capabilities that it keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Who {
     Own,
@@ -29,7 +29,7 @@ pub enum Who {
 pub struct TakeoverSupport {
     known: HashMap<Who, Support>,
     waiting: HashMap<Who, Vec<Waiting>>,
-    /// Apps with a bind that could not be looked at, though the trial went well: the latest reason.
+    /// Apps with a bind that could not be read, though the trial succeeded: the latest reason.
     unseen: BTreeMap<AppName, String>,
 }
 
@@ -41,8 +41,8 @@ struct Waiting {
 }
 
 impl TakeoverSupport {
-    /// With the trial for rsup's own user made. `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps that
-    /// take their sockets from `LISTEN_FDS`.
+    /// Makes the trial for rsup's own user. `RSUP_TAKEOVER=off` leaves every `bind` alone, for apps
+    /// that take their sockets from `LISTEN_FDS`.
     pub fn begin() -> Self {
         let off = std::env::var_os("RSUP_TAKEOVER").is_some_and(|value| value == "off");
         let found = if off {
@@ -60,16 +60,16 @@ impl TakeoverSupport {
         this
     }
 
-    /// What is known for the workers of an app, if anything.
+    /// The result for the workers of an app, if known.
     pub fn of(&self, isolation: &Isolation, spec: &AppSpec) -> Option<&Support> {
         match self.known.get(&Who::Own)? {
-            // What the own user is refused, nobody is allowed.
+            // What rsup's own user is refused, no other is allowed.
             Support::Yes { .. } => self.known.get(&who(isolation, spec)),
             refused @ Support::No { .. } => Some(refused),
         }
     }
 
-    /// Why an app that binds its address itself cannot do so here; `None` if it can, or takes none.
+    /// Why an app that binds its address itself cannot do so here; `None` if it can, or binds none.
     pub fn lacking(&self, isolation: &Isolation, spec: &AppSpec) -> Option<String> {
         if !wants_takeover(spec) || spec.socket_activation {
             return None;
@@ -101,13 +101,13 @@ impl TakeoverSupport {
         self.known.insert(who, support);
     }
 
-    /// A bind of the app could not be looked at. True when that is news.
+    /// Records that a bind of the app could not be read. True the first time.
     pub fn unseen(&mut self, app: &AppName, why: String) -> bool {
         let before = self.unseen.insert(app.clone(), why.clone());
         before.is_none_or(|before| before != why)
     }
 
-    /// A bind of the app was answered, or the app is gone.
+    /// Records that a bind of the app was answered, or that the app is gone.
     pub fn seen(&mut self, app: &AppName) {
         self.unseen.remove(app);
     }
@@ -128,7 +128,8 @@ fn who(isolation: &Isolation, spec: &AppSpec) -> Who {
             user,
             capabilities: spec.limits.capabilities.map(Capabilities::bits),
         },
-        // With fewer capabilities than rsup, and of its user, it is as open to rsup as rsup itself.
+        // With fewer capabilities than rsup, and of its user, it is as accessible to rsup as rsup
+        // itself.
         None => Who::Own,
     }
 }
@@ -141,7 +142,7 @@ fn for_user(who: &Who, spec: &AppSpec) -> String {
 }
 
 impl Daemon {
-    /// Puts a worker off until it is known whether it can have takeover; false if it is.
+    /// Delays a worker until it is known whether it can have takeover; false if that is known.
     pub(super) fn await_trial(
         &mut self,
         worker: &WorkerId,
@@ -181,7 +182,7 @@ impl Daemon {
         true
     }
 
-    /// Starts those that waited for the trial.
+    /// Starts the workers that waited for the trial.
     pub(super) fn on_tried(&mut self, who: &Who, tried: Result<Vec<(Who, Support)>, Untried>) {
         let waiting = self.takeover.waiting.remove(who).unwrap_or_default();
         let failed = match tried {
@@ -210,7 +211,7 @@ impl Daemon {
         }
     }
 
-    /// A signal for a worker that waits for a trial: it is not even started.
+    /// Drops a worker that gets a signal while it waits for a trial: it is never started.
     pub(super) fn give_up_trial(&mut self, worker: &WorkerId) {
         if self.takeover.give_up(worker) {
             let reason = "it was told to stop before it was started".to_owned();
@@ -222,7 +223,7 @@ impl Daemon {
     }
 }
 
-/// Makes the trial for `who`, and that for rsup's own user first where it is not known.
+/// Makes the trial for `who`, after that for rsup's own user where its result is not known.
 fn trial(own: Option<Support>, who: &Who) -> Result<Vec<(Who, Support)>, Untried> {
     let mut found = Vec::new();
     let own = match own {

@@ -1,10 +1,11 @@
-//! The holder of binds: a tiny process that outlives daemon and keeper alike, and holds the listeners of
-//! filters (`sys/takeover.rs`) which workers may not hold themselves: those without `no_new_privs`, or of
-//! another user, which only a privileged rsup can start (see `sys/takeover/held.rs` for the reason).
+//! The holder of binds: a tiny process that outlives daemon and keeper, and holds the listeners of
+//! filters (`sys/takeover.rs`) that workers may not hold themselves: those without `no_new_privs`,
+//! or of another user, which only a privileged rsup can start (see `sys/takeover/held.rs` for the
+//! reason).
 //!
-//! It has a socket in the runtime folder, where a daemon hands over listeners and the next one fetches them,
-//! in the messages of [`wire`]. A listener goes when the last process under its filter has; the
-//! holder ends when it has none left and no daemon is connected.
+//! It listens on a socket in the runtime folder, where a daemon hands over listeners and the next
+//! one fetches them, in the messages of [`wire`]. A listener is closed after the last process under
+//! its filter has ended; the holder ends when it has none left and no daemon is connected.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,30 +22,30 @@ use crate::sys::{fdpass, inherit, process};
 /// The verb of rsup that is [`run`].
 pub const VERB: &str = "hold-binds";
 
-/// The variable that tells it the number of its listening socket.
+/// The variable with the number of its listening socket.
 pub const SOCKET: &str = "RSUP_BINDS_FD";
 
-/// How long the daemon that made it may take to connect.
+/// How long the daemon that started it may take to connect.
 const FIRST: Duration = Duration::from_secs(10);
 
-/// How long a daemon may take to read what it asked for.
+/// How long a daemon may take to read the answer.
 const READS: Duration = Duration::from_secs(2);
 
 struct Holder {
     listening: Socket,
     daemons: Vec<OwnedFd>,
     kept: BTreeMap<String, OwnedFd>,
-    /// The path is another holder's by now.
+    /// Another holder listens at the path by now.
     replaced: bool,
 }
 
-/// Runs until it is of no use any more; the exit code.
+/// Runs until it is not needed any more; returns the exit code.
 pub fn run() -> u8 {
     let Some(Ok(listening)) = inherit::take_named(SOCKET) else {
         return 2;
     };
     let _ = nix::unistd::setsid();
-    // What is meant for rsup by its name is not meant for this.
+    // A command that kills processes named `rsup` must not hit this one.
     let _ = std::fs::write("/proc/self/comm", "bind-holder");
     let _ = process::raise_nofile();
     let mut holder = Holder {
@@ -76,7 +77,7 @@ pub fn run() -> u8 {
 }
 
 impl Holder {
-    /// As long as it listens under the path, no other holder can.
+    /// As long as the socket exists at the path, no other holder can listen there.
     fn remove_path(&self) {
         if self.replaced {
             return;
@@ -87,7 +88,7 @@ impl Holder {
         }
     }
 
-    /// Waits for something to happen, and sees to it.
+    /// Waits for something to happen, and handles it.
     fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         let mut wanted = vec![PollFd::new(self.listening.as_fd(), PollFlags::POLLIN)];
         wanted.extend(
@@ -95,7 +96,7 @@ impl Holder {
                 .iter()
                 .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)),
         );
-        // The end of all processes under a filter is said to those as well that wait for nothing.
+        // The end of all processes under a filter is reported even to a poll for no events.
         wanted.extend(
             self.kept
                 .values()
@@ -138,7 +139,7 @@ impl Holder {
         }
     }
 
-    /// False once the daemon is gone.
+    /// Handles one message. False once the daemon is gone.
     fn hear(&mut self, daemon: &OwnedFd) -> bool {
         let mut packet = [0; wire::LONGEST + 1];
         loop {
@@ -148,7 +149,7 @@ impl Holder {
                     (Some(ToKeeper::Keep(name)), Some(fd)) => {
                         self.kept.insert(name, fd);
                     }
-                    // Another one takes its place.
+                    // Another holder takes its place.
                     (Some(ToKeeper::Bye), _) => {
                         self.kept.clear();
                         self.replaced = true;

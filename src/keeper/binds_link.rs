@@ -1,4 +1,4 @@
-//! The daemon's end of what it shares with the [holder of binds](super::binds).
+//! The daemon's end of its connection to the [holder of binds](super::binds).
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -17,22 +17,22 @@ use super::binds::{SOCKET, VERB};
 use super::wire::{self, FromKeeper, ToKeeper};
 use crate::sys::{fdpass, inherit};
 
-/// How long the holder may take to give back what it holds.
+/// How long the holder may take to return what it holds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Connections of daemons that the holder has not accepted yet.
+/// Connections of daemons that wait for the holder to accept them.
 const BACKLOG: i32 = 4;
 
-/// What the holder is to hold. Nothing here waits but [`take_back`].
+/// What the holder should hold. Only [`take_back`] waits.
 pub struct Link {
     path: PathBuf,
     socket: Option<OwnedFd>,
-    /// By name, whether it was handed over.
+    /// By name: whether it was handed over.
     wanted: BTreeMap<String, bool>,
 }
 
 impl Link {
-    /// Makes no holder yet. `path` is that of its socket.
+    /// Starts no holder yet. `path` is the holder's socket.
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -44,7 +44,7 @@ impl Link {
     /// Hands a descriptor over, and again to the next holder if this one dies.
     ///
     /// # Errors
-    /// When no holder can be made, or it has no room; [`Self::tend`] tries again.
+    /// When no holder can be started, or it has no room; [`Self::tend`] tries again.
     pub fn keep(
         &mut self,
         name: String,
@@ -64,14 +64,14 @@ impl Link {
         }
     }
 
-    /// Hands over what is not held yet: all of it to a new holder, if the former one is gone. What `get` does not
-    /// know any more is wanted no longer.
+    /// Hands over what is not held yet: all of it to a new holder, if the former one is gone. A
+    /// name that `get` does not find any more is dropped.
     ///
     /// # Errors
     /// As for [`Self::keep`].
     pub fn tend(&mut self, get: impl Fn(&str) -> Option<OwnedFd>) -> io::Result<()> {
         let mut wanted: Vec<(String, OwnedFd)> = Vec::new();
-        // One whose socket was removed could not be found by the next daemon.
+        // The next daemon could not find a holder whose socket was removed.
         let lost = self.socket.is_some() && !self.path.exists();
         if lost && let Some(socket) = self.socket.take() {
             let _ = fdpass::send_message(&socket, &ToKeeper::Bye.encode(), None);
@@ -107,10 +107,11 @@ fn hand_over(socket: &OwnedFd, name: &str, fd: BorrowedFd<'_>) -> io::Result<()>
     fdpass::send_message(socket, &message, Some(fd))
 }
 
-/// What a holder at `path` has been given by an earlier daemon; nothing where there is no holder. Waits for it.
+/// What an earlier daemon gave to the holder at `path`; nothing where there is no holder. Waits for
+/// it.
 ///
 /// # Errors
-/// When there is one that does not answer.
+/// When there is a holder that does not answer.
 pub fn take_back(path: &Path) -> io::Result<BTreeMap<String, OwnedFd>> {
     let socket = match connect(path) {
         Ok(socket) => socket,
@@ -150,7 +151,7 @@ pub fn take_back(path: &Path) -> io::Result<BTreeMap<String, OwnedFd>> {
     }
 }
 
-/// Connects to the holder, and makes one where there is none.
+/// Connects to the holder, and starts one where there is none.
 fn reach(path: &Path) -> io::Result<OwnedFd> {
     if let Ok(socket) = connect(path) {
         return Ok(socket);
@@ -161,11 +162,11 @@ fn reach(path: &Path) -> io::Result<OwnedFd> {
     }
     let listening = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
     listening.bind(&SockAddr::unix(path)?)?;
-    // Nobody can connect before it listens.
+    // No client can connect before it listens.
     std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
     listening.listen(BACKLOG)?;
     let number = inherit::leave_open(&listening)?;
-    // Its name is not the one by which rsup is killed.
+    // Not the name `rsup`, by which users kill rsup.
     Command::new("/proc/self/exe")
         .arg0("bind-holder")
         .arg(VERB)
@@ -187,7 +188,7 @@ fn connect(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// The holder says nothing unasked; what can be read is its end.
+/// Whether the holder lives: it never sends unasked, so readable means closed.
 fn lives(socket: &OwnedFd) -> bool {
     let mut packet = [0; 1];
     fdpass::receive(socket, &mut packet).is_err_and(|why| why.kind() == ErrorKind::WouldBlock)

@@ -1,4 +1,4 @@
-//! The daemon's end of the pair that it shares with its keeper.
+//! The daemon's end of its connection to the keeper.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -16,13 +16,13 @@ use crate::exit::Exit;
 use crate::sys::readiness::readable;
 use crate::sys::{fdpass, inherit, process};
 
-/// How long a keeper may take to answer while the daemon starts and can do nothing else.
+/// How long a keeper may take to answer while the starting daemon waits for it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Between two tries to send what the keeper had no room for.
+/// Pause before the next attempt to send what the keeper had no room for.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A keeper that is at work. Nothing here waits but what says so: what the keeper has no room for
+/// A keeper that is at work. Only the functions that say so wait: what the keeper has no room for
 /// stays in a queue.
 pub struct Link {
     socket: AsyncFd<OwnedFd>,
@@ -30,18 +30,18 @@ pub struct Link {
     asked: Vec<(u32, oneshot::Sender<Exit>)>,
 }
 
-/// What the other end did.
+/// What came from the keeper.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// Nothing of interest, or an answer that has gone to who asked.
+    /// Nothing of interest, or an answer that has gone to its caller.
     Nothing,
     /// The keeper is dead.
     Gone,
 }
 
 impl Link {
-    /// Takes up the conversation with the keeper at the other end of `socket`, and takes back what
-    /// it holds. Waits for its answers.
+    /// Connects to the keeper at the other end of `socket`, and takes back what it holds. Waits for
+    /// its answers.
     ///
     /// # Errors
     /// `TimedOut`; `BrokenPipe` if it is dead; `InvalidData` if it is of another version.
@@ -61,7 +61,7 @@ impl Link {
             match link.next(deadline)? {
                 (FromKeeper::Hello(wire::VERSION), _) => break,
                 (FromKeeper::Hello(other), _) => {
-                    // It makes room for one of ours.
+                    // It is replaced by a keeper of this version.
                     link.send(&ToKeeper::Bye, None);
                     let text = format!(
                         "the keeper speaks version {other}, this daemon version {}",
@@ -112,18 +112,18 @@ impl Link {
         self.socket.get_ref().as_fd()
     }
 
-    /// Sends in order; what has to wait is sent by [`Self::turn`].
+    /// Sends in order; [`Self::turn`] sends what has to wait.
     pub fn send(&mut self, message: &ToKeeper, fd: Option<BorrowedFd<'_>>) {
         let packet = message.encode();
         if self.unsent.is_empty() && !full(fdpass::send_message(self.socket(), &packet, fd)) {
             return;
         }
-        // Without a descriptor to spare the message goes without, and the keeper says so.
+        // Without a spare descriptor the message goes alone, and the keeper logs that.
         self.unsent
             .push_back((packet, fd.and_then(|fd| fd.try_clone_to_owned().ok())));
     }
 
-    /// The last word; what was still to be kept is of no use any more. Waits for room.
+    /// Reports that the daemon ends; what is still queued to be kept is dropped. Waits for room.
     pub fn bye(&mut self) {
         self.unsent.clear();
         let deadline = Instant::now() + PATIENCE;
@@ -146,8 +146,8 @@ impl Link {
         }
     }
 
-    /// Asks how a process ended that became the keeper's child; whoever waits for the answer gets
-    /// nothing if the keeper dies.
+    /// Asks how a process ended that became the keeper's child; `answer` is dropped if the keeper
+    /// dies.
     pub fn how_ended(&mut self, pid: u32, answer: oneshot::Sender<Exit>) {
         self.send(&ToKeeper::HowEnded(pid), None);
         self.asked.push((pid, answer));
@@ -166,7 +166,7 @@ impl Link {
         }
     }
 
-    /// Waits for something to do, and does it. May be dropped at any time.
+    /// Waits for something to do, and does it. Cancel-safe.
     pub async fn turn(&mut self) -> Heard {
         let heard = if self.unsent.is_empty() {
             self.hear().await
@@ -208,7 +208,7 @@ impl Link {
         Ok(message.map(|(message, _)| message))
     }
 
-    /// The next message, waited for.
+    /// Waits for the next message.
     fn next(&mut self, deadline: Instant) -> io::Result<(FromKeeper, Option<OwnedFd>)> {
         loop {
             if let Some(message) = receive(self.socket())? {
@@ -227,7 +227,7 @@ impl Link {
     }
 }
 
-/// The next message if there is one. What makes no sense is passed over.
+/// The next message if there is one. An invalid one is skipped.
 fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(FromKeeper, Option<OwnedFd>)>> {
     let mut packet = [0; wire::LONGEST + 1];
     loop {

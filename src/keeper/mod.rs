@@ -1,14 +1,15 @@
-//! The keeper: a tiny process above the daemon, so that nothing a worker needs dies with it.
+//! The keeper: a tiny process above the daemon, so that nothing that a worker needs dies with the
+//! daemon.
 //!
 //! * It holds duplicates of listening sockets, log pipes and seccomp listeners by name, and gives
-//!   them to the next daemon: the contract of systemd's `FDSTORE=1`. It never looks into them.
+//!   them to the next daemon, as systemd's `FDSTORE=1` does. It never looks into them.
 //! * It starts a daemon that died again, at once the first time, then with backoff.
-//! * It is the reaper of the dead daemon's workers, and tells the next one how they ended.
+//! * It reaps the dead daemon's workers, and reports to the next daemon how they ended.
 //!
-//! One thread, one loop, no policy; a second thread waits for stderr once there is something to say. It
-//! ends when the daemon says that it ends on purpose.
+//! One thread, one loop, no policy; a second thread writes to stderr once there is something to
+//! write. It ends when the daemon reports that it ends on purpose.
 
-// A new state has to be thought of everywhere.
+// A new state must be handled everywhere.
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 pub mod binds;
@@ -39,51 +40,54 @@ use crate::paths::Paths;
 use crate::sys::{detach, fdpass, inherit, process};
 use wire::{FromKeeper, ToKeeper};
 
-/// The name of the program that daemons are started from. Without it, the keeper's own.
+/// The name of the kept descriptor of the program that daemons are started from. Without it, the
+/// keeper's own.
 pub const PROGRAM: &str = "program";
 
-/// The name of the journal of the logs.
+/// The name of the kept journal of the logs.
 pub const JOURNAL: &str = "journal";
 
-/// The variable that tells a daemon, or a keeper that a daemon made, the number of its end of the
-/// pair.
+/// The variable that gives a daemon, or a keeper that a daemon started, the number of its end of
+/// the pair.
 pub const SOCKET: &str = "RSUP_KEEPER_FD";
 
-/// The variable that tells a daemon that the one before it died, and that nobody but the keeper starts it.
+/// The variable of a daemon whose predecessor died, and that only the keeper starts again.
 pub const AGAIN: &str = "RSUP_AGAIN";
 
-/// The variable that tells a daemon that it is started by a command that wants what there is, not by a start.
+/// The variable of a daemon that was started by a command about existing apps, not by a start.
 pub const GO_ON: &str = "RSUP_GO_ON";
 
-/// The variable that tells a keeper, and by it the first daemon, the number of a descriptor: whoever started
-/// them reads there what their log did not take.
+/// The variable that gives a keeper, and through it the first daemon, the number of a descriptor:
+/// they write there what their log did not take, for the process that started them.
 pub const WORDS: &str = "RSUP_WORDS_FD";
 
-/// The variable that tells a keeper that the service which it was started in is meant for rsup.
+/// The variable of a keeper that was started in a service meant for rsup.
 pub const STAY: &str = "RSUP_STAY";
 
-/// The variable that tells a daemon how many lines of its keeper have been lost.
+/// The variable that gives a daemon the number of lines that its keeper has lost.
 pub const LOST: &str = "RSUP_KEEPER_LOST";
 
-/// The name of the live state of a daemon that cannot write it to a file.
+/// The name of the kept live state of a daemon that cannot write it to a file.
 pub const STATE: &str = "state";
 
-/// After so many deaths that are not [forgiven](FORGIVEN), no further daemon is started for no worker at all.
+/// After this many deaths that are not [forgiven](FORGIVEN), no further daemon is started while
+/// there is no worker.
 const MOST_VAIN_DEATHS: u32 = 8;
 
-/// How many descriptors are kept at the most: three for each worker and some for each app.
+/// The most descriptors that are kept: three for each worker and some for each app.
 const MOST_KEPT: usize = 16_384;
 
-/// How many ends of processes nobody has asked for are remembered.
+/// The most unclaimed exits that are remembered.
 const MOST_ENDS: usize = 4096;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// For each of these that a daemon lived, one death before it is forgotten. One whose lives are a little longer
-/// than its start is started more and more slowly too; longer lives are as good as pauses.
+/// One earlier death is forgotten for each such period that a daemon lived. A daemon whose lives
+/// are little longer than its start is started more and more slowly too; longer lives count as
+/// pauses.
 const FORGIVEN: Duration = LONGEST_PAUSE;
 
-/// Ends of processes that nobody has asked for yet: those of workers that came to us.
+/// Exits that no daemon has asked for yet: those of workers that became the keeper's children.
 #[derive(Default)]
 struct Ends(VecDeque<(u32, Exit)>);
 
@@ -92,7 +96,7 @@ impl Ends {
         if self.0.len() == MOST_ENDS {
             self.0.pop_front();
         }
-        // Numbers are used again.
+        // Pids are reused.
         self.0.retain(|(other, _)| *other != pid);
         self.0.push_back((pid, exit));
     }
@@ -107,7 +111,7 @@ impl Ends {
 /// The daemon as its keeper sees it.
 struct Daemon {
     pid: u32,
-    /// None if it was gone when we came.
+    /// `None` if it was gone before the keeper got to it.
     pidfd: Option<OwnedFd>,
     socket: OwnedFd,
     since: Instant,
@@ -115,7 +119,7 @@ struct Daemon {
 
 struct Keeper {
     paths: Paths,
-    /// Tells commands that a daemon will be back.
+    /// Its lock shows commands that a daemon will be back.
     lock: File,
     kept: BTreeMap<String, OwnedFd>,
     ends: Ends,
@@ -131,10 +135,10 @@ struct Keeper {
     bye: bool,
 }
 
-/// Runs until the daemon has ended on purpose; the exit code.
+/// Runs until the daemon has ended on purpose; returns the exit code.
 ///
-/// Called by `rsup start`, it starts the daemon; called by a daemon whose keeper died, it finds
-/// that one's socket in [`SOCKET`].
+/// Started by `rsup start`, it starts the daemon; started by a daemon whose keeper died, it gets
+/// that daemon's socket in [`SOCKET`].
 pub fn run() -> u8 {
     let code = match try_run() {
         Ok(code) => code,
@@ -147,9 +151,9 @@ pub fn run() -> u8 {
     code
 }
 
-/// To the daemon's log, without waiting for it; what it does not take is counted.
+/// Writes to the daemon's log without waiting for it; lines that the log does not take are counted.
 fn say(text: &str) {
-    // Without a thread to be had nobody is told.
+    // Without another thread the line is lost.
     if let Ok(console) = stderr::begin(line) {
         console.whole(&line(text));
     }
@@ -159,7 +163,8 @@ fn line(text: &str) -> Vec<u8> {
     format!("keeper: {text}\n").into_bytes()
 }
 
-/// Leaves behind what this process has of the command that started it; in words, what it could not leave.
+/// Drops what this process inherited from the command that started it; returns what it could not
+/// drop, as messages.
 pub fn detach() -> Vec<String> {
     let left = [WORDS, SOCKET].into_iter().filter_map(inherit::named);
     detach::from_caller(&left.collect::<Vec<_>>())
@@ -180,10 +185,10 @@ fn try_run() -> io::Result<u8> {
         .and_then(|paths| paths.create().map(|()| paths))
         .map_err(io::Error::other)?;
     undone.iter().for_each(|what| say(what));
-    // Away from the terminal and from the group of whoever started us.
+    // Leaves the terminal and the process group of the caller.
     let _ = nix::unistd::setsid();
     let lock = lock(&paths)?;
-    // Where it is refused, the daemon says so; it tries the same.
+    // Where it is refused, the daemon reports it; the daemon tries the same.
     let _ = process::set_child_subreaper();
     let _ = process::raise_nofile();
     let caught: SigSet = [
@@ -196,7 +201,7 @@ fn try_run() -> io::Result<u8> {
     .collect();
     caught.thread_set_mask()?;
     let signals = SignalFd::with_flags(&caught, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-    // One that a daemon made is where that is.
+    // A keeper that a daemon started is already where it should be.
     if inherit::named(SOCKET).is_none()
         && std::env::var_os(STAY).is_none()
         && let Some(what) = scope::leave_service()
@@ -217,7 +222,8 @@ fn try_run() -> io::Result<u8> {
     };
     if let Some(socket) = inherit::take_named(SOCKET) {
         let socket = socket?;
-        // Whoever made the pair; it may be dead by now, and then its last words are in the queue.
+        // The process that made the pair; it may be dead by now, and then its last messages are in
+        // the queue.
         let pid = process::peer_credentials(&socket)?.pid;
         keeper.daemon = Some(Daemon {
             pid,
@@ -247,15 +253,16 @@ fn try_run() -> io::Result<u8> {
     }
 }
 
-/// Held as long as the keeper lives: it tells commands that a daemon will be back.
+/// Held as long as the keeper lives: it shows commands that a daemon will be back.
 fn lock(paths: &Paths) -> io::Result<File> {
     lock::take(&paths.keeper_lock())?
         .ok_or_else(|| io::Error::other("another keeper is at work already"))
 }
 
 impl Keeper {
-    /// Whether nothing depends on a next daemon, and none is to be expected to live. Either none got as far as to keep its
-    /// program too: whoever started us is told by our end, and the log says why. Or many have died one after another.
+    /// Whether nothing depends on a next daemon, and none can be expected to live. Either none got
+    /// as far as to keep its program: the caller then sees the keeper end, and the log has the
+    /// cause. Or many have died one after another.
     fn is_in_vain(&self) -> bool {
         let only = |names: &[&str]| self.kept.keys().all(|name| names.contains(&name.as_str()));
         only(&[PROGRAM])
@@ -263,7 +270,7 @@ impl Keeper {
             || (self.deaths >= MOST_VAIN_DEATHS && only(&[PROGRAM, JOURNAL, STATE]))
     }
 
-    /// Until something happens.
+    /// Waits until something happens.
     fn wait(&self, signals: &SignalFd) -> io::Result<()> {
         let mut wanted = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         if let Some(daemon) = &self.daemon {
@@ -291,9 +298,9 @@ impl Keeper {
     fn on_signal(&mut self, signal: i32) {
         match signal {
             libc::SIGCHLD => self.reap(),
-            // Of no terminal of ours.
+            // The keeper has no terminal.
             libc::SIGHUP => {}
-            // To stop is the daemon's business.
+            // Stopping is up to the daemon.
             _ => match &self.daemon {
                 Some(Daemon {
                     pidfd: Some(pidfd), ..
@@ -303,7 +310,7 @@ impl Keeper {
         }
     }
 
-    /// Takes away the dead, and remembers how they ended.
+    /// Reaps children, and remembers how they ended.
     fn reap(&mut self) {
         match process::reap_orphans(|_| false) {
             Ok(dead) => dead
@@ -313,10 +320,10 @@ impl Keeper {
         }
     }
 
-    /// Hears what the daemon has to say, to its last word if it is dead.
+    /// Handles the daemon's messages, up to the last one if it is dead.
     fn listen(&mut self) {
         let Some(daemon) = &self.daemon else { return };
-        // Asked first: what it said before its death is in the queue by then.
+        // Checked first: what the daemon sent before its death is then in the queue.
         let mut dead = daemon
             .pidfd
             .as_ref()
@@ -325,15 +332,16 @@ impl Keeper {
         loop {
             let Some(daemon) = &self.daemon else { return };
             match fdpass::receive(&daemon.socket, &mut packet) {
-                // Nobody has the other end any more. A daemon that lives all the same makes do without us.
+                // The other end is closed everywhere. A daemon that lives all the same does without
+                // a keeper.
                 Ok((0, _)) => {
                     self.bye |= daemon.pidfd.as_ref().is_some_and(|pidfd| !ends_soon(pidfd));
                     dead = true;
                     break;
                 }
-                // Said once if it left answers unread; its own words come after.
+                // Reported once if the daemon left answers unread; its own messages follow.
                 Err(why) if why.kind() == io::ErrorKind::ConnectionReset => {}
-                // There is nothing more to hear.
+                // No more messages can come.
                 Err(_) => break,
                 Ok((length, fd)) => match ToKeeper::parse(&packet[..length]) {
                     Some(message) => self.on_message(message, fd),
@@ -349,9 +357,9 @@ impl Keeper {
     fn on_message(&mut self, message: ToKeeper, fd: Option<OwnedFd>) {
         match message {
             ToKeeper::Hello(_) => {
-                // It may have said goodbye in the name of a program that could not begin.
+                // The daemon may have said goodbye for a new program that then could not start.
                 self.bye = false;
-                // What becomes of it from here on, a client may ask.
+                // From here on clients can ask what happened.
                 stderr::dismiss_witness();
                 self.tell(&FromKeeper::Hello(wire::VERSION), None);
             }
@@ -380,7 +388,7 @@ impl Keeper {
         }
     }
 
-    /// Waits while the daemon's queue is full: it asked, so it reads. If it dies, this fails.
+    /// Waits while the daemon's queue is full: it asked, so it reads. Fails if the daemon dies.
     fn tell(&self, message: &FromKeeper, fd: Option<&OwnedFd>) {
         let Some(daemon) = &self.daemon else { return };
         while let Err(why) =
@@ -430,7 +438,7 @@ impl Keeper {
         }
     }
 
-    /// The file of the lock may have been removed with its folder.
+    /// Makes the lock again, whose file may have been removed with its folder.
     fn lock_again(&mut self) {
         if lock::is_at(&self.lock, &self.paths.keeper_lock()) {
             return;
@@ -451,7 +459,7 @@ impl Keeper {
         let (ours, theirs) = pair()?;
         let number = inherit::leave_open(&theirs)?;
         let program = match self.kept.get(PROGRAM) {
-            // The kernel looks this path up in the child, before exec closes the descriptor.
+            // The kernel resolves this path in the child, before exec closes the descriptor.
             Some(fd) => format!("/proc/self/fd/{}", fd.as_raw_fd()),
             None => "/proc/self/exe".to_owned(),
         };
@@ -480,8 +488,8 @@ impl Keeper {
     }
 }
 
-/// How many deaths are remembered after another one, of a daemon that lived so long, and how long the next
-/// daemon has to wait.
+/// The number of deaths to remember after another one, of a daemon that lived for `lived`, and the
+/// pause before the next daemon.
 fn after_death(before: u32, lived: Duration) -> (u32, Duration) {
     let forgiven = u32::try_from(lived.as_secs() / FORGIVEN.as_secs()).unwrap_or(u32::MAX);
     let before = before.saturating_sub(forgiven);
@@ -492,13 +500,13 @@ fn after_death(before: u32, lived: Duration) -> (u32, Duration) {
     (before.saturating_add(1).min(16), pause)
 }
 
-/// A dying process loses its descriptors a moment before it is a zombie.
+/// Waits a moment: a dying process loses its descriptors before it is a zombie.
 fn ends_soon(pidfd: &OwnedFd) -> bool {
     let mut wanted = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     !matches!(poll(&mut wanted, PollTimeout::from(1000u16)), Ok(0))
 }
 
-/// A pair whose first end never waits.
+/// A socket pair whose first end is non-blocking.
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,

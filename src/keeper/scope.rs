@@ -1,5 +1,6 @@
-//! Out of the service of systemd's that the first command was a part of, such as a webhook or a CI runner: rsup would
-//! end with it. systemd is asked for a scope of our own, which no unit takes with it (systemd.scope(5)).
+//! Moves rsup out of the systemd service that the first command is a part of, such as a webhook or
+//! a CI runner: rsup would end with it. systemd is asked for a scope of rsup's own, which no unit
+//! stops with itself (systemd.scope(5)).
 
 use std::io;
 use std::path::Path;
@@ -12,7 +13,8 @@ use crate::sys::detach::{self, Service};
 const PATIENCE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Moves this process, which has no child yet, out of a service; in words, what came of it.
+/// Moves this process, which has no child yet, out of a service; returns a message about the
+/// result.
 pub fn leave_service() -> Option<String> {
     // In a container the name may be that of a service outside (sd_booted(3)).
     if !Path::new("/run/systemd/system").is_dir() {
@@ -23,13 +25,13 @@ pub fn leave_service() -> Option<String> {
     match ask(&service).and_then(|()| wait(&service)) {
         Ok(()) => None,
         Err(why) => Some(format!(
-            "rsup was started inside {unit} and ends with it, as no scope of its own can be had: {why}; \
+            "rsup was started inside {unit} and ends with it, since it could not get a scope of its own: {why}; \
              `rsup startup` makes it a service of its own"
         )),
     }
 }
 
-/// `StartTransientUnit` of org.freedesktop.systemd1(5).
+/// Calls `StartTransientUnit` of org.freedesktop.systemd1(5).
 fn ask(service: &Service) -> io::Result<()> {
     let pid = std::process::id().to_string();
     let manager = if service.of_user {
@@ -68,7 +70,7 @@ fn ask(service: &Service) -> io::Result<()> {
     Err(io::Error::other(format!("busctl: {}", said.trim())))
 }
 
-/// The job that moves this process is done a moment later.
+/// Waits for the job, which moves this process a moment later.
 fn wait(service: &Service) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while detach::service_of_caller().as_ref() == Some(service) {

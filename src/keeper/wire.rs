@@ -1,16 +1,16 @@
-//! What the daemon and its keeper say to each other: one message per packet of a `SOCK_SEQPACKET`
-//! pair, a letter and what belongs to it; a descriptor, if any, travels beside it.
+//! The messages between the daemon and its keeper: one per packet of a `SOCK_SEQPACKET` pair, a
+//! letter and its argument; a descriptor, if any, travels beside it.
 
 use crate::exit::{Exit, SIGKILL};
 
 /// Raised when an older keeper could misunderstand a message. A daemon that finds a keeper of
-/// another version makes one of its own.
+/// another version starts one of its own.
 pub const VERSION: u8 = 1;
 
 /// The longest name of a kept descriptor, in bytes (as for systemd's `FDNAME=`).
 pub const LONGEST_NAME: usize = 255;
 
-/// Room for any message. A longer packet is cut, and then is none.
+/// Bytes for any message. A longer packet is cut, and then invalid.
 pub const LONGEST: usize = 1 + LONGEST_NAME;
 
 /// From the daemon.
@@ -20,13 +20,14 @@ pub enum ToKeeper {
     Hello(u8),
     /// Keep the descriptor that comes with this, in place of one of the same name.
     Keep(String),
-    /// Close the one of that name.
+    /// Close the descriptor of that name.
     Drop(String),
     /// Answered by all [`FromKeeper::Kept`] and then [`FromKeeper::AllKept`].
     GiveBack,
-    /// How did this process end, which became the keeper's child? Answered by [`FromKeeper::Ended`].
+    /// How did this process end, which became the keeper's child? Answered by
+    /// [`FromKeeper::Ended`].
     HowEnded(u32),
-    /// The daemon ends on purpose: the keeper is to end too.
+    /// The daemon ends on purpose; the keeper ends too.
     Bye,
 }
 
@@ -53,7 +54,7 @@ impl ToKeeper {
         }
     }
 
-    /// `None` for what is no message.
+    /// `None` for an invalid message.
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let (letter, rest) = packet.split_first()?;
         Some(match (letter, rest) {
@@ -85,7 +86,7 @@ impl FromKeeper {
                         signal,
                         core_dumped: true,
                     } => (2, *signal),
-                    // What a keeper sees of it.
+                    // A keeper sees it as a kill.
                     Exit::OutOfMemory | Exit::Starved { .. } => (1, SIGKILL),
                     Exit::Unknown => (3, 0),
                 };
@@ -100,7 +101,7 @@ impl FromKeeper {
         }
     }
 
-    /// `None` for what is no message.
+    /// `None` for an invalid message.
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let (letter, rest) = packet.split_first()?;
         Some(match (letter, rest) {
@@ -127,7 +128,7 @@ impl FromKeeper {
     }
 }
 
-/// Names are what systemd's `FDNAME=` allows as well: printable ASCII without `:`.
+/// Whether systemd's `FDNAME=` allows the name as well: printable ASCII without `:`.
 pub fn is_name(name: &str) -> bool {
     (1..=LONGEST_NAME).contains(&name.len())
         && name

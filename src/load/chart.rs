@@ -1,4 +1,4 @@
-//! Columns over time in a terminal: eight heights to a character, marks and failures below.
+//! Columns over time in a terminal: eight heights per character, marks and failures below.
 
 use super::stats::{Bucket, MARKER_END, Report};
 
@@ -6,7 +6,7 @@ const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇'
 /// Columns left of the plot: the labels of its axis.
 pub(super) const GUTTER: usize = 11;
 
-/// One column of the chart: the buckets that fall into it.
+/// One column of the chart, made of the buckets that fall into it.
 #[derive(Debug, Clone, Default)]
 struct Column {
     requests: u64,
@@ -15,10 +15,10 @@ struct Column {
     buckets: usize,
 }
 
-/// The lines of a chart `width` characters wide. Empty where there is nothing to show.
+/// A chart `width` characters wide. Empty where there is nothing to show.
 pub(super) struct Chart {
     columns: Vec<Column>,
-    /// Milliseconds to a column.
+    /// Milliseconds per column.
     step: f64,
     /// The column of each mark, and its label.
     marks: Vec<(usize, String)>,
@@ -28,7 +28,7 @@ impl Chart {
     pub(super) fn new(report: &Report, width: usize) -> Chart {
         let room = width.saturating_sub(GUTTER + 1).max(10);
         let mut buckets = report.series.buckets.as_slice();
-        // The last bucket is mostly a stump, and would look like a drop.
+        // The last bucket is mostly incomplete, and would look like a drop.
         let whole = (report.duration_ms / report.series.bucket_ms.max(1)) as usize;
         if buckets.len() > 4
             && whole > 0
@@ -38,7 +38,7 @@ impl Chart {
             buckets = &buckets[..whole];
         }
         let span = buckets.len() as f64 * report.series.bucket_ms as f64;
-        // Few buckets are drawn wide, many are put together.
+        // Few buckets are drawn wide, many are merged.
         let count = if buckets.len() >= room {
             room
         } else {
@@ -107,7 +107,7 @@ impl Chart {
         })
     }
 
-    /// `▲` under the marked moments, `├──┤` under what has an end, and their labels, as many as fit.
+    /// `▲` under each moment, `├──┤` under each period, and their labels, as many as fit.
     pub(super) fn marks(&self) -> Option<(String, String)> {
         if self.marks.is_empty() {
             return None;
@@ -129,7 +129,7 @@ impl Chart {
             arrows[*at] = '▲';
             let length = label.chars().count();
             let from = (*at).min(self.columns.len().saturating_sub(length));
-            // One blank between labels, or the label is left out: its arrow stays.
+            // One blank between labels; a label without room is left out, but not its arrow.
             if labels.is_empty() || from > labels.len() {
                 labels.resize(from, ' ');
                 labels.extend(label.chars());
@@ -157,7 +157,7 @@ pub(super) fn plot(values: &[f64], top: f64, height: usize) -> Vec<String> {
             0.0
         };
         let n = (share * (height * 8) as f64).round() as usize;
-        // What is small must still be told from what is nothing.
+        // A small value must still differ from zero.
         if value > 0.0 { n.max(1) } else { 0 }
     };
     (0..height)

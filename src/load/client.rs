@@ -1,5 +1,5 @@
-//! The load client: a number of concurrent clients that send requests one after the other and book
-//! what becomes of each.
+//! The load client: a number of concurrent clients that send requests one after the other and
+//! record each outcome.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,10 +17,10 @@ use super::http::{Answer, Buffers, Cause, Fault, exchange};
 use super::recorder::{Outcome, Recorder};
 use super::stats::{FailureKind, Phase, PhaseStats, Report, Series, Snapshot};
 
-/// What load to put on what. Requests are `GET`s.
+/// The load and its target. Requests are `GET`s.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Where to.
+    /// The target.
     pub target: Target,
     /// The `Host` header.
     pub host: String,
@@ -30,15 +30,15 @@ pub struct Plan {
     pub connections: usize,
     /// `false`: a new connection for every request, with `Connection: close`.
     pub keep_alive: bool,
-    /// Requests per second over all clients; `None` (or nothing positive): each client sends its
-    /// next request when it has its answer.
+    /// Requests per second over all clients; `None` (or a rate that is not positive): each client
+    /// sends its next request when it has its answer.
     ///
-    /// Paced requests have an intended start, and latency counts from it: what waits behind a slow
-    /// answer is slow too, and is not left out.
+    /// Paced requests have an intended start, and latency counts from it: a request that waits
+    /// behind a slow answer is slow too, and is counted so.
     pub rate: Option<f64>,
-    /// Stop after so many requests.
+    /// Stop after this many requests.
     pub max_requests: Option<u64>,
-    /// Begin no request after this time. Those under way are still waited for.
+    /// Begin no request after this time. Requests under way are still waited for.
     pub max_time: Duration,
     /// The longest a request may take, connecting included.
     pub timeout: Duration,
@@ -67,11 +67,11 @@ impl Plan {
         }
     }
 
-    /// The same for a URL: `http://127.0.0.1:3001/health`. The host is an address or `localhost`:
-    /// names are not looked up.
+    /// As [`Self::new`], for a URL: `http://127.0.0.1:3001/health`. The host is an address or
+    /// `localhost`: names are not looked up.
     ///
     /// # Errors
-    /// In words, where the URL is not of that form.
+    /// A message, where the URL is not of that form.
     pub fn for_url(url: &str) -> Result<Plan, String> {
         let uri: hyper::Uri = url.parse().map_err(|e| format!("{url}: {e}"))?;
         if uri.scheme_str() != Some("http") {
@@ -108,11 +108,12 @@ impl Plan {
 }
 
 /// A timer fires up to a millisecond late, and later on a busy machine. A client that was free at
-/// the intended start and woke no later than this counts from when it woke: the delay was its own.
+/// the intended start and woke within this time counts from its waking: the delay was its own.
 const TIMER_SLACK: Duration = Duration::from_millis(2);
-/// After a failure a client rests: a port that refuses would otherwise be tried 50,000 times a second.
+/// A client's pause after a failure: a port that refuses would otherwise be tried 50,000 times a
+/// second.
 const REST: Duration = Duration::from_millis(5);
-/// How long an answered connection is left to the server to close.
+/// How long the server has to close an answered connection.
 const SERVER_CLOSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -192,7 +193,7 @@ impl Handle {
         start(plan)
     }
 
-    /// From now on, requests are booked to `phase` when they start.
+    /// Requests that start from now on count for `phase`.
     pub fn mark(&self, phase: Phase) {
         self.shared.recorder().enter(phase, Instant::now());
         self.shared.phase.store(phase as u8, Ordering::Relaxed);
@@ -218,7 +219,7 @@ impl Handle {
         }
     }
 
-    /// Whether the plan's limits were reached and the last answer is in.
+    /// Whether the plan's limits were reached and the last answer has come.
     pub fn is_finished(&self) -> bool {
         self.shared.clients.load(Ordering::Acquire) == 0
     }
@@ -229,7 +230,7 @@ impl Handle {
         self.finish().await
     }
 
-    /// Waits until the plan's limits are reached and the last answer is in, and reports.
+    /// Waits until the plan's limits are reached and the last answer has come, and reports.
     pub async fn finish(mut self) -> Report {
         for client in std::mem::take(&mut self.clients) {
             if let Err(error) = client.await
@@ -279,7 +280,7 @@ struct Client {
     idle: Option<Stream>,
 }
 
-/// What a request was about when its time ran out, or it failed.
+/// What a request was doing when it timed out or failed.
 #[derive(Clone, Copy)]
 enum Stage {
     Connecting,
@@ -346,8 +347,8 @@ impl Client {
         }
     }
 
-    /// Waits until the next request is due. With a pace, says from when its latency counts.
-    /// `None`: there is no next request.
+    /// Waits until the next request is due. With a rate, returns the time from which its latency
+    /// counts. `None`: there is no next request.
     async fn next(&mut self) -> Option<Option<Instant>> {
         let Shared {
             plan,
@@ -385,7 +386,7 @@ impl Client {
 
     /// Sends one request, over the idle connection where there is a live one.
     async fn request(&mut self, stage: &mut Stage) -> Result<Answer, Error> {
-        // A connection that the server has closed already carries no request: that loses nothing.
+        // A connection that the server has closed already carries no request, so nothing is lost.
         let idle = self.idle.take().filter(Stream::is_idle);
         let reused = idle.is_some();
         let mut stream = match idle {

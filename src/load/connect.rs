@@ -1,4 +1,4 @@
-//! Connections of the load client: where to, and from which source address.
+//! Connections of the load client: their target and their source address.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,7 @@ use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
-/// Where the load goes.
+/// The target of the load.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// A TCP listener. The wildcard addresses stand for loopback.
@@ -39,17 +39,18 @@ impl fmt::Display for Target {
     }
 }
 
-/// Source addresses are `127.1.0.1` to `127.80.0.1`. Beyond that lie addresses with a meaning of
-/// their own: rsup's probes come from 127.83/16, and the steering program sends them to one worker.
+/// Source addresses are `127.1.0.1` to `127.80.0.1`. Others are in use: rsup's probes come from
+/// 127.83/16, and the steering program sends them to one worker.
 const SOURCES: u32 = 80;
 
 /// Opens connections to one target.
 ///
 /// A client that closes first leaves its port in TIME_WAIT for a minute, and one source address has
-/// some 28,000 of them: at 1,000 connections a second they are gone within half a minute. The whole
-/// of 127/8 is local, so each connection takes the next of 80 source addresses; ports are then
-/// chosen by `connect` for the whole (source, target) pair (`IP_BIND_ADDRESS_NO_PORT`). That holds
-/// for 37,000 connections a second, and, unlike a reset (`SO_LINGER` 0), the server cannot notice.
+/// some 28,000 ports: at 1,000 connections a second they are used up within half a minute. The
+/// whole of 127/8 is local, so each connection takes the next of 80 source addresses; `connect`
+/// then chooses the port for the whole (source, target) pair (`IP_BIND_ADDRESS_NO_PORT`). That is
+/// enough for 37,000 connections a second, and, unlike a reset (`SO_LINGER` 0), the server does not
+/// notice.
 #[derive(Debug)]
 pub(super) struct Connector {
     target: Target,
@@ -78,8 +79,8 @@ impl Connector {
         }
     }
 
-    /// Whether a connection that has had its answer should be left to the server to close, so
-    /// that the TIME_WAIT is at the server's end. Only where sources cannot rotate.
+    /// Whether the server should close a connection that has its answer, so that the TIME_WAIT is
+    /// at the server's end. Only where source addresses cannot rotate.
     pub(super) fn server_closes_first(&self) -> bool {
         !self.rotate && matches!(self.target, Target::Tcp(_))
     }
@@ -92,8 +93,8 @@ impl Connector {
                 let n = self.next.fetch_add(1, Ordering::Relaxed) % SOURCES;
                 let source = Ipv4Addr::new(127, n as u8 + 1, 0, 1);
                 let socket = TcpSocket::new_v4()?;
-                // Where this fails (127/8 not all local, an odd sandbox) the kernel's own choice
-                // of source still serves, for as long as its ports last.
+                // Where this fails (127/8 not all local, an odd sandbox) the kernel chooses the
+                // source, as long as its ports last.
                 if setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).is_ok() {
                     let _ = socket.bind(SocketAddr::new(source.into(), 0));
                 }
@@ -127,7 +128,7 @@ impl Stream {
     }
 
     /// Whether the idle connection can carry another request: neither closed by the server nor
-    /// holding bytes nobody asked for (some servers say 408 before they close).
+    /// holding unrequested bytes (some servers send 408 before they close).
     ///
     /// Asks the kernel, not tokio's readiness, which may be one turn of the event loop old.
     pub(super) fn is_idle(&self) -> bool {

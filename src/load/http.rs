@@ -1,15 +1,16 @@
 //! One HTTP/1.1 exchange over a connection: write the request, read the answer to its end.
 //!
-//! Smaller than a general client on purpose: it must tell a failed write from a failed read from an
-//! early close, which general clients fold into one error, and it shares the cores with the app.
+//! Smaller than a general client on purpose: it must tell a failed write, a failed read and an
+//! early close apart, which general clients fold into one error, and it shares the cores with the
+//! app.
 
 use std::io;
 
 use super::connect::Stream;
 
-/// Bytes read at once, and the largest head that is understood.
+/// Bytes per read, and the largest head that is accepted.
 const BUFFER: usize = 16 * 1024;
-/// How much of a body is kept to learn who answered.
+/// Bytes of a body that are kept, to learn which worker answered.
 const SAMPLE: usize = 1024;
 
 /// Why an exchange failed, and whether any byte of the answer had come by then.
@@ -27,7 +28,7 @@ pub(super) enum Cause {
     Read(io::Error),
     /// The connection ended before the answer did.
     Closed(String),
-    /// What came is not HTTP/1.
+    /// The answer is not HTTP/1.
     Bad(String),
 }
 
@@ -35,9 +36,9 @@ pub(super) enum Cause {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub status: u16,
-    /// The connection may carry another request.
+    /// Whether the connection may carry another request.
     pub reusable: bool,
-    /// The body ended with the connection, which is therefore at its end already.
+    /// The body ended with the connection, which has therefore ended.
     pub at_eof: bool,
 }
 
@@ -134,7 +135,7 @@ pub(super) async fn exchange(
         };
         got += used;
         if body.is_complete() {
-            // Bytes beyond the answer belong to no request: don't use the connection again.
+            // Bytes beyond the answer belong to no request: the connection is not used again.
             let reusable = head.keep_alive && used == bytes.len();
             return Ok(Answer {
                 status: head.status,
@@ -168,7 +169,7 @@ pub(super) async fn exchange(
     }
 }
 
-/// What the head of an answer says.
+/// The head of an answer.
 #[derive(Debug)]
 struct Head {
     len: usize,
@@ -252,16 +253,16 @@ fn last_token(value: &[u8]) -> &[u8] {
         .trim_ascii()
 }
 
-/// Where the reader is in a body.
+/// The position of the reader in a body.
 #[derive(Debug)]
 enum Body {
-    /// So many bytes are still to come.
+    /// This many bytes are still to come.
     Length(u64),
     Chunked(Chunk),
     UntilEof,
 }
 
-/// Where the reader is in a chunked body.
+/// The position of the reader in a chunked body.
 #[derive(Debug)]
 enum Chunk {
     Size {
@@ -276,7 +277,7 @@ enum Chunk {
     },
     /// The line end after a chunk's data.
     DataEnd,
-    /// In the lines after the last chunk; `line` bytes of the present one were seen.
+    /// In the lines after the last chunk; `line` bytes of the present one were read.
     Trailer {
         line: u64,
     },
@@ -288,7 +289,7 @@ impl Body {
         matches!(self, Body::Length(0) | Body::Chunked(Chunk::Done))
     }
 
-    /// Takes what belongs to the body from the front of `bytes`; says how many bytes that was.
+    /// Removes what belongs to the body from the front of `bytes`; returns how many bytes that was.
     fn take(&mut self, bytes: &[u8], sample: &mut Vec<u8>) -> Result<usize, &'static str> {
         match self {
             Body::UntilEof => {

@@ -1,8 +1,8 @@
-//! The load that `rsup demo`, `rsup verify` and the zero-loss tests put on an app, the statistics
-//! they draw from it, the report they print, and the small web app they use when there is none.
+//! The load that `rsup demo`, `rsup verify` and the zero-loss tests put on an app, its statistics,
+//! its report, and the small web app for where there is no other.
 //!
 //! * [`client`]: [`Plan`] → [`start`] → [`Handle`] → [`Report`]. Every request that was begun is
-//!   accounted for: answered, or a [`Failure`] of one kind. Nothing is retried.
+//!   counted: as answered, or as a [`Failure`] of one kind. Nothing is retried.
 //! * [`stats`]: what is counted, by phase and over time; the fields of the JSON report. `recorder`
 //!   does the counting.
 //! * `connect` and `http`: one connection, one exchange.

@@ -1,4 +1,4 @@
-//! Counts what becomes of the requests while the load runs.
+//! Counts the outcomes of the requests while the load runs.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use super::stats::{Bucket, Failure, FailureKind, Marker, Phase, PhaseStats, Repo
 const BUCKET_MS: u64 = 100;
 const MAX_BUCKETS: usize = 1200;
 const MAX_FAILURES: usize = 1000;
-/// Distinct versions (and pids) that are told apart; a server that makes up a new one for every
-/// answer must not fill the memory.
+/// The most versions (and pids) that are counted separately; a server that makes up a new one for
+/// every answer must not fill the memory.
 const MAX_SERVERS: usize = 4096;
 
 /// How a request ended.
@@ -115,7 +115,7 @@ impl Recorder {
         });
     }
 
-    /// The last client has ended: the clock stops.
+    /// The last client has ended: stops the clock.
     pub(super) fn end(&mut self, now: Instant) {
         if self.ended.is_none() {
             self.enter(self.phase, now);
@@ -128,7 +128,7 @@ impl Recorder {
         self.totals
     }
 
-    /// Books a request that started in `phase` and ended `now`.
+    /// Counts a request that started in `phase` and ended `now`.
     pub(super) fn record(&mut self, phase: Phase, now: Instant, outcome: Outcome<'_>) {
         let at_ms = now.saturating_duration_since(self.started).as_millis() as u64;
         let bucket = self.bucket(at_ms);
@@ -199,7 +199,7 @@ impl Recorder {
         &mut self.buckets[index]
     }
 
-    /// The result. `head` carries what is known from the plan.
+    /// The result. `head` has what the plan gives.
     pub(super) fn report(&self, head: Report) -> Report {
         let end = self.ended.unwrap_or_else(Instant::now);
         let [before, during, after] = &self.phases;
@@ -289,7 +289,7 @@ fn percentile<C: hdrhistogram::Counter>(latency: &Histogram<C>, p: f64) -> Optio
     (!latency.is_empty()).then(|| latency.value_at_percentile(p).min(latency.max()))
 }
 
-/// The bytes after `name:` in a JSON object. No parser: one search over a short body.
+/// The bytes after `name:` in a JSON object. Not a parser: one search over a short body.
 fn field<'a>(body: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     if body.first() != Some(&b'{') {
         return None;

@@ -10,14 +10,14 @@ use super::stats::{Failure, FailureKind, Phase, PhaseStats, Report};
 
 pub use super::stats::Marker;
 
-/// Lines of the two plots.
+/// Height of each of the two plots, in lines.
 const RATE_HEIGHT: usize = 3;
 const LATENCY_HEIGHT: usize = 5;
-/// Groups of failures that are listed.
+/// The most groups of failures that are listed.
 const LISTED: usize = 10;
 
-/// The report as text of at most `width` columns (at least 60), in ANSI colours if `color`. Nothing
-/// is said by colour alone.
+/// The report as text of at most `width` columns (at least 60), in ANSI colours if `color`. Colour
+/// alone carries no information.
 pub fn render(report: &Report, width: usize, color: bool) -> String {
     let mut out = table_and_chart(report, width, color);
     out.push('\n');
@@ -26,7 +26,7 @@ pub fn render(report: &Report, width: usize, color: bool) -> String {
     out
 }
 
-/// The same without the verdict.
+/// The report without the verdict.
 pub fn table_and_chart(report: &Report, width: usize, color: bool) -> String {
     let width = width.clamp(60, 160);
     let paint = Paint(color);
@@ -72,7 +72,7 @@ fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
     table
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled);
-    // The table measures its cells itself, so it has to paint them as well.
+    // The table measures its cells itself, so it must paint them as well.
     if paint.0 {
         table.enforce_styling();
     } else {
@@ -156,7 +156,7 @@ fn table(out: &mut String, report: &Report, width: usize, paint: Paint) {
     }
 }
 
-/// `v1 v2 v3`, as far as they fit.
+/// `v1 v2 v3`, as many as fit.
 fn versions(stats: &PhaseStats, room: usize) -> String {
     let all: Vec<&str> = stats.versions.keys().map(String::as_str).collect();
     let text: String = all.join(" ").chars().filter(|c| !c.is_control()).collect();
@@ -239,7 +239,7 @@ fn axis(
     }
 }
 
-/// Failures of one kind with one cause, in the order of their first.
+/// Failures grouped by kind and cause, in the order of their first.
 fn failures(out: &mut String, report: &Report, width: usize, paint: Paint) {
     if report.failures.is_empty() {
         return;
@@ -368,7 +368,7 @@ fn figures(value: f64) -> String {
     }
 }
 
-/// A share that is not nothing is never shown as nothing, nor one that is not all as all.
+/// A percentage: only a share of exactly 0 is shown as 0 %, and only one of exactly 1 as 100 %.
 fn percent(share: f64) -> String {
     match share {
         s if s > 0.0 && s < 0.01 => "under 0.01 %".into(),

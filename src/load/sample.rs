@@ -1,5 +1,5 @@
-//! The built-in sample web app: an ordinary HTTP server that knows nothing of rsup. It binds its
-//! port itself, says when it is ready, and on SIGTERM finishes what it has accepted.
+//! The built-in sample web app: an ordinary HTTP server without knowledge of rsup. It binds its
+//! port itself, reports when it is ready, and on SIGTERM finishes what it has accepted.
 //!
 //! | environment | |
 //! |---|---|
@@ -51,7 +51,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// How long a connection may stay without its first request once SIGTERM has come. Its client has
+/// How long a connection may stay without its first request after SIGTERM. Its client has
 /// connected, so a request is on its way.
 const FIRST_REQUEST: Duration = Duration::from_secs(2);
 
@@ -100,7 +100,7 @@ async fn serve() -> io::Result<()> {
         wedged: AtomicBool::new(false),
         leaked: Mutex::default(),
     });
-    // Before the listener: a signal that comes as early as the first request must find its handler.
+    // Before the listener: a signal may come as early as the first request.
     let mut sigterm = signal(SignalKind::terminate())?;
     let port = variable("PORT").unwrap_or(3000);
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
@@ -125,7 +125,7 @@ async fn serve() -> io::Result<()> {
                 Ok((stream, _)) => {
                     tokio::spawn(connection(stream, app.clone(), stopped.clone()));
                 }
-                // A client that is gone already, or no more file descriptors: both pass.
+                // The client is gone already, or there are no more descriptors: both are temporary.
                 Err(_) => sleep(Duration::from_millis(5)).await,
             },
         }
@@ -143,8 +143,8 @@ async fn serve() -> io::Result<()> {
 /// Serves one connection to its end.
 ///
 /// hyper's own graceful shutdown drops a connection on which nothing was read yet, and its request
-/// may be in flight. So once the app is told to stop, the connection first gets the time for a
-/// request; whichever comes is answered with `Connection: close`, and ends it.
+/// may be in flight. So after SIGTERM the connection first gets time for a request; the next
+/// request is answered with `Connection: close`, and ends it.
 async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiver<bool>) {
     let socket = if app.drop_at_stop {
         stream.as_fd().try_clone_to_owned().ok()
@@ -161,7 +161,8 @@ async fn connection(stream: TcpStream, app: Arc<App>, mut stopped: watch::Receiv
         .half_close(true) // a client that has said all it has to say still wants its answer
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(served);
-    // An error is the client's: it went away, or spoke no HTTP. Nobody is left to tell.
+    // An error is the client's: it disconnected, or did not speak HTTP. It cannot be reported to
+    // the client.
     tokio::select! {
         biased;
         _ = served.as_mut() => return,
@@ -215,7 +216,7 @@ async fn respond(
         }
         "/leak" => {
             let mib = parameter(query, "mb").unwrap_or(1).min(4096_usize);
-            // Not zeros: those would be pages that exist only once they are written.
+            // Not zeros: such pages would exist only once they are written.
             let block = vec![0xA5; mib << 20];
             app.leaked
                 .lock()
@@ -228,7 +229,7 @@ async fn respond(
             let mut out = io::BufWriter::new(io::stdout().lock());
             for line in 1..=lines {
                 if writeln!(out, "sample app {}: line {line} of {lines}", app.pid).is_err() {
-                    break; // nobody reads
+                    break; // stdout has no reader
                 }
             }
             let _ = out.flush();
@@ -260,7 +261,7 @@ impl App {
     }
 }
 
-/// A line on stdout. Unlike `println!` it survives that nobody reads.
+/// Writes a line to stdout. Unlike `println!` it survives a closed stdout.
 fn log(app: &App, what: impl Display) {
     let _ = writeln!(io::stdout().lock(), "sample app {}: {what}", app.pid);
 }

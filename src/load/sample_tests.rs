@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::{Plan, Target, start};
 
-/// Not a test: what the child runs. Passes at once where it is not the child.
+/// Not a test: the code of the child. Passes at once outside the child.
 #[test]
 fn child() {
     if std::env::var_os("RSUP_TEST_SAMPLE").is_some() {
@@ -260,8 +260,8 @@ fn sigterm_can_be_ignored() {
     assert_eq!(app.get("/readiness").0, 200);
 }
 
-/// Load without pause until the app is gone: whatever fails was never accepted, but refused or
-/// reset in the queue of the listener, which here nobody else holds.
+/// Load without pause until the app is gone: what fails was never accepted, but refused or reset in
+/// the queue of the listener, which no other process holds here.
 #[tokio::test]
 async fn keep_alive_load_over_sigterm_meets_no_race() {
     let mut app = Sample::start(&[]);

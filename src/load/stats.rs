@@ -1,4 +1,4 @@
-//! What the load client counts, by phase and over time.
+//! The figures of the load client, by phase and over time.
 //!
 //! [`Report`] serializes to JSON. Its field names are stable: fields may be added, none changes its
 //! meaning or its unit. Times end in `_ms` or `_us`; a percentile is null where nothing succeeded.
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-/// The part of a run a request belongs to: the one it *started* in.
+/// The part of a run that a request belongs to: the one it *started* in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Phase {
-    /// Before the reload: what is normal.
+    /// Before the reload: the baseline.
     Before,
     /// While the reload runs.
     During,
@@ -50,7 +50,7 @@ pub enum FailureKind {
     Status(u16),
     /// No complete answer in time. `timeout`
     Timeout,
-    /// What came is not HTTP/1. `bad_response`
+    /// The answer is not HTTP/1.
     BadResponse,
     /// A *reused* connection was closed before any byte of the answer: the server was closing an
     /// idle connection while the request was on its way. Every client of every keep-alive server
@@ -88,13 +88,13 @@ pub struct Failure {
     pub phase: Phase,
     /// What went wrong.
     pub kind: FailureKind,
-    /// The same in words, with the system's error.
+    /// The same as a sentence, with the system's error.
     pub detail: String,
     /// The request was not the first one on its connection.
     pub reused: bool,
 }
 
-/// Makes the label of a beginning that of its end.
+/// Appended to the label of a beginning, makes the label of its end.
 pub const MARKER_END: &str = " end";
 
 /// A moment to show on the chart: a reload's start or end.
@@ -114,9 +114,9 @@ fn as_millis<S: Serializer>(at: &Duration, serializer: S) -> Result<S::Ok, S::Er
 /// The figures of one phase.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct PhaseStats {
-    /// How long the phase lasted, in milliseconds; 0: it never was.
+    /// How long the phase lasted, in milliseconds; 0: it did not occur.
     pub duration_ms: u64,
-    /// Requests that started in this phase, failed ones and lost races among them.
+    /// Requests that started in this phase, including failed ones and lost races.
     pub requests: u64,
     /// Failed requests, keep-alive races apart.
     pub failed: u64,
@@ -147,18 +147,18 @@ pub struct PhaseStats {
 pub struct Series {
     /// The width of a bucket, in milliseconds: 100, doubled as often as a long run needs.
     pub bucket_ms: u64,
-    /// One after the other from the start. A request is in the bucket in which it *ended*.
+    /// The buckets from the start on. A request is in the bucket in which it *ended*.
     pub buckets: Vec<Bucket>,
 }
 
 /// One step of [`Series`].
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Bucket {
-    /// Requests that ended here, failed ones among them.
+    /// Requests that ended here, including failed ones.
     pub requests: u64,
     /// Failures and keep-alive races.
     pub failed: u64,
-    /// Median latency of the answered, in microseconds.
+    /// Median latency of the answered requests, in microseconds.
     pub p50_us: Option<u64>,
     /// Their 99th percentile.
     pub p99_us: Option<u64>,
@@ -173,7 +173,7 @@ pub struct Report {
     pub connections: usize,
     /// Whether connections were used again.
     pub keep_alive: bool,
-    /// The pace that was asked for, in requests per second; null: as fast as answers came.
+    /// The requested rate, in requests per second; null: as fast as answers came.
     pub rate: Option<f64>,
     /// From the first request to the end of the last, in milliseconds.
     pub duration_ms: u64,
@@ -197,7 +197,7 @@ pub struct Report {
     pub failures_unlisted: u64,
     /// The run over time.
     pub series: Series,
-    /// What to mark on the chart.
+    /// The marks for the chart.
     pub markers: Vec<Marker>,
 }
 
@@ -211,18 +211,18 @@ impl Report {
         }
     }
 
-    /// No request failed, lost races among them.
+    /// Whether no request failed; lost races count as failures.
     pub fn is_lossless(&self) -> bool {
         self.failed == 0 && self.keep_alive_races == 0
     }
 }
 
-/// Totals of a run that goes on.
+/// Totals of a running load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Snapshot {
     /// Since the load began.
     pub elapsed: Duration,
-    /// The phase that new requests are booked to.
+    /// The phase that new requests count for.
     pub phase: Phase,
     /// Requests that have ended.
     pub requests: u64,

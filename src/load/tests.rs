@@ -13,7 +13,7 @@ use super::*;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 
-/// Serves each connection with `serve`, which is told the connection's number.
+/// Serves each connection with `serve`, which gets the connection's number.
 async fn server<F, S>(serve: F) -> Target
 where
     F: Fn(TcpStream, usize) -> S + Send + 'static,
@@ -66,7 +66,7 @@ async fn run(target: Target) -> Report {
     start(plan(target, 20)).finish().await
 }
 
-/// All 20 requests failed, in this way.
+/// Asserts that all 20 requests failed in this way.
 #[track_caller]
 fn assert_all(report: &Report, kind: FailureKind, detail: &str) {
     assert_eq!(report.requests, 20);
@@ -304,8 +304,8 @@ async fn pace_is_kept_and_a_stall_is_not_hidden() {
     assert!(report.is_lossless());
     // 100 requests at 200/s: the last is due after 495 ms.
     assert!(report.duration_ms >= 495, "{} ms", report.duration_ms);
-    // 60 requests were due while the server stalled: more than half waited for over 20 ms,
-    // though but one answer was slow.
+    // 60 requests were due while the server stalled: more than half waited for over 20 ms, though
+    // only one answer was slow.
     let p50 = report.before.p50_us.unwrap_or(0);
     assert!(p50 > 20_000, "{p50} µs");
     assert!(report.before.max_us.unwrap_or(0) >= 300_000);

@@ -17,7 +17,7 @@ use super::rotate::{self, Names};
 /// Logs shrink about tenfold at any level; a higher one costs time and saves little.
 const LEVEL: u32 = 3;
 const BLOCK: usize = 64 << 10;
-/// The thread's nice value: it gets what time others leave.
+/// The thread's nice value: it only uses idle time.
 const NICE: i32 = 19;
 
 /// The compressing thread. It works on one file at a time, the oldest first.
@@ -36,7 +36,7 @@ impl Compressor {
         let thread = thread::Builder::new()
             .name("rsup-gzip".into())
             .spawn(move || {
-                // On Linux this is the priority of the thread. If it can't be lowered, so be it.
+                // On Linux this sets the priority of the thread. A failure does no harm.
                 let _ = rustix::process::setpriority_process(None, NICE);
                 while let Ok(path) = queue.recv() {
                     if let Err(error) = all(&path, &names, &stopped) {
@@ -52,7 +52,7 @@ impl Compressor {
         })
     }
 
-    /// The file was rotated: see what there is to compress. Returns at once.
+    /// Looks for files to compress after a rotation. Returns at once.
     pub fn rotated(&self, path: &Path) {
         if let Some(jobs) = &self.jobs {
             let _ = jobs.send(path.to_owned());
@@ -61,7 +61,7 @@ impl Compressor {
 }
 
 impl Drop for Compressor {
-    /// Gives up what is under way; its plain file is still there.
+    /// Aborts the compression under way; its plain file is still there.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
@@ -89,7 +89,7 @@ fn all(path: &Path, names: &Names, stop: &AtomicBool) -> io::Result<()> {
     Ok(())
 }
 
-/// Compresses one file into a temporary one, then puts that in its place. The file may have got
+/// Compresses one file into a temporary one, and replaces it with that. The file may have got
 /// another number since, or be deleted: it is found by its identity.
 fn one(path: &Path, plain: File, names: &Names, stop: &AtomicBool) -> io::Result<()> {
     let meta = plain.metadata()?;
@@ -125,7 +125,7 @@ fn one(path: &Path, plain: File, names: &Names, stop: &AtomicBool) -> io::Result
     done.map(|_| ())
 }
 
-/// Copies `plain` to `packed` through gzip, down to the disk. False if told to stop on the way.
+/// Copies `plain` to `packed` through gzip, and syncs it. False if it was aborted.
 fn pack(mut plain: File, packed: File, meta: &fs::Metadata, stop: &AtomicBool) -> io::Result<bool> {
     let mtime = u32::try_from(meta.mtime()).unwrap_or(0);
     let mut encoder = GzBuilder::new()
@@ -148,8 +148,8 @@ fn pack(mut plain: File, packed: File, meta: &fs::Metadata, stop: &AtomicBool) -
     Ok(true)
 }
 
-/// A field in the header of a compressed file (RFC 1952, 2.3.1.1) that tells which file it was made
-/// of: a follower that was reading that one recognises it.
+/// A field in the header of a compressed file (RFC 1952, 2.3.1.1) that names the file it was made
+/// of: a follower that was reading that file recognises it.
 fn origin((device, inode): (u64, u64)) -> Vec<u8> {
     [
         &b"rs\x10\0"[..],

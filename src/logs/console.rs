@@ -1,8 +1,8 @@
-//! Lines on their way to rsup's own output, beside the files: for whoever collects the output of a container.
+//! Lines for rsup's own output, beside the files: for collectors of a container's output.
 //!
-//! Any number of writers, one [`Reader`]. What is between them is bounded: a reader that is stuck, or whose
-//! output is closed, costs lines, which are counted and told where they are missing. It never holds up the
-//! daemon, and the pump for a moment only.
+//! Any number of writers, one [`Reader`]. The buffer between them is bounded: a stuck reader, or a
+//! closed output, costs lines, which are counted and reported where they are missing. It never
+//! holds up the daemon, and the pump only for a moment.
 
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,22 +12,22 @@ use memchr::memchr_iter;
 
 use super::{Format, Source, Stream, format};
 
-/// Bytes that wait to be written. More than a burst of lines, less than anybody would notice.
+/// Bytes that may wait to be written: more than a burst of lines, too few to matter.
 const CAPACITY: usize = 1 << 20;
-/// So much more may wait of the daemon's own messages, which are few.
+/// Additional bytes for the daemon's own messages, which are few.
 const RESERVE: usize = 64 << 10;
-/// How long the pump may wait for a reader that is slower than the workers, in each of its rounds. One that
-/// takes nothing for so long is not waited for again until it goes on.
+/// How long the pump may wait, in each of its rounds, for a reader that is slower than the workers.
+/// A reader that takes nothing within this time is not waited for again until it reads.
 pub(super) const PATIENCE: Duration = Duration::from_millis(100);
-/// How often an output that fails is tried for the sake of telling what it lacks.
+/// How often a failing output is tried again, to report what it lacks.
 const RETRY: Duration = Duration::from_secs(1);
-/// Why lines are lost where no write has failed.
+/// The reason for lost lines where no write has failed.
 const TOO_SLOW: &str = "the reader is too slow";
 
-/// Makes the line that says what is missing at its place.
+/// Makes the line that reports lost lines at their place.
 pub type Teller = fn(&str) -> Vec<u8>;
 
-/// Where lines go in.
+/// The writers' end.
 #[derive(Clone, Debug)]
 pub struct Console {
     shared: Arc<Shared>,
@@ -35,7 +35,7 @@ pub struct Console {
     teller: Teller,
 }
 
-/// Where they come out, for the one who writes them.
+/// The end for the thread that writes to the output.
 #[derive(Debug)]
 pub struct Reader {
     shared: Arc<Shared>,
@@ -49,16 +49,16 @@ pub struct Chunk {
     told: Told,
 }
 
-/// Lines that say what is missing.
+/// Lines that report lost ones.
 #[derive(Clone, Copy, Debug, Default)]
 struct Told {
-    /// What they say to be lost.
+    /// The loss that they report.
     loss: Loss,
-    /// The lines themselves.
+    /// The size of these lines themselves.
     words: Loss,
 }
 
-/// What has not been written.
+/// Lines that were not written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Loss {
     pub bytes: u64,
@@ -89,24 +89,24 @@ impl Loss {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Something was put in, or it was closed.
+    /// Lines were added, or the console was closed.
     filled: Condvar,
-    /// Something was written.
+    /// Lines were written.
     drained: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     buffer: Vec<u8>,
-    /// Bytes put in and not yet written: those in the buffer and those in the reader's hands.
+    /// Bytes that are not written yet: in the buffer and in the reader's hands.
     waiting: usize,
-    /// Lost and not yet told.
+    /// Lost and not yet reported.
     loss: Loss,
-    /// In the buffer.
+    /// The reports in the buffer.
     told: Told,
     /// Lost since the beginning.
     lost: Loss,
-    /// It took nothing for as long as we had patience.
+    /// The reader took nothing within the last wait.
     stuck: bool,
     /// The last attempt to write failed.
     failing: Option<String>,
@@ -116,7 +116,7 @@ struct State {
 }
 
 impl Console {
-    /// An empty one, whose lines look like this.
+    /// An empty console, with lines in this format.
     pub fn new(format: Format) -> (Console, Reader) {
         let teller: Teller = match format {
             Format::Text => |text| format::message(Format::Text, "warn", None, text),
@@ -125,7 +125,7 @@ impl Console {
         Self::with_teller(format, teller)
     }
 
-    /// The same, with another way to say what is missing.
+    /// As [`Self::new`], with another report of lost lines.
     pub(super) fn with_teller(format: Format, teller: Teller) -> (Console, Reader) {
         let shared = Arc::<Shared>::default();
         (
@@ -138,17 +138,18 @@ impl Console {
         )
     }
 
-    /// How its lines look.
+    /// The format of its lines.
     pub fn format(&self) -> Format {
         self.format
     }
 
-    /// What precedes each line of a worker.
+    /// The prefix of a worker's lines.
     pub(super) fn prefix(&self, source: &Source, stream: Stream, out: &mut Vec<u8>) {
         format::console_prefix(self.format, source, stream, out);
     }
 
-    /// Puts in whole lines of workers. Waits for room as long as there is patience, and takes from that.
+    /// Adds whole lines of workers. Waits for room, at most for `patience`, which it reduces by the
+    /// wait.
     pub(super) fn lines(&self, lines: &[u8], patience: &mut Duration) {
         let mut state = self.shared.lock();
         let full = |state: &mut State| state.waiting + lines.len() > CAPACITY;
@@ -160,7 +161,7 @@ impl Console {
                 .wait_timeout_while(state, *patience, |state| full(state));
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
             *patience = patience.saturating_sub(begin.elapsed());
-            // Nobody else fills it in earnest meanwhile.
+            // No other writer adds much meanwhile.
             state.stuck = state.waiting >= before;
         }
         if full(&mut state) {
@@ -169,12 +170,12 @@ impl Console {
         self.put(state, lines);
     }
 
-    /// Puts in a message of the daemon's own; never waits. `level` as in `"warn"`.
+    /// Adds a message of the daemon; never waits. `level` as in `"warn"`.
     pub fn message(&self, level: &str, app: Option<&str>, text: &str) {
         self.whole(&format::message(self.format, level, app, text));
     }
 
-    /// Puts in whole lines that look as they should already; never waits.
+    /// Adds whole lines that are formatted already; never waits.
     pub fn whole(&self, lines: &[u8]) {
         let mut state = self.shared.lock();
         if state.waiting + lines.len() > CAPACITY + RESERVE {
@@ -197,7 +198,7 @@ impl Console {
         self.shared.lock().lost
     }
 
-    /// Why lines are being lost now; `None` once everything that was lost has been told where it is missing.
+    /// Why lines are being lost now; `None` once every loss is reported at its place.
     pub fn trouble(&self) -> Option<String> {
         let state = self.shared.lock();
         match &state.failing {
@@ -206,8 +207,8 @@ impl Console {
         }
     }
 
-    /// Nothing more will come: the reader ends when it has read what there is. Waits for that, but not
-    /// for ever.
+    /// Closes the console: the reader ends when it has read the rest. Waits for that, for
+    /// `patience` at most.
     pub fn finish(&self, patience: Duration) {
         self.close();
         let state = self.shared.lock();
@@ -218,7 +219,7 @@ impl Console {
         );
     }
 
-    /// Waits until everything is written that is there, but not for ever.
+    /// Waits until everything is written, for `patience` at most.
     pub fn flush(&self, patience: Duration) {
         let state = self.shared.lock();
         drop(
@@ -248,7 +249,7 @@ impl State {
         self.lost.add(loss);
     }
 
-    /// Says in the buffer what is missing at this place.
+    /// Adds a report of the lines that are missing here.
     fn tell(&mut self, teller: Teller) {
         if self.loss == Loss::default() {
             return;
@@ -267,7 +268,7 @@ impl State {
 }
 
 impl Reader {
-    /// Waits for lines; `None` once there will be no more.
+    /// Waits for lines; `None` after the last.
     pub fn take(&mut self) -> Option<Chunk> {
         let mut state = self.shared.lock();
         loop {
@@ -289,7 +290,7 @@ impl Reader {
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            // There is room again, and nobody has said anything since.
+            // There is room again, and no line has been added since.
             if state.failing.is_some() {
                 let idle = |state: &mut State| state.buffer.is_empty() && !state.closed;
                 let waited = self.shared.filled.wait_timeout_while(state, RETRY, idle);
@@ -304,7 +305,7 @@ impl Reader {
         }
     }
 
-    /// So many bytes of the chunk have been written.
+    /// Records that this many bytes of the chunk have been written.
     pub fn wrote(&mut self, bytes: usize) {
         let mut state = self.shared.lock();
         state.waiting = state.waiting.saturating_sub(bytes);
@@ -319,13 +320,13 @@ impl Reader {
         self.shared.lock().failing.is_some()
     }
 
-    /// The chunk could not be written from this byte on.
+    /// Records that the chunk could not be written from this byte on.
     pub fn failed(&mut self, chunk: &Chunk, from: usize, why: &str) {
         let rest = chunk.bytes.get(from..).unwrap_or_default();
         let mut state = self.shared.lock();
         state.waiting = state.waiting.saturating_sub(rest.len());
         state.lose(Loss::of(rest).without(chunk.told.words));
-        // With the lines that told of it goes the knowledge.
+        // Reports that were lost themselves have to be made again.
         state.loss.add(chunk.told.loss);
         state.failing = Some(why.to_owned());
         drop(state);
@@ -471,7 +472,7 @@ mod tests {
     #[test]
     fn a_round_of_the_pump_is_held_up_no_longer_than_patience_lasts() {
         let (console, mut reader) = Console::new(Format::Text);
-        // It moves, but far too slowly.
+        // It takes bytes, but far too slowly.
         let slow = std::thread::spawn(move || {
             while let Some(chunk) = reader.take() {
                 for piece in chunk.bytes.chunks(1 << 10) {

@@ -1,4 +1,4 @@
-//! The pump's thread: waits for pipes and commands, moves lines from the one to the files.
+//! The pump's thread: waits for pipes and commands, moves lines from the pipes to the files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, ErrorKind};
@@ -24,15 +24,15 @@ use super::rotate::Names;
 use super::tail::{self, Tail};
 use super::{Event, Settings, Source, Stats, Stream, TailLine};
 
-/// A line without an end that nothing was added to for this long is written as far as it is, so that
-/// a prompt can be seen. Long, because whole lines matter more.
+/// An unfinished line that got nothing for this long is written as far as it is, so that a prompt
+/// becomes visible. Long, because whole lines matter more.
 pub const QUIET: Duration = Duration::from_secs(2);
 
-/// Formatted lines are written at the latest when there are so many bytes of them.
+/// Formatted lines are written at the latest when they have this many bytes.
 const BATCH: usize = 512 << 10;
-/// The same for those that go to the console.
+/// The same for the console.
 const SHOWN: usize = 64 << 10;
-/// A pipe holds no more than this (but the administrator may allow more), so this empties it.
+/// Bytes. A pipe holds no more than this by default, so one read empties it.
 const PIPE: usize = 1 << 20;
 const WAKE: u64 = 0;
 
@@ -40,11 +40,11 @@ const WAKE: u64 = 0;
 struct Flow {
     lane: Lane,
     pipe: OwnedFd,
-    /// When something was last added to the unfinished line.
+    /// When bytes were last added to the unfinished line.
     touched: Instant,
 }
 
-/// A stream of lines, wherever they come from.
+/// A stream of lines, from a pipe or from the journal.
 struct Lane {
     source: Source,
     stream: Stream,
@@ -62,7 +62,7 @@ struct Worker {
     forgotten: bool,
 }
 
-/// What a read came to.
+/// The result of a read.
 enum Got {
     Bytes(usize),
     Nothing,
@@ -76,7 +76,7 @@ struct Buffers {
     shown: Option<Shown>,
 }
 
-/// The lines of a batch as they go to the console.
+/// The lines of a batch, formatted for the console.
 struct Shown {
     console: Console,
     /// How long it may still hold up this round.
@@ -96,7 +96,7 @@ pub(super) struct Engine {
     buffers: Buffers,
     journal: Journal,
     common: Common,
-    /// When lines or files have to be looked at again.
+    /// When lines or files have to be checked again.
     check: Option<Instant>,
 }
 
@@ -135,12 +135,12 @@ impl Engine {
         })
     }
 
-    /// Runs until told to shut down, or until nobody is left who could.
+    /// Runs until it is told to shut down, or until the last handle is dropped.
     pub fn run(mut self) {
         self.recover();
         let mut ready = [EpollEvent::empty(); 64];
         loop {
-            // It fails for a signal only.
+            // Fails only for a signal.
             let count = self.epoll.wait(&mut ready, self.timeout()).unwrap_or(0);
             if let Some(shown) = &mut self.buffers.shown {
                 shown.patience = PATIENCE;
@@ -172,7 +172,7 @@ impl Engine {
         let Some(check) = self.check else {
             return EpollTimeout::NONE;
         };
-        // Rounded up: a millisecond too early would be a turn for nothing.
+        // Rounded up: waking a millisecond too early would be useless.
         let millis = check.saturating_duration_since(Instant::now()).as_millis() + 1;
         EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
     }
@@ -181,14 +181,15 @@ impl Engine {
         self.check = Some(self.check.map_or(when, |check| check.min(when)));
     }
 
-    /// Does again what the former pump was killed at.
+    /// Completes the batch during which the former pump was killed.
     fn recover(&mut self) {
         if let Some(pending) = self.journal.pending() {
             self.redo(pending.slot, pending.phase, |path| pending.skip(path));
         }
     }
 
-    /// Works off a batch of a stream that is not attached: what `skip` says is in the file already.
+    /// Completes a batch of a stream that is not attached: `skip` returns what is in the file
+    /// already.
     fn redo(&mut self, slot: usize, phase: Phase, skip: impl FnOnce(&Path) -> u64) {
         let Some(About {
             source,
@@ -226,7 +227,7 @@ impl Engine {
         self.release(&path);
     }
 
-    /// Reads once from a pipe and writes what lines that completes.
+    /// Reads once from a pipe and writes the lines that are then complete.
     fn turn(&mut self, id: u64) -> Got {
         let Some(flow) = self.flows.get_mut(&id) else {
             return Got::Nothing;
@@ -296,7 +297,7 @@ impl Engine {
         }
     }
 
-    /// A pipe has ended: its last line is complete as it is.
+    /// Ends a pipe: its last line is complete as it is.
     fn end(&mut self, id: u64) {
         self.emit(id, Instant::now(), Phase::Finish);
         self.remove(id);
@@ -316,7 +317,7 @@ impl Engine {
         Some(flow)
     }
 
-    /// Closes a file that no stream writes to.
+    /// Closes a file that has no stream any more.
     fn release(&mut self, path: &Arc<Path>) {
         if let Some(file) = self.files.get_mut(path) {
             file.users = file.users.saturating_sub(1);
@@ -532,7 +533,7 @@ impl Engine {
             .collect()
     }
 
-    /// Writes lines that have been quiet for long, and tries files in trouble.
+    /// Writes lines that have been quiet for long, and retries failed files.
     fn checks(&mut self) {
         let now = Instant::now();
         if self.check.is_none_or(|check| now < check) {
@@ -547,7 +548,7 @@ impl Engine {
             if !flow.lane.unfinished.is_empty() && due <= now {
                 self.emit(id, now, Phase::Cut);
             }
-            // Half a character may be left of it.
+            // Half a character may remain of it.
             if let Some(flow) = self.flows.get(&id)
                 && !flow.lane.unfinished.is_empty()
             {
@@ -566,7 +567,7 @@ impl Engine {
         }
     }
 
-    /// Empties the pipes. A worker that writes on and on does not keep the pump from ending.
+    /// Empties the pipes. A worker that keeps writing does not keep the pump from ending.
     fn finish(mut self) {
         for id in self.ids(None) {
             self.drain(id, 4 * PIPE);
@@ -592,8 +593,8 @@ impl Shown {
 }
 
 impl Lane {
-    /// Does one batch: formats its records, but for the first `skip` bytes writes them, and notes what
-    /// remains.
+    /// Processes one batch: formats its records, writes them without the first `skip` bytes, and
+    /// records what remains.
     #[allow(
         clippy::too_many_arguments,
         reason = "parts of the engine, borrowed one by one"
@@ -614,7 +615,7 @@ impl Lane {
             prefix,
             shown,
         } = buffers;
-        // A batch that is done again for a pump that was killed belongs to the files alone.
+        // A batch that is repeated for a killed pump goes to the files alone.
         let mut shown = shown.as_mut().filter(|_| tail.is_some());
         if let Some(shown) = &mut shown {
             shown
@@ -641,7 +642,7 @@ impl Lane {
             lines.clear();
         };
         let chunk = notes.chunk();
-        // Only the last lines of the chunk can stay in the tail: don't bother it with the others.
+        // Only the last lines of the chunk can stay in the tail, so it gets no others.
         let tail_from = match phase {
             Phase::Feed => memrchr_iter(b'\n', chunk).nth(tail::LINES).unwrap_or(0),
             Phase::Cut | Phase::Finish | Phase::Idle => 0,

@@ -19,16 +19,16 @@ use super::journal::Journal;
 use super::rotate::{self, Names};
 use super::{Event, FileStats, Settings, Stats};
 
-/// How long a file that failed is left alone.
+/// How long a file that failed is not tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a reader of a pipe or terminal that is given as log file may keep the pump waiting.
+/// How long the reader of a pipe or terminal that is given as log file may hold up the pump.
 const PATIENCE_MS: u16 = 50;
 /// Permissions of a new log file, before the umask.
 const MODE: u32 = 0o640;
-/// And of a folder that is made for it.
+/// Permissions of a new folder for it.
 const FOLDER_MODE: u32 = 0o750;
 
-/// What all files have in common.
+/// What all files share.
 pub(super) struct Common {
     pub stats: Stats,
     pub events: UnboundedSender<Event>,
@@ -45,15 +45,15 @@ pub(super) struct LogFile {
     max_size: u64,
     keep: usize,
     compress: bool,
-    /// How many streams write here.
+    /// The number of streams that write here.
     pub users: usize,
     open: Option<Open>,
     /// The file whose last write stopped within a line.
     torn: Option<(u64, u64)>,
     trouble: Option<Trouble>,
-    /// What is written next is the rest of a line that is in the file already.
+    /// The next bytes are the rest of a line that is in the file already.
     amid: bool,
-    /// Rotating failed: not tried again before.
+    /// Rotating failed: the next attempt comes after this.
     rotate_after: Option<Instant>,
 }
 
@@ -62,11 +62,11 @@ struct Open {
     file: File,
     identity: (u64, u64),
     size: u64,
-    /// Rotated and watched for replacement; not so a pipe, a terminal or a device.
+    /// It is rotated and watched for replacement; a pipe, a terminal or a device is not.
     regular: bool,
 }
 
-/// The file can't be written.
+/// A failure of the file.
 #[derive(Debug)]
 struct Trouble {
     lost_bytes: u64,
@@ -93,30 +93,30 @@ impl LogFile {
         }
     }
 
-    /// From now on the file is kept as these settings say.
+    /// Applies these settings to the file from now on.
     pub fn configure(&mut self, settings: &Settings) {
         self.style = settings.into();
         (self.max_size, self.keep, self.compress) =
             (settings.max_size, settings.keep, settings.compress);
     }
 
-    /// Opens the file anew with the next line.
+    /// Closes the file; the next line opens it again.
     pub fn close(&mut self) {
         self.open = None;
     }
 
-    /// Writes a line of the supervisor's own.
+    /// Writes a line of rsup itself.
     pub fn note(&mut self, text: &str, now: Instant, common: &mut Common) {
         self.write(&own_line(self.style, &self.app, text), now, common, None);
     }
 
-    /// What is written next goes on with the last line in the file.
+    /// The next bytes continue the last line in the file.
     pub fn go_on(&mut self) {
         self.amid = true;
     }
 
-    /// Appends whole lines, and tells the journal whose batch they are from. What can't be written is
-    /// counted as lost.
+    /// Appends whole lines, and records in the journal which batch they are from. Lines that can't
+    /// be written are counted as lost.
     pub fn write(
         &mut self,
         lines: &[u8],
@@ -141,13 +141,13 @@ impl LogFile {
         }
     }
 
-    /// When [`retry`](Self::retry) is due, so that a file that works again says so although nothing
-    /// more is written to it.
+    /// When [`retry`](Self::retry) is due, so that a file that works again reports its loss
+    /// although nothing more is written to it.
     pub fn due(&self) -> Option<Instant> {
         self.trouble.as_ref().map(|t| t.retry)
     }
 
-    /// Tries a file in trouble again: tells in it what it lacks.
+    /// Tries a failed file again: writes into it what it lacks.
     pub fn retry(&mut self, now: Instant, common: &mut Common) {
         let Some(mut trouble) = self.trouble.take() else {
             return;
@@ -176,7 +176,7 @@ impl LogFile {
         }
     }
 
-    /// Nothing writes to it any more: whatever trouble there is with it ends here.
+    /// Ends the file: no stream writes to it any more.
     pub fn end(&mut self, common: &mut Common) {
         if let Some(trouble) = self.trouble.take() {
             let path = self.path.to_path_buf();
@@ -189,7 +189,7 @@ impl LogFile {
         }
     }
 
-    /// Its state, for people.
+    /// Its state, for the statistics.
     pub fn stats(&self) -> FileStats {
         FileStats {
             path: self.path.to_path_buf(),
@@ -217,8 +217,8 @@ impl LogFile {
         self.trouble = Some(trouble);
     }
 
-    /// Appends `lines`, rotating between two of them where the file gets full. On failure says how
-    /// many bytes were written.
+    /// Appends `lines`, rotating between two of them where the file gets full. A failure carries
+    /// how many bytes were written.
     fn append(
         &mut self,
         lines: &[u8],
@@ -298,7 +298,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// The file under our path. It is opened again if someone moved, replaced or deleted it.
+    /// The file at the path. It is opened again if it was moved, replaced or deleted.
     fn opened(&mut self) -> io::Result<&mut Open> {
         if let Some(open) = &mut self.open
             && open.regular
@@ -328,7 +328,7 @@ impl LogFile {
                     common.compressor.rotated(&self.path);
                 }
             }
-            // Better a file too large than lines lost.
+            // A file that is too large is better than lost lines.
             Err(error) => {
                 self.rotate_after = Some(now + RETRY);
                 common.stats.errors += 1;
@@ -352,8 +352,8 @@ impl Trouble {
     }
 }
 
-/// How many bytes of `lines`, in whole lines, go into a file of `size` bytes. At least one line goes
-/// into an empty file.
+/// The number of bytes of `lines`, in whole lines, that fit into a file of `size` bytes. At least
+/// one line goes into an empty file.
 fn fitting(lines: &[u8], size: u64, max_size: u64) -> usize {
     let room = usize::try_from(max_size.saturating_sub(size)).unwrap_or(usize::MAX);
     if lines.len() <= room {
@@ -367,7 +367,7 @@ fn fitting(lines: &[u8], size: u64, max_size: u64) -> usize {
 }
 
 fn open(path: &Path) -> io::Result<Open> {
-    // Non-blocking for the sake of a FIFO, whose opening would wait for a reader.
+    // Non-blocking, since opening a FIFO would wait for a reader.
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let with = |flags: OFlag| {
         OpenOptions::new()
@@ -403,8 +403,9 @@ fn open(path: &Path) -> io::Result<Open> {
     })
 }
 
-/// A link that somebody else made may lead anywhere: a worker of another user, in a folder of its own,
-/// would have us write where it cannot. One of root's, such as `/dev/stdout`, is as good as one of ours.
+/// A link of another user may lead anywhere: a worker of another user, in a folder of its own,
+/// could make rsup write where that user cannot. A link of root, such as `/dev/stdout`, is trusted
+/// like rsup's own.
 fn trusted_link(path: &Path) -> io::Result<()> {
     let owner = fs::symlink_metadata(path)?.uid();
     if owner == 0 || owner == nix::unistd::geteuid().as_raw() {

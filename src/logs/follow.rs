@@ -16,23 +16,23 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{Stream, compress, lines, resume, rotate};
 
-/// What is read of one file before the others have their turn.
+/// Bytes that are read of one file before the others have their turn.
 const BLOCK: usize = 256 << 10;
-/// How often to look, in milliseconds, while a folder can't be watched (it doesn't exist yet, or the
-/// user's share of watches is used up).
+/// How often a folder is checked, in milliseconds, while it can't be watched (it doesn't exist yet,
+/// or the user's share of watches is used up).
 const BLIND_MS: u16 = 500;
-/// By so many of the bytes read last a file is known to be the one that they were read from: one that was
-/// truncated may have grown past them again.
+/// A file is recognised by this many of the bytes that were read last: one that was truncated may
+/// have grown past them again.
 const REMEMBERED: usize = 256;
 
 /// Follows the log files of an app: first their last lines, then each new one, once, whatever is
-/// rotated, truncated or replaced meanwhile. It reads files only, so it never holds up the pump.
+/// rotated, truncated or replaced meanwhile. It only reads files, so it never holds up the pump.
 #[derive(Debug)]
 pub struct Follower {
     logs: Vec<Log>,
     inotify: Inotify,
     watched: HashSet<PathBuf>,
-    /// Lines to be returned at once.
+    /// Lines that the next call returns at once.
     ready: Vec<(Stream, Vec<u8>)>,
     block: Vec<u8>,
 }
@@ -54,7 +54,7 @@ struct Source {
     offset: u64,
     /// The last of them, [`REMEMBERED`] at the most.
     last: Vec<u8>,
-    /// It is in the place of the file before it, which is not found any more: it may be a copy of that.
+    /// It replaced the file before it, which is not found any more: it may be a copy of that.
     in_place: bool,
 }
 
@@ -66,7 +66,7 @@ enum Input {
 
 impl Follower {
     /// Follows the logs at these paths, beginning with their last `last` lines (in all, in order of
-    /// time where the lines tell it). A file that doesn't exist yet is waited for.
+    /// time where the lines have one). A file that doesn't exist yet is waited for.
     ///
     /// # Errors
     /// When a file that is there can't be read, or the process or user has no inotify instance left.
@@ -139,7 +139,7 @@ impl Follower {
         }
     }
 
-    /// Waits until something happens to one of the files.
+    /// Waits until an event concerns one of the files.
     fn wait(&mut self) -> io::Result<()> {
         loop {
             let before = self.watched.len();
@@ -170,7 +170,7 @@ impl Follower {
                     self.watched.clear(); // a folder is gone: watch it again when it is back
                     concerned = true;
                 }
-                // An event without a name is about the folder, or says that events were dropped.
+                // An event without a name is about the folder, or means that events were dropped.
                 concerned |= event
                     .name
                     .is_none_or(|name| self.logs.iter().any(|log| log.is_called(&name)));
@@ -181,7 +181,7 @@ impl Follower {
         }
     }
 
-    /// Watches the folders. Watching one twice does no harm. False if there is one that can't be.
+    /// Watches the folders. Watching one twice does no harm. False if one cannot be watched.
     fn watch(&mut self) -> bool {
         let mask = AddWatchFlags::IN_MODIFY
             | AddWatchFlags::IN_CREATE
@@ -211,7 +211,7 @@ impl Log {
         self.path.file_name() == Some(name.as_os_str())
     }
 
-    /// Reads some more, and goes on to the next file where one ends.
+    /// Reads some more, and continues with the next file where one ends.
     fn read(&mut self, block: &mut [u8], found: &mut Vec<(Stream, Vec<u8>)>) -> io::Result<()> {
         if self.files.is_empty() {
             self.files.extend(Source::open(&self.path)?);
@@ -224,8 +224,8 @@ impl Log {
             }
             let mut count = source.read(block)?;
             if count == 0 && self.files.len() == 1 {
-                // The file at its end is the current one, or was. In the latter case what follows it
-                // is known now, and nothing more is added to it but what was before it was renamed.
+                // The file at its end is the current one, or was. In the latter case its successor
+                // is known now, and no more lines are added to it than before it was renamed.
                 let Some(source) = self.files.front_mut() else {
                     break;
                 };
@@ -337,7 +337,7 @@ impl Source {
             let count = offset.min(REMEMBERED as u64);
             self.last = vec![0; count as usize];
             match file.read_exact_at(&mut self.last, offset - count) {
-                // Truncated just now, which shows by its length.
+                // Truncated just now, as its length shows.
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => self.last.clear(),
                 other => other?,
             }
@@ -345,7 +345,7 @@ impl Source {
         Ok(())
     }
 
-    /// Skips what was read of `old` already, where this is a copy of it.
+    /// Skips what was already read of `old`, where this is a copy of it.
     fn skip_copied(&mut self, old: &Source) -> io::Result<()> {
         if let (Input::Plain(new), Input::Plain(file)) = (&self.input, &old.input) {
             let place = resume::place(file, old.offset, new)?;
@@ -365,12 +365,13 @@ impl Source {
     }
 }
 
-/// The files that hold what was written after the file `ours`, oldest first, the current one last.
-/// Empty if `ours` is the current one, or if there is no current one yet. If `ours` is not found, its
-/// place is unknown: then that is the current file alone, which may hold lines of `ours`.
+/// The files with the lines after those of the file `ours`, oldest first, the current one last.
+/// Empty if `ours` is the current one, or if there is no current one yet. If `ours` is not found,
+/// its position is unknown: then the result is the current file alone, which may hold lines of
+/// `ours`.
 ///
-/// Files move to higher numbers while we look, so they are opened from the newest on: one may be met
-/// twice, but none is missed.
+/// Files move to higher numbers during the search, so they are opened from the newest on: one may
+/// be met twice, but none is missed.
 fn successors(path: &Path, ours: (u64, u64)) -> io::Result<Vec<Source>> {
     match fs::metadata(path) {
         Ok(meta) if rotate::identity(&meta) != ours => {}
@@ -411,7 +412,7 @@ fn successors(path: &Path, ours: (u64, u64)) -> io::Result<Vec<Source>> {
     Ok(newer)
 }
 
-/// Sorts lines of several files by the time they begin with. A line without one stays behind the line
+/// Sorts lines of several files by their timestamps. A line without one stays behind the line
 /// before it.
 fn in_order_of_time(lines: &mut Vec<(Stream, Vec<u8>)>) {
     let mut time = Vec::new();
@@ -433,7 +434,7 @@ fn in_order_of_time(lines: &mut Vec<(Stream, Vec<u8>)>) {
     lines.extend(keyed.into_iter().map(|(_, of, line)| (of, line)));
 }
 
-/// The timestamp of a line, if it begins with one as the pump writes it: text that sorts.
+/// The timestamp of a line, if it begins with one in the pump's format, which sorts as text.
 pub(super) fn time_of(line: &[u8]) -> Option<&[u8]> {
     let line = line.strip_prefix(b"{\"time\":\"").unwrap_or(line);
     let time = line.get(..24)?;
@@ -491,7 +492,7 @@ mod tests {
         assert_eq!(next(&mut follower), ["one"]);
         append(&path, "o\n");
         assert_eq!(next(&mut follower), ["two"]);
-        // Two rotations while it looks away.
+        // Two rotations between two reads.
         append(&path, "three\n");
         rotate::shift(&path, 5).expect("shift");
         append(&path, "four\n");
@@ -518,7 +519,8 @@ mod tests {
         numbers.map(|n| format!("line {n}\n")).collect()
     }
 
-    /// Follows a log of the lines 0 to 2, adds 3 and 4, rotates, adds 5 and 6: what is seen from 3 on.
+    /// Follows a log of the lines 0 to 2, adds 3 and 4, rotates, adds 5 and 6; returns the lines
+    /// from 3 on that are seen.
     fn seen_across(lines: fn(std::ops::Range<u32>) -> String, rotate: impl Fn(&Path)) -> Vec<u32> {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("out.log");
@@ -576,7 +578,7 @@ mod tests {
 
     #[test]
     fn a_file_that_holds_some_of_the_old_lines_goes_on_after_them() {
-        // What was written after the copy is not in it, but was read from the file before.
+        // Lines written after the copy are not in it, but were read from the file before.
         let too_early = |path: &Path| {
             fs::copy(path, beside(path, "copy")).expect("copy");
             append(path, &stamped(100..101));

@@ -1,11 +1,11 @@
-//! How a line looks in a file.
+//! The format of lines in a file.
 
 use std::io::Write as _;
 
 use super::frame::Record;
 use super::{Format, Settings, Source, Stream};
 
-/// The part of the settings that says how lines look.
+/// The settings for the format of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Style {
     pub format: Format,
@@ -21,11 +21,11 @@ impl From<&Settings> for Style {
     }
 }
 
-/// Marks the end of a part that goes on, and the beginning of its continuation.
+/// Marks the end of a part that is continued, and the beginning of its continuation.
 const MORE: &[u8] = "…".as_bytes();
 
-/// Writes what precedes the text of every line that `stream` of `source` has now. It is the same for
-/// a whole batch of lines: the clock is read once for it.
+/// Writes the prefix of every line of `stream` of `source`. It is the same for a whole batch of
+/// lines: the clock is read once for it.
 pub(super) fn prefix(style: Style, source: &Source, stream: Stream, out: &mut Vec<u8>) {
     head(
         style,
@@ -36,7 +36,7 @@ pub(super) fn prefix(style: Style, source: &Source, stream: Stream, out: &mut Ve
     );
 }
 
-/// What precedes the text of a line among those of all apps.
+/// The prefix of a line among those of all apps.
 pub(super) fn console_prefix(format: Format, source: &Source, stream: Stream, out: &mut Vec<u8>) {
     match format {
         Format::Json => prefix(
@@ -63,7 +63,7 @@ pub(super) fn console_prefix(format: Format, source: &Source, stream: Stream, ou
     }
 }
 
-/// A message of the supervisor's own among the lines of all apps.
+/// A message of rsup itself among the lines of all apps.
 pub(super) fn message(format: Format, level: &str, app: Option<&str>, text: &str) -> Vec<u8> {
     let now = jiff::Timestamp::now();
     let mut line = Vec::new();
@@ -165,14 +165,14 @@ pub(super) fn record(format: Format, prefix: &[u8], record: Record<'_>, out: &mu
     }
 }
 
-/// Whether a line, as most are, is ASCII that stands in a JSON string as it is. Looks at every byte, with
-/// no way out of the loop: so the compiler makes vector code of it.
+/// Whether a line, as most are, is ASCII that needs no escape in a JSON string. Looks at every byte
+/// without leaving the loop, so that the compiler can vectorise it.
 fn needs_no_escape(line: &[u8]) -> bool {
     let plain = |byte: u8| (b' '..0x80).contains(&byte) & (byte != b'"') & (byte != b'\\');
     line.iter().fold(true, |all, &byte| all & plain(byte))
 }
 
-/// A line of the supervisor's own in the file of an app.
+/// A line of rsup itself in the file of an app.
 pub(super) fn own_line(style: Style, app: &str, text: &str) -> Vec<u8> {
     let mut line = Vec::new();
     head(style, app, None, "rsup", &mut line);

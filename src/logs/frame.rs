@@ -5,10 +5,11 @@ use memchr::memchr_iter;
 /// A line longer than this many bytes is written in parts.
 pub const MAX_LINE: usize = 64 << 10;
 
-/// Above this an emptied buffer is given back, so that thousands of quiet streams cost nothing.
+/// Bytes: an emptied buffer with more capacity is given back, so that thousands of quiet streams
+/// cost nothing.
 const KEEP_CAPACITY: usize = 4 << 10;
 
-/// The end of a stream that is not a whole line yet: all that is remembered of it between reads.
+/// The unfinished line at the end of a stream: all that is kept of it between reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unfinished {
     /// Bytes that were read but not written; at most [`MAX_LINE`], without a newline.
@@ -26,17 +27,17 @@ pub(super) struct Record<'a> {
     pub continued: bool,
     /// Another record will continue it.
     pub partial: bool,
-    /// Where in the chunk it ended.
+    /// The position in the chunk where it ended.
     pub end: usize,
 }
 
 impl Unfinished {
-    /// Nothing of a line is waiting to be written.
+    /// Whether no part of a line waits to be written.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Takes what was read and emits each line that is complete with it.
+    /// Adds a chunk and emits each line that it completes.
     pub(super) fn feed(&mut self, chunk: &[u8], mut emit: impl FnMut(Record<'_>)) {
         let mut start = 0;
         for end in memchr_iter(b'\n', chunk) {
@@ -57,8 +58,8 @@ impl Unfinished {
         self.extend(chunk, start, chunk.len(), &mut emit);
     }
 
-    /// The line has been quiet for long: emits what there is of it as a part. A character that is not
-    /// complete is left for the next part, unless it is all there is.
+    /// Emits the line, which has been quiet for long, as a part. An incomplete character is left
+    /// for the next part, unless there is nothing else.
     pub(super) fn cut(&mut self, mut emit: impl FnMut(Record<'_>)) {
         if !self.bytes.is_empty() {
             let at = match char_end(&self.bytes) {
@@ -70,7 +71,7 @@ impl Unfinished {
         }
     }
 
-    /// The stream has ended: emits what is left as a line.
+    /// Emits the rest as a line: the stream has ended.
     pub(super) fn finish(&mut self, mut emit: impl FnMut(Record<'_>)) {
         if !self.bytes.is_empty() {
             self.end_line(0, &mut emit);
@@ -127,8 +128,8 @@ impl Unfinished {
     }
 }
 
-/// Length of `bytes` without a UTF-8 character at its end that more bytes could complete. What is not
-/// UTF-8 anyway is left alone.
+/// Length of `bytes` without a UTF-8 character at its end that more bytes could complete. Other
+/// bytes that are not UTF-8 count.
 fn char_end(bytes: &[u8]) -> usize {
     let from = bytes.len().saturating_sub(3);
     for start in (from..bytes.len()).rev() {

@@ -1,18 +1,19 @@
-//! What must not be lost when the pump's process is killed, in memory that outlives it.
+//! What must survive when the pump's process is killed, in memory that outlives it.
 //!
 //! The pump takes bytes out of a pipe into the *spool*, formats them and appends them to a file, a
-//! *batch* at a time. At any moment it can be told from outside what has been done of that:
+//! *batch* at a time. At any moment another process can see how far that got:
 //!
-//! * how much was taken: from the position of the memfd, see [`Durable`];
-//! * whose bytes they are, what of them is in the file by record ([`Phase`]), and what of the write that
-//!   may have been under way: from the size of the file, against the size in the record;
-//! * how the batch ended: its last record says so, in one store.
+//! * how much was taken: by the position of the memfd, see [`Durable`];
+//! * the stream of the bytes, and what of them is in the file, by the record ([`Phase`]); and what
+//!   of a write that may have been under way, by the size of the file against the size in the
+//!   record;
+//! * how the batch ended: its last record has that, in one store.
 //!
-//! A successor does the batch again ([`Pending`]), with the same bytes, the same unfinished line and
-//! the same prefix, so that it comes to the same text; and skips what is in the file already.
+//! A successor repeats the batch ([`Pending`]), with the same bytes, the same unfinished line and
+//! the same prefix, so that it produces the same text, and skips what is in the file already.
 //!
-//! Each stream has a *slot* with its unfinished line, in one of two halves: the other one is filled
-//! while this one may still be needed.
+//! Each stream has a *slot* with its unfinished line, in one of two halves: the other half is
+//! filled while this one may still be needed.
 
 use std::cell::Cell;
 use std::fs;
@@ -27,36 +28,37 @@ use serde::{Deserialize, Serialize};
 use super::{MAX_LINE, Settings, Source, Stream, Unfinished, rotate};
 use crate::sys::durable::Durable;
 
-/// What one pipe may deliver before the others have their turn. Fits the processor's cache together
-/// with what is made of it.
+/// Bytes that one pipe may deliver before the others have their turn. Fits the processor's cache
+/// together with the formatted lines.
 pub(super) const TURN: usize = 256 << 10;
 
-/// Streams beyond these are read like all others, but not kept safe.
+/// Streams beyond these are read like all others, but do not survive a kill.
 const SLOTS: usize = 4096;
 const SPOOL: usize = 2 * TURN;
-/// What precedes a line, at most. Names of apps are far shorter.
+/// Bytes of the longest prefix of a line. Names of apps are far shorter.
 const PREFIX: usize = 4096;
-/// Room for what a stream is and where it goes.
+/// Bytes for the description of a stream and its files.
 const ABOUT: usize = 8192;
 const STRIDE: usize = ABOUT + 2 * MAX_LINE;
 const BYTES: usize = SPOOL + PREFIX + SLOTS * STRIDE;
-/// An emptied half that took more than this is given back.
+/// Bytes: an emptied half that took more is given back.
 const KEEP: usize = 4096;
 
-/// Says that this is a journal, and of which layout.
+/// Identifies a journal and its layout.
 const MAGIC: u64 = u64::from_le_bytes(*b"rsuplog1");
 
-// Words.
+// Indexes of words.
 const IS: usize = 0;
-/// Which of the two records holds.
+/// Which of the two records is valid.
 const ACTIVE: usize = 1;
-/// Up to where the spool has been worked off.
+/// The position up to which the spool is processed.
 const DONE: usize = 2;
 const PREFIX_LEN: usize = 3;
 const RECORDS: usize = 8;
 const RECORD: usize = 8;
 const HEADS: usize = 64;
-/// Of each slot: whether (and by which stream) it is used, the key, the state of its unfinished line.
+/// Words of each slot: whether (and by which stream) it is used, the key, the state of its
+/// unfinished line.
 const HEAD: usize = 4;
 const USED: usize = 0;
 const KEY: usize = 1;
@@ -64,7 +66,7 @@ const STATE: usize = 2;
 /// Whole pages.
 const WORDS: usize = (HEADS + SLOTS * HEAD).next_multiple_of(512);
 
-/// What a batch is made of.
+/// The content of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Nothing is under way; the last batch, if any, is complete.
@@ -77,7 +79,7 @@ pub(super) enum Phase {
     Finish = 3,
 }
 
-/// A stream: what it takes to write its lines.
+/// A stream: what is needed to write its lines.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct About {
     pub source: Source,
@@ -90,13 +92,13 @@ pub(super) struct About {
 pub(super) struct Pending {
     pub slot: usize,
     pub phase: Phase,
-    /// Formatted bytes that are known to be written.
+    /// Formatted bytes that were certainly written.
     written: u64,
     /// The write that may have been under way.
     intent: Intent,
 }
 
-/// To append `len` bytes to a file of `size` bytes.
+/// An intent to append `len` bytes to a file of `size` bytes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Intent {
     identity: (u64, u64),
@@ -105,7 +107,7 @@ struct Intent {
 }
 
 impl Pending {
-    /// How many formatted bytes of the batch are in the log at `path`.
+    /// The number of formatted bytes of the batch that are in the log at `path`.
     pub fn skip(&self, path: &Path) -> u64 {
         let Intent {
             identity,
@@ -121,19 +123,20 @@ impl Pending {
                 .filter(|m| rotate::identity(m) == identity)
                 .map(|m| m.len())
         };
-        // Someone may have moved it meanwhile, to where we do.
+        // Another process may have rotated it meanwhile, to the name that rsup uses too.
         let found = length(path).or_else(|| {
             rotate::segments(path)
                 .ok()?
                 .iter()
                 .find_map(|s| length(&s.path))
         });
-        // A file that is gone, or shorter than it was, tells nothing: better twice than never.
+        // The size of a file that is gone, or has shrunk, shows nothing: lines twice are better
+        // than lines lost.
         self.written + found.map_or(0, |now| now.saturating_sub(size).min(len))
     }
 }
 
-/// Of a slot, packed into its state.
+/// The state of a slot, as packed into its word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State {
     len: usize,
@@ -167,8 +170,8 @@ fn base(slot: usize) -> usize {
     SPOOL + PREFIX + slot * STRIDE
 }
 
-/// The memory of a pump: what it has read and not yet written. In a descriptor that another process
-/// holds a duplicate of, it outlives the pump's process, and the next pump goes on with it.
+/// The memory of a pump: what it has read and not yet written. A descriptor that another process
+/// holds too outlives the pump's process, and the next pump continues with it.
 #[derive(Debug)]
 pub struct Journal {
     memory: Durable,
@@ -179,7 +182,7 @@ pub struct Journal {
     /// Slot of the batch.
     slot: Option<usize>,
     phase: Phase,
-    /// Formatted bytes of the batch that are dealt with.
+    /// Formatted bytes of the batch that are written or lost.
     out: Cell<u64>,
     /// Slots whose stream is attached here.
     taken: Vec<bool>,
@@ -187,9 +190,9 @@ pub struct Journal {
 
 impl Journal {
     /// An empty journal, for [`Pump::start_with_journal`](super::Pump::start_with_journal). A
-    /// successor needs this descriptor or a duplicate of it (inherited, or passed over a socket), not one
-    /// that was opened anew through `/proc`. Takes memory only as far as it is used. `folder` is for where a
-    /// sandbox refuses memfds.
+    /// successor needs this descriptor or a duplicate of it (inherited, or passed over a socket),
+    /// not one that was opened anew through `/proc`. Uses only as much memory as needed. `folder`
+    /// is used where a sandbox refuses memfds.
     ///
     /// # Errors
     /// When there are no file descriptors left, or files may not be larger than some hundred MiB.
@@ -197,12 +200,12 @@ impl Journal {
         Durable::create(c"rsup-logs", folder, WORDS, BYTES)
     }
 
-    /// Goes on with a journal. The one who used it before is dead.
+    /// Continues with a journal. The process that used it before is dead.
     pub(super) fn open(fd: OwnedFd) -> io::Result<Journal> {
         let mut memory = Durable::map(fd, WORDS, BYTES)?;
         if memory.words()[IS].load(Ordering::Relaxed) == 0 {
             memory.seek(0)?;
-            // Have the memory now: there is nobody to turn to if a pipe can't be read for lack of it.
+            // Allocates the memory now: later a lack of it could not be handled.
             memory.bytes_mut()[..SPOOL + PREFIX].fill(0);
             memory.words()[IS].store(MAGIC, Ordering::Relaxed);
         }
@@ -229,14 +232,14 @@ impl Journal {
         journal.done = usize::try_from(journal.get(DONE)).unwrap_or(0).min(SPOOL);
         journal.end = journal.memory.position()?.min(SPOOL);
         if journal.end < journal.done {
-            // It was about to begin at the front again.
+            // The pump was about to begin at the front again.
             journal.done = journal.end;
             journal.set(DONE, journal.done as u64);
         }
         Ok(journal)
     }
 
-    /// What the former pump left half done; to be done before anything else.
+    /// The batch that the former pump left unfinished; it must be completed first.
     pub(super) fn pending(&mut self) -> Option<Pending> {
         let [phase, slot, written, dev, ino, size, len] = self.record();
         let phase = match phase {
@@ -266,26 +269,26 @@ impl Journal {
         })
     }
 
-    /// Takes up a pending batch; its first `skip` formatted bytes are written.
+    /// Repeats a pending batch; its first `skip` formatted bytes are written.
     pub(super) fn again(&mut self, skip: u64) {
         self.out.set(skip);
     }
 
-    /// Whatever batch there is, nothing can be done about it.
+    /// Drops the batch under way.
     pub(super) fn give_up(&mut self) {
         self.slot = None;
         self.commit(&Unfinished::default(), false);
     }
 
-    /// Slots of streams that nobody has attached.
+    /// Slots of streams that were not attached.
     pub(super) fn unclaimed(&self) -> Vec<usize> {
         (0..SLOTS)
             .filter(|slot| !self.taken[*slot] && self.head(*slot, USED) != 0)
             .collect()
     }
 
-    /// A slot for a stream, and what is unfinished of it. No slot if all are taken, or if the stream can't
-    /// be described.
+    /// A slot for a stream, and its unfinished line. No slot if all are taken, or if the stream
+    /// can't be described.
     pub(super) fn claim(&mut self, about: &About) -> (Option<usize>, Unfinished) {
         let used = used(about.stream);
         let mut free = None;
@@ -322,9 +325,9 @@ impl Journal {
         (Some(slot), unfinished)
     }
 
-    /// Notes what a stream is and where its lines go. False if that can't be noted.
+    /// Records what a stream is and where its lines go. False if that is impossible.
     pub(super) fn describe(&mut self, slot: usize, about: &About) -> bool {
-        // Not so for a path that is not UTF-8.
+        // A path that is not UTF-8 cannot be recorded.
         let Ok(text) = serde_json::to_vec(about) else {
             return false;
         };
@@ -339,7 +342,7 @@ impl Journal {
         true
     }
 
-    /// What was noted of a stream.
+    /// The recorded description of a stream.
     pub(super) fn about(&self, slot: usize) -> Option<About> {
         let room = &self.memory.bytes()[base(slot)..base(slot) + ABOUT];
         let text = room.split(|byte| *byte == 0).next()?;
@@ -355,7 +358,7 @@ impl Journal {
         }
     }
 
-    /// The stream is no longer the pump's concern.
+    /// Frees the slot of a stream that the pump has given up.
     pub(super) fn release(&mut self, slot: Option<usize>) {
         let Some(slot) = slot else { return };
         self.set_head(slot, USED, 0);
@@ -370,7 +373,7 @@ impl Journal {
         self.publish(phase, [0; 5]);
     }
 
-    /// Begins a batch with what is in a pipe; its size.
+    /// Begins a batch with what is in a pipe; returns its size.
     pub(super) fn read(&mut self, slot: Option<usize>, pipe: impl AsFd) -> io::Result<usize> {
         if SPOOL - self.done < TURN {
             return Err(ErrorKind::StorageFull.into());
@@ -386,7 +389,7 @@ impl Journal {
         &self.memory.bytes()[self.done..self.end]
     }
 
-    /// Notes the prefix of the batch's lines. Nothing of them has been written yet.
+    /// Records the prefix of the batch's lines, none of which is written yet.
     pub(super) fn keep_prefix(&mut self, prefix: &[u8]) {
         let len = prefix.len().min(PREFIX);
         self.memory.bytes_mut()[SPOOL..SPOOL + len].copy_from_slice(&prefix[..len]);
@@ -401,7 +404,8 @@ impl Journal {
         &self.memory.bytes()[SPOOL..SPOOL + len]
     }
 
-    /// The next `len` bytes are about to be appended to a file of this identity and size.
+    /// Records that the next `len` bytes are about to be appended to a file of this identity and
+    /// size.
     pub(super) fn intend(&self, identity: (u64, u64), size: u64, len: usize) {
         self.publish(
             self.phase,
@@ -409,14 +413,14 @@ impl Journal {
         );
     }
 
-    /// So many bytes of the batch are dealt with: written, or lost for good.
+    /// Records that this many bytes of the batch are written, or lost for good.
     pub(super) fn wrote(&self, len: u64) {
         self.out.set(self.out.get() + len);
         self.publish(self.phase, [self.out.get(), 0, 0, 0, 0]);
     }
 
-    /// The batch is complete, and this is what remains for the next. `longer`: the unfinished line is the
-    /// former one with something added.
+    /// Completes the batch; `unfinished` is what remains for the next one. `longer`: it is the
+    /// former unfinished line with bytes added.
     pub(super) fn commit(&mut self, unfinished: &Unfinished, longer: bool) {
         let mut spare = None;
         let mut state = 0;
@@ -459,7 +463,7 @@ impl Journal {
         }
     }
 
-    /// Notes the unfinished line of a stream, outside of any batch.
+    /// Records the unfinished line of a stream, outside of any batch.
     pub(super) fn keep(&mut self, slot: Option<usize>, unfinished: &Unfinished) {
         self.end = self.done;
         self.slot = slot;
@@ -473,7 +477,7 @@ impl Journal {
         self.set(DONE, done);
     }
 
-    /// Writes the record that does not hold, then makes it hold: in one store.
+    /// Writes the invalid record, then makes it the valid one in one store.
     fn publish(&self, phase: Phase, rest: [u64; 5]) {
         let next = 1 - (self.get(ACTIVE) & 1);
         let words = self.place(next);
@@ -501,8 +505,8 @@ impl Journal {
         self.memory.words()[word].load(Ordering::Relaxed)
     }
 
-    /// Stores a word after all that was stored before, and before all that is stored later. Against the
-    /// compiler only: a process that dies has done what precedes the instruction it dies at.
+    /// Stores a word after all earlier stores, and before all later ones. Only the compiler is
+    /// ordered: a process that dies has executed every instruction before.
     fn set(&self, word: usize, value: u64) {
         compiler_fence(Ordering::SeqCst);
         self.memory.words()[word].store(value, Ordering::Release);
@@ -534,7 +538,7 @@ mod tests {
     use std::time::{Duration, Instant};
     use tokio::sync::mpsc::unbounded_channel;
 
-    /// A journal and a stream, at a moment of the test's choice; and the next pump.
+    /// A journal and a stream, at a chosen moment; and the next pump.
     struct Scene {
         dir: tempfile::TempDir,
         memfd: OwnedFd,
@@ -575,7 +579,7 @@ mod tests {
             Journal::open(self.memfd.try_clone().expect("dup")).expect("open")
         }
 
-        /// All that is in the file when the next pump has had the rest of the stream.
+        /// The content of the file when the next pump has had the rest of the stream.
         fn next(mut self, rest: &str) -> String {
             let (events, _troubles) = unbounded_channel();
             let pump = Pump::start_with_journal(events, self.memfd.try_clone().expect("dup"))
@@ -615,7 +619,7 @@ mod tests {
                 (n, true, true),
             ]
         }) {
-            // It moves a file between lines only.
+            // rsup rotates between lines only.
             if rotated && text[..written].last() != Some(&b'\n') {
                 continue;
             }
@@ -660,7 +664,7 @@ mod tests {
             let (slot, _) = journal.claim(&s.about);
             s.write.write_all(b"one\ntw").expect("write");
             journal.read(slot, &s.read).expect("read");
-            // As `commit` does, as far as it comes.
+            // As `commit` does, up to the kill.
             let place = base(slot.expect("slot")) + ABOUT;
             journal.memory.bytes_mut()[place..place + 2].copy_from_slice(b"tw");
             let state = State {

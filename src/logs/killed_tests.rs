@@ -21,13 +21,13 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::tests::whole;
 use super::*;
 
-/// What the child is to do.
+/// The task of the child.
 const TASK: &str = "RSUP_TEST_PUMP";
 
 #[derive(Serialize, Deserialize)]
 struct Task {
     streams: Vec<(PathBuf, Source, Stream, Settings)>,
-    /// Until the pipes have ended; otherwise until it is killed.
+    /// Runs until the pipes have ended; otherwise until it is killed.
     last: bool,
 }
 
@@ -61,7 +61,7 @@ fn child() {
     assert!(troubles.try_recv().is_err());
 }
 
-/// A worker's stream, whose both ends the test holds.
+/// A worker's stream; the test holds both its ends.
 struct Worker {
     source: Source,
     stream: Stream,
@@ -101,7 +101,7 @@ fn pump(workers: &[Worker], journal: &OwnedFd, last: bool) -> Child {
             "the pump did not start"
         );
     }
-    // The test harness in there may want to say more.
+    // The child's test harness may print more.
     thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
     child
 }
@@ -114,12 +114,12 @@ fn line(key: u64, number: usize) -> String {
     format!("{key} {number} {}", "x\"".repeat(length / 2))
 }
 
-/// Writes numbered lines as long as it may; how many.
+/// Writes numbered lines until it is stopped; returns how many.
 fn write(key: u64, mut pipe: File, stop: &AtomicBool) -> usize {
     let mut number = 0;
     while !stop.load(Ordering::Relaxed) {
         match key % 10 {
-            // A lot at once.
+            // Many lines at once.
             1 => {
                 let mut block = String::new();
                 while block.len() < 100_000 {

@@ -15,8 +15,8 @@ use super::rotate;
 const BLOCK: usize = 64 << 10;
 
 /// The last `count` lines of the log at `path`, oldest first, without their newlines. Where the
-/// current file has fewer, goes on in the rotated ones, compressed or not. Reads no more of plain
-/// files than it takes. A log that doesn't exist has no lines.
+/// current file has fewer, continues in the rotated ones, compressed or not. Reads no more of plain
+/// files than needed. A log that doesn't exist has no lines.
 ///
 /// # Errors
 /// When a file that is there can't be read.
@@ -29,10 +29,10 @@ pub fn last_lines(path: &Path, count: usize) -> io::Result<Vec<Vec<u8>>> {
     before(path, current.as_ref(), end, count)
 }
 
-/// Opens a log file for reading. None if it doesn't exist, and for a device, a pipe or a terminal: what
-/// went there is not to be read again.
+/// Opens a log file for reading. `None` if it doesn't exist, and for a device, a pipe or a
+/// terminal: their content cannot be read again.
 pub(super) fn open(path: &Path) -> io::Result<Option<File>> {
-    // Non-blocking for the sake of a FIFO, whose opening would wait for a writer.
+    // Non-blocking, since opening a FIFO would wait for a writer.
     match OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -68,7 +68,7 @@ pub(super) fn before(
         if lines.len() >= count {
             break;
         }
-        // A file that is rotated away while we look is either gone or met again.
+        // A file that is rotated away during the search is either gone or met again.
         let Some(file) = open(&segment.path)? else {
             continue;
         };
@@ -130,7 +130,7 @@ fn joined(blocks: &mut Vec<Vec<u8>>) -> Vec<u8> {
     line
 }
 
-/// The same for what can only be read from its beginning.
+/// The same for a reader that can only be read from its beginning.
 fn last_of(reader: impl io::Read, count: usize, lines: &mut VecDeque<Vec<u8>>) -> io::Result<()> {
     let mut reader = BufReader::with_capacity(BLOCK, reader);
     let mut line = Vec::new();

@@ -1,22 +1,23 @@
 //! What workers print, from their pipes into files.
 //!
-//! One thread, the [`Pump`], reads the pipes of all workers and appends whole lines to the `out` and
-//! `err` file of each app. Nothing else ever reads those pipes and nobody but the pump is waited for:
-//! whoever follows the logs follows the *files* ([`Follower`]), so a stuck reader holds up nobody, and
-//! a file that can't be written costs lines (counted, and told in the file later), never a worker.
+//! One thread, the [`Pump`], reads the pipes of all workers and appends whole lines to the `out`
+//! and `err` file of each app. Nothing else reads those pipes, and no worker waits for anything but
+//! the pump: followers of the logs read the *files* ([`Follower`]), so a stuck reader holds up no
+//! worker, and a file that can't be written costs lines (counted, and reported in the file later),
+//! never a worker.
 //!
 //! * A line that doesn't end is written in parts: after [`MAX_LINE`] bytes, or once it has been
-//!   quiet for [`QUIET`]. In text a part that goes on ends with `…` and its continuation begins with
-//!   `…`; in JSON it has `"partial": true`.
+//!   quiet for [`QUIET`]. In text a part that is continued ends with `…` and its continuation
+//!   begins with `…`; in JSON it has `"partial": true`.
 //! * The pump's process may be killed at any instant: what it has taken from the pipes and not yet
-//!   written is in a [`Journal`], with which the next pump goes on.
+//!   written is in a [`Journal`], with which the next pump continues.
 //! * Lines of different workers share a file but never mix within a line.
-//! * Where rsup runs in the foreground the same lines go to a [`Console`] as well, from which they are
-//!   written to rsup's own output; a reader that is stuck costs lines there, and nothing else.
-//! * A full file becomes `NAME.1`, what was `NAME.1` becomes `NAME.2` and is compressed to
-//!   `NAME.2.gz` in the background. `NAME.1` stays plain so that whoever still reads it is not disturbed.
+//! * Where rsup runs in the foreground the same lines also go to a [`Console`], from which they are
+//!   written to rsup's own output; a stuck reader costs lines there, and nothing else.
+//! * A full file becomes `NAME.1`; the former `NAME.1` becomes `NAME.2` and is compressed to
+//!   `NAME.2.gz` in the background. `NAME.1` stays plain for readers that still have it open.
 
-// A new state has to be thought of everywhere.
+// A new state must be handled everywhere.
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 mod compress;
@@ -133,7 +134,7 @@ pub struct Source {
     pub app: Arc<str>,
     /// Instance number within the app.
     pub instance: u32,
-    /// Names this one process: never used again for another worker of this supervisor.
+    /// Identifies this one process: never reused for another worker of this supervisor.
     pub key: u64,
 }
 
@@ -180,8 +181,8 @@ pub struct FileStats {
     pub error: Option<String>,
 }
 
-/// What the pump tells the supervisor unasked. Sent when a state changes, not per line: a file in
-/// trouble yields at most one event a second.
+/// What the pump reports to the supervisor on its own. Sent when a state changes, not per line: a
+/// failing file yields at most one event a second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A file can't be written; its lines are being dropped and counted.
@@ -191,7 +192,7 @@ pub enum Event {
         /// What was attempted, and the system's reason.
         error: String,
     },
-    /// A file can't be rotated or compressed. Nothing is lost by that, but it takes more room.
+    /// A file can't be rotated or compressed. No line is lost, but it takes more room.
     Untidy {
         /// The log file.
         path: PathBuf,

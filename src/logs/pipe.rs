@@ -7,15 +7,15 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
-/// Room for a burst while the pump is busy elsewhere, in bytes: what the kernel lets anybody have.
+/// Bytes of room for a burst while the pump is busy: what the kernel allows every user.
 const CAPACITY: i32 = 1 << 20;
 
 /// Makes a pipe for a worker's output: the pump's end (non-blocking) and the worker's end
 /// (blocking). Both are close-on-exec. The pipe holds 1 MiB where the system allows it, and what it
 /// gives by default (64 KiB) where the user's share of pipe memory is used up.
 ///
-/// The worker's end is open for reading too, as a terminal would be, though nobody reads from it:
-/// so a worker never gets SIGPIPE, even when every process of rsup is dead, and what it writes
+/// The worker's end is open for reading too, as a terminal would be, though no process reads from
+/// it: so a worker never gets SIGPIPE, even when every process of rsup is dead, and its output
 /// waits in the pipe for the next one. The pump still sees the end when the last writer is gone
 /// (pipe(7): end of file is when no *writer* is left).
 ///

@@ -15,9 +15,9 @@ use super::engine::Engine;
 use super::journal::Journal;
 use super::{Event, Settings, Source, Stats, Stream, TailLine, Unfinished};
 
-/// The log pump: reads the output of all workers and writes it to files, in a thread of its own. All
-/// methods but [`shutdown`](Pump::shutdown) return at once; what is asked is done in the order asked.
-/// When the last handle is dropped the pump shuts down.
+/// The log pump: reads the output of all workers and writes it to files, in a thread of its own.
+/// All methods but [`shutdown`](Pump::shutdown) return at once; requests are handled in order. When
+/// the last handle is dropped the pump shuts down.
 #[derive(Clone)]
 pub struct Pump(Arc<Handle>);
 
@@ -27,7 +27,7 @@ struct Handle {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// A pipe that the pump has given back: all there is to know to go on with it elsewhere.
+/// A pipe that the pump has given back, with all that another pump needs to continue with it.
 #[derive(Debug)]
 pub struct Detached {
     /// The worker at its other end.
@@ -36,7 +36,7 @@ pub struct Detached {
     pub stream: Stream,
     /// The read end.
     pub pipe: OwnedFd,
-    /// What was read of a line that is not complete.
+    /// What was read of an unfinished line.
     pub unfinished: Unfinished,
 }
 
@@ -80,7 +80,7 @@ pub(super) enum Command {
 }
 
 impl Pump {
-    /// Starts the pump. Its troubles are told through `events`.
+    /// Starts the pump. It reports failures through `events`.
     ///
     /// # Errors
     /// When there are no file descriptors or threads left.
@@ -88,10 +88,11 @@ impl Pump {
         Pump::start_with_journal(events, Journal::create(&std::env::temp_dir())?)
     }
 
-    /// Starts a pump that loses nothing when its process is killed, if someone else holds duplicates of
-    /// its pipes and of `journal`: the next pump with the same journal completes what this one was at,
-    /// and goes on with each stream that is [attached](Pump::attach) to it with the same
-    /// [`key`](Source::key). The process that used the journal before must have ended.
+    /// Starts a pump that loses nothing when its process is killed, if another process holds
+    /// duplicates of its pipes and of `journal`: the next pump with the same journal completes the
+    /// batch of this one, and continues with each stream that is [attached](Pump::attach) to it
+    /// with the same [`key`](Source::key). The process that used the journal before must have
+    /// ended.
     ///
     /// # Errors
     /// When there are no file descriptors, memory or threads left. `InvalidInput` if `journal` was not made
@@ -115,8 +116,9 @@ impl Pump {
         })))
     }
 
-    /// From now on all that arrives on `pipe` goes to the app's file for `stream`, until every process
-    /// that holds the other end has closed it. If the file is in use, these settings now hold for it.
+    /// From now on all that arrives on `pipe` goes to the app's file for `stream`, until every
+    /// process that holds the other end has closed it. If the file is in use, these settings now
+    /// apply to it.
     pub fn attach(&self, source: Source, stream: Stream, pipe: OwnedFd, settings: &Settings) {
         self.resume(
             Detached {
@@ -129,13 +131,13 @@ impl Pump {
         );
     }
 
-    /// All streams of the former pump that live on are attached: what the others left unfinished is
-    /// written and forgotten.
+    /// Reports that all live streams of the former pump are attached: the unfinished lines of the
+    /// others are written and forgotten.
     pub fn adopted(&self) {
         self.0.send(Command::Adopted);
     }
 
-    /// Goes on with a pipe that another pump has given back.
+    /// Continues with a pipe that another pump has given back.
     pub fn resume(&self, stream: Detached, settings: &Settings) {
         self.0.send(Command::Attach {
             stream,
@@ -143,15 +145,15 @@ impl Pump {
         });
     }
 
-    /// The last lines of a worker, both streams as they arrived: at most 20 lines and 8 KiB, each cut
-    /// at 500 bytes. Takes in first what is in the worker's pipes at this moment, so the last words of
-    /// a dead worker are among them; so is a line that has no end yet. Empty for an unknown key.
+    /// The last lines of a worker, both streams as they arrived: at most 20 lines and 8 KiB, each
+    /// cut at 500 bytes. First reads what is in the worker's pipes at this moment, so the last
+    /// lines of a dead worker are included; so is an unfinished line. Empty for an unknown key.
     pub fn tail(&self, key: u64) -> oneshot::Receiver<Vec<TailLine>> {
         self.0.ask(|reply| Command::Tail { key, reply })
     }
 
-    /// Nobody will ask for this worker's tail again: drops it, once its pipes have ended. Its output
-    /// is still written until then.
+    /// Drops this worker's tail once its pipes have ended: it is not needed any more. Its output is
+    /// still written until then.
     pub fn forget(&self, key: u64) {
         self.0.send(Command::Forget { key });
     }
@@ -164,12 +166,12 @@ impl Pump {
         })
     }
 
-    /// Gives back the pipes of all workers. What is still in them stays there for the next reader.
+    /// Gives back the pipes of all workers. Their content stays in them for the next reader.
     pub fn detach_all(&self) -> oneshot::Receiver<Vec<Detached>> {
         self.0.ask(|reply| Command::Detach { key: None, reply })
     }
 
-    /// From now on the streams of this app go to the files, and look, as these settings say.
+    /// From now on the streams of this app go to the files, and in the format, of these settings.
     pub fn configure(&self, app: Arc<str>, settings: &Settings) {
         self.0.send(Command::Configure {
             app,
@@ -177,7 +179,7 @@ impl Pump {
         });
     }
 
-    /// Writes a line of the supervisor's own into the app's `out` file.
+    /// Writes a line of rsup itself into the app's `out` file.
     pub fn note(&self, app: Arc<str>, settings: &Settings, text: impl Into<String>) {
         self.0.send(Command::Note {
             app,
@@ -186,7 +188,7 @@ impl Pump {
         });
     }
 
-    /// From now on every line goes to `console` as well.
+    /// From now on every line also goes to `console`.
     pub fn show_on(&self, console: Console) {
         self.0.send(Command::Show { console });
     }
@@ -196,8 +198,8 @@ impl Pump {
         self.0.send(Command::Reopen);
     }
 
-    /// Answers when all that is in the pipes at this moment is in the files. Lines that have no end
-    /// yet are not.
+    /// Answers when all that is in the pipes at this moment is in the files, except for unfinished
+    /// lines.
     pub fn flush(&self) -> oneshot::Receiver<()> {
         self.0.ask(|reply| Command::Flush { reply })
     }
@@ -207,8 +209,9 @@ impl Pump {
         self.0.ask(|reply| Command::Stats { reply })
     }
 
-    /// Writes what is in the pipes, unfinished lines too, closes everything and ends the thread. Blocks
-    /// until that is done. Workers that live on get SIGPIPE if nobody else holds their pipes' read ends.
+    /// Writes what is in the pipes, unfinished lines too, closes everything and ends the thread.
+    /// Blocks until that is done. Workers that live on get SIGPIPE if no other process holds their
+    /// pipes' read ends.
     pub fn shutdown(&self) {
         self.0.shutdown();
     }
@@ -216,8 +219,8 @@ impl Pump {
 
 impl Handle {
     fn send(&self, command: Command) {
-        // Fails after shutdown only: then there is nothing left to do, and a question finds its
-        // answer's sender dropped.
+        // Fails after shutdown only: then there is nothing to do, and the caller finds its answer's
+        // sender dropped.
         if self.commands.send(command).is_ok() {
             let _ = self.wake.write(1);
         }

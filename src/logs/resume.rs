@@ -1,5 +1,6 @@
-//! Where a reader goes on in a file that took the place of the one it was reading: a tool that rotates,
-//! shortens or edits a log may put a copy there, which begins with lines that have been read already.
+//! Where a reader continues in a file that replaced the one it was reading: a tool that rotates,
+//! shortens or edits a log may put a copy there, which begins with lines that have been read
+//! already.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -12,14 +13,15 @@ use super::follow::time_of;
 
 const BLOCK: usize = 64 << 10;
 
-/// How much of what was read last is looked for.
+/// Bytes of the last lines read that are searched for.
 const TAIL: usize = 4 << 10;
 
-/// The place in `new` behind what was read of `old`, whose first `read` bytes that are. 0 if `new` is
-/// no copy of it.
+/// The position in `new` behind what was read of `old`: its first `read` bytes. 0 if `new` is no
+/// copy of it.
 ///
-/// Lines of two files may be the same by coincidence: the first words of an app, or requests for its
-/// health. They count as copied if they have a time, or if `new` was there before `old` lost its name.
+/// Lines of two files may be equal by coincidence: the first lines of an app, or requests of health
+/// checks. They count as copied if they have a time, or if `new` existed before `old` lost its
+/// name.
 ///
 /// # Errors
 /// When one of them cannot be read.
@@ -30,7 +32,7 @@ pub(super) fn place(old: &File, read: u64, new: &File) -> io::Result<u64> {
     }
     let moved_in = was_there_before(&new.metadata()?, &old.metadata()?);
     let is_proof = |lines: &[u8]| moved_in || time_of(lines).is_some();
-    // As many of the last lines as it holds: of a file that was shortened the last ones are left.
+    // As many of the last lines as it holds: a file that was shortened has the last ones left.
     let tail = last_lines(old, read)?;
     let mut wanted = &tail[..];
     while !wanted.is_empty() && is_proof(wanted) {
@@ -54,9 +56,9 @@ pub(super) fn place(old: &File, read: u64, new: &File) -> io::Result<u64> {
     same_lines(old, read, new, length)
 }
 
-/// Whether `new` was made before `old` lost its last name: then it was moved over it. Where both happened
-/// within one tick of the kernel's clock, that is not known. (A clock that is set back between the two makes it
-/// seem so: then lines that are the same by coincidence are not shown twice.)
+/// Whether `new` was made before `old` lost its last name: then it was moved over it. Within one
+/// tick of the kernel's clock the order is unknown. (A clock that is set back between the two makes
+/// it seem so: then equal lines are not shown twice.)
 fn was_there_before(new: &Metadata, old: &Metadata) -> bool {
     let made = new.created().ok();
     let made = made.and_then(|at| Timestamp::try_from(at).ok());
@@ -90,7 +92,7 @@ fn end_of_last(file: &File, length: u64, wanted: &[u8]) -> io::Result<Option<u64
         let count = read_at(file, &mut window, begin, end)?;
         let mut window = &window[..count];
         while let Some(at) = finder.rfind(window) {
-            // A line that only ends with the same words is another one.
+            // A line that only ends with the same text is another one.
             let place = begin + at as u64;
             if place == 0 || begins_line(file, place)? {
                 return Ok(Some(place + wanted.len() as u64));
@@ -111,7 +113,7 @@ fn begins_line(file: &File, place: u64) -> io::Result<bool> {
     Ok(before == *b"\n")
 }
 
-/// How many bytes both begin with, in whole lines.
+/// The number of bytes that both begin with, in whole lines.
 fn same_lines(old: &File, read: u64, new: &File, length: u64) -> io::Result<u64> {
     let (mut a, mut b) = (vec![0; BLOCK], vec![0; BLOCK]);
     let (mut at, mut lines) = (0, 0);
@@ -129,7 +131,7 @@ fn same_lines(old: &File, read: u64, new: &File, length: u64) -> io::Result<u64>
     }
 }
 
-/// Reads what there is of `file[at..end]`, as far as there is room.
+/// Reads `file[at..end]`, as far as the buffer has room.
 fn read_at(file: &File, buffer: &mut [u8], at: u64, end: u64) -> io::Result<usize> {
     let room = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX);
     let room = room.min(buffer.len());
@@ -155,7 +157,7 @@ mod tests {
         file
     }
 
-    /// Lines of a length that puts their ends at any place of a block.
+    /// Lines of a length that puts their ends at any position of a block.
     fn lines(count: usize) -> Vec<u8> {
         let line = |n: usize| format!("2024-01-01T00:00:00.000Z {n} {}\n", "x".repeat(n % 97));
         (0..count).map(line).collect::<String>().into_bytes()

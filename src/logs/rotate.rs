@@ -39,12 +39,13 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Makes `path` free for a new file: moves it to number 1, and those that are in its way one up.
-/// Those past `keep` are deleted. The caller holds the lock on the names.
+/// Makes `path` free for a new file: moves it to number 1, and those in its way one up. Those past
+/// `keep` are deleted. The caller holds the lock on the names.
 ///
 /// # Errors
-/// When a file can't be renamed or deleted, for example in a folder that can't be written. Nothing is
-/// lost then: a step that failed leaves its file where it was, and the next try goes on from there.
+/// When a file can't be renamed or deleted, for example in a folder that can't be written. Nothing
+/// is lost then: a failed step leaves its file where it was, and the next attempt continues from
+/// there.
 pub(super) fn shift(path: &Path, keep: usize) -> io::Result<()> {
     if keep == 0 {
         return absent_is_fine(fs::remove_file(path));
@@ -95,7 +96,7 @@ pub(super) struct Segment {
     pub gzipped: bool,
 }
 
-/// The rotated files of `path`, newest first. Holes in the numbering are no reason to stop.
+/// The rotated files of `path`, newest first. Gaps in the numbering are skipped.
 ///
 /// # Errors
 /// When the folder can't be read.
@@ -124,7 +125,7 @@ pub(super) fn segments(path: &Path) -> io::Result<Vec<Segment>> {
             Some(digits) => (digits, true),
             None => (rest, false),
         };
-        // Only what `plain` and `gzipped` make: no sign, no leading zero.
+        // Only names that `plain` and `gzipped` make: no sign, no leading zero.
         if digits.starts_with(['0', '+']) {
             continue;
         }
@@ -149,7 +150,7 @@ pub(super) fn folder(path: &Path) -> &Path {
     }
 }
 
-/// What names a file for as long as it exists, whatever it is called: device and inode.
+/// Identifies a file as long as it exists, whatever its name: device and inode.
 pub(super) fn identity(meta: &fs::Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }

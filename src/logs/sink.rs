@@ -1,4 +1,4 @@
-//! Writes the lines of a [`Console`](super::Console) to a descriptor, in a thread whose job it is to wait.
+//! Writes the lines of a [`Console`](super::Console) to a descriptor, in a thread that may block.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,17 +8,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Reader;
 
-/// How much is written at once. A pipe takes so much in one go as soon as somebody reads it.
+/// Bytes per write. A pipe takes this many at once as soon as its reader reads.
 const PIECE: usize = 16 << 10;
 
-/// Until no more lines come. It may be held up for ever by whoever should read them; nobody waits for it. `lost`
-/// hears of lines that could not be written: the lines, why, and whether it is the first failure in a row.
+/// Writes until the console is closed. A stuck reader may hold it up for ever; no other thread
+/// waits for it. `lost` gets the lines that could not be written, the reason, and whether it is the
+/// first failure in a row.
 pub fn write_all(
     mut reader: Reader,
     out: &impl AsFd,
     mut lost: impl FnMut(&[u8], &io::Error, bool),
 ) {
-    // The last byte that got through: a line that a failure cut in two does not run into the next one.
+    // The last byte that was written: after a failure within a line, the next one begins on a new
+    // line.
     let mut last = b'\n';
     let mut failing = false;
     while let Some(chunk) = reader.take() {
@@ -47,7 +49,7 @@ pub fn write_all(
             failing = error.is_some();
             if let Some(error) = error {
                 let rest = chunk.bytes.get(done..).unwrap_or_default();
-                // First of all: once nothing waits any more, `flush` returns, and the process may end.
+                // First: once nothing waits any more, `flush` returns, and the process may end.
                 lost(rest, &error, !reader.is_failing());
                 reader.failed(&chunk, done, &error.to_string());
                 break;
@@ -56,7 +58,8 @@ pub fn write_all(
     }
 }
 
-/// How much was written, and why no more. The descriptor may be non-blocking, by somebody else's doing.
+/// Returns how much was written, and why no more. Another process may have made the descriptor
+/// non-blocking.
 fn write(out: &impl AsFd, bytes: &[u8]) -> (usize, Option<io::Error>) {
     let mut written = 0;
     while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {

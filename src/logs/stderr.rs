@@ -1,8 +1,9 @@
-//! The way to stderr that nobody waits for, and that never ends a process: what the daemon and the keeper say of
-//! themselves.
+//! A stderr that never blocks and whose failure never ends a process: for the messages of the
+//! daemon and the keeper.
 //!
-//! stderr may be a file on a full disk, a pipe whose reader is gone, or one whose reader reads nothing. A thread
-//! writes to it; in front of that is a bounded [`Console`], which counts what is lost and says so at its place.
+//! stderr may be a file on a full disk, a pipe whose reader is gone, or one whose reader does not
+//! read. A thread writes to it; in front of that is a bounded [`Console`], which counts lost lines
+//! and reports them at their place.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,16 +17,16 @@ use std::time::Duration;
 use super::console::{Console, Loss, Teller};
 use super::{Format, sink};
 
-/// How long the end of a process waits for its last words to be written.
+/// How long a process waits at its end for its last messages to be written.
 pub const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Of what could not be written, this much is kept for whoever started this process.
+/// Bytes of unwritten messages that are kept for the process that started this one.
 const MOST_WORDS: usize = 64 << 10;
 
-/// That of this process.
+/// The console of this process.
 static CONSOLE: OnceLock<Console> = OnceLock::new();
 
-/// Where words go that stderr does not take, while somebody waits for the start of this process.
+/// Gets the lines that stderr does not take, while another process waits for the start of this one.
 static WITNESS: Mutex<Option<Witness>> = Mutex::new(None);
 
 struct Witness {
@@ -33,8 +34,8 @@ struct Witness {
     left: usize,
 }
 
-/// From now on a thread writes what this process says to stderr. `teller` makes the lines that tell of lost
-/// ones. A second call changes nothing.
+/// Starts the thread that writes this process's messages to stderr. `teller` makes the lines that
+/// report lost ones. A second call changes nothing.
 ///
 /// # Errors
 /// When there are no threads left.
@@ -52,15 +53,15 @@ pub fn begin(teller: Teller) -> io::Result<Console> {
     Ok(CONSOLE.get_or_init(|| console).clone())
 }
 
-/// Says whole lines, and waits a bounded time for them to be written. Without [`begin`] it writes them
-/// itself, as a command does that has a user in front of it.
+/// Writes whole lines, and waits a bounded time for them. Without [`begin`] it writes them
+/// directly, as a command does for its user.
 pub fn text(text: &str) {
     match CONSOLE.get() {
         Some(console) => {
             console.whole(text.as_bytes());
             console.flush(LAST_WORDS);
         }
-        // If that fails there is nobody left to tell.
+        // A failure cannot be reported anywhere.
         None => drop(io::stderr().lock().write_all(text.as_bytes())),
     }
 }
@@ -77,7 +78,7 @@ pub fn flush() {
     }
 }
 
-/// Whoever started this process reads here what stderr did not take.
+/// Sets the descriptor where the process that started this one reads what stderr did not take.
 pub fn set_witness(fd: OwnedFd) {
     *witness() = Some(Witness {
         file: fd.into(),
@@ -85,7 +86,7 @@ pub fn set_witness(fd: OwnedFd) {
     });
 }
 
-/// The start is over.
+/// Drops the witness once the start is over.
 pub fn dismiss_witness() {
     *witness() = None;
 }
@@ -98,11 +99,11 @@ fn testify(lines: &[u8]) {
     if let Some(Witness { file, left }) = &mut *witness() {
         let lines = &lines[..lines.len().min(*left)];
         *left -= lines.len();
-        // It is in memory; if even that is full, nothing is left to try.
+        // It is a memfd; if memory is full too, there is no other place.
         drop(file.write_all(lines));
     }
 }
-/// Goes on in a new file at `path` if stderr is a file that was removed.
+/// Continues in a new file at `path` if stderr is a file that was removed.
 ///
 /// # Errors
 /// As open(2) and dup2(2).

@@ -1,4 +1,4 @@
-//! The last lines of one worker, kept in memory for "it died, and this is what it said".
+//! The last lines of one worker, kept in memory for the report of its death.
 
 use std::collections::VecDeque;
 

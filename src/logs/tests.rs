@@ -107,7 +107,7 @@ fn wait_for<T>(mut answer: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// All that a log holds, oldest first.
+/// The whole content of a log, oldest first.
 pub(super) fn whole(path: &Path) -> Vec<u8> {
     let mut all = Vec::new();
     for segment in segments(path).expect("segments").into_iter().rev() {
@@ -189,7 +189,7 @@ fn a_burst_is_kept_whole_across_rotation_and_compression() {
     let sent = block.clone();
     let writer =
         thread::spawn(move || (0..blocks).for_each(|_| pipe.write_all(&sent).expect("write")));
-    // While that goes on the pump answers.
+    // The pump answers meanwhile.
     wait_for(|| (!s.tail(1).is_empty()).then_some(()));
     writer.join().expect("writer");
     let stats = s.ended();
@@ -352,7 +352,7 @@ fn a_full_disk_costs_lines_but_never_a_worker() {
     assert!(
         matches!(s.events.blocking_recv(), Some(Event::Failed { error, .. }) if error.contains("No space left"))
     );
-    // There is room again: the file says what it lacks, though nothing more is written to it.
+    // There is room again: the file states what it lacks, though nothing more is written to it.
     fs::remove_file(s.path("out.log")).expect("remove");
     let recovered = s.events.blocking_recv();
     assert!(matches!(
@@ -449,7 +449,7 @@ fn a_stream_can_go_on_in_another_pump() {
 #[test]
 fn children_of_children_keep_their_pipe() {
     let s = setup();
-    // The grandchild outlives its parent, and speaks when it is told to.
+    // The grandchild outlives its parent, and writes on request.
     let script = "exec 3<&0; (read x <&3; echo late $x) & echo early >&2";
     let mut shell = Command::new("sh");
     let (out, err) = (
@@ -510,7 +510,8 @@ fn a_follower_sees_every_line_once_while_the_log_rotates() {
     s.flush();
     let mut follower = Follower::new([(Stream::Out, s.path("out.log"))], 1).expect("follower");
     const LINES: usize = 100_000;
-    // The writer stays within a few rotations of the reader: one that is left far behind may miss some.
+    // The writer stays within a few rotations of the reader: one that falls far behind may miss
+    // some.
     let read = Arc::new(AtomicUsize::new(0));
     let seen_by_writer = read.clone();
     let writer = thread::spawn(move || {

@@ -13,7 +13,7 @@ use super::view::{FailureCode, OperationKind};
 pub enum ActionError {
     UnknownApp,
     AlreadyRunning,
-    /// What is stopped is started by a start alone.
+    /// The app is stopped; only a start starts it.
     Stopped,
     /// An app has at least one worker.
     NoInstances,
@@ -25,42 +25,42 @@ pub enum ActionError {
         kind: OperationKind,
         by: OperationKind,
     },
-    /// A port or a socket's path cannot be had.
+    /// A port or a socket's path is not available.
     Listen {
         why: String,
     },
-    /// A worker of what is wanted was lost.
+    /// A wanted worker was lost.
     Worker {
         worker: WorkerId,
         instance: u16,
         loss: Loss,
         kind: OperationKind,
-        /// rsup goes on trying without the one who asked.
+        /// rsup goes on trying after the caller has its answer.
         trying: bool,
     },
     /// `reload.deadline` has passed.
     Deadline {
-        /// `None`: on the way back.
+        /// `None`: during the rollback.
         kind: Option<OperationKind>,
         deadline_ms: u64,
-        /// One that is not ready.
+        /// A worker that is not ready.
         worker: Option<WorkerId>,
     },
-    /// The way back failed as well.
+    /// The rollback failed as well.
     NoWayBack {
         first: Box<ActionError>,
         second: Box<ActionError>,
     },
-    /// It failed, and workers of the revision before are started again from a folder that the failed release
-    /// uses too: what is in it now may not be what it was.
+    /// The action failed, and workers of the revision before are started again from a folder that
+    /// the failed release uses too: its content may have changed.
     SameFolder {
         failed: Box<ActionError>,
         revision: u64,
         folder: PathBuf,
     },
-    /// Of what became of it nothing is known.
+    /// Whether it was done is unknown.
     NotBegun,
-    /// What an earlier version of rsup wrote down.
+    /// A text that an earlier version of rsup saved.
     #[serde(untagged)]
     Told {
         code: FailureCode,
@@ -96,7 +96,7 @@ impl ActionError {
         }
     }
 
-    /// Whose last log lines explain it.
+    /// The worker whose last log lines explain the failure.
     pub fn worker(&self) -> Option<&WorkerId> {
         match self {
             Self::Worker { worker, .. } => Some(worker),

@@ -1,4 +1,5 @@
-//! What happens, as data: log lines, progress, `describe`, `rsup events` and metrics are made of it.
+//! Events as data: log lines, progress, `describe`, `rsup events` and metrics are rendered from
+//! them.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,7 @@ pub enum Cause {
 pub struct Event {
     pub at: Time,
     pub app: AppName,
-    /// Which it is about, if it is about one.
+    /// The revision that the event is about, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,7 +55,7 @@ pub enum What {
     ActionBegan {
         kind: OperationKind,
         cause: Cause,
-        /// Workers wanted from now on; of a stop and a delete: none.
+        /// Workers wanted from now on; 0 for a stop and a delete.
         instances: u16,
     },
     ActionDone {
@@ -64,9 +65,9 @@ pub enum What {
     ActionFailed {
         kind: OperationKind,
         error: ActionError,
-        /// Ready workers of the failed release that go back to the revision before.
+        /// Ready workers of the failed release that are replaced by the revision before.
         back: u16,
-        /// The revision that is wanted again, where there is a way back.
+        /// The revision that is wanted again, where a rollback is possible.
         to: Option<u64>,
     },
     /// Another action took over.
@@ -82,41 +83,42 @@ pub enum What {
         why: Doubt,
     },
     WorkerReadyAgain,
-    /// It is to go, the replacement first.
+    /// It is replaced or removed; a replacement starts first.
     WorkerRetired {
         why: Retire,
     },
-    /// It was out of the traffic already, and takes part in it again.
+    /// It was out of the traffic already, and takes traffic again.
     WorkerReturned,
     WorkerKilled {
         why: Killed,
     },
-    /// It ended as it was told to.
+    /// It ended after its stop signal.
     WorkerStopped {
         exit: Exit,
     },
-    /// It ended, or never came up, by itself.
+    /// It ended by itself, or never started.
     WorkerLost {
         loss: Loss,
     },
-    /// Nothing more is tried for its instance.
+    /// Its instance is not restarted any more.
     InstanceGivenUp {
         loss: Loss,
         restarts: u32,
     },
-    /// It seems to have tested its port by connecting to it: another one is started with the port hidden.
+    /// It seems to have tested its port by connecting to it: another worker is started with the
+    /// port hidden.
     PortTested {
         loss: Option<Loss>,
     },
     /// From now on the port is hidden from starting workers.
     PortHidden,
-    /// Its sockets cannot be had.
+    /// Its sockets are not available.
     NotListening {
         why: String,
     },
     /// No worker is ready and none is coming: its sockets are closed, and connections refused.
     Refusing,
-    /// rsup, or the whole machine, did not run for so long; no deadline counts it.
+    /// rsup, or the whole machine, did not run for this time; no deadline counts it.
     StoodStill {
         for_ms: u64,
     },
@@ -133,12 +135,12 @@ pub enum What {
 pub enum Killed {
     /// It had not ended within `kill_timeout`.
     Timeout { timeout_ms: u64 },
-    /// Everything was to end at once.
+    /// A second stop asked to end everything at once.
     Hurry,
 }
 
 impl What {
-    /// Worth a warning.
+    /// Whether the event is worth a warning.
     pub fn is_bad(&self) -> bool {
         match self {
             Self::ActionFailed { .. }

@@ -1,7 +1,7 @@
-//! What all layers say to each other about apps and workers: plain data, without a decision and without a clock.
-//! [`words`] alone puts it into English.
+//! The data about apps and workers that all layers exchange: no decision, no clock. [`words`] alone
+//! puts it into English.
 
-// A new state has to be thought of everywhere.
+// A new state must be handled everywhere.
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 pub mod error;

@@ -1,30 +1,30 @@
-//! Why a worker goes, was lost, or is in doubt.
+//! Why a worker is retired, was lost, or is in doubt.
 
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
 
-/// Why a worker is to be replaced or removed, apart from a change of its release.
+/// Why a worker is replaced or removed, apart from a change of its release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "snake_case")]
 pub enum Retire {
-    /// Two readings in a row, in bytes, are over `max_memory`.
+    /// Two consecutive readings, in bytes, were above `max_memory`.
     Memory { bytes: u64, limit: u64 },
     /// Its liveness check failed `failure_threshold` times in a row; the last failure.
     Liveness { failure: String },
     /// It was not ready within `listen_timeout`.
     TooSlow {
         timeout_ms: u64,
-        /// What its last readiness check said.
+        /// The result of its last readiness check.
         last: Option<Doubt>,
     },
     /// Daemon and keeper were killed together, and the worker's sockets may not be taken back.
     OutOfReach,
     /// Daemon and keeper were killed together, and the worker's trapped calls fail.
     Deaf,
-    /// It seems to have tested its port by connecting to it, and found rsup there.
+    /// It seems to have tested its port by connecting to it, and reached rsup.
     PortTest,
-    /// More workers run than are wanted.
+    /// More workers run than wanted.
     ScaledDown,
     /// Another release takes its place.
     Replaced,
@@ -32,13 +32,13 @@ pub enum Retire {
     Stopped,
     /// Its release failed.
     ReleaseFailed { revision: u64 },
-    /// What an earlier version of rsup wrote down.
+    /// A reason that an earlier version of rsup saved as text.
     #[serde(untagged)]
     Told(String),
 }
 
 impl Retire {
-    /// A fault of the worker itself, which a change of its release does not excuse.
+    /// Whether the worker itself is at fault, which a change of its release does not excuse.
     pub fn is_fault(&self) -> bool {
         match self {
             Self::Memory { .. }
@@ -53,7 +53,7 @@ impl Retire {
     }
 }
 
-/// How a worker was lost that was to stay.
+/// How a worker was lost that should have stayed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "loss", rename_all = "snake_case")]
 pub enum Loss {
@@ -75,7 +75,7 @@ pub enum Loss {
     },
 }
 
-/// What a probe found last, as long as it matters.
+/// The last failure of a probe, as long as it matters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "doubt", rename_all = "snake_case")]
 pub enum Doubt {
@@ -85,17 +85,17 @@ pub enum Doubt {
     NotAlive {
         why: String,
     },
-    /// rsup itself could not ask.
+    /// rsup itself could not make the check.
     NotAsked {
         purpose: String,
         why: String,
     },
-    /// What an earlier version of rsup wrote down.
+    /// A text that an earlier version of rsup saved.
     #[serde(untagged)]
     Told(String),
 }
 
-/// Why an instance has restarts, or no worker.
+/// Why an instance has restarts, or has no worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "because", rename_all = "snake_case")]
 pub enum Because {
@@ -110,7 +110,7 @@ pub enum Because {
     Retired {
         why: Retire,
     },
-    /// What an earlier version of rsup wrote down.
+    /// A text that an earlier version of rsup saved.
     #[serde(untagged)]
     Told(String),
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{AppName, AppSpec};
 
 /// Time since boot, suspend excluded (CLOCK_MONOTONIC): the same clock for every process of this
-/// boot, and a machine that slept does not find all its deadlines passed.
+/// boot; after a suspend the deadlines have not passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Time(pub Duration);
 
@@ -36,8 +36,8 @@ impl Sub<Duration> for Time {
     }
 }
 
-/// One run of one process. Generations are never used twice, so a late result about a former
-/// worker of the slot is recognised and dropped.
+/// One run of one process. Generations are never reused, so a late result about an earlier worker
+/// of the slot is recognised and dropped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId {
     pub app: AppName,
@@ -51,23 +51,23 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// Names a long action, so that its end finds the one who asked.
+/// Identifies a long action, so that its end reaches the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct OpId(pub u64);
 
-/// What workers are started from; never changed once made. A worker that crashes is started from
-/// its own revision again, not from what the file says by then.
+/// What workers are started from; immutable. A worker that crashes is started again from its own
+/// revision, not from the present file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Revision {
-    /// 1 for the first; counted per app.
+    /// Counted per app, from 1.
     pub number: u64,
     pub spec: AppSpec,
-    /// The environment below `spec.env`: that of the `rsup start` that made the app.
+    /// The environment below `spec.env`: that of the `rsup start` that created the app.
     pub base_env: Arc<BTreeMap<String, String>>,
 }
 
 impl Revision {
-    /// The whole environment of a worker, but for what rsup adds.
+    /// The whole environment of a worker, except for rsup's own variables.
     pub fn env(&self) -> BTreeMap<String, String> {
         let mut env = (*self.base_env).clone();
         env.extend(self.spec.env.clone());

@@ -1,5 +1,5 @@
-//! What the supervisor shows of itself: the answers of `list` and `describe`, and the progress of
-//! long actions. Typed, so that the CLI alone decides on words and layout.
+//! What the supervisor shows: the answers of `list` and `describe`, and the progress of long
+//! actions. Typed, so that the CLI alone decides on words and layout.
 
 use std::path::PathBuf;
 
@@ -22,15 +22,15 @@ pub enum WorkerPhase {
     Unready,
     /// Takes no new connections; its accept queue empties.
     Draining,
-    /// Has its stop signal.
+    /// Got its stop signal.
     Stopping,
-    /// Has SIGKILL.
+    /// Got SIGKILL.
     Killing,
     /// Waits for its next start after a crash.
     Backoff,
     /// Given up after `restart.max_restarts`.
     Errored,
-    /// Ended and not to be started again (policy, exit code).
+    /// Ended, and is not started again (policy, exit code).
     Exited,
 }
 
@@ -90,9 +90,9 @@ pub struct WorkerView {
     pub revision: u64,
     pub pid: Option<u32>,
     pub phase: WorkerPhase,
-    /// Of the process; absent if there is none.
+    /// Age of the process; absent if there is none.
     pub uptime_ms: Option<u64>,
-    /// Of this instance since the app was started, reloads not counted.
+    /// Restarts of this instance since the app was started, reloads not counted.
     pub restarts: u32,
     /// Resident bytes with descendants.
     pub memory: Option<u64>,
@@ -100,7 +100,8 @@ pub struct WorkerView {
     pub cpu: Option<f32>,
     /// Time to the next start, in backoff.
     pub next_start_ms: Option<u64>,
-    /// Why it is in this phase; of one that is well, why it was last restarted (what `restarts` counts).
+    /// Why it is in this phase; of a worker that is well, why it was last restarted (what
+    /// `restarts` counts).
     pub reason: Option<String>,
 }
 
@@ -113,14 +114,15 @@ pub struct AppView {
     pub instances: u16,
     pub listen: Vec<String>,
     pub workers: Vec<WorkerView>,
-    /// What is under way: `reload`, `scale`, …, and since when (milliseconds ago).
+    /// The action under way: `reload`, `scale`, …, and since when (milliseconds ago).
     pub operation: Option<OperationView>,
-    /// Why it is errored, degraded or not listening, until it is no more; why the last action failed, until the next.
+    /// Why it is errored, degraded or not listening, while it is; why the last action failed, until
+    /// the next.
     pub reason: Option<String>,
-    /// Connections that wait, in the kernel's queue or at rsup, because no worker is ready.
+    /// Connections that wait, in the kernel's queue or in rsup, because no worker is ready.
     #[serde(default)]
     pub held: u64,
-    /// Connections that rsup relayed because no worker was there to accept them, since the start.
+    /// Connections that rsup relayed because no worker could accept them, since the start.
     pub relayed: u64,
 }
 
@@ -135,14 +137,14 @@ pub struct OperationView {
 pub struct Description {
     pub app: AppView,
     pub spec: AppSpec,
-    /// How its workers come to their listening sockets.
+    /// How its workers get their listening sockets.
     #[serde(default)]
     pub sockets: Option<String>,
     pub out_log: PathBuf,
     pub err_log: PathBuf,
     /// Newest last; the age in milliseconds and the text.
     pub events: Vec<PastEvent>,
-    /// What cannot be done for it here, e.g. that takeover is not permitted.
+    /// What is not possible for this app here, e.g. that takeover is not permitted.
     pub notes: Vec<String>,
 }
 
@@ -185,7 +187,7 @@ pub struct Progress {
     pub revision: u64,
     pub pid: Option<u32>,
     pub step: Step,
-    /// Instances that are as wanted now, of how many.
+    /// Instances that are as wanted now, out of `total`.
     pub done: u16,
     pub total: u16,
 }
@@ -199,13 +201,13 @@ pub enum Step {
     },
     /// Out of the traffic; its queue empties.
     Draining,
-    /// Has its stop signal.
+    /// Got its stop signal.
     Stopping,
     Killed,
     Gone {
         exit: Exit,
     },
-    /// Will be tried again, or the action fails.
+    /// Is tried again, or the action fails.
     Failed {
         reason: String,
     },
@@ -220,7 +222,7 @@ pub enum FailureCode {
     AlreadyRunning,
     /// Another action on this app is under way.
     Busy,
-    /// A port or socket path cannot be had.
+    /// A port or socket path is not available.
     Listen,
     /// The program could not be started.
     Spawn,
@@ -231,9 +233,9 @@ pub enum FailureCode {
     BadRequest,
     /// The app is stopped, and this would start it.
     Stopped,
-    /// The daemon stops every app, and then ends.
+    /// The daemon is stopping every app, and then ends.
     Ending,
-    /// The daemon has not heard of this action.
+    /// The daemon does not know this action.
     UnknownAction,
     Internal,
 }

@@ -1,4 +1,4 @@
-//! The model in English: what the log, `list`, `describe` and the answers of commands say.
+//! The model in English: the texts of the log, `list`, `describe` and the commands' answers.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The privileges of root that a process has (capabilities(7)): what we have, and giving them up
+//! Capabilities of a process (capabilities(7)): reading this process's own, and dropping them
 //! between fork and exec.
 
 use std::ffi::{c_int, c_ulong};
@@ -24,7 +24,7 @@ struct Data {
 
 const VERSION_3: u32 = 0x2008_0522;
 
-/// Those in force for this process, a bit for each number.
+/// The effective capabilities of this process, a bit for each number.
 ///
 /// # Errors
 /// As `capget(2)`.
@@ -45,13 +45,14 @@ pub fn effective() -> io::Result<u64> {
 /// `CAP_SYS_PTRACE` (linux/capability.h).
 const SYS_PTRACE: u32 = 19;
 
-/// Whether this process may look into those of every user, whatever Yama's `ptrace_scope` says (up to 2).
+/// Whether this process may inspect those of every user, whatever Yama's `ptrace_scope` is (up to
+/// 2).
 #[must_use]
 pub fn may_trace_all() -> bool {
     effective().is_ok_and(|mine| mine & (1 << SYS_PTRACE) != 0)
 }
 
-/// Puts exactly `bits` in force for this thread, all of which it must be permitted to have.
+/// Makes exactly `bits` effective for this thread; all of them must be permitted.
 ///
 /// # Errors
 /// As `capset(2)`.
@@ -79,8 +80,8 @@ pub(super) fn put_in_force(bits: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes from this process, and all that it will execute, the chance to ever have others than `keep`
-/// (the bounding set). Needs `CAP_SETPCAP`. Async-signal-safe.
+/// Limits this process, and all that it executes, to the capabilities `keep` for good (the bounding
+/// set). Needs `CAP_SETPCAP`. Async-signal-safe.
 pub(super) fn bound(keep: u64) -> Result<(), c_int> {
     for number in 0..64 {
         if keep & (1 << number) != 0 {
@@ -98,8 +99,7 @@ pub(super) fn bound(keep: u64) -> Result<(), c_int> {
     Ok(())
 }
 
-/// Lets the change of user that comes next leave the permitted ones alone, until exec.
-/// Async-signal-safe.
+/// Keeps the permitted capabilities over the next change of user, until exec. Async-signal-safe.
 pub(super) fn keep_over_user_change() -> Result<(), c_int> {
     // SAFETY: integers.
     if unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) } < 0 {
@@ -109,7 +109,7 @@ pub(super) fn keep_over_user_change() -> Result<(), c_int> {
     }
 }
 
-/// Has exactly `keep`, over an exec too (the ambient set). Async-signal-safe.
+/// Sets exactly `keep`, over an exec too (the ambient set). Async-signal-safe.
 pub(super) fn set(keep: u64) -> Result<(), c_int> {
     let half = |bits: u64| Data {
         effective: bits as u32,

@@ -1,5 +1,5 @@
-//! The part of the cgroup v2 tree that is rsup's (Documentation/admin-guide/cgroup-v2.rst): a cgroup
-//! for each worker, which limits its whole tree and names every process of it, whatever it has shed.
+//! rsup's part of the cgroup v2 tree (Documentation/admin-guide/cgroup-v2.rst): a cgroup for each
+//! worker, which limits its whole tree and lists every process of it, even daemonized ones.
 //!
 //! ```text
 //! own cgroup ─ NAME ─┬─ supervisor            rsup itself, where the kernel wants no process above
@@ -7,12 +7,13 @@
 //!                                └─ 2
 //! ```
 //!
-//! Nothing in it ends with rsup: a cgroup outlives those who made it.
+//! Cgroups outlive rsup: they do not end with the process that made them.
 //!
-//! A controller is enabled only when a worker with such a limit comes. The kernel lets no process into a
-//! cgroup with controllers for its children (cgroup-v2.rst, "No Internal Process Constraint"), and systemd
-//! before 254 puts the main process of a service just there: as long as they are enabled in the service's
-//! cgroup, no next rsup can be started. [`make_room`] takes them away for it, once rsup is dead.
+//! A controller is enabled only when a worker with such a limit comes. The kernel admits no process
+//! to a cgroup with controllers for its children (cgroup-v2.rst, "No Internal Process Constraint"),
+//! and systemd before 254 puts the main process of a service exactly there: as long as they are
+//! enabled in the service's cgroup, no next rsup can be started. [`make_room`] disables them once
+//! rsup is dead.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -27,10 +28,10 @@ mod tests;
 /// The name of rsup's own leaf.
 const SUPERVISOR: &str = "supervisor";
 
-/// Microseconds: of the period that `cpu.max` counts in, which is the kernel's own default.
+/// The period of `cpu.max` in microseconds: the kernel's default.
 const PERIOD: u64 = 100_000;
 
-/// Which limits can be had.
+/// The limits that are available.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Controllers {
     /// `memory`
@@ -86,7 +87,8 @@ impl Controllers {
     }
 }
 
-/// Those that cgroup v2 has on this machine, as far as we can see; others may be bound to v1.
+/// The controllers that cgroup v2 has on this machine, as far as visible; others may be bound to
+/// v1.
 #[must_use]
 pub fn controllers_of_machine() -> Controllers {
     delegated::mount()
@@ -101,7 +103,7 @@ fn read_controllers(folder: &Path, file: &str) -> Controllers {
 /// Limits of one worker with its descendants.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Bounds {
-    /// Bytes; it is killed at this, and none of it is swapped out.
+    /// Bytes; the kernel kills it at this limit, and swaps none of it out.
     pub memory: Option<u64>,
     /// Cores.
     pub cpu: Option<f64>,
@@ -119,33 +121,33 @@ impl Bounds {
     }
 }
 
-/// What is ours of the tree.
+/// rsup's part of the tree.
 #[derive(Debug)]
 pub struct Tree {
-    /// The cgroup that was delegated to us.
+    /// The cgroup that was delegated to rsup.
     own: PathBuf,
     base: PathBuf,
-    /// rsup is in no cgroup that is to have controllers for its children, or in the root of all.
+    /// rsup itself is in no cgroup that needs controllers for its children, or in the root cgroup.
     aside: bool,
     /// Those that are enabled for workers.
     controllers: Controllers,
-    /// Those that somebody wanted, and that could not be enabled.
+    /// Controllers that were needed and could not be enabled.
     refused: Controllers,
-    /// Why the last of them could not.
+    /// Why the last of them could not be enabled.
     lacks: Option<String>,
 }
 
 impl Tree {
-    /// Takes what has been delegated to us, in a folder of this name, which is to be the same in every
-    /// life of this supervisor. No controller is enabled yet.
+    /// Claims the delegated cgroup, in a folder of this name, which must be the same in every life
+    /// of this supervisor. Enables no controller yet.
     ///
     /// # Errors
-    /// In words, why there is nothing: no cgroup v2, or not delegated.
+    /// A message why there is none: no cgroup v2, or not delegated.
     pub fn claim(name: &str) -> Result<Tree, String> {
-        let delegated::Found { own, aside } = delegated::find(name)?;
+        let delegated::Delegated { own, aside } = delegated::find(name)?;
         let base = own.join(name);
         make(&base).map_err(|why| format!("{} cannot be made: {why}", base.display()))?;
-        // Only the root of all may have processes beside children with controllers.
+        // Only the root cgroup may have processes beside children with controllers.
         let aside = aside || !own.join("cgroup.type").exists();
         let controllers = read_controllers(&base, "cgroup.subtree_control");
         Ok(Tree {
@@ -164,7 +166,8 @@ impl Tree {
         &self.base
     }
 
-    /// Enables what these bounds need, as far as it can be had; [`Self::lacking`] tells what could not.
+    /// Enables what these bounds need, as far as possible; [`Self::lacking`] returns what is
+    /// missing.
     pub fn provide(&mut self, bounds: &Bounds) {
         let missing = bounds.needs().without(self.controllers);
         let offered = missing.and(read_controllers(&self.own, "cgroup.controllers"));
@@ -186,7 +189,7 @@ impl Tree {
         enable(&self.own, wanted).and(enable(&self.base, wanted))
     }
 
-    /// Which of the limits cannot be enforced, and why; `None` if all can, as far as has been tried.
+    /// The limits that cannot be enforced, and why; `None` if all can, as far as tried.
     #[must_use]
     pub fn lacking(&self, bounds: &Bounds) -> Option<String> {
         let missing = bounds.needs().without(self.controllers);
@@ -205,7 +208,7 @@ impl Tree {
         })
     }
 
-    /// A new cgroup for a worker. Bounds that cannot be enforced here are left out.
+    /// Makes a cgroup for a worker. Bounds that cannot be enforced here are left out.
     ///
     /// # Errors
     /// When it cannot be made, or a limit that should be possible is refused.
@@ -213,7 +216,7 @@ impl Tree {
         self.provide(bounds);
         let app = self.base.join(format!("app.{app}"));
         make(&app)?;
-        // What is missing shows where the limit is written.
+        // What is missing shows when the limit is written.
         let _ = enable(&app, bounds.needs().and(self.controllers));
         let leaf = Leaf {
             path: free(&app, generation)?,
@@ -223,8 +226,9 @@ impl Tree {
         Ok(leaf)
     }
 
-    /// Sets the limits of a worker of an earlier rsup again: after its death they may have been
-    /// [taken away](make_room). True if the memory that it had before is not counted any more.
+    /// Sets the limits of a worker of an earlier rsup again: they may have been
+    /// [disabled](make_room) after its death. True if the memory that it used before is not counted
+    /// any more.
     ///
     /// # Errors
     /// When a limit that should be possible is refused.
@@ -240,7 +244,7 @@ impl Tree {
         Ok(wanted.memory && !before.memory)
     }
 
-    /// The cgroup of a process, if it is one of ours: how a new daemon finds that of a worker.
+    /// The cgroup of a process, if it is one of rsup's: by it a new daemon finds that of a worker.
     #[must_use]
     pub fn leaf_of(&self, pid: u32) -> Option<Leaf> {
         let (root, point) = delegated::mount()?;
@@ -251,7 +255,7 @@ impl Tree {
         ours.then_some(Leaf { path })
     }
 
-    /// The one made for a worker, if it is still there.
+    /// The cgroup that was made for a worker, if it still exists.
     #[must_use]
     pub fn leaf(&self, app: &str, generation: u64) -> Option<Leaf> {
         let path = self
@@ -261,12 +265,12 @@ impl Tree {
         path.is_dir().then_some(Leaf { path })
     }
 
-    /// No worker of the app is left.
+    /// Removes the cgroup of an app without workers.
     pub fn forget_app(&self, app: &str) {
         let _ = fs::remove_dir(self.base.join(format!("app.{app}")));
     }
 
-    /// At the end: takes away what is empty. What still has a process in it stays.
+    /// Removes empty cgroups at the end. One with a process stays.
     pub fn release(self) {
         for app in fs::read_dir(&self.base).into_iter().flatten().flatten() {
             for leaf in fs::read_dir(app.path()).into_iter().flatten().flatten() {
@@ -276,8 +280,8 @@ impl Tree {
         }
         let leaf = self.base.join(SUPERVISOR);
         if leaf.exists() {
-            // A cgroup with processes and one with controllers for its children exclude each other.
-            // Another rsup may have its own beside ours, and keeps it.
+            // A cgroup cannot have both processes and controllers for its children. Another rsup
+            // may have its own beside this one, and keeps it.
             if make_room(&self.base)
                 .and_then(|()| disable_all(&self.own))
                 .is_ok()
@@ -290,11 +294,12 @@ impl Tree {
     }
 }
 
-/// Lets a process be put into this cgroup again: disables every controller for its children, and for theirs
-/// before, since the kernel wants that order. The limits below it are gone then, and the processes stay.
+/// Makes a cgroup ready for a process: disables every controller for its children, and before that
+/// for theirs, since the kernel requires that order. The limits below it are then gone, and the
+/// processes stay.
 ///
 /// # Errors
-/// Which cgroup keeps its controllers, and why.
+/// Names the cgroup that keeps its controllers, and why.
 pub fn make_room(folder: &Path) -> Result<(), String> {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -308,7 +313,7 @@ fn disable_all(folder: &Path) -> Result<(), String> {
     let file = folder.join("cgroup.subtree_control");
     let enabled = match fs::read_to_string(&file) {
         Ok(enabled) => enabled,
-        // Nobody was in it any more.
+        // It has no process any more.
         Err(why)
             if why.kind() == io::ErrorKind::NotFound
                 || why.raw_os_error() == Some(libc::ENODEV) =>
@@ -336,8 +341,9 @@ fn disable_all(folder: &Path) -> Result<(), String> {
     }
 }
 
-/// The cgroup of the service that we were started for as a control process, which systemd puts into
-/// `.control` below it (`Delegate=` in systemd.resource-control(5)). `None` if this is no such process.
+/// The cgroup of the service that this process serves as a control process, which systemd puts into
+/// `.control` below it (`Delegate=` in systemd.resource-control(5)). `None` if it is no such
+/// process.
 #[must_use]
 pub fn of_controlled_service() -> Option<PathBuf> {
     let (root, point) = delegated::mount()?;
@@ -359,7 +365,7 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// A descriptor of its folder, for a process to begin in.
+    /// A descriptor of its folder, for a process that starts in it.
     ///
     /// # Errors
     /// As `open(2)`.
@@ -367,7 +373,7 @@ impl Leaf {
         File::open(&self.path).map(OwnedFd::from)
     }
 
-    /// Where it is.
+    /// The path of its folder.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -382,7 +388,7 @@ impl Leaf {
             set("memory.max", &bytes.to_string())?;
             // A kernel without swap has no such file.
             let _ = set("memory.swap.max", "0");
-            // The worker with its children is one thing: no half of it goes on alone (Linux 4.19).
+            // The worker and its children are killed together, not in part (Linux 4.19).
             let _ = set("memory.oom.group", "1");
         }
         if let (Some(cores), true) = (bounds.cpu, has.cpu) {
@@ -394,7 +400,8 @@ impl Leaf {
         Ok(())
     }
 
-    /// Kills every process in it, those that are being forked too (`cgroup.kill`, Linux 5.14).
+    /// Kills every process in it, including those that are being forked (`cgroup.kill`, Linux
+    /// 5.14).
     ///
     /// # Errors
     /// `NotFound` where the kernel is older.
@@ -402,7 +409,7 @@ impl Leaf {
         write(&self.path.join("cgroup.kill"), "1")
     }
 
-    /// The processes in it, zombies left out.
+    /// The processes in it, without zombies.
     #[must_use]
     pub fn members(&self) -> Vec<u32> {
         let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
@@ -412,14 +419,14 @@ impl Leaf {
             .collect()
     }
 
-    /// How often the kernel has killed a process in it for want of memory, by whatever limit.
+    /// How often the kernel has killed a process in it for want of memory, at any limit.
     #[must_use]
     pub fn out_of_memory(&self) -> u64 {
         self.memory_event("oom_kill ")
     }
 
-    /// Whether the limit that was reached was its own: `oom` counts where the limit is, and above, but not below
-    /// (cgroup-v2.rst, `memory.events`).
+    /// Whether its own limit was reached: `oom` counts at the cgroup with the limit, and above, but
+    /// not below (cgroup-v2.rst, `memory.events`).
     #[must_use]
     pub fn is_at_its_limit(&self) -> bool {
         self.memory_event("oom ") > 0
@@ -432,7 +439,7 @@ impl Leaf {
             .unwrap_or(0)
     }
 
-    /// Takes it away.
+    /// Removes it.
     ///
     /// # Errors
     /// `EBUSY` while a process is in it.
@@ -441,14 +448,14 @@ impl Leaf {
     }
 }
 
-/// `QUOTA PERIOD`; less than a millisecond is refused by the kernel.
+/// `QUOTA PERIOD`; the kernel refuses less than a millisecond.
 fn cpu_max(cores: f64) -> String {
     let quota = (cores * PERIOD as f64).round().max(1000.0);
     format!("{} {PERIOD}", quota as u64)
 }
 
-/// A folder for this generation. One of that name may be there from a daemon whose state was lost: if
-/// somebody lives in it, it is left to them.
+/// A new folder for this generation. One of that name may exist from a daemon whose state was lost:
+/// with processes in it, it is left alone.
 fn free(app: &Path, generation: u64) -> io::Result<PathBuf> {
     for try_next in 0..100 {
         let name = if try_next == 0 {
@@ -460,7 +467,7 @@ fn free(app: &Path, generation: u64) -> io::Result<PathBuf> {
         match fs::create_dir(&path) {
             Ok(()) => return Ok(path),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // Empty: made anew, with no limit or count of before.
+                // Empty: made again, without earlier limits and counts.
                 if fs::remove_dir(&path).is_ok() && fs::create_dir(&path).is_ok() {
                     return Ok(path);
                 }
@@ -482,7 +489,7 @@ fn enable(folder: &Path, wanted: Controllers) -> Result<(), String> {
     let file = folder.join("cgroup.subtree_control");
     let mut result = Ok(());
     for name in wanted.names() {
-        // Each by itself: one that is refused takes no other with it.
+        // One by one: a controller that is refused must not prevent the others.
         if let Err(why) = write(&file, &format!("+{name}")) {
             let busy = why.raw_os_error() == Some(libc::EBUSY);
             let why = if busy {
@@ -499,7 +506,7 @@ fn enable(folder: &Path, wanted: Controllers) -> Result<(), String> {
     result
 }
 
-/// By one write, as these files want it; a file that is missing is not made.
+/// Writes in one call, as these files require; a missing file is not created.
 fn write(file: &Path, text: &str) -> io::Result<()> {
     File::options()
         .write(true)
@@ -507,7 +514,7 @@ fn write(file: &Path, text: &str) -> io::Result<()> {
         .write_all(text.as_bytes())
 }
 
-/// The folder's name for a supervisor whose runtime folder this is.
+/// The folder's name for the supervisor with this runtime folder.
 #[must_use]
 pub fn name_for(runtime: &Path) -> String {
     if runtime == Path::new("/run/rsup") {

@@ -1,8 +1,9 @@
-//! What a process that stays must not keep of the command that happened to start it first: a deploy script's lock on
-//! descriptor 9, the priority of a cron job, signals that nohup(1) ignores, a session's umask.
+//! Drops what a long-lived process must not keep of the command that happened to start it first: a
+//! deploy script's lock on descriptor 9, the priority of a cron job, signals that nohup(1) ignores,
+//! a session's umask.
 //!
-//! The measure of what is usual here is process 1: the machine's, or that of the container, whose priority and
-//! OOM score are its owner's decision.
+//! The reference is process 1: the machine's, or the container's, whose owner decides its priority
+//! and OOM score.
 
 use std::ffi::c_int;
 use std::fs;
@@ -11,10 +12,10 @@ use std::os::fd::RawFd;
 
 use super::raw;
 
-/// Leaves all that behind, as far as the privileges reach; in words, what could not be left.
+/// Drops all that, as far as the privileges allow; returns what could not be dropped, as messages.
 ///
-/// `keep` are the only descriptors beside 0, 1 and 2 that stay open. To be called first of all, while there is one
-/// thread and nothing in this program owns a descriptor.
+/// `keep` are the only descriptors beside 0, 1 and 2 that stay open. Called first of all, while
+/// there is one thread and nothing in this program owns a descriptor.
 pub fn from_caller(keep: &[RawFd]) -> Vec<String> {
     close_others(keep);
     default_signals();
@@ -37,23 +38,23 @@ pub fn from_caller(keep: &[RawFd]) -> Vec<String> {
     steps.into_iter().filter_map(failed).collect()
 }
 
-/// A service of systemd's that this process is a part of, and ends with.
+/// A systemd service that this process is a part of, and ends with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     /// The name of its unit.
     pub unit: String,
-    /// It is one of the manager of a user.
+    /// Whether it belongs to a user's manager.
     pub of_user: bool,
 }
 
-/// That of the command that started this process, which is none of rsup's own.
+/// The service of the command that started this process, unless it is rsup's own.
 #[must_use]
 pub fn service_of_caller() -> Option<Service> {
     service_in(&fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
-/// From `/proc/PID/cgroup` (cgroups(7)): `0::/system.slice/cron.service`. The manager of a user is a service too, in which
-/// all that user's units are.
+/// Parses `/proc/PID/cgroup` (cgroups(7)): `0::/system.slice/cron.service`. A user's manager is a
+/// service too, which contains all that user's units.
 fn service_in(cgroups: &str) -> Option<Service> {
     let path = cgroups.lines().find_map(|line| {
         let of_old = || Some(line.split_once(":name=systemd:")?.1);
@@ -104,15 +105,15 @@ fn close_listed(keep: &[RawFd]) {
     }
 }
 
-/// All that is ignored gets its default again, and nothing is held back: both pass through exec (execve(2)). An ignored
-/// SIGCHLD would keep the ends of children from us (waitpid(2)).
+/// Resets ignored signals to their default and unblocks all: both states pass through exec
+/// (execve(2)). With SIGCHLD ignored, children could not be waited for (waitpid(2)).
 fn default_signals() {
-    // struct sigaction of the kernel: handler, flags, restorer, mask. By the raw call, because libc keeps two signals to
-    // itself, which may be ignored all the same. All zero is SIG_DFL.
+    // struct sigaction of the kernel: handler, flags, restorer, mask. By the raw call, because libc
+    // reserves two signals, which may be ignored all the same. All zero is SIG_DFL.
     const MASK: usize = 8;
     let default = [0u64; 4];
     for signal in 1..=64 {
-        // The first is ignored by Rust's runtime, the second is seen to by `outlive_file_size_limit`.
+        // Rust's runtime ignores the first, `outlive_file_size_limit` handles the second.
         if signal == libc::SIGPIPE || signal == libc::SIGXFSZ {
             continue;
         }
@@ -150,12 +151,12 @@ fn oom_score() -> io::Result<()> {
 /// A field of proc_pid_stat(5), by its number there.
 fn stat(pid: &str, field: usize) -> Option<i32> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second is the name in brackets, which may hold anything.
+    // The second is the name in brackets, which may contain anything.
     let rest = text.rsplit_once(')')?.1;
     rest.split_ascii_whitespace().nth(field - 3)?.parse().ok()
 }
 
-/// sched(7): a realtime policy may be left by anyone, the idle one where `RLIMIT_NICE` allows.
+/// sched(7): any process may leave a realtime policy; leaving the idle one needs `RLIMIT_NICE`.
 fn scheduling_policy() -> io::Result<()> {
     const POLICY: usize = 41;
     let usual = stat("1", POLICY).unwrap_or(libc::SCHED_OTHER);
@@ -169,7 +170,7 @@ fn scheduling_policy() -> io::Result<()> {
     Ok(())
 }
 
-/// setpriority(2): without `CAP_SYS_NICE` or `RLIMIT_NICE` it can only get worse.
+/// setpriority(2): without `CAP_SYS_NICE` or `RLIMIT_NICE` priority can only be lowered.
 fn nice() -> io::Result<()> {
     const NICE: usize = 19;
     let usual = stat("1", NICE).unwrap_or(0);
@@ -197,7 +198,7 @@ fn io_priority() -> io::Result<()> {
     Ok(())
 }
 
-/// taskset(1) is undone; a cpuset is not, which is the machine's or the container's.
+/// Undoes taskset(1); a cpuset stays, which belongs to the machine or the container.
 fn processors() -> io::Result<()> {
     use nix::sched::{sched_getaffinity, sched_setaffinity};
     use nix::unistd::Pid;

@@ -1,12 +1,11 @@
-//! Memory that outlives the process, and takes bytes out of a pipe without a moment in which they are
-//! nowhere: a memfd, mapped, into which the kernel moves what a pipe holds. Where a sandbox refuses memfds, a
-//! file without a name.
+//! Memory that outlives the process, and takes bytes out of a pipe atomically: a mapped memfd, into
+//! which the kernel moves what a pipe holds. Where a sandbox refuses memfds, a file without a name.
 //!
-//! `splice(2)` from a pipe into a file takes from the pipe what it wrote into the file, and moves the
-//! file's position by as much. A process that is killed dies between system calls, or at their end, but
-//! not within this one. So the position always says how much was taken, even if the process never
-//! learnt it. The position belongs to the *open file*: it survives in every duplicate of the
-//! descriptor, but not in one that was opened anew through `/proc`.
+//! `splice(2)` from a pipe into a file removes from the pipe what it wrote into the file, and
+//! advances the file's position by as much. A process that is killed dies between system calls, or
+//! at their end, but not within this one. So the position always shows how much was taken, even if
+//! the process never learnt it. The position belongs to the *open file*: it survives in every
+//! duplicate of the descriptor, but not in one that was opened anew through `/proc`.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -51,7 +50,7 @@ fn open_nameless(name: &CStr, flags: MFdFlags, folder: &Path) -> io::Result<File
     tempfile::tempfile_in(folder)
 }
 
-/// `splice(2)` is refused here.
+/// Whether `splice(2)` was refused.
 static NO_SPLICE: AtomicBool = AtomicBool::new(false);
 
 /// Durable memory: first words, each of which is stored whole or not at all, then bytes.
@@ -67,9 +66,9 @@ pub struct Durable {
 unsafe impl Send for Durable {}
 
 impl Durable {
-    /// A memfd for so many words and bytes, all zero and none of it taken from the system before it is
-    /// used. Close-on-exec, and of fixed size. Its position is where the bytes begin. Where memfds are refused, a
-    /// file without a name in `folder`, which nobody but its holders can shorten.
+    /// A memfd for this many words and bytes, all zero, with memory allocated on use.
+    /// Close-on-exec, and of fixed size. Its position is where the bytes begin. Where memfds are
+    /// refused, a file without a name in `folder`, which only its holders can shorten.
     ///
     /// # Errors
     /// When there are no descriptors left, or files can't be that large (`RLIMIT_FSIZE`).
@@ -102,7 +101,7 @@ impl Durable {
         let len = words * 8 + bytes;
         let sealed = fcntl(&file, FcntlArg::F_GET_SEALS)
             .is_ok_and(|seals| seals & SEALS.bits() == SEALS.bits());
-        // One without a name: see `create`.
+        // A file without a name: see `create`.
         let ours = sealed
             || file
                 .metadata()
@@ -150,13 +149,13 @@ impl Durable {
         unsafe { slice::from_raw_parts(self.start.as_ptr().add(self.words * 8), self.bytes) }
     }
 
-    /// The bytes, to be changed.
+    /// The bytes, for changes.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as for `bytes`, and `self` is borrowed for this alone.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr().add(self.words * 8), self.bytes) }
     }
 
-    /// Where in the bytes the next ones from a pipe go to.
+    /// The index in the bytes at which the next ones from a pipe are stored.
     ///
     /// # Errors
     /// None is known.
@@ -168,7 +167,7 @@ impl Durable {
             .ok_or(ErrorKind::InvalidData.into())
     }
 
-    /// Says where in the bytes the next ones from a pipe go to.
+    /// Sets the index in the bytes at which the next ones from a pipe are stored.
     ///
     /// # Errors
     /// None is known.
@@ -178,8 +177,8 @@ impl Durable {
         Ok(())
     }
 
-    /// Moves at most `limit` bytes from a pipe to the position, and the position behind them. 0 when the
-    /// pipe has ended.
+    /// Moves at most `limit` bytes from a pipe to the position, and the position behind them. 0
+    /// when the pipe has ended.
     ///
     /// # Errors
     /// `WouldBlock` when there is nothing in the pipe, `InvalidInput` if it is none, and as `splice(2)`.
@@ -211,8 +210,8 @@ impl Durable {
         }
     }
 
-    /// As [`take`](Self::take), where a sandbox refuses `splice(2)`: if the process is killed in between, what it had
-    /// just read is lost.
+    /// As [`take`](Self::take), where a sandbox refuses `splice(2)`: if the process is killed in
+    /// between, the bytes that it had just read are lost.
     fn copy(&mut self, pipe: impl AsFd, limit: usize) -> io::Result<usize> {
         if raw::poll(&pipe, libc::POLLIN, Duration::ZERO)? == 0 {
             return Err(ErrorKind::WouldBlock.into());
@@ -223,11 +222,11 @@ impl Durable {
         Ok(length)
     }
 
-    /// Gives the memory of these bytes back to the system; they are 0 from now on.
+    /// Releases the memory of these bytes; they are 0 from now on.
     pub fn discard(&mut self, range: Range<usize>) {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let (start, len) = ((self.words * 8 + range.start) as i64, range.len() as i64);
-        // It is only about thrift.
+        // A failure only costs memory.
         let _ = fallocate(&self.file, flags, start, len);
     }
 }

@@ -1,5 +1,5 @@
-//! A message with a file descriptor over a unix socket (`SCM_RIGHTS`, unix(7)); [`send`] also from
-//! where nothing may allocate: between fork and exec.
+//! Passes a message with a file descriptor over a unix socket (`SCM_RIGHTS`, unix(7)); [`send`]
+//! also works where allocation is forbidden: between fork and exec.
 
 use std::ffi::c_int;
 use std::io;
@@ -40,7 +40,7 @@ pub(super) unsafe fn send(socket: c_int, payload: &[u8], fd: Option<c_int>) -> b
     }
 }
 
-/// As [`send`], with an error that says why.
+/// As [`send`], with an error.
 ///
 /// # Errors
 /// As `sendmsg(2)`: `WouldBlock` if the socket is non-blocking and full.
@@ -67,7 +67,7 @@ pub fn send_message(
 }
 
 /// Receives what [`send`] sent: the length of the payload (0 at the end) and the descriptor,
-/// close-on-exec. What is longer than `payload` is cut; a second descriptor is closed by the kernel.
+/// close-on-exec. A message longer than `payload` is cut; the kernel closes a second descriptor.
 ///
 /// # Errors
 /// As `recvmsg(2)`.

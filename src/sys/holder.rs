@@ -1,4 +1,4 @@
-//! Who listens on a port or a path.
+//! Finds the processes that listen on a port or a path.
 
 use std::fmt;
 use std::fs;
@@ -39,7 +39,7 @@ impl fmt::Display for Holder {
 }
 
 /// The processes that listen on an address that overlaps `addr` (a wildcard overlaps every address
-/// of its family). Processes that this one may not look into are left out.
+/// of its family). Processes that this one may not inspect are left out.
 ///
 /// # Errors
 /// When neither the kernel's list of sockets nor `/proc` can be read.
@@ -51,7 +51,8 @@ pub fn of_tcp(addr: SocketAddr) -> io::Result<Vec<Holder>> {
         .map(|other| other.inode)
         .collect();
     if inodes.is_empty() {
-        // Bound to it by a rule not known here: any listener of the port is the better answer.
+        // A rule not known here makes them conflict: any listener of the port is then the better
+        // answer.
         inodes = found.iter().map(|other| other.inode).collect();
     }
     of_inodes(&inodes)
@@ -83,7 +84,7 @@ pub fn of_unix(path: &Path) -> io::Result<Vec<Holder>> {
             let mut fields = line.split_ascii_whitespace();
             let listens = fields.nth(3)? == "00010000";
             let inode = fields.nth(2)?.parse().ok()?;
-            // Up to here no field has a slash; a path may have spaces.
+            // The fields before have no slash; a path may have spaces.
             let name = Path::new(line.get(line.find('/')?..)?);
             (listens && (name == path || name == absolute)).then_some(inode)
         })
@@ -120,7 +121,7 @@ pub(super) fn of_inodes(inodes: &[u64]) -> io::Result<Vec<Holder>> {
         else {
             continue;
         };
-        // Gone meanwhile, or closed to us.
+        // Gone meanwhile, or not accessible.
         let holds = owner::with_access(pid, || has_one_of(pid, inodes)).unwrap_or(false);
         if holds {
             holders.push(describe(pid));

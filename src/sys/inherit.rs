@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use super::raw;
 
-/// Takes over descriptor `number`, which whoever started this program left open for it. It is
-/// close-on-exec from now on.
+/// Takes ownership of descriptor `number`, which the process that started this program left open
+/// for it. It is close-on-exec from now on.
 ///
 /// # Errors
 /// `EBADF` when it is not open; `InvalidInput` for standard input, output and error.
@@ -23,9 +23,9 @@ pub fn take(number: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { raw::own(number) })
 }
 
-/// As [`take`], of the number that an environment variable says; `None` if there is no such variable.
-/// It is removed, if no other thread runs that could read it at this moment: children would take it
-/// for theirs.
+/// As [`take`], with the number from an environment variable; `None` if there is no such variable.
+/// The variable is removed, unless another thread that could read it runs at this moment: children
+/// would take it for theirs.
 pub fn take_named(variable: &str) -> Option<io::Result<OwnedFd>> {
     let text = std::env::var(variable).ok()?;
     forget(&[variable]);
@@ -36,13 +36,13 @@ pub fn take_named(variable: &str) -> Option<io::Result<OwnedFd>> {
     )
 }
 
-/// The number that an environment variable says, for who has to know before [`take_named`].
+/// The number in an environment variable, for callers that need it before [`take_named`].
 #[must_use]
 pub fn named(variable: &str) -> Option<c_int> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-/// Removes variables that were meant for this process alone, if no other thread could read them.
+/// Removes variables that were meant for this process alone, unless another thread could read them.
 #[expect(clippy::disallowed_methods, reason = "this is the place that may")]
 pub(super) fn forget(variables: &[&str]) {
     if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1) {
@@ -62,7 +62,7 @@ pub fn leave_open(fd: impl AsFd) -> io::Result<c_int> {
     Ok(fd.as_fd().as_raw_fd())
 }
 
-/// Takes [`leave_open`] back.
+/// Undoes [`leave_open`].
 ///
 /// # Errors
 /// As `fcntl(2)`.

@@ -1,20 +1,22 @@
-//! Limits of what surrounds this process: how many processes there may be, how much memory; and whose limit it is.
+//! Limits of the environment of this process: how many processes, how much memory; and where they
+//! are set.
 //!
-//! They are those of its cgroup and of the cgroups above, in either version, as far as they can be seen: in a
-//! container that ends with the container's own.
+//! They are those of its cgroup and of the cgroups above, in either version, as far as visible: in
+//! a container up to the container's own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Which limit keeps `fork(2)` or a thread from being made (`EAGAIN`). `cgroup` is one that the new process was to
-/// begin in.
+/// Which limit prevents a new process or thread (`EAGAIN`). `cgroup` is one that the new process
+/// was to start in.
 #[must_use]
 pub fn processes(cgroup: Option<&Path>) -> String {
     let above = cgroups("pids").into_iter().flat_map(|cgroup| cgroup.up());
     let of_worker = cgroup.map(Path::to_owned).into_iter();
     let full = of_worker.chain(above).find_map(|folder| {
         let max = number(&folder, "pids.max")?;
-        // One who was about to be made may be gone again by now, so this is near the limit only.
+        // A process that was about to start may be gone again, so this accepts values just below
+        // the limit.
         (number(&folder, "pids.current")? + 1 >= max).then_some((folder, max))
     });
     if let Some((folder, max)) = full {
@@ -32,7 +34,7 @@ pub fn processes(cgroup: Option<&Path>) -> String {
     }
 }
 
-/// What it means that this process can open no more files (`EMFILE`).
+/// The message when this process can open no more files (`EMFILE`).
 #[must_use]
 pub fn files() -> String {
     match hard_files() {
@@ -43,7 +45,7 @@ pub fn files() -> String {
     }
 }
 
-/// As [`files`] where that is the cause; otherwise what the system said.
+/// As [`files`] where that is the cause; otherwise the system's error.
 #[must_use]
 pub fn or_files(error: &std::io::Error) -> String {
     match error.raw_os_error() {
@@ -61,7 +63,7 @@ pub fn hard_files() -> Option<u64> {
         .filter(|hard| *hard != nix::libc::RLIM_INFINITY)
 }
 
-/// How many more processes the cgroups around this process let be made; `None` where none has a limit.
+/// How many more processes the cgroups around this process allow; `None` where none has a limit.
 #[must_use]
 pub fn room_for_processes() -> Option<u64> {
     cgroups("pids")
@@ -74,8 +76,9 @@ pub fn room_for_processes() -> Option<u64> {
         .min()
 }
 
-/// How often the kernel has killed a process of our cgroup for want of memory: in `memory.events` of cgroup v2, which
-/// counts those below as well, or in `memory.oom_control` of v1 (since Linux 4.13), which does not.
+/// How often the kernel has killed a process of this cgroup for want of memory: in `memory.events`
+/// of cgroup v2, which includes those below, or in `memory.oom_control` of v1 (since Linux 4.13),
+/// which does not.
 #[must_use]
 pub fn killed_for_memory() -> u64 {
     cgroups("memory")
@@ -90,7 +93,7 @@ pub fn memory() -> Option<u64> {
     let limit = |folder: PathBuf| {
         number(&folder, "memory.max").or_else(|| number(&folder, "memory.limit_in_bytes"))
     };
-    // v1 has a number near the largest one for none.
+    // Without a limit v1 has a number near the largest one.
     cgroups("memory")
         .into_iter()
         .flat_map(|cgroup| cgroup.up())
@@ -99,7 +102,7 @@ pub fn memory() -> Option<u64> {
         .min()
 }
 
-/// Our place in one hierarchy.
+/// The place of this process in one hierarchy.
 struct Cgroup {
     folder: PathBuf,
     mount: PathBuf,
@@ -116,7 +119,7 @@ impl Cgroup {
     }
 
     fn killed(&self) -> Option<u64> {
-        // The nearest that has a count: without a cgroup of their own, workers are in ours.
+        // The nearest that has a count: without a cgroup of their own, workers are in rsup's.
         let of_v2 = self
             .up()
             .into_iter()
@@ -129,7 +132,8 @@ impl Cgroup {
     }
 }
 
-/// Where this process is in the hierarchies of this controller: that of v1 which has it, and that of v2.
+/// The cgroups of this process for a controller: in the v1 hierarchy that has it, and in that of
+/// v2.
 fn cgroups(controller: &str) -> Vec<Cgroup> {
     let read = |file| fs::read_to_string(file).unwrap_or_default();
     find(
@@ -170,7 +174,7 @@ fn find(controller: &str, own: &str, mounts: &str) -> Vec<Cgroup> {
     found
 }
 
-/// `max` is none.
+/// `None` for `max`.
 fn number(folder: &Path, file: &str) -> Option<u64> {
     fs::read_to_string(folder.join(file))
         .ok()?

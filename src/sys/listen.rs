@@ -6,8 +6,8 @@
 //! * A socket's index in the group is the order of `listen(2)`. When a member leaves, the last one
 //!   moves into its hole; so sockets are only ever closed from the tail.
 //! * A worker can take its socket out of the group: `shutdown(2)` on a listening socket ends it for
-//!   all who hold it, and some servers (.NET, WEBrick) do so before they close it. So the order of
-//!   the sockets here and their indexes in the kernel are two things: see [`Group::mend`].
+//!   all holders, and some servers (.NET, WEBrick) call it before they close. So the order of the
+//!   sockets here and their indexes in the kernel may differ: see [`Group::mend`].
 //! * Closing a listening socket resets every connection in its accept queue. Workers hold
 //!   inherited copies, so the queue lives as long as this process keeps its own copy.
 //! * Blocking mode (`O_NONBLOCK`) belongs to the open file description, which the workers share:
@@ -30,17 +30,17 @@ mod queue;
 mod unix;
 
 pub use error::ListenError;
-pub use given::{Found, Given};
+pub use given::{Given, Lookup};
 pub use queue::{
     Backlog, accept_nonblocking, backlog, is_nonblocking, set_nonblocking, silent_for,
 };
 pub use unix::{Ownership, open_unix, own_unix};
 
-/// What `listen(2)` is asked for; the kernel caps it at `net.core.somaxconn`, whose default is the
+/// The backlog for `listen(2)`; the kernel caps it at `net.core.somaxconn`, whose default is the
 /// same.
 const BACKLOG: i32 = 4096;
 
-/// The address family of a group's sockets, and what they take.
+/// The address family of a group's sockets, and the connections that they take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     /// `AF_INET`.
@@ -50,8 +50,8 @@ pub enum Family {
         /// IPv6 connections alone.
         only: bool,
     },
-    /// `AF_INET6` sockets bound to an IPv4-mapped address: they take IPv4 connections alone, for
-    /// an app that insists on an `AF_INET6` socket.
+    /// `AF_INET6` sockets bound to an IPv4-mapped address: they take only IPv4 connections, for an
+    /// app that insists on an `AF_INET6` socket.
     V6Mapped,
 }
 
@@ -63,22 +63,22 @@ pub struct Group {
     family: Family,
     /// By slot.
     sockets: Vec<Socket>,
-    /// The kernel's index of each.
+    /// The kernel's index of each socket.
     indexes: Vec<usize>,
-    /// Sockets in the kernel's group that are not in our hands: see [`Group::join`].
+    /// Sockets in the kernel's group that rsup does not hold: see [`Group::join`].
     others: usize,
-    /// Slot 0 is somebody else's socket, who goes on listening after us: see [`Given`].
+    /// Slot 0 is a socket whose owner listens longer than rsup: see [`Given`].
     given: bool,
 }
 
-/// What [`Group::mend`] found.
+/// The result of [`Group::mend`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mended {
     /// All sockets listen.
     Whole,
     /// Some had been shut down and listen again; indexes have changed.
     Again,
-    /// The same, but so many at once that the order of the others is not known for sure.
+    /// As `Again`, but with so many at once that the order of the others is uncertain.
     Unsure,
 }
 
@@ -143,14 +143,14 @@ impl Group {
         self.sockets.len()
     }
 
-    /// Never: a group has at least one socket. Here for the convention's sake.
+    /// Always false: a group has at least one socket.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sockets.is_empty()
     }
 
     /// Adds sockets at the tail until there are `size`. The attached program stays and does not
-    /// choose the new ones before [`Group::steer`] says so.
+    /// choose the new ones before the next [`Group::steer`].
     ///
     /// # Errors
     /// See [`ListenError`]; the group is then as it was.
@@ -180,10 +180,10 @@ impl Group {
     }
 
     /// Closes sockets from the tail until `size` are left (at least one). The caller guarantees
-    /// that the closed slots are parked: no worker, no traffic by the program in force (which
-    /// must not name them), nothing queued, no half-open handshake.
+    /// that the closed slots are parked: no worker, no traffic by the program in force (which must
+    /// not name them), nothing queued, no half-open handshake.
     ///
-    /// They are shut down first, so that a copy still held by some leftover process of a worker
+    /// They are shut down first, so that a copy that a leftover process of a worker still holds
     /// leaves the kernel's group too.
     pub fn shrink(&mut self, size: usize) {
         while self.sockets.len() > size.max(1) {
@@ -207,15 +207,15 @@ impl Group {
         self.indexes[slot]
     }
 
-    /// Makes sockets listen again that somebody shut down. The program in force then names wrong
-    /// sockets, as it did since they were shut down: [`Group::steer`] follows.
+    /// Makes sockets listen again that were shut down. The program in force then names wrong
+    /// sockets, as it has since the shutdown: [`Group::steer`] must follow.
     ///
     /// With each that leaves, the kernel moves the last one into its hole
     /// (`__reuseport_detach_sock`); one that listens again comes last. When several leave at the
-    /// same time, nobody says in which order, so the group is asked: see [`Group::identify`].
+    /// same time, their order is unknown, so the group is asked: see [`Group::identify`].
     ///
     /// # Errors
-    /// When one cannot listen again: it is then in no place that a program could name.
+    /// When one cannot listen again: no program can then name it.
     pub fn mend(&mut self) -> io::Result<Mended> {
         let mut mended = Mended::Whole;
         if self.others > 0 && self.fewer_others()? {
@@ -258,10 +258,10 @@ impl Group {
         Ok(Mended::Unsure)
     }
 
-    /// The kernel's index of every slot, found out by probes: each socket offers a maximum segment
-    /// size of its own for the moment, and a connection by way of an index shows that of the socket
-    /// it found. Who else connects in that moment gets somewhat smaller segments, nothing worse;
-    /// workers see a connection that says nothing, as with probes.
+    /// The kernel's index of every slot, found by probes: each socket temporarily offers a maximum
+    /// segment size of its own, and a connection to an index shows that of the socket it reached.
+    /// Other clients that connect meanwhile get somewhat smaller segments, nothing worse; workers
+    /// see a connection without data, as with probes.
     fn identify(&self) -> io::Result<Vec<usize>> {
         let unknown = || {
             io::Error::new(
@@ -363,36 +363,36 @@ impl Group {
         backlog(self.get(index)?)
     }
 
-    /// Ends the listening for good, at once and for all who hold copies: closing alone would take
-    /// effect only with the last copy. What is still queued is reset. A socket that was given to us
-    /// is left to its owner.
+    /// Stops listening for good, at once and for all holders of copies: closing alone would take
+    /// effect only with the last copy. What is still queued is reset. A socket that the service
+    /// manager passed is left to it.
     pub fn end(self) {
         for socket in self.sockets.iter().skip(usize::from(self.given)) {
-            // One that a worker has shut down already has nothing left to end.
+            // One that a worker has shut down already cannot be shut down again.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
     }
 
-    /// Processes other than this one's sockets that listen on the very same address: they have
-    /// joined the group and shifted its indexes. Only processes of the same user can.
+    /// Processes with other sockets than this group's that listen on the very same address: these
+    /// have joined the kernel's group and shifted its indexes. Only processes of the same user can.
     ///
     /// # Errors
     /// When the kernel's list of sockets cannot be read.
-    pub fn joiners(&self) -> io::Result<Vec<Holder>> {
+    pub fn foreign_listeners(&self) -> io::Result<Vec<Holder>> {
         let mut ours = Vec::with_capacity(self.sockets.len());
         for socket in &self.sockets {
             ours.push(holder::inode_of(socket.as_fd())?);
         }
-        let strangers: Vec<u64> = sockdiag::listeners(self.addr.port())?
+        let inodes: Vec<u64> = sockdiag::listeners(self.addr.port())?
             .into_iter()
             .filter(|other| other.local == self.addr && !ours.contains(&other.inode))
             .map(|other| other.inode)
             .collect();
-        holder::of_inodes(&strangers)
+        holder::of_inodes(&inodes)
     }
 
-    /// Makes the whole group anew in the family that the app asked for. ONLY while no worker has
-    /// ever been ready: workers holding the old sockets would hear nothing more.
+    /// Makes the whole group again in the family that the app asked for. ONLY while no worker has
+    /// ever been ready: workers with the old sockets would get no more connections.
     ///
     /// * an IPv4 address, wanted as [`Family::V6Mapped`] (the app binds `::`): takes exactly the
     ///   same connections, on `AF_INET6` sockets; and back to [`Family::V4`];
@@ -401,13 +401,14 @@ impl Group {
     ///
     /// No connection is lost: the new sockets listen before the old ones stop. The old ones are
     /// then bound to a network interface that does not exist, so that every new SYN finds the new
-    /// group, while handshakes under way still complete; those are waited for (at most a quarter
-    /// of a second). What was queued is returned. At last the old sockets are shut down, because
-    /// workers may hold copies. The new group has no program yet: [`Group::steer`] follows.
+    /// group, while handshakes under way still complete; those are waited for (at most a quarter of
+    /// a second). Connections that were queued are returned. Finally the old sockets are shut down,
+    /// because workers may hold copies. The new group has no program yet: [`Group::steer`] must
+    /// follow.
     ///
     /// # Errors
-    /// [`ListenError::Family`] for a change that cannot be made; otherwise as for opening, and the
-    /// group is as it was.
+    /// [`ListenError::Family`] for an impossible change; otherwise as for opening, and the group is
+    /// as it was.
     pub fn change_family(&mut self, want: Family) -> Result<Vec<OwnedFd>, ListenError> {
         if want == self.family {
             return Ok(Vec::new());
@@ -460,33 +461,33 @@ impl Group {
     }
 }
 
-/// How often [`Group::mend`] looks again for sockets shut down meanwhile.
+/// How often [`Group::mend`] looks again for sockets that were shut down meanwhile.
 const ROUNDS: usize = 8;
 
 /// For [`Group::identify`]: segment sizes that the kernel takes are 88 to 32767.
 const LEAST_SEGMENT: usize = 536;
 const SEGMENT_STEP: usize = 16;
 const MOST_TOLD_APART: usize = (32_767 - LEAST_SEGMENT) / SEGMENT_STEP;
-/// The probe stays on this machine. Only a full accept queue makes it wait.
+/// The probe stays on this machine. Only a full accept queue delays it.
 const PROBE: Duration = Duration::from_millis(50);
 
 /// How long [`Group::change_family`] waits for handshakes under way.
 const HANDSHAKES: Duration = Duration::from_millis(250);
-/// And how long where the kernel does not list them.
+/// The same where the kernel does not list them.
 const UNSEEN_HANDSHAKES: Duration = Duration::from_millis(50);
 
 /// Takes every connection out of sockets about to be closed, then closes them.
 fn empty(sockets: Vec<Socket>, port: u16) -> Vec<OwnedFd> {
     for socket in &sockets {
-        // No interface has this index, and the kernel does not look whether one does
-        // (net/core/sock.c, sock_bindtoindex_locked). Where it refuses (CAP_NET_RAW before Linux
-        // 5.7), SYNs go on reaching the old socket a moment longer, nothing worse.
+        // No interface has this index, and the kernel does not check that (net/core/sock.c,
+        // sock_bindtoindex_locked). Where it refuses (CAP_NET_RAW before Linux 5.7), SYNs reach the
+        // old socket a moment longer, nothing worse.
         let _ = raw::setsockopt_int(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, i32::MAX);
     }
     let began = Instant::now();
     let mut accepted = Vec::new();
     loop {
-        // Asked first, accepted after: what was half open is then in a queue, or still half open.
+        // First asked, then accepted: what was half open is then in a queue, or still half open.
         let (half_open, patience) = match sockdiag::half_open(port) {
             Ok(pairs) => (!pairs.is_empty(), HANDSHAKES),
             Err(_) => (true, UNSEEN_HANDSHAKES),
@@ -505,7 +506,7 @@ fn empty(sockets: Vec<Socket>, port: u16) -> Vec<OwnedFd> {
     accepted
 }
 
-/// Ends listening for all holders of a socket, inherited copies included. An error means that it
+/// Stops listening for all holders of a socket, including inherited copies. An error means that it
 /// did not listen any more.
 fn retire(socket: &Socket) {
     let _ = socket.shutdown(std::net::Shutdown::Both);
@@ -537,9 +538,9 @@ fn open_socket(addr: SocketAddr, family: Family, sharing: Sharing) -> Result<Soc
     socket.set_reuse_port(true).map_err(fail("SO_REUSEPORT"))?;
     if sharing == Sharing::AfterListen {
         // A socket that listens without SO_REUSEPORT would have no group, and as the only one no
-        // program could be attached to it (reuseport_attach_prog: EINVAL). Attached before, it
-        // brings the group to life; and all that comes before the first real program waits in
-        // slot 0.
+        // program could be attached to it (reuseport_attach_prog: EINVAL). Attached before, the
+        // program creates the group; and all that comes before the first real program waits in slot
+        // 0.
         let hold = [libc::sock_filter {
             code: (libc::BPF_RET | libc::BPF_K) as u16,
             jt: 0,

@@ -1,5 +1,6 @@
-//! What rsup cannot do without: each call is tried once, harmlessly, before anything depends on it. A container or
-//! sandbox (seccomp) that refuses one is then named at once, and not by some worker's failure later.
+//! The system calls that rsup cannot do without: each is tried once, harmlessly, before anything
+//! depends on it. A container or sandbox (seccomp) that refuses one is then reported at once, not
+//! by a worker's failure later.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,19 +15,19 @@ use super::owner::refused;
 use super::raw::{self, check};
 use super::{limits, process};
 
-/// Whether an error says that a system call is not allowed, or not there.
+/// Whether an error means that a system call is refused or missing.
 #[must_use]
 pub fn is_refused(error: &io::Error) -> bool {
     refused(error)
 }
 
-/// What is to be done about a system call that a seccomp profile refuses.
+/// The remedy for a system call that a seccomp profile refuses.
 pub const ALLOW: &str = "allow it in the seccomp profile (Docker's own profile does since 20.10)";
 
 /// Tries them all.
 ///
 /// # Errors
-/// In words, the first one that cannot be had.
+/// A message about the first one that is refused.
 pub fn check_all() -> Result<(), String> {
     let (pair, other) = tried("socketpair(2)", "talk to its parts", pair())?;
     tried(
@@ -82,7 +83,7 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-/// This process is not its own child: that is what an allowed call says.
+/// An allowed call reports that this process is not its own child.
 fn may_wait(pidfd: &OwnedFd) -> io::Result<()> {
     match process::wait(pidfd) {
         Err(error) if raw::is_errno(&error, libc::ECHILD) => Ok(()),
@@ -100,12 +101,12 @@ fn thread() -> Result<(), String> {
     }
 }
 
-/// `what` failed, which makes a thread or a process; in words.
+/// The message for a failure of `what`, which makes a thread or a process.
 #[must_use]
 pub fn words(what: &str, error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EAGAIN) => format!("{what}: {}", limits::processes(None)),
-        // The C library goes over to clone(2) after ENOSYS alone (glibc 2.34, clone3(2)).
+        // The C library falls back to clone(2) after ENOSYS only (glibc 2.34, clone3(2)).
         Some(libc::EPERM) => format!(
             "{what}: the container or sandbox refuses clone3(2) or clone(2) ({error})\n\
              its seccomp profile is older than the C library: take a newer container runtime (Docker 20.10.10 or later), \
@@ -115,18 +116,18 @@ pub fn words(what: &str, error: &io::Error) -> String {
     }
 }
 
-/// Whether there can be IPv6 sockets: [`V6::Refused`] is a sandbox where the kernel has it.
+/// Whether IPv6 sockets are available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum V6 {
-    /// There can.
+    /// They are.
     There,
-    /// The kernel has none, or has it switched off.
+    /// The kernel has no IPv6, or has it switched off.
     Absent,
     /// A sandbox refuses `socket(AF_INET6)`.
     Refused,
 }
 
-/// Looks whether there can be IPv6 sockets.
+/// Checks whether IPv6 sockets are available.
 #[must_use]
 pub fn ipv6() -> V6 {
     if !std::path::Path::new("/proc/net/if_inet6").exists() {
@@ -141,7 +142,7 @@ pub fn ipv6() -> V6 {
             V6::There
         }
         Err(error) if refused(&error) || raw::is_errno(&error, libc::EAFNOSUPPORT) => V6::Refused,
-        // No descriptors left: whoever opens the socket says so.
+        // No descriptors left: opening the actual socket reports that.
         Err(_) => V6::There,
     }
 }

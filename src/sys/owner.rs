@@ -1,15 +1,15 @@
-//! Looking into processes of another user without `CAP_SYS_PTRACE`.
+//! Inspects processes of another user without `CAP_SYS_PTRACE`.
 //!
-//! Most of `/proc/PID` is open to whoever may trace the process (ptrace(2), «access mode checking»): to a
-//! thread that has the process's user and group and at least its capabilities, or that has
-//! `CAP_SYS_PTRACE`. Containers give root everything but that one. But those files ask for the user
-//! and group *for file access* (`PTRACE_MODE_FSCREDS`), and root can lend itself another's by
-//! setfsuid(2) for the moment of one open(2).
+//! Most of `/proc/PID` is readable for threads that may trace the process (ptrace(2), «access mode
+//! checking»): those that have the process's user and group and at least its capabilities, or that
+//! have `CAP_SYS_PTRACE`. Containers give root every capability but that one. But those files check
+//! the user and group *for file access* (`PTRACE_MODE_FSCREDS`), and root can take another's by
+//! setfsuid(2) for the duration of one open(2).
 //!
-//! What nobody gains by it: the real, effective and saved users of this process stay as they are, and
-//! it is those that decide who may signal or trace it. No other process is needed, so there is none
-//! that a worker could signal, trace or lie through. The user lent is always that of the process
-//! looked at, in which that user's processes may look anyway.
+//! No other process gains by it: the real, effective and saved users of this process stay as they
+//! are, and those decide which processes may signal or trace it. No other process is needed, so
+//! there is none that a worker could signal, trace or deceive. The user taken is always that of the
+//! inspected process, which that user's processes may inspect anyway.
 
 use std::ffi::{c_int, c_long};
 use std::io;
@@ -17,10 +17,10 @@ use std::sync::{Mutex, PoisonError};
 
 use super::capability;
 
-/// One at a time: the threads of a process share the mark «dumpable».
+/// One at a time: the threads of a process share the «dumpable» attribute.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Whether a system call was refused, in the ways of the kernel and of sandboxes.
+/// Whether a system call was refused, by the errors of the kernel and of sandboxes.
 pub(super) fn refused(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -28,9 +28,9 @@ pub(super) fn refused(error: &io::Error) -> bool {
     )
 }
 
-/// Does `what`, and if it is refused and this process is root, once more with the user and group of thread
-/// `thread` for file access. `what` opens or reads files of `/proc/THREAD`, never waits, and does nothing
-/// else.
+/// Calls `what`, and if it is refused and this process is root, once more with the user and group
+/// of thread `thread` for file access. `what` opens or reads files of `/proc/THREAD`, never waits,
+/// and does nothing else.
 ///
 /// # Errors
 /// Those of `what`.
@@ -58,7 +58,8 @@ pub(super) fn with_access<T>(
     }
 }
 
-/// User and group of a thread, if it has each three times alike: ptrace(2) asks for that as well.
+/// User and group of a thread, if its real, effective and saved ones are equal: ptrace(2) requires
+/// that as well.
 fn owner(thread: u32) -> Option<(u32, u32)> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
     let only = |name: &str| {
@@ -70,7 +71,7 @@ fn owner(thread: u32) -> Option<(u32, u32)> {
     Some((only("Uid:")?, only("Gid:")?))
 }
 
-/// This thread's user and group for file access are another's, until this is dropped.
+/// This thread has the user and group of another for file access, until this is dropped.
 struct Lent {
     dumpable: c_int,
     capabilities: Option<u64>,
@@ -102,10 +103,10 @@ impl Lent {
         Some(lent)
     }
 
-    /// A change of this user takes capabilities that concern files away, or gives them back
-    /// (capabilities(7)). The process looked at may have some.
+    /// A change of this user drops capabilities that concern files, or restores them
+    /// (capabilities(7)). The inspected process may have some.
     fn keep_capabilities(&self) {
-        // An error would show as a file that stays closed.
+        // A failure shows as a file that stays unreadable.
         let _ = self.capabilities.map(capability::put_in_force);
     }
 }
@@ -120,8 +121,8 @@ impl Drop for Lent {
         self.keep_capabilities();
         // SAFETY: integers.
         unsafe {
-            // Any change of these makes a process one that only root with CAP_SYS_PTRACE may look into
-            // (kernel/cred.c, commit_creds); this one is as before.
+            // Any change of these makes a process one that only root with CAP_SYS_PTRACE may
+            // inspect (kernel/cred.c, commit_creds); this process gets its former attribute back.
             if self.dumpable == 1 {
                 libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
             }

@@ -1,5 +1,4 @@
-//! Processes: naming them safely, signals, exits, orphans, limits; and the few facts about the
-//! machine that go with that.
+//! Processes: safe references, signals, exits, orphans, limits; and a few facts about the machine.
 
 use std::ffi::c_int;
 use std::io;
@@ -16,7 +15,7 @@ use crate::exit::Exit;
 /// A descriptor for process `pid`: readable once it has ended, never another process's.
 ///
 /// # Errors
-/// `ESRCH` when there is none. Whoever is not the parent checks the start time *after* this
+/// `ESRCH` when there is none. A caller that is not the parent checks the start time *after* this
 /// ([`procfs::start_time`]) to be sure that it is the process meant.
 pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     pidfd(pid, 0)
@@ -34,14 +33,14 @@ fn pidfd(pid: u32, flags: libc::c_uint) -> io::Result<OwnedFd> {
     Ok(unsafe { raw::own(fd as c_int) })
 }
 
-/// Sends `signal` to the one process of `pidfd`. Signal 0 only asks whether that could be done.
+/// Sends `signal` to the one process of `pidfd`. Signal 0 only checks whether that is possible.
 ///
-/// Where a sandbox refuses `pidfd_send_signal(2)`, by kill(2), after a check that the number is still that
-/// process's. Between the two the process may end; its number is given to another only after somebody
-/// has waited for it.
+/// Where a sandbox refuses `pidfd_send_signal(2)`, uses kill(2), after a check that the pid is
+/// still that process's. Between the two the process may end; its pid is reused only after its
+/// parent has waited for it.
 ///
 /// # Errors
-/// `ESRCH` when it has been waited for already; `EPERM`; `EINVAL` for a bad number.
+/// `ESRCH` when it has been waited for already; `EPERM`; `EINVAL` for an invalid number.
 pub fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     let fd = pidfd.as_fd();
     // SAFETY: integers and a null pointer, which stands for the information kill(2) would give.
@@ -65,8 +64,8 @@ pub fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
     }
 }
 
-/// The number of the process of a pidfd: `Pid:` of proc_pid_fdinfo(5), -1 once it has been waited for. Its
-/// start time says that it is still the same one as at the beginning of the look.
+/// The pid of a pidfd's process: `Pid:` of proc_pid_fdinfo(5), -1 once it has been waited for. Its
+/// start time confirms that it is the same process throughout.
 fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
     let gone = || io::Error::from_raw_os_error(libc::ESRCH);
     let number = || {
@@ -83,9 +82,9 @@ fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
     if same { Ok(pid) } else { Err(gone()) }
 }
 
-/// A write past the limit of a file's size (`RLIMIT_FSIZE`) fails with `EFBIG` from now on; by default
-/// SIGXFSZ ends the process first (setrlimit(2)). A handler, not `SIG_IGN`, so that programs which this one
-/// starts have the default again (execve(2)).
+/// From now on a write past the limit of a file's size (`RLIMIT_FSIZE`) fails with `EFBIG`; by
+/// default SIGXFSZ ends the process first (setrlimit(2)). A handler, not `SIG_IGN`, so that
+/// programs that this one starts have the default again (execve(2)).
 pub fn outlive_file_size_limit() {
     extern "C" fn nothing(_: c_int) {}
     // SAFETY: all zero is a valid sigaction: no flags, an empty mask.
@@ -97,12 +96,12 @@ pub fn outlive_file_size_limit() {
     unsafe { libc::sigaction(libc::SIGXFSZ, &raw const action, std::ptr::null_mut()) };
 }
 
-/// Sends `signal` to every process of the group that `leader` led: a worker and those of its
-/// descendants that have not made a group of their own. Works after the leader's death as long as
-/// a member lives, and the number is not given to another process as long.
+/// Sends `signal` to every process of the group of `leader`: a worker and those of its descendants
+/// that have not made a group of their own. Works after the leader's death as long as a member
+/// lives; for as long, its pid is not reused.
 ///
 /// # Errors
-/// `ESRCH` when the group has no member; `InvalidInput` for 0 and 1, which would mean others.
+/// `ESRCH` when the group has no member; `InvalidInput` for 0 and 1, which would reach others.
 pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
     let group = i32::try_from(leader).ok().filter(|&group| group > 1);
     let group = group.ok_or(io::ErrorKind::InvalidInput)?;
@@ -111,17 +110,17 @@ pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the child of `pidfd` has ended, and how; never waits. Takes the zombie away.
+/// Whether the child of `pidfd` has ended, and how; never waits. Reaps the zombie.
 ///
 /// # Errors
-/// `ECHILD` when it is not our child (any more): whoever adopted a process learns of its end by
-/// [`has_ended`] alone.
+/// `ECHILD` when it is not a child of this process (any more): for an adopted process there is only
+/// [`has_ended`].
 pub fn wait(pidfd: impl AsFd) -> io::Result<Option<Exit>> {
     let id = pidfd.as_fd().as_raw_fd() as libc::id_t;
     Ok(waitid(libc::P_PIDFD, id, 0)?.map(|(_, exit)| exit))
 }
 
-/// Whether the process of `pidfd` has ended, be it waited for or not.
+/// Whether the process of `pidfd` has ended, waited for or not.
 ///
 /// # Errors
 /// As `poll(2)`.
@@ -151,8 +150,8 @@ fn waitid(kind: libc::idtype_t, id: libc::id_t, flags: c_int) -> io::Result<Opti
     Ok(Some((pid as u32, exit)))
 }
 
-/// The umask of this process. It is read from `/proc` (proc_pid_status(5)), since umask(2) cannot tell it
-/// without changing it for all threads; without `/proc` it is taken for the usual 022.
+/// The umask of this process. It is read from `/proc` (proc_pid_status(5)), since umask(2) cannot
+/// return it without changing it for all threads; without `/proc` the usual 022 is assumed.
 #[must_use]
 pub fn own_umask() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -161,8 +160,8 @@ pub fn own_umask() -> u32 {
         .unwrap_or(0o022)
 }
 
-/// Makes this process the parent of its descendants' orphans: they can then be found and waited
-/// for (`PR_SET_CHILD_SUBREAPER`, prctl(2)). Kept by exec, not by children.
+/// Makes this process the parent of its descendants' orphans: they can then be found and waited for
+/// (`PR_SET_CHILD_SUBREAPER`, prctl(2)). Survives exec, is not inherited by children.
 ///
 /// # Errors
 /// As `prctl(2)`.
@@ -172,8 +171,8 @@ pub fn set_child_subreaper() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes away the zombies among our children that are not `known`, and says how they ended. Those
-/// known are left for [`wait`]. Never waits; to be called upon `SIGCHLD`.
+/// Reaps the zombies among this process's children that are not `known`, and returns how they
+/// ended. Known ones are left for [`wait`]. Never waits; called upon `SIGCHLD`.
 ///
 /// # Errors
 /// As `waitid(2)`; not for having no children.
@@ -191,7 +190,7 @@ pub fn reap_orphans(known: impl Fn(u32) -> bool) -> io::Result<Vec<(u32, Exit)>>
             Err(error) => return Err(error),
         }
     }
-    // A known one is first in line and would hide those behind it.
+    // A known one comes first and would hide those behind it.
     for pid in procfs::zombie_children(&known) {
         match waitid(libc::P_PID, pid, 0) {
             Ok(found) => reaped.extend(found),
@@ -207,20 +206,20 @@ pub fn reap_orphans(known: impl Fn(u32) -> bool) -> io::Result<Vec<(u32, Exit)>>
 pub struct Limit {
     /// In force.
     pub soft: u64,
-    /// What the soft one may be raised to.
+    /// The value up to which the soft limit may be raised.
     pub hard: u64,
 }
 
-/// The variable that tells the next rsup program, be it in this process or in a child, what the limit of
-/// open files was before the first one [raised](raise_nofile) it.
+/// The variable that gives the next rsup program, in this process or in a child, the limit of open
+/// files from before the first one [raised](raise_nofile) it.
 pub const NOFILE: &str = "RSUP_NOFILE";
 
 /// What [`raise_nofile`] found.
 static FOUND: OnceLock<Limit> = OnceLock::new();
 
-/// Raises this process's soft limit of open files to the hard one and returns the limits as they
-/// were, for children: programs that use `select(2)` break beyond 1024, which is why systemd
-/// leaves the soft limit low.
+/// Raises this process's soft limit of open files to the hard one and returns the former limits,
+/// for children: programs that use `select(2)` break beyond 1024, which is why systemd leaves the
+/// soft limit low.
 ///
 /// # Errors
 /// As `setrlimit(2)`.
@@ -242,10 +241,10 @@ pub fn nofile_found() -> Option<String> {
     FOUND.get().map(|found| found.soft.to_string())
 }
 
-/// Gives back the pages of program and libraries that were needed for the start alone: a process that
-/// sleeps most of the time need not have them. Those that are needed again come from the page cache.
+/// Releases the pages of program and libraries that only the start needed, for a process that
+/// sleeps most of the time. Pages that are needed again come from the page cache.
 ///
-/// Only executable mappings of files: nothing was ever written there, so nothing is lost.
+/// Only executable mappings of files: they are never written, so nothing is lost.
 pub fn forget_program_pages() {
     for line in std::fs::read_to_string("/proc/self/maps")
         .unwrap_or_default()
@@ -301,10 +300,10 @@ pub fn boot_id() -> io::Result<String> {
         .to_owned())
 }
 
-/// Who is at the other end of a unix socket, as of connect(2) (`SO_PEERCRED`, unix(7)).
+/// The process at the other end of a unix socket, as of connect(2) (`SO_PEERCRED`, unix(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    /// The process that connected; 0 when it is in a pid namespace we cannot see.
+    /// The process that connected; 0 when it is in a pid namespace that is not visible here.
     pub pid: u32,
     /// Its effective user.
     pub uid: u32,
@@ -315,7 +314,7 @@ pub struct Peer {
 /// The peer of a connected unix socket.
 ///
 /// # Errors
-/// When `socket` is none.
+/// When `socket` is not a connected unix socket.
 pub fn peer_credentials(socket: impl AsFd) -> io::Result<Peer> {
     let cred: libc::ucred = raw::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
     Ok(Peer {
@@ -325,8 +324,8 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<Peer> {
     })
 }
 
-/// All signals blocked on this thread until dropped: around a fork, so that the child never runs
-/// this process's handlers.
+/// Blocks all signals on this thread until dropped: used around a fork, so that the child never
+/// runs this process's handlers.
 pub(super) struct BlockedSignals(libc::sigset_t);
 
 /// Blocks all signals on the calling thread.

@@ -34,7 +34,7 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
     }
 }
 
-/// An error with the call that failed in front of the system's words, its kind kept.
+/// Puts the failed call in front of the system's error, and keeps its kind.
 pub(super) fn context(what: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))
 }
@@ -42,13 +42,13 @@ pub(super) fn context(what: &str, error: &io::Error) -> io::Error {
 /// Takes ownership of a descriptor number that a system call has just returned.
 ///
 /// # Safety
-/// `fd` must be open and owned by nobody else.
+/// `fd` must be open and have no other owner.
 pub(super) unsafe fn own(fd: c_int) -> OwnedFd {
     // SAFETY: passed on to the caller of this function.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Types that are whole for any bytes the kernel writes, zeroes included.
+/// Types that are valid for any bytes the kernel writes, zeroes included.
 ///
 /// # Safety
 /// Every bit pattern must be a valid value.

@@ -10,8 +10,8 @@ use tokio::io::unix::AsyncFd;
 use super::spawn::ExecReport;
 use super::takeover::Listener;
 
-/// Types that own one descriptor, name it by `as_raw_fd` alike at all times, and close it when they
-/// are dropped and not before.
+/// Types that own one descriptor, return the same one from `as_raw_fd` at all times, and close it
+/// when they are dropped and not before.
 trait Steady: AsRawFd {}
 impl Steady for OwnedFd {}
 impl Steady for Arc<OwnedFd> {}

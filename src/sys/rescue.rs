@@ -1,5 +1,5 @@
-//! What a living worker still holds of ours, when nobody else does: its copies of listening sockets,
-//! and the pipe that its output goes to.
+//! What a living worker still holds of rsup's descriptors when no other process does: its copies of
+//! listening sockets, and the pipe of its output.
 
 use std::ffi::c_int;
 use std::fs::{self, File};
@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 
 use super::{owner, raw};
 
-/// Duplicates of the listening sockets that process `pid`, which is that of `pidfd`, has open.
+/// Duplicates of the listening sockets of process `pid`, whose pidfd is `pidfd`.
 ///
 /// # Errors
-/// `EPERM` where the kernel forbids `pidfd_getfd(2)`: it wants the same right as ptrace(2), so a
-/// process of another user (without `CAP_SYS_PTRACE`) or, where Yama's `ptrace_scope` is 1, one that is
-/// no descendant and has not allowed it, is closed to us; and so is every process where a sandbox
-/// refuses the call, as Docker's default profile does. There is no other way to a socket.
+/// `EPERM` where the kernel forbids `pidfd_getfd(2)`: it needs the same right as ptrace(2), so it
+/// is refused for a process of another user (without `CAP_SYS_PTRACE`) or, where Yama's
+/// `ptrace_scope` is 1, for one that is no descendant and has not allowed it; and for every process
+/// where a sandbox refuses the call, as Docker's default profile does. There is no other way to a
+/// socket.
 pub fn listening_sockets(pidfd: impl AsFd, pid: u32) -> io::Result<Vec<OwnedFd>> {
     let mut found = Vec::new();
     for number in sockets(pid)? {
@@ -78,11 +79,11 @@ pub fn unix_path(fd: impl AsFd) -> Option<PathBuf> {
         .map(Path::to_path_buf)
 }
 
-/// The reading end of the pipe that is a process's standard output (1) or error (2).
+/// The read end of the pipe that is a process's standard output (1) or error (2).
 ///
 /// # Errors
-/// `InvalidInput` when it is no pipe; `EACCES` for a process that we may not look into. (Yama does
-/// not matter here: this is reading in the sense of ptrace(2), not attaching.)
+/// `InvalidInput` when it is no pipe; `EACCES` for a process that this one may not inspect. (Yama
+/// does not matter here: this is reading in the sense of ptrace(2), not attaching.)
 pub fn output_pipe(pid: u32, number: u32) -> io::Result<OwnedFd> {
     let path = format!("/proc/{pid}/fd/{number}");
     owner::with_access(pid, || {

@@ -1,4 +1,4 @@
-//! What a service manager hands to the process that it starts: descriptors from 3 on and a few
+//! What a service manager passes to the process that it starts: descriptors from 3 on and a few
 //! variables (sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3)).
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::inherit;
 
-/// Meant for this process alone, whose children would take them for their own.
+/// Variables for this process alone, whose children would take them for their own.
 const VARIABLES: [&str; 7] = [
     "LISTEN_PID",
     "LISTEN_FDS",
@@ -18,24 +18,24 @@ const VARIABLES: [&str; 7] = [
     "WATCHDOG_PID",
 ];
 
-/// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
+/// The first passed descriptor (`SD_LISTEN_FDS_START`).
 const FIRST: i32 = 3;
 
-/// The most that are looked at: more than a service can have in its store and in sockets.
+/// The most that are examined: more than a service can have in its store and in sockets.
 const MOST: i32 = 1 << 20;
 
-/// What was handed to this process.
+/// What was passed to this process.
 #[derive(Debug, Default)]
 pub struct Inherited {
     /// Descriptors with their names, close-on-exec. The name is empty where none was given.
     pub fds: Vec<(String, OwnedFd)>,
-    /// The variables as they were found. Whoever executes another program in this process, so that
-    /// the pid stays, gives the program those of notification and watchdog again.
+    /// The variables as found. When this process executes another program and keeps its pid, that
+    /// program needs those of notification and watchdog again.
     pub variables: BTreeMap<&'static str, String>,
 }
 
 /// Takes all of it, once: a second call finds nothing. The variables are removed from the
-/// environment, if no other thread runs that could read it at this moment.
+/// environment, unless another thread that could read it runs at this moment.
 #[must_use]
 pub fn take() -> Inherited {
     static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -52,7 +52,7 @@ pub fn take() -> Inherited {
     let names = claim(&variables, std::process::id());
     let mut fds = Vec::with_capacity(names.len());
     for (number, name) in (FIRST..).zip(names) {
-        // One that is not open has no name either.
+        // A descriptor that is not open has no name either.
         fds.extend(inherit::take(number).ok().map(|fd| (name, fd)));
     }
     Inherited { fds, variables }

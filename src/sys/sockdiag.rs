@@ -1,11 +1,12 @@
 //! The kernel's list of TCP sockets, by `NETLINK_SOCK_DIAG` (sock_diag(7)).
 //!
-//! Written out here because the job is one request and two fixed structures; the layouts are those
-//! of `include/uapi/linux/inet_diag.h` and `netlink.h`, in the machine's byte order but for
+//! Hand-written because it is one request and two fixed structures; the layouts are those of
+//! `include/uapi/linux/inet_diag.h` and `netlink.h`, in the machine's byte order except for
 //! addresses and ports.
 //!
-//! A minimal kernel has no `inet_diag` (`ENOENT`), a sandbox may refuse netlink: then the same stands in
-//! `/proc/net/tcp` and `tcp6` (proc(5)), as text: read for those that listen, which come first.
+//! A minimal kernel has no `inet_diag` (`ENOENT`), a sandbox may refuse netlink: then the same is
+//! read as text from `/proc/net/tcp` and `tcp6` (proc(5)), for listening sockets only, which come
+//! first.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -33,8 +34,9 @@ pub struct ListeningSocket {
 }
 
 /// The connections to local port `port` whose handshake is under way: (local, remote), mapped
-/// addresses as IPv4. The kernel does not say to which listening socket they belong. It walks its
-/// whole table of connections for this: milliseconds on a big machine, so ask while draining only.
+/// addresses as IPv4. The kernel does not report which listening socket they belong to. It walks
+/// its whole table of connections: milliseconds on a big machine, so this is called while draining
+/// only.
 ///
 /// # Errors
 /// When the kernel refuses: `/proc/net` is no substitute, because it shows every connection of the machine as
@@ -46,13 +48,13 @@ pub fn half_open(port: u16) -> io::Result<HashSet<(SocketAddr, SocketAddr)>> {
         .collect())
 }
 
-/// Connections between processes of this machine at local port `port` that wait in an accept queue, and
-/// that their client has closed without a word: how many there are.
+/// The number of connections between processes of this machine at local port `port` that wait in an
+/// accept queue, and that their client has closed without sending anything.
 ///
 /// # Errors
 /// As [`half_open`].
 pub fn abandoned(port: u16) -> io::Result<u32> {
-    // One that was accepted has an inode; the end of the connection counts as an octet.
+    // An accepted one has an inode; the end of the connection counts as an octet.
     let is_one =
         |socket: &&Entry| socket.inode == 0 && socket.unread <= 1 && on_this_machine(socket);
     let count = find(Side::Local, port, 1 << TCP_CLOSE_WAIT)?
@@ -62,8 +64,8 @@ pub fn abandoned(port: u16) -> io::Result<u32> {
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// Whether some process of this machine has lately closed a connection of its own to `port` of this machine
-/// (within a minute: `TCP_TIMEWAIT_LEN`).
+/// Whether a process of this machine has closed a connection of its own to `port` of this machine
+/// within the last minute (`TCP_TIMEWAIT_LEN`).
 ///
 /// # Errors
 /// As [`half_open`].
@@ -74,7 +76,7 @@ pub fn closed_by_clients(port: u16) -> io::Result<bool> {
         .any(on_this_machine))
 }
 
-/// Both ends are, and none of them is a probe of rsup's.
+/// Whether both ends are on this machine, and none of them is a probe of rsup.
 fn on_this_machine(socket: &Entry) -> bool {
     let (a, b) = (socket.local.ip(), socket.remote.ip());
     (a == b || (a.is_loopback() && b.is_loopback())) && !steer::is_probe(a) && !steer::is_probe(b)
@@ -104,7 +106,7 @@ pub fn listeners(port: u16) -> io::Result<Vec<ListeningSocket>> {
     Ok(found.into_iter().map(of).collect())
 }
 
-/// `states`: a bit for each.
+/// `states` has a bit for each state.
 fn find(side: Side, port: u16, states: u32) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -113,8 +115,8 @@ fn find(side: Side, port: u16, states: u32) -> io::Result<Vec<Entry>> {
     Ok(found)
 }
 
-/// Those that listen, from `/proc/net`. It shows neither `IPV6_V6ONLY` nor the interface of a link-local
-/// address.
+/// The listening sockets from `/proc/net`. It shows neither `IPV6_V6ONLY` nor the interface of a
+/// link-local address.
 fn from_proc(port: u16) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
@@ -128,8 +130,8 @@ fn from_proc(port: u16) -> io::Result<Vec<Entry>> {
         for line in BufReader::new(file).lines().skip(1) {
             match line_of_proc(&line?) {
                 Some((TCP_LISTEN, entry)) if entry.local.port() == port => found.push(entry),
-                // Those that listen come first (net/ipv4/tcp_ipv4.c, tcp_seek_last_pos); the connections of a
-                // busy machine are not read for their sake.
+                // Listening sockets come first (net/ipv4/tcp_ipv4.c, tcp_seek_last_pos); the
+                // connections of a busy machine are not read.
                 Some((state, _)) if state != TCP_LISTEN => break,
                 Some(_) | None => {}
             }
@@ -212,7 +214,7 @@ struct Entry {
     v6only: bool,
 }
 
-/// Which end of a connection has the port that is asked for.
+/// The end of a connection that has the given port.
 #[derive(Clone, Copy)]
 enum Side {
     Local,

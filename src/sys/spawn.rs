@@ -1,9 +1,9 @@
-//! Starting a worker: fork and exec by hand, because descriptors must land on exact numbers,
-//! `LISTEN_PID` must be the child's own id, and the filter of [`super::takeover`] goes in between.
+//! Starts a worker: fork and exec by hand, because descriptors must get exact numbers, `LISTEN_PID`
+//! must be the child's own id, and the filter of [`super::takeover`] is installed in between.
 //!
-//! What the child gets: a session of its own (so that a signal to the group `-pid` reaches the
-//! whole tree, and no terminal's Ctrl-C does), all signals unblocked and at their defaults, no
-//! descriptor but those of the plan, and its working directory.
+//! The child gets a session of its own (so that a signal to the group `-pid` reaches the whole
+//! tree, and a terminal's Ctrl-C does not), all signals unblocked and at their defaults, only the
+//! descriptors of the plan, and its working directory.
 
 use std::ffi::{CString, OsStr, c_int};
 use std::io;
@@ -30,15 +30,15 @@ pub use error::{SpawnError, Step};
 /// The exit code of a child whose program could not be run, or whose parent died before it was.
 pub const NO_PROGRAM: i32 = 127;
 
-/// What to start.
+/// A program to start.
 #[derive(Debug)]
 pub struct Plan {
     /// Program and arguments. Without a slash the program is searched for in the `PATH` of `env`;
     /// with one, relative to `cwd`.
     pub argv: Vec<CString>,
-    /// `NAME=value`. Exactly this is the child's environment, but for `LISTEN_PID`, `LISTEN_FDS`
-    /// (if missing) and the names of `extra`, which are added; what this process may have
-    /// inherited of the first two must not be among it.
+    /// `NAME=value`. Exactly this is the child's environment, except for `LISTEN_PID`, `LISTEN_FDS`
+    /// (if missing) and the names of `extra`, which are added; it must not contain the first two as
+    /// this process may have inherited them.
     pub env: Vec<CString>,
     /// Working directory.
     pub cwd: PathBuf,
@@ -48,7 +48,7 @@ pub struct Plan {
     pub stderr: OwnedFd,
     /// Become descriptors 3, 4, … (sd_listen_fds(3)).
     pub listen: Vec<OwnedFd>,
-    /// Come after those; each with the variable that tells its number, such as `NODE_CHANNEL_FD`.
+    /// Follow those; each with the variable that holds its number, such as `NODE_CHANNEL_FD`.
     pub extra: Vec<(OwnedFd, String)>,
     /// Whether to install the filter of [`super::takeover`].
     pub takeover: bool,
@@ -56,29 +56,29 @@ pub struct Plan {
     pub trap_connect: bool,
     /// Whether to set `PR_SET_NO_NEW_PRIVS`: see [`takeover::Support::Yes`].
     pub no_new_privs: bool,
-    /// Whether the child waits before its exec until [`ExecReport::go`]. If this process dies first, it
-    /// ends without a trace.
+    /// Whether the child waits before its exec until [`ExecReport::go`]. If this process dies
+    /// first, the child exits without having run anything.
     pub held: bool,
-    /// Whether processes of the same user that are no ancestors may look into it as a tracer may
-    /// (`PR_SET_PTRACER_ANY`): the next daemon is none, and where Yama's `ptrace_scope` is 1 it could
-    /// neither answer the worker's `bind(2)` nor take its sockets back.
+    /// Whether processes of the same user that are not ancestors may inspect it as a tracer may
+    /// (`PR_SET_PTRACER_ANY`): the next daemon is none, and where Yama's `ptrace_scope` is 1 it
+    /// could neither answer the worker's `bind(2)` nor take its sockets back.
     pub allow_tracer: bool,
-    /// Limits of open files, if not to be those of this process: see [`process::raise_nofile`].
+    /// Limits of open files, if other than those of this process: see [`process::raise_nofile`].
     pub nofile: Option<Limit>,
-    /// Whom to become, if not this process's user.
+    /// The user to become, if not this process's own.
     pub credentials: Option<Credentials>,
     /// Priority, if not that of this process (setpriority(2)).
     pub nice: Option<i8>,
-    /// If not that of this process (umask(2)).
+    /// The umask, if not that of this process (umask(2)).
     pub umask: Option<u32>,
     /// The only capabilities that it, and all it executes, can have; a bit for each number.
     pub capabilities: Option<u64>,
-    /// The folder of the cgroup to begin in.
+    /// The folder of the cgroup to start in.
     pub cgroup: Option<OwnedFd>,
 }
 
 impl Plan {
-    /// A plan for `argv` in `cwd`, with nothing special.
+    /// A plan for `argv` in `cwd`, with all else at its default.
     #[must_use]
     pub fn new(argv: Vec<CString>, cwd: PathBuf, stdout: OwnedFd, stderr: OwnedFd) -> Plan {
         Plan {
@@ -111,13 +111,13 @@ pub struct Credentials {
     pub uid: u32,
     /// Group id.
     pub gid: u32,
-    /// Supplementary groups; exactly these.
+    /// Supplementary groups, no others.
     pub groups: Vec<u32>,
 }
 
 impl Credentials {
-    /// The first part of the path that its permission bits close to this user: a folder that it may
-    /// not pass, or the last part itself, be it folder or program. Links are followed.
+    /// The first part of the path that its permission bits close to this user: a folder without
+    /// search permission, or the last part itself, folder or program. Links are followed.
     #[must_use]
     pub fn first_closed(&self, path: &Path) -> Option<PathBuf> {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -156,11 +156,11 @@ pub struct Child {
     pub pidfd: OwnedFd,
     /// When it was started.
     pub started: StartTime,
-    /// How the rest went.
+    /// How its exec went.
     pub exec: ExecReport,
 }
 
-/// What becomes of a child between fork and exec. Wait until it is readable, then
+/// The result of a child between fork and exec. Wait until it is readable, then
 /// [read](ExecReport::read).
 #[derive(Debug)]
 pub struct ExecReport {
@@ -174,7 +174,7 @@ pub struct ExecReport {
 /// The program runs.
 #[derive(Debug)]
 pub struct Started {
-    /// Where its `bind(2)` calls arrive, if the plan said takeover.
+    /// The listener of its `bind(2)` calls, if the plan asks for takeover.
     pub notify: Option<Listener>,
 }
 
@@ -191,7 +191,7 @@ impl AsRawFd for ExecReport {
 }
 
 impl ExecReport {
-    /// Lets a [held](Plan::held) child go on.
+    /// Lets a [held](Plan::held) child continue.
     ///
     /// # Errors
     /// As `sendmsg(2)`: it is gone already.
@@ -199,12 +199,12 @@ impl ExecReport {
         fdpass::send_message(&self.socket, &[1], None)
     }
 
-    /// `None` as long as the child has not come to its exec; never waits. The listener is handed
-    /// out once.
+    /// `None` as long as the child has not reached its exec; never waits. The listener is returned
+    /// once.
     ///
-    /// A child that is *killed* before its exec looks like one that made it: its end is reported
-    /// by its pidfd all the same. After a failure the child exits by itself (code 127) and is to be
-    /// waited for.
+    /// A child that is *killed* before its exec looks like one that made it: its pidfd reports its
+    /// end all the same. After a failure the child exits by itself (code 127) and must be waited
+    /// for.
     ///
     /// # Errors
     /// As `recvmsg(2)`; `EMFILE` shows as a missing listener.
@@ -231,7 +231,8 @@ impl ExecReport {
                     return Ok(Some(Err(error)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                // It failed before it read our word to go on: that is said once, and its own words come after.
+                // The child failed before it read the message to continue: that is reported once,
+                // and its own report follows.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
                 Err(error) => return Err(error),
             }
@@ -241,18 +242,19 @@ impl ExecReport {
 
 /// Starts a child. The descriptors of the plan are closed here in any case.
 ///
-/// Takes a fork and no more: what the child goes through is reported by [`Child::exec`].
+/// Takes only the time of a fork: [`Child::exec`] reports what follows.
 ///
 /// # Errors
-/// What can be known before the fork (no such program or directory, a limit reached). No child is
-/// left then.
+/// What is known before the fork (no such program or directory, a limit reached). No child is left
+/// then.
 pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
     let program = resolve::program(&plan.argv, &plan.env, &plan.cwd)?;
     let system = |step| move |error: io::Error| SpawnError::system(step, &error);
     let cwd = c_string(plan.cwd.as_os_str(), "working directory")?;
     let program_c = c_string(program.as_os_str(), "program")?;
 
-    // Every source above every target: then dup2 can never overwrite a source not yet used.
+    // All sources have higher numbers than all targets: dup2 then never overwrites an unused
+    // source.
     let count = 3 + plan.listen.len() + plan.extra.len();
     let lift = |fd: BorrowedFd<'_>| raw::dup_from(fd, count as c_int).map_err(system(Step::Files));
     let null = std::fs::File::options()
@@ -342,7 +344,7 @@ pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
         _ => SpawnError::system(Step::Fork, &error),
     })? as u32;
     drop(theirs);
-    // Nobody waits for the child but who gets its pidfd, so the number is its own until then.
+    // Only the owner of the pidfd waits for the child, so the pid stays its own until then.
     let identified = process::pidfd_open(pid)
         .and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));
     match identified {

@@ -37,9 +37,10 @@ pub enum Balance {
 /// Where connections go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
-    /// One weight per slot of a group ([`super::listen::Group::steer`] puts them in index order). 0 takes no traffic, only probes.
+    /// One weight per slot of a group ([`super::listen::Group::steer`] puts them in index order). A
+    /// slot with weight 0 gets no traffic, only probes.
     pub weights: Vec<u32>,
-    /// How the choice is made among those with a weight.
+    /// How a slot with a weight is chosen.
     pub balance: Balance,
     /// The slot that gets everything while all weights are 0. Out of range means the last one.
     pub hold: usize,
@@ -82,7 +83,7 @@ const MAX_PROBED_V6: usize = 63;
 
 /// `BPF_MAXINSNS` of `include/uapi/linux/bpf_common.h`.
 const MAX_INSTRUCTIONS: usize = 4096;
-/// Instructions around the ladder, generously: probes of both families, and the hash.
+/// Instructions beside the ladder, with a margin: probes of both families, and the hash.
 const OVERHEAD: usize = 96;
 /// The most slots whose ladder (two instructions each) fits the longest program.
 const HARD_LIMIT: usize = (MAX_INSTRUCTIONS - OVERHEAD) / 2;
@@ -198,8 +199,8 @@ pub fn probe_socket(target: SocketAddr, index: usize) -> io::Result<Socket> {
 /// Builds the program for a group whose sockets are of `family`.
 ///
 /// # Errors
-/// When the table is empty or has more slots than [`HARD_LIMIT`]. Whether the program fits
-/// `net.core.optmem_max` is for the kernel to say, at attach.
+/// When the table is empty or has more slots than [`HARD_LIMIT`]. The kernel decides at attach
+/// whether the program fits `net.core.optmem_max`.
 pub fn program(table: &Table, family: Family) -> Result<Vec<sock_filter>, TooManySlots> {
     let slots = table.weights.len();
     if slots == 0 || slots > HARD_LIMIT {
@@ -211,7 +212,7 @@ pub fn program(table: &Table, family: Family) -> Result<Vec<sock_filter>, TooMan
     let mut traffic_v4 = Vec::new();
     let mut traffic_v6 = Vec::new();
     let ladder = ladder(table);
-    // With one slot to choose there is nothing to draw or to hash.
+    // With one slot there is nothing to draw or to hash.
     if ladder.len() > 1 {
         match table.balance {
             Balance::Random => {

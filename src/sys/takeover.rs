@@ -1,13 +1,13 @@
-//! Answering `bind(2)` of an unmodified app with a socket of ours.
+//! Answers `bind(2)` of an unmodified app with a socket of rsup.
 //!
-//! Between fork and exec the child installs a seccomp filter ([`filter`]) that reports `bind(2)`
-//! of internet addresses to whoever holds the filter's notification descriptor, and lets all else
+//! Between fork and exec the child installs a seccomp filter ([`filter`]) that reports `bind(2)` of
+//! internet addresses to the holder of the filter's notification descriptor, and lets all else
 //! pass; descendants inherit it. The holder, a [`Listener`], then puts a listening socket in place
-//! of the app's own and answers 0, or lets the call go on (seccomp_unotify(2)). Where a port is to be
+//! of the app's own and answers 0, or lets the call proceed (seccomp_unotify(2)). Where a port is
 //! hidden from an app, `connect(2)` is reported as well.
 //!
-//! A call that is let go on reads its arguments again, so this is no security boundary, and needs
-//! to be none: the worst that an app gains by changing its address meanwhile is its own socket.
+//! A call that proceeds reads its arguments again, so this is no security boundary, and need not be
+//! one: all that an app gains by changing its address meanwhile is its own socket.
 
 use std::ffi::{c_int, c_ulong};
 use std::io;
@@ -32,14 +32,15 @@ const AUDIT_ARCH: Option<u32> = Some(0xc000_00b7); // AUDIT_ARCH_AARCH64
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const AUDIT_ARCH: Option<u32> = None;
 
-/// Lengths of an address that make a `bind(2)` or `connect(2)` worth a look: `sockaddr_in`, `sockaddr_in6`, and
-/// `sockaddr_storage`, which some programs pass whatever is in it. The filter cannot read the
-/// address itself. Binds of netlink (12) and nearly all of unix sockets never leave the kernel.
+/// The lengths of addresses for which a `bind(2)` or `connect(2)` is reported: `sockaddr_in`,
+/// `sockaddr_in6`, and `sockaddr_storage`, which some programs pass for every address. The filter
+/// cannot read the address itself. Binds of netlink (12) and nearly all of unix sockets are not
+/// reported.
 const LENGTHS: [u32; 3] = [16, 28, 128];
 
-/// The filter, built before fork; `None` on machines that rsup knows no system call numbers of.
-/// Calls of a foreign architecture (32-bit programs) pass unseen. `connects`: whether `connect(2)` is
-/// reported too, which makes each of them wait for an answer.
+/// The filter, built before fork; `None` on machines whose system call numbers rsup does not know.
+/// Calls of a foreign architecture (32-bit programs) are not reported. `connects`: whether
+/// `connect(2)` is reported too, which makes each of them wait for an answer.
 #[must_use]
 pub fn filter(connects: bool) -> Option<Vec<sock_filter>> {
     let arch = AUDIT_ARCH?;
@@ -117,10 +118,10 @@ pub(super) fn install(filter: &[sock_filter]) -> c_int {
             result as c_int
         }
     };
-    // SPEC_ALLOW: the filter confines nobody, and must not switch off the processor's speculation
+    // SPEC_ALLOW: the filter confines nothing, and must not switch off the processor's speculation
     // for the worker, as filters do by default before Linux 5.16 (kernel/seccomp.c).
     let listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    // Without WAIT_KILLABLE_RECV (Linux 5.19), a signal between our receiving a call and our
+    // Without WAIT_KILLABLE_RECV (Linux 5.19), a signal between the receipt of a call and its
     // answer restarts it: Go's runtime sends itself such signals all the time.
     match set(listener | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
         error if error == -libc::EINVAL => set(listener),
@@ -133,10 +134,10 @@ pub(super) fn install(filter: &[sock_filter]) -> c_int {
 pub struct Listener(OwnedFd);
 
 /// A `bind(2)` that waits for an answer. Each must be answered once, by one of the methods of
-/// [`Listener`]; until then the calling thread stands still.
+/// [`Listener`]; until then the calling thread is blocked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
-    /// The kernel's name for this call.
+    /// The kernel's id of this call.
     pub id: u64,
     /// The id of the calling *thread*.
     pub pid: u32,
@@ -144,16 +145,16 @@ pub struct Bind {
     pub process: u32,
     /// The app's number for the socket.
     pub fd: i32,
-    /// The address asked for. Its family is that of the address, as a rule of the socket as well.
+    /// The address asked for; as a rule the socket is of the same family.
     pub addr: SocketAddr,
-    /// The socket to be bound.
+    /// The socket to bind.
     pub socket: AppSocket,
 }
 
 /// A `connect(2)` that waits for an answer, as a [`Bind`] does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connect {
-    /// The kernel's name for this call.
+    /// The kernel's id of this call.
     pub id: u64,
     /// The id of the calling *thread*.
     pub pid: u32,
@@ -161,7 +162,7 @@ pub struct Connect {
     pub process: u32,
     /// The app's number for the socket.
     pub fd: i32,
-    /// Whom to connect to.
+    /// The address to connect to.
     pub addr: SocketAddr,
 }
 
@@ -181,11 +182,11 @@ impl Connect {
         ip.is_loopback() || ip.is_unspecified() || of_interface()
     }
 
-    /// Whether it is a connection in the sense of TCP. To connect a datagram socket says nothing to
-    /// anybody: getaddrinfo(3) does it to sort addresses.
+    /// Whether it is a connection in the sense of TCP. Connecting a datagram socket sends nothing:
+    /// getaddrinfo(3) does it to sort addresses.
     ///
     /// # Errors
-    /// When the socket cannot be looked at.
+    /// When the socket cannot be examined.
     pub fn is_stream(&self) -> io::Result<bool> {
         Ok(look::socket(self.pid, self.process, self.fd)?.is_stream)
     }
@@ -218,7 +219,7 @@ impl Waiting for Call {
 
 /// Something that waits for an answer.
 pub trait Waiting {
-    /// The kernel's name for it.
+    /// The kernel's id of the call.
     fn id(&self) -> u64;
     /// The id of the process that waits.
     fn process(&self) -> u32;
@@ -254,29 +255,32 @@ pub struct AppSocket {
     /// `IPV6_V6ONLY`; false for IPv4 sockets. An app may set it only before `bind(2)`, so this is
     /// final. `None` where a sandbox refuses `pidfd_getfd(2)`: nothing else shows it.
     pub v6only: Option<bool>,
-    /// `SO_TYPE` is `SOCK_STREAM` (or the protocol's name says TCP). Datagram sockets (DNS, QUIC) are to be let through.
+    /// `SO_TYPE` is `SOCK_STREAM` (or the protocol's name is that of TCP). Calls on datagram
+    /// sockets (DNS, QUIC) proceed.
     pub is_stream: bool,
     /// `SO_DOMAIN` is `AF_INET6`.
     pub is_v6: bool,
 }
 
-/// What became of an answer.
+/// The result of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// The call returns with it.
+    /// The call returns the answer.
     Delivered,
-    /// The caller is gone, or a signal interrupted it: then it will call again.
+    /// The caller is gone, or a signal interrupted it: then it calls again.
     Vanished,
 }
 
-/// Whether a thread of one of these processes stands in a call that nobody will answer: a process that died before its
-/// answer had [received](Listener::receive) it. The kernel hands out each call once, whoever holds the descriptor
-/// (`SECCOMP_NOTIFY_SENT`, kernel/seccomp.c), so the thread would wait as long as its filter has a listener.
+/// Whether a thread of one of these processes waits in a call that is never answered, because a
+/// process had [received](Listener::receive) it and died before its answer. The kernel hands out
+/// each call once, to any holder of the descriptor (`SECCOMP_NOTIFY_SENT`, kernel/seccomp.c), so
+/// the thread would wait as long as its filter has a listener.
 ///
-/// To be asked before calls are received from `listener`. False where `/proc/PID/syscall` (proc_pid_syscall(5)) is closed.
+/// Called before calls are received from `listener`. False where `/proc/PID/syscall`
+/// (proc_pid_syscall(5)) is not accessible.
 #[must_use]
 pub fn left_unanswered(listener: impl AsFd, processes: &[u32]) -> bool {
-    // Looked for first: a call that begins meanwhile is seen to wait.
+    // Checked first: a call that begins meanwhile is seen to wait.
     let stands = processes.iter().any(|process| stands_in_call(*process));
     stands
         && raw::poll(listener, libc::POLLIN, Duration::ZERO)
@@ -296,8 +300,8 @@ fn stands_in_call(process: u32) -> bool {
             .parse::<libc::c_long>()
             .ok()
     };
-    // A call that was let go on waits, if at all, in another place of the kernel (proc_pid_wchan(5), which
-    // is 0 where it is not told).
+    // A call that was let proceed waits, if at all, at another place in the kernel
+    // (proc_pid_wchan(5), which is 0 where it is hidden).
     let place = |thread: &std::fs::DirEntry| {
         std::fs::read_to_string(thread.path().join("wchan")).unwrap_or_default()
     };
@@ -341,12 +345,12 @@ impl Listener {
 
     /// Takes the next call, if one waits; never blocks.
     ///
-    /// `Ok(None)` when none waits, when it vanished, or when it was of no interest (not an
-    /// internet address) and has been let go on.
+    /// `Ok(None)` when none waits, when it vanished, or when it was not about an internet address
+    /// and has been let proceed.
     ///
     /// # Errors
-    /// `BrokenPipe` once every process under the filter is gone. Any other error concerns one
-    /// call only, which has been let go on.
+    /// `BrokenPipe` once every process under the filter is gone. Any other error concerns one call
+    /// only, which has been let proceed.
     pub fn receive(&self) -> io::Result<Option<Call>> {
         let seen = raw::poll(self, libc::POLLIN, Duration::ZERO)?;
         if seen & libc::POLLIN == 0 {
@@ -373,7 +377,7 @@ impl Listener {
             result => result?,
         };
         let looked = look(&call);
-        // Only while the call still waits is what was read of the right process.
+        // What was read is of the right process only if the call still waits.
         if !self.waits(call.id) {
             return Ok(None);
         }
@@ -422,7 +426,7 @@ impl Listener {
         }
     }
 
-    /// Lets the call go on as if there were no filter.
+    /// Lets the call proceed as if there were no filter.
     ///
     /// # Errors
     /// As `ioctl(2)`.
@@ -474,8 +478,8 @@ impl Listener {
     }
 }
 
-/// `ENOENT`: no such call any more. `ESRCH`: its process has begun to exit. `EINPROGRESS`: it has
-/// been restarted by a signal and waits to be received anew.
+/// `ENOENT`: the call has ended. `ESRCH`: its process has begun to exit. `EINPROGRESS`: a signal
+/// has restarted it, and it waits to be received again.
 fn gone(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -483,14 +487,15 @@ fn gone(error: &io::Error) -> bool {
     )
 }
 
-/// Reads what the call is about. `None` for other families than the internet's.
+/// Reads what the call is about. `None` for addresses that are not of the internet families.
 fn look(call: &seccomp_notif) -> io::Result<Option<Call>> {
     let [fd, pointer, len, ..] = call.data.args;
     let connects = libc::c_long::from(call.data.nr) == libc::SYS_connect;
     let addr = match look::address(call.pid, pointer, len) {
         Ok(Some(addr)) => addr,
         Ok(None) => return Ok(None),
-        // The kernel says what is wrong with its address, or hides nothing.
+        // The address is invalid, which the kernel reports itself, or unreadable, and then nothing
+        // is hidden.
         Err(_) if connects => return Ok(None),
         Err(error) => return Err(error),
     };

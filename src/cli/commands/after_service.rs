@@ -1,5 +1,5 @@
-//! `rsup after-service`: what systemd runs (`ExecStopPost=`) when the main process of our unit has ended,
-//! by whatever end, and before it starts the next one.
+//! `rsup after-service`: what systemd runs (`ExecStopPost=`) when the main process of our unit has
+//! ended, by any cause, and before it starts the next one.
 
 use crate::cli::Context;
 use crate::cli::error::CliError;
@@ -23,13 +23,13 @@ pub struct Args {
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let stopped = see_to_workers(&args, cx);
-    // Last: whoever stops the workers may have enabled them.
+    // Last: stopping the workers may have enabled the controllers.
     let emptied = if args.make_room { make_room() } else { Ok(()) };
     stopped.and(emptied)
 }
 
-/// Workers of a main process that was killed serve on, for the next one to adopt. When systemd was asked for
-/// a stop there is no next one; nor may the state say to one that comes later that it is to stop.
+/// Workers of a main process that was killed go on serving, for the next one to adopt. When systemd
+/// was asked for a stop there is no next one, and the state must not tell a later daemon to stop.
 fn see_to_workers(args: &Args, cx: &Context) -> Result<(), CliError> {
     let paths = cx.paths()?;
     let Some(left) = daemon::left_behind(&paths) else {
@@ -57,7 +57,7 @@ fn see_to_workers(args: &Args, cx: &Context) -> Result<(), CliError> {
 }
 
 fn make_room() -> Result<(), CliError> {
-    // Nothing to be done where there is no cgroup v2.
+    // Without cgroup v2 there is nothing to do.
     let Some(folder) = cgroup::of_controlled_service() else {
         return Ok(());
     };

@@ -17,13 +17,13 @@ use crate::paths::Paths;
 use crate::sys::inherit;
 use crate::{daemon, keeper};
 
-/// Between an error of a service and its end.
+/// Pause between an error of a service and its exit.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Run the daemon; `rsup start` does this by itself
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// End, with all apps, at the end of standard input: whoever holds its other end is gone
+    /// End, with all apps, at the end of standard input: the process at its other end is gone
     #[arg(long, hide = true)]
     until_eof: bool,
     /// Say whether this program can go on with the state that `rsup upgrade` hands over
@@ -39,7 +39,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         daemon::try_state().map_err(|why| CliError::failed("state", why))?;
         return cx.out.text(&format!("{}\n", daemon::CAN_GO_ON));
     }
-    // A unit says what its service is to have, and the program before had left the rest.
+    // A unit sets what its service inherits, and the program before an upgrade has closed the rest.
     if !args.service && !daemon::takes_over() {
         keeper::detach();
     }
@@ -49,16 +49,16 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     }
     let paths = cx.paths()?;
     paths.create().map_err(CliError::usage)?;
-    // Whoever started us may hold signals back; that passes from process to process.
+    // The caller may block signals; a process inherits that.
     SigSet::empty().thread_set_mask().map_err(|error| {
         CliError::failed("local", format!("cannot let signals through: {error}"))
     })?;
     if args.service {
         return serve(paths, cx);
     }
-    // Away from the terminal, whose end must not reach us. Started by hand from a shell, this
-    // process may lead its group already: then it stays where it is. So does one that was in the
-    // foreground and became this program.
+    // Leaves the terminal, whose end must not reach the daemon. Where this process leads its group
+    // already (started by hand from a shell, or in the foreground before it became this program),
+    // it stays there.
     let left = if daemon::takes_over() {
         Err(Errno::EPERM)
     } else {
@@ -95,8 +95,8 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-/// As a service. Started again at once by whoever watches over it, it must not fill the journal
-/// with an error that stays.
+/// Runs as a service. A watcher may start the service again at once: an error that stays must not
+/// fill the journal.
 fn serve(paths: Paths, cx: &Context) -> Result<(), CliError> {
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         point_to_journal(&paths.daemon_log());
@@ -114,7 +114,7 @@ fn serve(paths: Paths, cx: &Context) -> Result<(), CliError> {
     })
 }
 
-/// Whoever looks for the daemon's messages where they usually are is told where they are now.
+/// Writes into the usual log file where the daemon's messages are now.
 fn point_to_journal(log: &Path) {
     let append = || {
         let mut file = File::options()
@@ -127,11 +127,11 @@ fn point_to_journal(log: &Path) {
             b"rsup runs as a service: its messages are in the journal (journalctl -t rsup)\n",
         )
     };
-    // Messages are there all the same.
+    // A failure is ignored: the messages exist in the journal.
     drop(append());
 }
 
-/// The graceful end that SIGTERM means.
+/// Ends gracefully, as on SIGTERM, at the end of standard input.
 fn end_with_stdin() {
     drop(io::copy(&mut io::stdin().lock(), &mut io::sink()));
     let _ = kill(getpid(), Signal::SIGTERM);

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::cli::client::{CallError, Client, Interrupt};
 use crate::cli::error::{CliError, INTERRUPTED};
-use crate::cli::load_test::{self, Expected, Halt, Step, Trial};
+use crate::cli::load_test::{self, Expected, Halt, LoadTest, Step};
 use crate::cli::values::duration;
 use crate::cli::{Context, action, daemonize, render};
 use crate::config::AppSpec;
@@ -44,17 +44,17 @@ pub struct Args {
 
 const APP: &str = "demo";
 const CLIENTS: usize = 20;
-/// The longest a request may take.
+/// Timeout of a request.
 const REQUEST: Duration = Duration::from_secs(10);
-/// From the app's SIGTERM to its end, at most.
+/// The sample app's kill timeout.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the daemon may take to stop the app and to end; then it is killed.
+/// How long the daemon may take to stop the app and end; then it is killed.
 const END: Duration = Duration::from_secs(5);
-/// Tries to find a port that nobody takes in between.
+/// Attempts to find a port that no other process takes meanwhile.
 const PORTS: usize = 5;
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
-    // Before anything exists that would have to be cleaned up.
+    // Before anything exists that must be cleaned up.
     let interrupt = Interrupt::hold_all();
     let sandbox = Sandbox::new()?;
     let (spec, addr) = start(&sandbox, &interrupt, cx)?;
@@ -72,7 +72,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
             "{rps} requests a second, each on a connection of its own\n\n"
         ))?;
     }
-    let script = |trial: &mut Trial<'_>| releases(trial, &spec, duration);
+    let script = |test: &mut LoadTest<'_>| releases(test, &spec, duration);
     let mut verdict = load_test::run(
         &cx.out,
         &sandbox.client,
@@ -89,8 +89,8 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     verdict.conclude(&cx.out)
 }
 
-/// What happens under load.
-fn releases(trial: &mut Trial<'_>, spec: &AppSpec, duration: Duration) -> Result<(), Halt> {
+/// The reloads under load.
+fn releases(test: &mut LoadTest<'_>, spec: &AppSpec, duration: Duration) -> Result<(), Halt> {
     let with = |name: &str, value: &str| {
         let mut spec = spec.clone();
         spec.env.insert(name.into(), value.into());
@@ -108,32 +108,32 @@ fn releases(trial: &mut Trial<'_>, spec: &AppSpec, duration: Duration) -> Result
         last,
     };
 
-    trial.until(duration / 5)?;
-    trial.reload(step(
+    test.until(duration / 5)?;
+    test.reload(step(
         "v2",
         "reload to version 2",
         with("APP_VERSION", "v2"),
         Expected::Done,
         false,
     ))?;
-    trial.hold(duration / 16)?;
-    trial.reload(step(
+    test.hold(duration / 16)?;
+    test.reload(step(
         "broken",
         "reload to a broken release, which never gets ready",
         broken,
         Expected::Refused,
         false,
     ))?;
-    trial.hold(duration / 16)?;
-    trial.reload(step(
+    test.hold(duration / 16)?;
+    test.reload(step(
         "v3",
         "reload to version 3",
         with("APP_VERSION", "v3"),
         Expected::Done,
         true,
     ))?;
-    trial.hold(duration / 5)?;
-    trial.until(duration)
+    test.hold(duration / 5)?;
+    test.until(duration)
 }
 
 /// Starts the sample app, and says so.
@@ -170,7 +170,7 @@ fn start(
                 }
                 return Ok((spec, addr));
             }
-            // Somebody was quicker.
+            // Another process took the port first.
             Some(failure) if failure.code == FailureCode::Listen && tries > 0 => {
                 let targets = vec![Target::App(outcome.app)];
                 drop(sandbox.client.ask(&act(Action::Delete { targets })));
@@ -246,7 +246,7 @@ impl Sandbox {
         };
         let unknown = || Failure::new(FailureCode::Internal, "the sample app was not started");
         let mut failure = outcome.failure.unwrap_or_else(unknown);
-        // It speaks of a log that will be gone.
+        // The hint names a log that is about to be removed.
         failure.hint = None;
         for note in &notes {
             failure.message.push_str(&format!("\n{note}"));
@@ -277,12 +277,12 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // Its standard input ends: it stops the app and ends.
+        // The end of its standard input makes the daemon stop the app and end.
         drop(self.daemon.stdin.take());
         if self.has_ended(END) {
             return;
         }
-        // Told again, it kills what is left of the app.
+        // A second SIGTERM makes it kill what is left of the app.
         let Ok(pid) = i32::try_from(self.daemon.id()) else {
             return;
         };
@@ -293,7 +293,7 @@ impl Drop for Sandbox {
         if self.has_ended(KILL_TIMEOUT) {
             return;
         }
-        // While it stands still its children cannot be reaped, so their numbers stay their own.
+        // While the daemon is stopped its children cannot be reaped, so their pids stay theirs.
         send(pid, Signal::SIGSTOP);
         let children =
             std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
@@ -306,7 +306,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// A new folder that can be written to, and whose path a socket's fits into.
+/// A new writable folder with a path short enough for a socket.
 fn home() -> Result<TempDir, CliError> {
     let places = [
         Some(std::env::temp_dir()),

@@ -1,5 +1,5 @@
-//! `rsup events`: what happened, from the file in which the daemon writes it. So it needs no daemon, and goes on
-//! over the death of one.
+//! `rsup events`: what happened, from the file to which the daemon writes events. So it needs no
+//! daemon, and survives the death of one.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ fn follow(
 ) -> Result<(), CliError> {
     let failed =
         |why: std::io::Error| CliError::failed("local", format!("cannot follow the events: {why}"));
-    // From its beginning: what happened since it was read is there as well.
+    // From the beginning of the file: that includes events written since it was read.
     let mut follower = Follower::new([(Stream::Out, path)], usize::MAX).map_err(failed)?;
     loop {
         let lines = follower.next().map_err(failed)?;

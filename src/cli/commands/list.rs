@@ -23,7 +23,7 @@ pub fn run(Args {}: Args, cx: &Context) -> Result<(), CliError> {
                 cx.out
                     .note(&format!("{unit} {why}; `{command}` writes it anew"));
             }
-            // Beside the apps, the daemon itself.
+            // Problems of the daemon itself, beside those of the apps.
             troubles.iter().for_each(|trouble| cx.out.trouble(trouble));
             apps
         }

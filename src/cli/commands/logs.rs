@@ -34,7 +34,7 @@ pub struct Args {
     out: bool,
 }
 
-/// The files of one app that were asked for.
+/// The log files of one app that the user asked for.
 #[derive(Debug)]
 struct Source {
     app: AppName,
@@ -151,7 +151,8 @@ fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), CliE
 
 type Line = (Stream, Vec<u8>);
 
-/// The lines of two files as they were written, where each tells its time; else file after file.
+/// The lines of two files in the order of their timestamps, where each line has one; otherwise file
+/// after file.
 fn in_order_of_time(files: Vec<Vec<Line>>) -> Vec<Line> {
     let mut timed = Vec::new();
     let mut all_tell = true;
@@ -172,7 +173,7 @@ fn in_order_of_time(files: Vec<Vec<Line>>) -> Vec<Line> {
     timed.into_iter().map(|(_, line)| line).collect()
 }
 
-/// `2024-06-01T12:00:00.000Z` at the beginning of a line, or of its `"time"` in JSON.
+/// The timestamp `2024-06-01T12:00:00.000Z` at the beginning of a line, or of its `"time"` in JSON.
 fn time_of(line: &[u8]) -> Option<&[u8]> {
     const LENGTH: usize = "2024-06-01T12:00:00.000Z".len();
     let text = line.strip_prefix(br#"{"time":""#).unwrap_or(line);

@@ -8,11 +8,11 @@ use crate::core::OperationKind;
 /// Replace the workers of an app one by one, without a failed request
 ///
 /// The app's file is read again and its folder (which may be a link to the newest release) looked
-/// up anew. Each replacement must be ready before the worker it replaces is taken out of the
+/// up again. Each replacement must be ready before the worker it replaces is taken out of the
 /// traffic, drained and stopped. If one does not get ready, the old workers stay, and the exit code
 /// is 1.
 ///
-/// What is stopped stays stopped: with `all` or a file this is said, with its name alone it is an error.
+/// A stopped app stays stopped: with `all` or a file the answer says so, with its name alone it is an error.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Examples:\n  rsup reload api\n  rsup reload supervisor.toml --update-env"

@@ -1,5 +1,5 @@
-//! `rsup reread`: what the daemon runs when it is to read the configuration again though no
-//! command came. Its lines go to the daemon's log.
+//! `rsup reread`: the daemon runs it to read the configuration again without a command of the user
+//! (SIGHUP). Its output goes to the daemon's log.
 
 use std::path::PathBuf;
 
@@ -57,7 +57,7 @@ fn reload(args: Args, cx: &Context) -> Result<(), CliError> {
         settings,
         cause: Cause::Hangup,
     };
-    // Each step is in the daemon's log already.
+    // The daemon's log has each step already.
     let outcomes = action::quietly(&cx.out, &client, &act)?;
     for outcome in &outcomes {
         let app = &outcome.app;

@@ -159,7 +159,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The apps that are known, where from, and the pid of the daemon that runs.
+/// The known apps, where they are known from, and the pid of the daemon that runs.
 fn apps(
     file: Option<&Path>,
     cx: &Context,
@@ -179,7 +179,7 @@ fn apps(
         "as it runs"
     };
     if let Some(file) = file {
-        // What the file says is newer than what runs.
+        // The file is newer than what runs.
         let fresh = config::load(file)?.config.apps;
         apps.retain(|app| fresh.iter().all(|other| other.name != app.name));
         apps.extend(fresh);
@@ -206,7 +206,7 @@ fn describe(args: &Args, scope: Scope, stop: StopTimeout, cx: &Context) -> Resul
         runtime_directory: runtime
             .and_then(|folder| below(&folder, &paths.runtime))
             .filter(|rest| rest == "rsup"),
-        // That of a user is ~/.config with systemd before 254, ~/.local/state since.
+        // A user's state folder is in ~/.config with systemd before 254, in ~/.local/state since.
         state_directory: (scope == Scope::System)
             .then(|| below(Path::new("/var/lib"), &paths.state))
             .flatten()
@@ -218,8 +218,8 @@ fn describe(args: &Args, scope: Scope, stop: StopTimeout, cx: &Context) -> Resul
     })
 }
 
-/// This program, by the path that it was called by where that is one: a link to the newest version
-/// stays, the version that it names today does not.
+/// The path of this program as it was called (by a path, or found through `PATH`): a link to the
+/// newest version stays, the version that it names today does not.
 fn program() -> Result<PathBuf, CliError> {
     let actual = std::env::current_exe()
         .map_err(|error| CliError::failed("local", format!("cannot find this program: {error}")))?;
@@ -279,7 +279,8 @@ fn remove_socket(manager: Manager, path: &Path) -> Result<(), CliError> {
     })
 }
 
-/// An rsup that died under an older unit may have left its cgroup such that systemd before 254 cannot start another.
+/// An rsup that died under an older unit may have left its cgroup so that systemd before 254 cannot
+/// start another; cleans that up.
 fn make_room(manager: Manager, unit: &str) -> Result<(), CliError> {
     let Some(folder) = manager.cgroup(unit).and_then(|path| cgroup::folder(&path)) else {
         return Ok(());
@@ -288,7 +289,8 @@ fn make_room(manager: Manager, unit: &str) -> Result<(), CliError> {
         .map_err(|why| CliError::failed("cgroup", format!("systemd cannot start {unit}\n{why}")))
 }
 
-/// A daemon that a shell has started has the folders and the ports: the unit waits for its end.
+/// Starts the unit. A daemon that a shell has started holds the folders and the ports: the unit
+/// waits for its end.
 fn start(
     manager: Manager,
     words: &[&str],

@@ -15,12 +15,12 @@ use crate::core::OperationKind;
 /// It starts the daemon if none runs, starts the apps of the file that are not up (stopped ones too), and
 /// reloads all that are, whether or not their settings have changed, since their code may have: one by
 /// one, without a failed request. An app of the same name that runs from another folder or file moves
-/// here by such a reload. Apps that were started from the file and are no longer in it go on, which is
-/// said; with --prune they are stopped and forgotten. So are those of the former release, where files differ in
+/// here by such a reload. Apps that were started from the file and are no longer in it keep running, with a
+/// note; with --prune they are stopped and forgotten. So are those of the former release, where files differ in
 /// one folder of their paths alone (releases/41/supervisor.toml, releases/42/supervisor.toml).
 ///
-/// It waits for its turn behind actions that are under way, and until the truth is known. The exit
-/// code is 1 if an app could not be brought up; one that could not be reloaded goes on as it was.
+/// It waits behind actions that are under way, and then for the outcome. The exit code is 1 if an app
+/// could not be brought up; one that could not be reloaded keeps running as it was.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Examples:\n  rsup up\n  rsup up /srv/shop/current/supervisor.toml --prune"
@@ -88,7 +88,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     action::conclude(&cx.out, &outcomes, !args.no_wait)
 }
 
-/// What is new for apps that the daemon knew.
+/// Prints what the file changes for apps that the daemon knew.
 fn say_changes(apps: &[AppSpec], known: &[Known], cx: &Context) {
     for app in apps {
         let Some(Known { spec: old, .. }) = known.iter().find(|known| known.spec.name == app.name)
@@ -111,7 +111,7 @@ fn say_changes(apps: &[AppSpec], known: &[Known], cx: &Context) {
     }
 }
 
-/// Apps of the file as it was, or of the release before, that are not in it now.
+/// Apps of an earlier state of the file, or of the release before, that the file no longer has.
 fn no_longer_there<'a>(file: &Path, apps: &[AppSpec], known: &'a [Known]) -> Vec<&'a Known> {
     let of_file = |known: &&Known| {
         let source = known.spec.source.as_deref();
@@ -121,7 +121,7 @@ fn no_longer_there<'a>(file: &Path, apps: &[AppSpec], known: &'a [Known]) -> Vec
     known.iter().filter(of_file).filter(gone).collect()
 }
 
-/// The same path but for one folder, as those of releases beside each other are.
+/// Whether the paths differ in one folder alone, as those of releases beside each other do.
 fn is_release_of(one: &Path, other: &Path) -> bool {
     let (one, other) = (one.components(), other.components());
     one.clone().count() == other.clone().count()

@@ -46,7 +46,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         token,
         force: args.force,
     }) {
-        // Without an answer it may have happened all the same.
+        // Without an answer the upgrade may have happened all the same.
         Ok(Upgrading) | Err(CallError::Broken(_)) => {}
         Err(error) => return Err(client.explain(error)),
     }

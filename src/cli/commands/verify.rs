@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::client::Interrupt;
 use crate::cli::error::CliError;
-use crate::cli::load_test::{self, Expected, Halt, Step, Trial, Verdict};
+use crate::cli::load_test::{self, Expected, Halt, LoadTest, Step, Verdict};
 use crate::cli::values::{duration, http_path};
 use crate::cli::{Context, reread, targets};
 use crate::config::{AppSpec, Check, Listen};
@@ -116,7 +116,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         ))?;
     }
     let name = spec.name.clone();
-    let script = |trial: &mut Trial<'_>| reload(trial, spec, settings, args.duration);
+    let script = |test: &mut LoadTest<'_>| reload(test, spec, settings, args.duration);
     let mut verdict = load_test::run(&cx.out, &client, &interrupt, &name, plan, script)?;
     if args.allow_keep_alive_races && verdict.only_races() {
         verdict.reasons.clear();
@@ -126,15 +126,15 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     verdict.conclude(&cx.out)
 }
 
-/// What happens under load.
+/// The reload under load.
 fn reload(
-    trial: &mut Trial<'_>,
+    test: &mut LoadTest<'_>,
     spec: AppSpec,
     settings: Vec<Settings>,
     duration: Duration,
 ) -> Result<(), Halt> {
-    trial.until(duration / 3)?;
-    trial.reload(Step {
+    test.until(duration / 3)?;
+    test.reload(Step {
         label: "reload",
         words: "reload",
         spec,
@@ -142,11 +142,11 @@ fn reload(
         expected: Expected::Done,
         last: true,
     })?;
-    trial.hold(duration / 3)?;
-    trial.until(duration)
+    test.hold(duration / 3)?;
+    test.until(duration)
 }
 
-/// The address that the load goes to, if the app is in a state to be tried.
+/// The address that the load goes to; an error if the app is in no state for a test.
 fn fit(Known { spec, view }: &Known) -> Result<&Listen, CliError> {
     let app = &spec.name;
     let AppView {
@@ -196,7 +196,8 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
         Check::Tcp | Check::Exec { .. } | Check::Notify | Check::Alive => None,
     };
     let target = match listen {
-        // A dual-stack wildcard serves IPv4 whatever the app asked for when it bound its port.
+        // A dual-stack wildcard serves IPv4, whatever address the app asked for when it bound its
+        // port.
         Listen::Tcp {
             addr,
             v6only: false,
@@ -212,15 +213,16 @@ fn plan(args: &Args, spec: &AppSpec, listen: &Listen, deadline: Duration) -> Pla
         connections: args.connections.into(),
         keep_alive: args.keep_alive,
         rate: Some(args.rps.into()),
-        // The load is ended by hand; this is for the case that the daemon never answers.
+        // The load is ended explicitly; this limit is for a daemon that never answers.
         max_time: args.duration + deadline + Duration::from_secs(60),
         timeout: args.timeout,
         ..plan
     }
 }
 
-/// Without `--path`: what users ask for, if it answers. The readiness check's path, which a stopping
-/// worker may answer with 503 on purpose, is the second choice; true if it was taken.
+/// The path without `--path`: `/`, which users request, if it answers. The second choice is the
+/// readiness check's path, which a stopping worker may answer with 503 on purpose; true if it was
+/// taken.
 fn choose_path(
     args: &Args,
     plan: &mut Plan,
@@ -240,7 +242,7 @@ fn choose_path(
     Ok(true)
 }
 
-/// A wrong path is told before anything happens.
+/// Reports a wrong path before anything happens.
 fn try_once(
     args: &Args,
     plan: &Plan,

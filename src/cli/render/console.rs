@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::logs::{Console, Format, sink, stderr};
 
-/// Starts the thread that writes to stdout. It may be held up for ever by whoever should read that; nobody
+/// Starts the thread that writes to stdout. The reader may hold it up for ever; no other thread
 /// waits for it.
 pub fn to_stdout(format: Format) -> io::Result<Console> {
     let (console, reader) = Console::new(format);
@@ -24,7 +24,7 @@ pub fn to_stdout(format: Format) -> io::Result<Console> {
     Ok(console)
 }
 
-/// On stderr, which may be as stuck as stdout.
+/// Writes to stderr, which may be as stuck as stdout.
 fn say(text: &str) {
     if let Ok(console) = stderr::begin(|text| format!("rsup: {text}\n").into_bytes()) {
         console.whole(text.as_bytes());

@@ -10,10 +10,10 @@ use crate::config::{AppSpec, Balance, Check, Named, Probe, RestartPolicy, short_
 use crate::core::{AppView, Description, WorkerPhase, WorkerView};
 use crate::exit::signal_name;
 
-/// Room for the names of fields.
+/// Width of the field names.
 const FIELD: usize = 12;
 
-/// All that were asked for, with an empty line between them.
+/// The descriptions, with an empty line between them.
 pub fn descriptions(all: &[Description], look: Look) -> String {
     all.iter()
         .map(|one| description(one, look))
@@ -128,7 +128,7 @@ fn folder(spec: &AppSpec) -> String {
     text
 }
 
-/// A path as it is named, and what its links meant at the last start or reload.
+/// A path as the settings name it, and where its links led at the last start or reload.
 fn both(named: &Path, actual: &Path) -> String {
     if named == actual {
         shown(named)
@@ -289,7 +289,7 @@ impl Page {
     }
 }
 
-/// Whose the files of its unix sockets are.
+/// Owner and mode of the app's unix socket files.
 fn socket_file(spec: &AppSpec) -> String {
     let mode = spec.socket_file().mode.map_or_else(
         || "mode by rsup's umask".to_owned(),

@@ -8,7 +8,7 @@ use crate::daemon::event_log::Recorded;
 #[derive(Debug)]
 pub struct EventLines<'a> {
     out: &'a Output,
-    /// All are of one app, which needs no name.
+    /// All events are of one app: lines need no name.
     one_app: bool,
 }
 

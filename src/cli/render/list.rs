@@ -38,7 +38,8 @@ impl Column {
         Self::Notes,
     ];
 
-    /// What goes first when the terminal is narrow. The notes move below the table.
+    /// The columns that are dropped on a narrow terminal, first ones first. The notes move below
+    /// the table.
     const LEAST_WANTED: [Self; 7] = [
         Self::Notes,
         Self::Revision,
@@ -75,7 +76,7 @@ impl Column {
 struct Line<'a> {
     app: &'a AppView,
     worker: Option<&'a WorkerView>,
-    /// The first of its app, which also tells of the app as a whole.
+    /// The first line of its app, which also shows the app as a whole.
     first: bool,
 }
 
@@ -123,7 +124,7 @@ impl Line<'_> {
     }
 }
 
-/// All apps as a table, with what is worth knowing of each below it.
+/// The table of all apps, with remarks on each below it.
 pub fn list(apps: &[AppView], look: Look) -> String {
     if apps.is_empty() {
         return String::new();
@@ -222,7 +223,7 @@ fn width_of(table: &Table) -> usize {
     widths.into_iter().map(usize::from).sum::<usize>() + gaps
 }
 
-/// What the table cannot say of an app.
+/// Remarks on an app that the table has no column for.
 fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
     let mut text = String::new();
     let mut remark = |paint: Paint, words: &str| {
@@ -291,7 +292,7 @@ fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
             );
         }
     }
-    // What explains the restarts that the table counts is over: it is told as such.
+    // The cause of past restarts is shown as past.
     for worker in app.workers.iter().filter(|worker| is_past(app, worker)) {
         if let Some(reason) = &worker.reason {
             remark(
@@ -307,7 +308,8 @@ fn remarks(app: &AppView, listens_shown: bool, look: Look) -> String {
     text
 }
 
-/// Whether the reason of a worker is that of its last restart: it is well, and nothing is under way.
+/// Whether a worker's reason is that of its last restart: the worker is well, and no action is
+/// under way.
 pub fn is_past(app: &AppView, worker: &WorkerView) -> bool {
     worker.phase == WorkerPhase::Ready && worker.restarts > 0 && app.operation.is_none()
 }

@@ -1,4 +1,4 @@
-//! The account of a trial, line by line, and its verdict.
+//! The account of a load test, line by line, and its verdict.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::load::{self, Snapshot};
 
 /// Columns where there is no terminal to ask.
 const WIDTH: u16 = 80;
-/// Below the text of an account, which follows its time.
+/// Indent of further lines of an account, below the text that follows the time.
 const INDENT: &str = "          ";
 
-/// What there is to tell while a trial goes on.
+/// What the account has to report.
 #[derive(Debug)]
 pub enum Moment<'a> {
     Begin,
@@ -21,7 +21,7 @@ pub enum Moment<'a> {
     End,
 }
 
-/// A line (or a few) of the account: when, and what.
+/// An entry of the account: the time, and one line or a few.
 pub fn moment(at: Duration, moment: &Moment<'_>, look: Look) -> String {
     let what = match moment {
         Moment::Begin => "the load begins\n".to_owned(),
@@ -87,7 +87,7 @@ fn reloaded(change: &Change, look: Look) -> String {
     text
 }
 
-/// Lines of at most so many characters, as far as words allow.
+/// Wraps a text into lines of at most `room` characters; a longer word stays whole.
 fn wrapped(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_inclusive(' ') {
@@ -110,7 +110,7 @@ pub fn took(time: Duration) -> String {
     duration(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// How far it is, in one line of changing figures.
+/// The progress in one line of changing figures.
 pub fn activity_line(now: &Snapshot, activity: &str) -> String {
     let thousands = load::report::thousands;
     let figures = format!(

@@ -1,4 +1,4 @@
-//! Lines of logs: as the app wrote them, behind the app's name if there are several.
+//! Lines of logs: as the app wrote them, behind the app's name if there are several apps.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::logs::Stream;
 #[derive(Debug)]
 pub struct LogLines<'a> {
     out: &'a Output,
-    /// Room for the longest name; 0: one app alone needs no names.
+    /// Width of the longest name; 0: one app alone needs no names.
     width: usize,
 }
 
@@ -24,7 +24,7 @@ struct Document<'a> {
 }
 
 impl<'a> LogLines<'a> {
-    /// For these apps.
+    /// Writes lines of these apps.
     pub fn new(out: &'a Output, apps: &[AppName]) -> Self {
         let width = if apps.len() > 1 {
             apps.iter().map(|app| app.as_str().len()).max().unwrap_or(0)

@@ -1,7 +1,7 @@
 //! Words, tables and JSON: the only writers to stdout.
 //!
-//! Every part of it makes a `String` from typed views; [`Output`] writes it. So the looks can be
-//! tested without a terminal.
+//! Each part makes a `String` from typed views; [`Output`] writes it. So the rendering is tested
+//! without a terminal.
 
 mod console;
 mod describe;
@@ -52,10 +52,10 @@ struct Refused {
     findings: Vec<crate::config::Finding>,
 }
 
-/// Said when Ctrl-C ends a wait.
+/// The message when Ctrl-C ends a wait.
 const DETACHED: &str = "still going on in the background; `rsup list` shows it";
 
-/// Where a verb's words go.
+/// Where a verb writes its output.
 #[derive(Debug)]
 pub struct Output {
     /// `--json`: one JSON document on stdout and nothing else anywhere.
@@ -67,7 +67,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Looks at the terminal and at `NO_COLOR`.
+    /// Detects the terminal and `NO_COLOR`.
     pub fn new(json: bool) -> Self {
         let calm = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -78,7 +78,7 @@ impl Output {
         };
         let mut out = look(io::stdout().is_terminal());
         if out.terminal {
-            // A serial console says 0 of a width that it does not know.
+            // A serial console reports a width of 0 when it does not know it.
             out.width = comfy_table::Table::new()
                 .width()
                 .filter(|columns| *columns > 0);
@@ -95,7 +95,7 @@ impl Output {
         self.bytes(text.as_bytes())
     }
 
-    /// Writes to stdout whatever it is.
+    /// Writes bytes to stdout.
     pub fn bytes(&self, bytes: &[u8]) -> Result<(), CliError> {
         let mut out = io::stdout().lock();
         out.write_all(bytes)
@@ -146,7 +146,7 @@ impl Output {
         }
     }
 
-    /// Something that is wrong, beside the result: on stderr, not with `--json`.
+    /// A problem beside the result: on stderr, not with `--json`.
     pub fn trouble(&self, text: &str) {
         if !self.json {
             error_text(&format!(
@@ -157,14 +157,14 @@ impl Output {
         }
     }
 
-    /// The warnings of a configuration file, as rendered by it.
+    /// The rendered warnings of a configuration file.
     pub fn warning(&self, rendered: &str) {
         if !self.json {
             error_text(rendered);
         }
     }
 
-    /// One of several errors: in words on stderr; with `--json` the document says it.
+    /// One of several errors: on stderr; with `--json` the document has it.
     pub fn error(&self, what: &Report) {
         if !self.json {
             error_text(&report(what, self.error_look));
@@ -223,7 +223,7 @@ fn written(error: io::Error) -> CliError {
     }
 }
 
-/// Writes to stderr; if that fails there is nobody left to tell.
+/// Writes to stderr, and ignores a failure, which could not be shown anywhere.
 pub fn error_text(text: &str) {
     stderr::text(text);
 }

@@ -1,11 +1,11 @@
-//! What became of an app in a long action, in one line.
+//! The outcome of a long action on one app, in one line.
 
 use super::style::{Look, Paint};
 use super::units::{count, duration, harmless};
 use crate::control::Outcome;
 use crate::core::{AppView, OperationKind, WorkerPhase};
 
-/// The line of an action that did not fail. `accepted`: it was only begun (`--no-wait`).
+/// The line of an action that did not fail. `accepted`: it has only begun (`--no-wait`).
 pub fn outcome(outcome: &Outcome, accepted: bool, look: Look) -> String {
     let app = look.paint(Paint::Bold, outcome.app.as_str());
     if accepted {

@@ -1,4 +1,4 @@
-//! Errors in words: what happened, why, the last log lines, and what to type next.
+//! Errors as text: what happened, why, the last log lines, and what to type next.
 
 use super::style::{Look, Paint};
 use super::units::harmless;

@@ -151,8 +151,8 @@ pub fn checked(file: &Path, config: &Config, look: Look) -> String {
     text
 }
 
-/// Variables that are no secret, whatever they hold: those of rsup itself (beside `RSUP_…`), and those that every
-/// session has.
+/// Variables that are never secret: those of rsup itself (beside `RSUP_…`), and those of every
+/// session.
 const OPEN: [&str; 18] = [
     "PORT",
     "LISTEN_FDS",
@@ -207,8 +207,8 @@ impl Environment {
     }
 }
 
-/// The answer of `rsup env`: assignments that a shell can read. A hidden value must not be taken for the
-/// real one, so its line is a comment.
+/// The answer of `rsup env`: assignments that a shell can read. A hidden value must not pass for
+/// the real one, so its line is a comment.
 pub fn environments(workers: &[Environment], look: Look) -> String {
     let mut text = String::new();
     let mut hidden = 0;
@@ -227,7 +227,7 @@ pub fn environments(workers: &[Environment], look: Look) -> String {
         }
         for (name, value) in &worker.env {
             match value {
-                // Nothing that came from an environment holds a zero byte, the one thing that fails.
+                // Quoting fails only on a zero byte, which no environment can hold.
                 Some(value) => text.push_str(&format!(
                     "{name}={}\n",
                     shlex::try_quote(value).unwrap_or_default()

@@ -15,9 +15,9 @@ pub struct Installed {
     pub timeout_stop_s: u64,
     /// What [`Self::timeout_stop_s`] was computed from.
     pub computed_from: String,
-    /// It runs, and every app is ready or has failed for good.
+    /// The service runs, and every app is ready or has failed for good.
     pub started: bool,
-    /// Pid of a daemon that is not the service's and has to end first.
+    /// Pid of a daemon that is not the service's and must end first.
     pub waits_for: Option<u32>,
 }
 
@@ -47,7 +47,8 @@ pub struct UnitFile {
     pub text: String,
 }
 
-/// The files one after the other. One alone is printed as it is, so that it can be piped into place.
+/// The files one after the other. A single one is printed unchanged, so that it can be piped into
+/// place.
 pub fn units(files: &[UnitFile]) -> String {
     match files {
         [one] => one.text.clone(),

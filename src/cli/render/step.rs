@@ -1,4 +1,4 @@
-//! The steps of a long action in words.
+//! The steps of a long action as text.
 
 use super::units::{duration, harmless};
 use crate::core::{Progress, Step};
@@ -17,7 +17,7 @@ pub fn step(progress: &Progress) -> String {
     )
 }
 
-/// What an app is busy with, beside its spinner: the same without the app's name.
+/// The current step of an app, beside its spinner: without the app's name.
 pub fn activity(progress: &Progress) -> String {
     let next = match &progress.step {
         Step::Started => "waiting until it is ready".into(),

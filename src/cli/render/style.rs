@@ -4,11 +4,11 @@ use comfy_table::Color;
 
 use crate::core::{AppPhase, WorkerPhase};
 
-/// What the place that we write to can show.
+/// What an output can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
     pub color: bool,
-    /// A person looks at it: signs, and no more columns than fit.
+    /// A terminal: signs, and no more columns than fit.
     pub terminal: bool,
     /// Columns; `None` outside a terminal.
     pub width: Option<u16>,
@@ -46,7 +46,7 @@ impl Look {
 pub enum Paint {
     Plain,
     Good,
-    /// Under way, or not quite well.
+    /// In progress, or degraded.
     Busy,
     Bad,
     Dim,
@@ -65,7 +65,7 @@ impl Paint {
         }
     }
 
-    /// The same for a cell of a table.
+    /// The colour for a cell of a table.
     pub fn cell(self) -> Option<Color> {
         match self {
             Self::Plain | Self::Bold => None,
@@ -77,7 +77,7 @@ impl Paint {
     }
 }
 
-/// How the phase of an app or a worker looks.
+/// How the phase of an app or a worker is shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Phase {
     pub name: &'static str,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cli::fixtures::{app, described, name, worker, zoo};
+use crate::cli::fixtures::{app, described, name, sample_views, worker};
 use crate::control::{Failure, FailureCode, Outcome, WorkerEnv};
 use crate::core::{AppPhase, OperationKind, WorkerPhase};
 
@@ -13,24 +13,24 @@ fn terminal(width: u16) -> Look {
 
 #[test]
 fn list_in_a_pipe() {
-    insta::assert_snapshot!(list(&zoo(), Look::PLAIN));
+    insta::assert_snapshot!(list(&sample_views(), Look::PLAIN));
 }
 
 #[test]
 fn list_at_120_columns() {
-    insta::assert_snapshot!(list(&zoo(), terminal(120)));
+    insta::assert_snapshot!(list(&sample_views(), terminal(120)));
 }
 
 #[test]
 fn list_at_80_columns() {
-    insta::assert_snapshot!(list(&zoo(), terminal(80)));
+    insta::assert_snapshot!(list(&sample_views(), terminal(80)));
 }
 
 #[test]
 fn list_in_colour() {
     insta::assert_snapshot!(
         list(
-            &zoo(),
+            &sample_views(),
             Look {
                 color: true,
                 ..terminal(120)
@@ -43,7 +43,7 @@ fn list_in_colour() {
 #[test]
 fn the_table_fits_as_far_as_it_can() {
     for width in 0..130 {
-        let text = list(&zoo(), terminal(width));
+        let text = list(&sample_views(), terminal(width));
         let table: Vec<_> = text.lines().take_while(|line| !line.is_empty()).collect();
         // Name and status remain, whatever happens.
         let widest = table.iter().map(|line| line.chars().count()).max().unwrap();

@@ -1,6 +1,6 @@
 //! Numbers as people read them.
 
-/// A length of time in its two largest units: `512 ms`, `4.2 s`, `3m 20s`, `3d 4h`.
+/// A duration in its two largest units: `512 ms`, `4.2 s`, `3m 20s`, `3d 4h`.
 pub fn duration(ms: u64) -> String {
     let pair = |large: u64, large_unit: &str, small: u64, small_unit: &str| match small {
         0 => format!("{large}{large_unit}"),
@@ -39,12 +39,12 @@ pub fn count(number: u64, one: &str) -> String {
     format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }
 
-/// A setting: as above, but `5 s` and `500 MB` rather than `5.0 s` and `500.0 MB`.
+/// Formats a setting: `5 s` and `500 MB` rather than `5.0 s` and `500.0 MB`.
 pub fn round(text: &str) -> String {
     text.replace(".0 ", " ")
 }
 
-/// Text of an app on one line, without colours and whatever else could steer a terminal.
+/// An app's text on one line, without colours and other control sequences of a terminal.
 pub fn harmless(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars().peekable();

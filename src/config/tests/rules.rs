@@ -1,4 +1,4 @@
-//! What right values come to.
+//! What right values become.
 
 use super::*;
 use crate::sys::needs::V6;
@@ -98,7 +98,7 @@ fn surge_as_a_share_is_rounded_up() {
         [default(1), default(4), default(5), default(64)],
         [1, 1, 2, 16]
     );
-    // No share of them asks for more slots than an address can have.
+    // No share asks for more slots than an address can have.
     let v6 = app("instances = 60\nlisten = \"[::1]:8080\"");
     assert_eq!((v6.surge(60), v6.surge(4)), (2, 1));
 }

@@ -1,4 +1,4 @@
-//! What a user sees who made a mistake.
+//! What a user sees after a mistake.
 
 use insta::assert_snapshot;
 

@@ -1,4 +1,4 @@
-//! The ends of things: of a start, a stop, a reload, and of a worker that was to stay.
+//! The ends of a start, a stop, a reload, and of a worker that should have stayed.
 
 use std::collections::BTreeSet;
 
@@ -15,8 +15,8 @@ use super::{App, Context, Wanted};
 use crate::model::{ActionError, Because, Loss, Retire, What};
 
 impl App {
-    /// Ends what is finished: a stop, a delete, a start, a reload, a way back. True if that changes
-    /// what is to be done.
+    /// Ends what is finished: a stop, a delete, a start, a reload, a rollback. True if that changes
+    /// the plan.
     pub(super) fn settle(&mut self, cx: &mut Context<'_>) -> bool {
         let verdict = match self.goal() {
             Wanted::Up => self.ask_strategy(cx.now).map(|(_, verdict)| verdict),
@@ -70,7 +70,8 @@ impl App {
         });
     }
 
-    /// Nothing is wanted any more of releases but the wanted one. What serves goes when it is not missed.
+    /// Sets every release but the wanted one to no workers. Their serving workers leave as soon as
+    /// the floor allows it.
     fn leave_others(&mut self) {
         let current = self.current;
         for (_, set) in self.sets.iter_mut().filter(|(n, _)| **n != current) {
@@ -89,7 +90,7 @@ impl App {
         }
     }
 
-    /// The action cannot succeed any more. A start goes on trying without its asker; a reload goes back.
+    /// The action has failed. A start goes on after its caller has the error; a reload rolls back.
     pub(super) fn fail(&mut self, error: ActionError, cx: &mut Context<'_>) {
         let Some(rollout) = self.rollout.take() else {
             return;
@@ -133,7 +134,7 @@ impl App {
         self.record(failed, cx);
     }
 
-    /// Ends the action and whatever waits for it: there will be nothing to act on.
+    /// Ends the action and whatever waits for it: the app is about to be gone.
     pub(super) fn answer_all(&mut self, error: &ActionError, cx: &mut Context<'_>) {
         let waiting = self.queue.drain(..).map(|queued| queued.op);
         let all: Vec<OpId> = self
@@ -151,8 +152,8 @@ impl App {
         }
     }
 
-    /// To what was wanted before: workers of that release stay or are put back, those of the failed one go as
-    /// soon as they are not missed.
+    /// Rolls back to what was wanted before: workers of that release stay or return to the traffic,
+    /// those of the failed one leave as soon as the floor allows it.
     fn go_back(
         &mut self,
         rollout: Rollout,
@@ -246,7 +247,8 @@ impl App {
         }
     }
 
-    /// A worker is lost that nothing asked to go: the restart policy of its release decides, and a reload ends.
+    /// A worker is lost that rsup did not retire: the restart policy of its release decides, and a
+    /// reload ends.
     pub(super) fn lost(&mut self, worker: &Worker, loss: Loss, cx: &mut Context<'_>) {
         self.progress_of(
             worker,
@@ -256,7 +258,7 @@ impl App {
             cx,
         );
         self.record_of(worker, What::WorkerLost { loss: loss.clone() }, cx);
-        // Another one of its release takes its place already.
+        // Another worker of its release already replaces it.
         if !worker.stays() {
             return;
         }
@@ -275,7 +277,7 @@ impl App {
             && ending
                 .exit()
                 .is_some_and(|exit| is_success(&revision.spec, exit));
-        // A release that fails has no restarts: it goes.
+        // A failing release gets no restarts: it is removed.
         let trial = self.rollout.as_ref().is_some_and(Rollout::is_trial);
         let instance = self
             .sets
@@ -307,7 +309,7 @@ impl App {
         };
         match rollout.phase {
             Phase::Progress { .. } | Phase::RollBack { .. } => {}
-            // What it replaced may not be gone yet.
+            // The workers that it replaced may still be there.
             Phase::Finish { .. } if self.died_young(rollout, worker, cx.now) => {}
             Phase::Finish { .. } => return,
         }
@@ -331,7 +333,7 @@ impl App {
         self.fail(error, cx);
     }
 
-    /// A worker of a reload ended before it can be said to run.
+    /// Whether a worker of a reload ended before it counts as stable.
     fn died_young(&self, rollout: &Rollout, worker: &Worker, now: Time) -> bool {
         let spec = self.spec_of(worker);
         let proof = spec.reload.min_ready.max(spec.restart.min_uptime);
@@ -347,9 +349,9 @@ impl App {
         rollout.kind == OperationKind::Reload && ready + proof > now
     }
 
-    /// A worker of the release before that ends by itself while another one is tried comes back: should the new
-    /// one never get ready, the app has not run with fewer workers for that long. Not so one that ended early,
-    /// which a new start would not help.
+    /// A worker of the release before that ends by itself while another release is tried is
+    /// restored: if the new one never gets ready, the app must not run with fewer workers for that
+    /// long. A worker that ended early is not: a new start would not help.
     fn lost_before(&mut self, worker: &Worker, ending: &Ending) {
         let trial = self.rollout.as_ref().is_some_and(Rollout::is_trial);
         let min_uptime = self.spec_of(worker).restart.min_uptime;
@@ -370,7 +372,7 @@ impl App {
     }
 }
 
-/// It serves, will, or can be put back into the traffic.
+/// Whether the worker serves, will serve, or can return to the traffic.
 fn can_serve(worker: &Worker) -> bool {
     worker.active() || matches!(worker.state, State::Draining { .. })
 }

@@ -1,4 +1,4 @@
-//! What happens to an app's workers and sockets.
+//! Inputs about an app's workers and sockets.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use super::super::io::{Effect, Purpose, Reach};
 use super::super::reason::Reason;
 use super::super::types::{Time, WorkerId};
 use super::super::view::{Exit, Step, WorkerPhase};
-use super::super::worker::{State, Verdict};
+use super::super::worker::{ProbeOutcome, State};
 use super::{App, Context, Listening, Wanted};
 use crate::config::{AppSpec, Check};
 use crate::model::{ActionError, Because, Doubt, Loss, Retire, What, foreground};
 
-/// Leftover descendants of a worker that died by itself get this long after their stop signal:
-/// its slot waits for them.
+/// Descendants that a crashed worker leaves get this much time after their stop signal: its slot
+/// waits for them.
 const SWEEP_AFTER_CRASH: Duration = Duration::from_secs(2);
 
-/// Sockets that were refused to a running app are asked for again after this long.
+/// Sockets that a running app could not get are requested again after this time.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 impl App {
@@ -90,7 +90,8 @@ impl App {
         self.lost(&before, loss, cx);
     }
 
-    /// The slot is not free before the last descendant is gone; what arrives there meanwhile is ours.
+    /// The slot is not free before the last descendant is gone; rsup relays connections that arrive
+    /// there meanwhile.
     fn exited_with_descendants(&mut self, id: &WorkerId, kill_at: Time, cx: &mut Context<'_>) {
         let app = self.name.clone();
         let Some((worker, spec)) = self.worker_and_spec(id) else {
@@ -147,16 +148,16 @@ impl App {
             Purpose::Readiness => Doubt::NotReady { why: why.clone() },
             Purpose::Liveness => Doubt::NotAlive { why: why.clone() },
         });
-        if doubt.is_some() && verdict != Verdict::Stale {
+        if doubt.is_some() && verdict != ProbeOutcome::Stale {
             worker.doubt.clone_from(&doubt);
         }
         match verdict {
-            Verdict::Nothing if result.is_ok() && worker.phase() == WorkerPhase::Ready => {
+            ProbeOutcome::Nothing if result.is_ok() && worker.phase() == WorkerPhase::Ready => {
                 worker.doubt = None;
             }
-            Verdict::Nothing | Verdict::Stale => {}
-            Verdict::BecameReady => self.became_ready(id, cx),
-            Verdict::Traffic => {
+            ProbeOutcome::Nothing | ProbeOutcome::Stale => {}
+            ProbeOutcome::BecameReady => self.became_ready(id, cx),
+            ProbeOutcome::Traffic => {
                 if doubt.is_none() {
                     worker.doubt = None;
                 }
@@ -167,9 +168,9 @@ impl App {
                 };
                 self.record_of(&worker, what, cx);
             }
-            Verdict::Unhealthy => {
+            ProbeOutcome::Unhealthy => {
                 let failure = result.clone().err().unwrap_or_default();
-                self.condemn(id, Retire::Liveness { failure }, cx);
+                self.retire_faulty(id, Retire::Liveness { failure }, cx);
             }
         }
     }
@@ -198,7 +199,7 @@ impl App {
         let Some((worker, spec)) = self.worker_and_spec(id) else {
             return;
         };
-        // It may say so before the confirmation of its exec has come.
+        // The notification may come before the confirmation of exec.
         let coming = matches!(
             worker.state,
             State::Spawning { .. } | State::Starting { .. }
@@ -232,9 +233,10 @@ impl App {
         } else {
             0
         };
-        // One reading may be a peak between two collections; two in a row are a leak.
+        // One reading may be a peak between two garbage collections; two in a row are taken for a
+        // leak.
         if worker.over_limit == 2 {
-            self.condemn(id, Retire::Memory { bytes, limit }, cx);
+            self.retire_faulty(id, Retire::Memory { bytes, limit }, cx);
         }
     }
 
@@ -252,8 +254,9 @@ impl App {
         self.progress(id, Step::Ready { after_ms }, cx);
     }
 
-    /// The worker is to be replaced for a fault of its own: another one first, where there is room.
-    pub(super) fn condemn(&mut self, id: &WorkerId, why: Retire, cx: &mut Context<'_>) {
+    /// The worker is replaced for a fault of its own: the replacement starts first, where there is
+    /// room.
+    pub(super) fn retire_faulty(&mut self, id: &WorkerId, why: Retire, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id).filter(|w| w.stays()) else {
             return;
         };
@@ -288,7 +291,7 @@ impl App {
                     proven: true,
                     ..Listening::default()
                 };
-                // The daemon starts new groups with everything held.
+                // In new groups the daemon holds every connection.
                 self.steered = None;
             }
             Err(why) => self.not_listening(why, cx),
@@ -312,7 +315,7 @@ impl App {
             why: why.to_owned(),
         });
         if self.listening.proven && self.rollout.is_none() {
-            // No action waits for it (after a reboot): its address may come up later than rsup.
+            // No caller waits (after a reboot): the address may come up later than rsup.
             self.listening.again = Some(cx.now + LISTEN_AGAIN);
             return;
         }
@@ -326,14 +329,14 @@ impl App {
                 self.record_failure(rollout.kind, &error, 0, None, cx);
                 self.undo(&rollout);
             }
-            // Without its sockets an app cannot run, and one that never ran is none.
+            // Without its sockets an app cannot run, and one that never ran is stopped.
             self.wanted = if self.listening.proven {
                 Wanted::Down
             } else {
                 Wanted::Deleted
             };
             self.answer_all(&error, cx);
-            // A daemon that was killed may have got them before.
+            // A daemon that was killed may have opened them before.
             cx.out.push_back(Effect::Unlisten {
                 app: self.name.clone(),
             });
@@ -345,7 +348,7 @@ fn sweep_time(spec: &AppSpec) -> Duration {
     SWEEP_AFTER_CRASH.min(spec.kill_timeout)
 }
 
-/// Whole milliseconds.
+/// A duration in whole milliseconds.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Whether the port is hidden from a worker that starts: see [`super::super::hiding`].
+//! Whether the port is hidden from a starting worker: see [`super::super::hiding`].
 
 use super::super::hiding::{FIRST_LOOK, Hiding, Port, Traces};
 use super::super::io::Effect;
@@ -9,7 +9,7 @@ use crate::config::{AppSpec, Check, HidePort};
 use crate::model::{Loss, Retire, What};
 
 impl App {
-    /// What is known of a command.
+    /// What is known of the command of a spec.
     pub fn hiding(&self, spec: &AppSpec) -> Hiding {
         self.hiding
             .iter()
@@ -22,7 +22,7 @@ impl App {
         self.hiding.push((spec.command.clone(), news));
     }
 
-    /// Whether the port is to be hidden from workers of the revision.
+    /// Whether the port is hidden from new workers of the revision.
     pub fn hides(&self, revision: &Revision) -> bool {
         let spec = &revision.spec;
         match spec.hide_port {
@@ -33,7 +33,7 @@ impl App {
         }
     }
 
-    /// What is remembered is of commands that may still be run.
+    /// Forgets commands that no revision runs any more.
     pub(super) fn forget_commands(&mut self) {
         let releases = &self.releases;
         self.hiding.retain(|(command, _)| {
@@ -43,7 +43,7 @@ impl App {
         });
     }
 
-    /// Whether a worker that fails now, or does not get on, may be helped by hiding its port.
+    /// Whether hiding the port may help a worker that fails now or makes no progress.
     pub fn wonders(&self, worker: &Worker) -> bool {
         let spec = self.spec_of(worker);
         let coming = matches!(
@@ -73,7 +73,7 @@ impl App {
             .is_some_and(|w| self.wonders(w))
     }
 
-    /// It is time to look for traces.
+    /// Looks for traces once it is time to.
     pub(super) fn look(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let now = cx.now;
         let worker = self.worker(id);
@@ -143,7 +143,7 @@ impl App {
         self.try_hidden(&before, None, cx);
     }
 
-    /// A worker was ready without hiding.
+    /// Records that a worker was ready without hiding.
     pub(super) fn was_not_needed(&mut self, id: &WorkerId) {
         let Some(revision) = self
             .worker(id)
@@ -154,7 +154,7 @@ impl App {
         };
         let revision = self.releases[revision].clone();
         let spec = &revision.spec;
-        // Another check than these says nothing of the port.
+        // Other checks than these show nothing about the port.
         let by_port = matches!(spec.readiness.check, Check::Http { .. } | Check::Tcp);
         if by_port
             && listens(spec)
@@ -165,8 +165,8 @@ impl App {
         }
     }
 
-    /// A worker is lost before it was ready. True if another one is started in its place with the port
-    /// hidden, so that this end counts for nothing. `worker`: as it was.
+    /// A worker was lost before it was ready. True if another one is started in its place with the
+    /// port hidden, so that this end does not count. `worker`: its state before the loss.
     pub(super) fn tries_hidden(
         &mut self,
         worker: &Worker,
@@ -183,7 +183,7 @@ impl App {
         let revision = self.releases[worker.revision].clone();
         let spec = &revision.spec;
         if hidden && !refused && !worker.ready() && self.hiding(spec) == Hiding::Trying {
-            // It has not even tried to connect: that was not it.
+            // It did not try to connect: the port is not the cause.
             self.learn(spec, Hiding::Unneeded);
         }
         false
@@ -199,14 +199,14 @@ impl App {
             .get_mut(&worker.revision)
             .and_then(|set| set.instances.get_mut(&worker.instance))
         {
-            // Of a release that is not the wanted one, only what was lost comes back.
+            // Of a release that is not the wanted one, only lost workers come back.
             instance.lost = worker.revision != self.current;
         }
         let loss = loss.cloned();
         self.record_of(worker, What::PortTested { loss }, cx);
     }
 
-    /// The machine was started anew: no time means anything.
+    /// The machine was booted since: earlier times are meaningless.
     pub(super) fn still_needed(&mut self) {
         for (_, known) in &mut self.hiding {
             if let Hiding::Needed { since } = known {

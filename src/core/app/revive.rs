@@ -1,4 +1,4 @@
-//! How an app goes on after the daemon's death.
+//! How an app continues after the daemon's death.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use super::{App, Context, Listening, Wanted};
 use crate::exit::SIGKILL;
 use crate::model::{Retire, What};
 
-/// What was on its way up had nobody to see it ready: it gets at least this much time.
+/// A starting worker could not report readiness to a dead daemon: it gets at least this much time.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl App {
     pub fn revive(&mut self, found: &BTreeMap<WorkerId, Found>, cx: &mut Context<'_>) {
         self.sockets_again(cx);
-        // Those that were to go come first: the failure of a replacement asks who is left.
+        // Retired workers come first: the failure of a replacement looks at who is left.
         let mut ids: Vec<(bool, WorkerId)> = self
             .workers()
             .map(|w| (self.is_current(w), w.id.clone()))
@@ -55,7 +55,7 @@ impl App {
         self.record(adopted, cx);
     }
 
-    /// What was asked for and not answered. Sockets that are not wanted may not have been closed.
+    /// Requests again what was not answered. Sockets that are not wanted may still be open.
     fn sockets_again(&self, cx: &mut Context<'_>) {
         let app = self.name.clone();
         match &self.listening {
@@ -78,7 +78,7 @@ impl App {
         }
     }
 
-    /// Makes the state say what is there.
+    /// Brings the state in line with what exists.
     fn resolve(&mut self, id: &WorkerId, found: &Found, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else {
             return;
@@ -103,7 +103,7 @@ impl App {
             (_, Found::Alive { pid }) => self.lives(id, pid, cx),
             (_, Found::Deaf { pid }) => {
                 self.lives(id, pid, cx);
-                self.condemn(id, Retire::Deaf, cx);
+                self.retire_faulty(id, Retire::Deaf, cx);
             }
             (_, Found::OutOfReach { pid }) => {
                 self.lives(id, pid, cx);
@@ -123,7 +123,7 @@ impl App {
         }
     }
 
-    /// The plan starts another one in its place, under another generation, if it is still wanted.
+    /// The plan starts another worker in its place, with another generation, if it is still wanted.
     fn never_started(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let Some(worker) = self
             .slots
@@ -200,8 +200,8 @@ impl App {
         self.record_of(&worker, What::WorkerRetired { why }, cx);
     }
 
-    /// Only on: a daemon relays nothing before it is told to, and must not touch the sockets of
-    /// workers that accept from them.
+    /// Only switches relaying on: a new daemon relays nothing by itself, and must not touch the
+    /// sockets of workers that accept from them.
     fn relays_again(&self, cx: &mut Context<'_>) {
         for (slot, worker) in (0u16..).zip(&self.slots) {
             let on = match worker.as_ref().map(|w| &w.state) {
@@ -227,7 +227,7 @@ impl App {
         }
     }
 
-    /// What was to happen to the worker next.
+    /// Continues with the worker's next step.
     fn take_up(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else {
             return;
@@ -249,9 +249,9 @@ impl App {
         }
     }
 
-    /// The end of everything that was under way is none any more.
+    /// The halt of everything is no longer under way.
     pub fn halt_is_over(&mut self, down: bool) {
-        // Of an app that was halted there is no other action.
+        // A halted app has no other action.
         if std::mem::take(&mut self.halted) {
             self.rollout = None;
         }
@@ -264,7 +264,7 @@ impl App {
         }
     }
 
-    /// Nothing is left but what is wanted.
+    /// Keeps only what is wanted.
     pub fn reboot(&mut self, down: bool) {
         if let Some(rollout) = self.rollout.take() {
             self.undo(&rollout);
@@ -276,7 +276,7 @@ impl App {
         self.queue.clear();
         self.slots.clear();
         self.sets.clear();
-        // That it once had its sockets is all that counts of them.
+        // Of the sockets only the fact that it once had them counts.
         self.listening = Listening {
             proven: self.listening.proven,
             ..Listening::default()
@@ -286,7 +286,7 @@ impl App {
         self.reason = None;
     }
 
-    /// A reload that did not get to its end has changed nothing.
+    /// An unfinished reload has changed nothing.
     pub fn undo(&mut self, rollout: &Rollout) {
         if rollout.is_trial()
             && let Some(before) = rollout.from
@@ -296,14 +296,14 @@ impl App {
         }
     }
 
-    /// The stop signal is on its way.
+    /// The stop signal was sent.
     pub fn told(&mut self, id: &WorkerId) {
         if let Some(State::Stopping { told, .. }) = self.worker(id).map(|w| &mut w.state) {
             *told = true;
         }
     }
 
-    /// The actions that somebody may wait for.
+    /// The actions that a caller may wait for.
     pub fn ops(&self) -> impl Iterator<Item = OpId> {
         self.rollout
             .iter()

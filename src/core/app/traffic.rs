@@ -1,4 +1,4 @@
-//! Which workers get new connections, and what part of them.
+//! Which workers get new connections, and in which shares.
 
 use super::super::io::{Effect, Steering};
 use super::super::weights::{Takers, weights};
@@ -7,7 +7,7 @@ use super::{App, Context};
 use crate::config::Listen;
 
 impl App {
-    /// Puts the weights in force, if they are not yet.
+    /// Applies the weights if they differ from those in force.
     pub(super) fn steer(&mut self, cx: &mut Context<'_>) {
         let Some(held) = &self.listening.held else {
             return;
@@ -38,8 +38,9 @@ impl App {
         });
     }
 
-    /// Ready workers that listen on the address, by the shares of their releases; if every one of them is
-    /// unready, still them: a dependency that fails for all must not turn a degraded app into a dead one.
+    /// The ready workers that listen on the address, by the shares of their releases; if every one
+    /// of them is unready, still all of them: a dependency that fails for all must not turn a
+    /// degraded app into a dead one.
     fn weights(&self, address: &Listen) -> Vec<u32> {
         let weigh = |take_unready: bool| -> Vec<u32> {
             let takes = |w: &Worker| match &w.state {

@@ -1,5 +1,6 @@
-//! The action under way on an app: what is wanted instead of what was, how far it has come, and what a failed
-//! one goes back to. Each strategy is a pure function in a file of its own; [`plan`] makes moves of its answer.
+//! The action under way on an app: what is wanted instead of what was, its phase, and what a
+//! failure rolls back to. Each strategy is a pure function in a file of its own; [`plan`] turns its
+//! answer into moves.
 
 pub mod plan;
 pub mod strategy;
@@ -22,21 +23,21 @@ pub struct Rollout {
     pub cause: Cause,
     pub since: Time,
     pub op: OpId,
-    /// What was wanted before, where there is a way back to it.
+    /// What was wanted before, where a rollback is possible.
     #[serde(alias = "before")]
     pub from: Option<Before>,
     #[serde(alias = "course")]
     pub phase: Phase,
 }
 
-/// How far a rollout has come.
+/// The phase of a rollout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Phase {
-    /// On its way to what is wanted. A stop has no deadline: the timeouts of its workers end it.
+    /// In progress. A stop has no deadline: the timeouts of its workers end it.
     #[serde(alias = "Forward")]
     Progress { deadline: Option<Time> },
-    /// Every wanted worker is available; it ends when those workers that are leaving now (the ones up to this
-    /// generation) are gone.
+    /// Every wanted worker is available; the rollout ends when the workers that are leaving now
+    /// (the ones up to this generation) are gone.
     #[serde(alias = "Ending")]
     Finish { generation: u64 },
     /// It has failed: the release before gets its workers back.
@@ -61,7 +62,7 @@ impl Rollout {
         }
     }
 
-    /// A reload that is still tried: the release before loses nothing by it.
+    /// Whether this is a reload whose success is open: the release before loses nothing by it.
     pub fn is_trial(&self) -> bool {
         self.kind == OperationKind::Reload && matches!(self.phase, Phase::Progress { .. })
     }
@@ -80,7 +81,7 @@ pub struct Queued {
     pub cause: Cause,
 }
 
-/// Also as version 1 of the state has it.
+/// The reload, also in the format of version 1 of the state.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Written {

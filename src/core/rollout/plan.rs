@@ -1,17 +1,18 @@
-//! The planner: a pure function from what is wanted of each release and a view of the slots to the next moves.
+//! The planner: a pure function from the wanted workers of each release and a view of the slots to
+//! the next moves.
 //!
-//! Start, scale, reload, rollback, and the replacement of a worker that leaks or hangs are all the same plan:
-//! each release gets the workers that it is to have, and what is too many goes, without the app ever falling
-//! below the floor by the plan's own doing, or exceeding the ceiling.
+//! Start, scale, reload, rollback, and the replacement of a worker that leaks or hangs are one
+//! plan: each release gets its wanted workers, and surplus ones leave, without the plan itself ever
+//! taking the app below the floor or above the ceiling.
 
 /// The bounds of a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Serving workers of all releases below which none is retired that does not stay.
+    /// The plan retires no worker that stays if fewer than this many, of all releases, would serve.
     pub floor: u16,
     /// Live workers of any kind that the plan never goes above.
     pub ceiling: u16,
-    /// A worker starts only after every other one of the same instance is gone.
+    /// A worker starts only once every other one of the same instance is gone.
     pub stop_first: bool,
 }
 
@@ -24,11 +25,11 @@ pub struct SetView {
     pub instances: Vec<(u16, InstanceView)>,
 }
 
-/// What a release's restart policy says of an instance.
+/// What a release's restart policy decides for an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstanceView {
     pub start: Start,
-    /// Where its last worker was.
+    /// The slot of its last worker.
     pub last_slot: Option<u16>,
 }
 
@@ -36,22 +37,22 @@ pub struct InstanceView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     Now,
-    /// After its backoff; until then it counts as if it were there.
+    /// After its backoff; until then it counts as present.
     Later,
-    /// It was given up, or has ended for good: it counts as if it were there.
+    /// It was given up, or has ended for good: it counts as present.
     Never,
-    /// It is not missed: a rollout took its worker away.
+    /// It does not count as missing: a rollout took its worker away.
     NotMissed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotView {
-    /// No process: the slot can be used.
+    /// No process: the slot is free.
     Parked,
     Live {
         revision: u64,
         instance: u16,
-        /// False: another worker of its release is to take its place.
+        /// False: another worker of its release replaces it.
         stays: bool,
         stage: Stage,
     },
@@ -63,10 +64,10 @@ pub enum Stage {
     Pending,
     /// Takes traffic and counts as available.
     Available,
-    /// It was ready and is not now. It counts as serving, since its kind may be all there is, but goes before
-    /// those that do serve.
+    /// It was ready and is not now. It counts as serving, since there may be no other, but leaves
+    /// before those that do serve.
     Unready,
-    /// Out of the traffic, and not told to stop yet: it can be put back.
+    /// Out of the traffic, without its stop signal yet: it can return.
     Draining,
     /// Being stopped.
     Terminating,
@@ -96,7 +97,7 @@ struct Live {
 }
 
 impl Live {
-    /// Neither on its way out nor gone.
+    /// Whether it is neither leaving nor gone.
     fn is_active(&self) -> bool {
         match self.stage {
             Stage::Pending | Stage::Available | Stage::Unready => true,
@@ -105,7 +106,7 @@ impl Live {
     }
 }
 
-/// The moves that are possible now. Of two sets that miss workers the first gets them first.
+/// The moves that are possible now. Of two sets with missing workers the first is served first.
 pub fn plan(policy: Policy, slots: &[SlotView], sets: &[SetView]) -> Vec<Move> {
     let live: Vec<Live> = (0u16..)
         .zip(slots)
@@ -139,7 +140,7 @@ pub fn plan(policy: Policy, slots: &[SlotView], sets: &[SetView]) -> Vec<Move> {
     moves
 }
 
-/// How many workers a set misses.
+/// The number of workers that a set lacks.
 fn missing(live: &[Live], set: &SetView) -> usize {
     let held = |number: u16| {
         live.iter()
@@ -159,7 +160,7 @@ fn missing(live: &[Live], set: &SetView) -> usize {
     usize::from(set.replicas).saturating_sub(there + waiting)
 }
 
-/// Draining workers that are wanted after all: no start is as quick or as sure.
+/// Returns draining workers that are wanted after all: quicker and surer than any start.
 fn put_back(live: &[Live], sets: &[SetView]) -> Vec<Move> {
     let mut moves = Vec::new();
     for set in sets {
@@ -186,7 +187,7 @@ fn put_back(live: &[Live], sets: &[SetView]) -> Vec<Move> {
     moves
 }
 
-/// Whether an available worker of another release, or of the same one, serves in its place.
+/// Whether another available worker, of any release, serves in its place.
 fn is_replaced(live: &[Live], worker: &Live) -> bool {
     live.iter().any(|w| {
         w.slot != worker.slot
@@ -196,7 +197,7 @@ fn is_replaced(live: &[Live], worker: &Live) -> bool {
     })
 }
 
-/// Takes away what a release has beyond what it is to have, the least missed first.
+/// Retires what a release has beyond its wanted workers, the least useful first.
 fn surplus(live: &[Live], sets: &[SetView], moves: &mut Vec<Move>) {
     let set_of = |w: &Live| sets.iter().find(|set| set.revision == w.revision);
     let known = |w: &Live| {
@@ -237,7 +238,7 @@ fn surplus(live: &[Live], sets: &[SetView], moves: &mut Vec<Move>) {
     }
 }
 
-/// Workers that are to be replaced go once another one serves in their place, or enough others do.
+/// Retires workers that are replaced once another one serves in their place, or enough others do.
 fn faulty(policy: Policy, live: &[Live], sets: &[SetView], moves: &mut Vec<Move>) {
     let wanted = |w: &Live| {
         sets.iter()
@@ -271,7 +272,7 @@ fn faulty(policy: Policy, live: &[Live], sets: &[SetView], moves: &mut Vec<Move>
     );
 }
 
-/// Whether what is missing will not be started any more.
+/// Whether the missing workers will not be started.
 fn nothing_comes(live: &[Live], sets: &[SetView]) -> bool {
     sets.iter().all(|set| {
         let there = live

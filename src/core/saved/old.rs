@@ -1,4 +1,4 @@
-//! What version 1 of the state has instead of releases and sets.
+//! The parts of version 1 of the state that releases and sets have replaced.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use super::super::worker::{State, Worker};
 use super::MOST_INSTANCES;
 use crate::model::{Because, Doubt, Retire};
 
-/// Fields that are gone.
+/// Fields that later versions lack.
 #[derive(Deserialize)]
 pub struct Rest {
     /// Restart policy by instance, for all revisions together.
@@ -54,7 +54,7 @@ pub struct OldWorker {
     pid: Option<u32>,
     started: Time,
     state: State,
-    /// Why it was to go: a sentence. That it is there tells version 1.
+    /// Why it was to be replaced, as a sentence. The presence of the field identifies version 1.
     #[serde(deserialize_with = "Option::deserialize")]
     condemned: Option<String>,
     memory: Option<u64>,
@@ -105,7 +105,8 @@ impl From<AnyWorker> for Worker {
     }
 }
 
-/// That it goes because of what is wanted follows from its release; the rest was its own fault.
+/// A retirement for a change of release follows from the release; only the worker's own faults are
+/// kept.
 fn retiring(sentence: &str) -> Option<Retire> {
     match sentence {
         "replaced by a reload" | "restarted" | "scaled down" | "stopped" | "replaced" => None,
@@ -138,7 +139,7 @@ impl Rest {
         }
     }
 
-    /// A set for each revision that has workers.
+    /// Makes a set for each revision that has workers.
     pub fn make_sets(self, app: &mut App) -> Result<(), String> {
         let Some(seats) = self.seats else {
             return Ok(());
@@ -146,7 +147,7 @@ impl Rest {
         if seats.len() > usize::from(MOST_INSTANCES) {
             return Err(format!("`{}` is larger than any app can be", app.name));
         }
-        // Without an action under way, what goes is not kept.
+        // Without an action under way, leaving workers are not kept.
         let acts = app.rollout.is_some();
         let of = |revision: u64| -> BTreeSet<u16> {
             let workers = app.workers().filter(|w| w.revision == revision);

@@ -1,4 +1,4 @@
-//! Questions to the main loop, and what it answers: facts, put into words elsewhere.
+//! Questions to the main loop, and its answers: facts, which other modules put into words.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -25,28 +25,28 @@ pub enum Question {
     Metrics(oneshot::Sender<Box<Facts>>),
 }
 
-/// That it is told at all is the news.
+/// The answer itself shows that the loop runs.
 pub struct Health {
     pub uptime: Duration,
     pub apps: usize,
-    /// What is wrong with rsup itself.
+    /// Problems of rsup itself.
     pub troubles: Vec<String>,
-    /// Lines of its own messages that are lost.
+    /// Lines of its own messages that were lost.
     pub lost_messages: u64,
-    /// From the log thread, once it gets there.
+    /// From the log thread, once it answers.
     pub logs: oneshot::Receiver<Stats>,
 }
 
-/// All that the metrics tell.
+/// The facts for the metrics.
 pub struct Facts {
     pub uptime: Duration,
     /// Resident bytes of rsup itself.
     pub memory: Option<u64>,
     pub apps: Vec<AppFacts>,
     pub reloads: Vec<(AppName, Reloads)>,
-    /// Of rsup's own output, in the foreground.
+    /// The loss of rsup's own output, in the foreground.
     pub console: Option<Loss>,
-    /// Of its own messages, where they go to stderr.
+    /// The loss of its own messages, where they go to stderr.
     pub messages: Option<Loss>,
     pub logs: oneshot::Receiver<Stats>,
 }
@@ -60,7 +60,7 @@ pub struct AppFacts {
 
 impl Daemon {
     pub(in crate::daemon) fn on_ask(&mut self, Ask { question, place }: Ask) {
-        // Whoever asked may have lost patience.
+        // The asking task may have given up.
         match question {
             Question::Health(answer) => {
                 let health = Health {

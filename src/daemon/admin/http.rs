@@ -1,4 +1,4 @@
-//! The HTTP side: one thread, a few connections, one request on each.
+//! The HTTP side: one thread, few connections, one request on each.
 
 use std::convert::Infallible;
 use std::io;
@@ -31,18 +31,18 @@ const QUESTIONS: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The head of a request has to arrive within this time.
 const HEAD_TIME: Duration = Duration::from_secs(5);
-/// A whole connection, answer and all.
+/// A whole connection, answer included.
 const TIME: Duration = Duration::from_secs(15);
 /// Bytes of a request's head. hyper takes no less.
 const HEAD: usize = 8 << 10;
 const HEADERS: usize = 64;
-/// Metrics cost a look at every worker's process: younger ones than this are good enough.
+/// Metrics cost a look at every worker's process: figures of this age are still used.
 const FRESH: Duration = Duration::from_millis(200);
 
 const OPENMETRICS: &str = "application/openmetrics-text";
 const PAGES: [&str; 4] = ["/health", "/readiness", "/liveness", "/metrics"];
 
-/// The listener and its thread, which ends with this.
+/// The listener and its thread, which ends when this is dropped.
 pub struct Server {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
@@ -50,10 +50,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens from now on.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// As bind(2); when there is no thread to be had.
+    /// As bind(2); when no thread is available.
     pub fn start(address: SocketAddr, events: Events) -> io::Result<Self> {
         let listener = StdListener::bind(address)?;
         listener.set_nonblocking(true)?;
@@ -85,7 +85,7 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// The address is free afterwards. The thread never blocks, so this takes no time to speak of.
+    /// The address is free afterwards. The thread never blocks, so this is quick.
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
@@ -107,7 +107,7 @@ type Page = Response<Full<Bytes>>;
 struct Stuck;
 
 async fn accept(listener: StdListener, events: Events) {
-    // It was made non-blocking above, which is all that can go wrong here.
+    // It was made non-blocking above, the only thing that can fail here.
     let Ok(listener) = TcpListener::from_std(listener) else {
         return;
     };
@@ -129,7 +129,7 @@ async fn accept(listener: StdListener, events: Events) {
                     drop(permit);
                 });
             }
-            // No descriptor is free, most likely.
+            // Most likely no descriptor is free.
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     }
@@ -138,7 +138,8 @@ async fn accept(listener: StdListener, events: Events) {
 async fn connection(stream: TcpStream, site: &Site) {
     let service =
         service_fn(|request| async move { Ok::<_, Infallible>(site.respond(&request).await) });
-    // An error is the client's: it went away, or spoke no HTTP. Nobody is left to tell.
+    // An error is the client's: it disconnected, or did not speak HTTP. It cannot be reported to
+    // the client.
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
@@ -243,7 +244,7 @@ impl Site {
     }
 
     async fn metrics(&self, headers: &HeaderMap) -> Result<Page, Stuck> {
-        // One look serves all who wait for one.
+        // One look serves all clients that wait for one.
         let mut kept = timeout(PATIENCE, self.metrics.lock())
             .await
             .map_err(|_| Stuck)?;
@@ -313,7 +314,7 @@ mod tests {
         stream
             .set_read_timeout(Some(Duration::from_secs(30)))
             .expect("a timeout");
-        // The other side may have had enough before all of it is sent.
+        // The other side may close before all of it is sent.
         let _ = stream.write_all(request);
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
@@ -331,7 +332,7 @@ mod tests {
             )
         };
         thread::scope(|scope| {
-            // More than there are places in the queue, so that some never get into it.
+            // More than there are places in the queue, so that some never get one.
             let answers: Vec<_> = PAGES
                 .iter()
                 .cycle()

@@ -87,7 +87,7 @@ impl std::fmt::Debug for Scrape {
 
 type Labels = Vec<(&'static str, String)>;
 
-/// What an instance's workers, of which there are two while one is replaced, have together.
+/// The sums over an instance's workers, of which there are two while one is replaced.
 #[derive(Default)]
 struct Instance {
     restarts: u64,

@@ -1,7 +1,7 @@
-//! The admin listener: how an outer orchestrator learns over HTTP how rsup and its apps do.
+//! The admin listener: an outer orchestrator asks over HTTP for the condition of rsup and its apps.
 //!
-//! It has a thread of its own, which asks the main loop. So a loop that is stuck is told from one that
-//! works, and what clients do there costs the loop a bounded number of short answers.
+//! It has a thread of its own, which asks the main loop. So it can report that the loop is stuck,
+//! and its clients cost the loop a bounded number of short answers.
 
 mod ask;
 mod http;
@@ -21,7 +21,7 @@ use crate::control::AdminView;
 use crate::core::{OpId, Settings};
 use crate::sys::holder;
 
-/// What the daemon keeps for it.
+/// The daemon's part of the listener.
 #[derive(Default)]
 pub struct Admin {
     server: Option<http::Server>,
@@ -32,7 +32,7 @@ pub struct Admin {
     reloads: BTreeMap<AppName, Reloads>,
 }
 
-/// How many reloads of an app have ended.
+/// The number of ended reloads of an app.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reloads {
     succeeded: u64,
@@ -40,12 +40,12 @@ pub struct Reloads {
 }
 
 impl Admin {
-    /// An action was begun that is a reload.
+    /// Records that a reload was begun.
     pub fn reload_begins(&mut self, op: OpId, app: &AppName) {
         self.reloading.insert(op, app.clone());
     }
 
-    /// An action has ended, whatever it was.
+    /// Records the end of an action of any kind.
     pub fn action_ended(&mut self, op: OpId, succeeded: bool) {
         let Some(app) = self.reloading.remove(&op) else {
             return;
@@ -58,20 +58,20 @@ impl Admin {
         }) += 1;
     }
 
-    /// Nothing listens although it should.
+    /// Whether nothing listens although it should.
     pub fn in_trouble(&self) -> bool {
         self.problem.is_some()
     }
 
-    /// The app is deleted.
+    /// Forgets a deleted app.
     pub fn forget(&mut self, app: &AppName) {
         self.reloads.remove(app);
     }
 }
 
 impl Daemon {
-    /// Takes in `[supervisor]` of a file. The last file that names an address has its way; one that
-    /// names none has no say, unless it is the one that did before. What the user should know of it.
+    /// Applies `[supervisor]` of a file. The last file with an address counts; one without an
+    /// address changes nothing, unless the present address is its own. Returns notes for the user.
     pub(super) fn supervise(&mut self, new: Settings) -> Vec<String> {
         let mut notes = Vec::new();
         let old = self.supervisor.settings.as_ref();
@@ -96,7 +96,7 @@ impl Daemon {
         notes
     }
 
-    /// Listens where it should, and nowhere else.
+    /// Opens the wanted listener, and closes any other.
     pub(super) fn open_admin(&mut self) {
         let wanted = self
             .supervisor
@@ -108,7 +108,7 @@ impl Daemon {
         {
             return;
         }
-        // An address that overlaps has to be free first.
+        // An overlapping address must be free first.
         self.admin.server = None;
         self.admin.problem = None;
         let Some(address) = wanted else { return };
@@ -131,14 +131,14 @@ impl Daemon {
         }
     }
 
-    /// An address may come later than rsup, or be free later.
+    /// Tries again: an address may come up, or become free, later than rsup.
     pub(super) fn open_admin_again(&mut self) {
         if self.admin.in_trouble() {
             self.open_admin();
         }
     }
 
-    /// For `ping`.
+    /// The view for `ping`.
     pub(super) fn admin_view(&self) -> Option<AdminView> {
         let settings = self.supervisor.settings.as_ref()?;
         let address: SocketAddr = settings.spec.admin?;

@@ -1,4 +1,4 @@
-//! Whether the whole may get traffic.
+//! Whether rsup as a whole may get traffic.
 
 use serde::Serialize;
 
@@ -10,7 +10,7 @@ use crate::core::{AppPhase, Completion, OperationKind, WorkerPhase};
 #[derive(Debug, Serialize)]
 pub struct Readiness {
     pub ready: bool,
-    /// Why not, where it is not for an app.
+    /// The reason, where it is not an app.
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'static str>,
     apps: Vec<AppReadiness>,
@@ -23,13 +23,13 @@ struct AppReadiness {
     phase: &'static str,
     workers_ready: usize,
     instances: u16,
-    /// Why it is not, or not quite.
+    /// Why the app is not ready, or degraded.
     why: Option<String>,
 }
 
 impl Readiness {
-    /// Ready once every app is that is wanted. One that was stopped by a command, or has done its
-    /// work and ended well, is not waited for.
+    /// Ready once every wanted app is. An app that was stopped by a command, or has ended well,
+    /// does not count.
     pub fn of(ending: bool, apps: &[AppFacts]) -> Self {
         let apps: Vec<AppReadiness> = apps.iter().filter_map(of_app).collect();
         Self {
@@ -55,8 +55,8 @@ fn of_app(AppFacts { view, end, .. }: &AppFacts) -> Option<AppReadiness> {
             return None;
         }
         (_, Some(Completion::Failed(_))) => false,
-        // A start is over when all workers are ready. Later one is enough: the others share the traffic
-        // of one that is being replaced, and nobody is helped if they get none.
+        // A start is over when all workers are ready. Later one ready worker is enough: it takes
+        // the traffic of one that is being replaced, and withholding traffic would not help.
         (
             AppPhase::Starting
             | AppPhase::Ready

@@ -1,4 +1,4 @@
-//! Which apps are accepted: a client may be any program, and has not seen the other apps.
+//! Which apps are accepted: a client may be any program, and does not know the other apps.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -7,7 +7,7 @@ use crate::control::{Failure, FailureCode};
 use crate::daemon::Daemon;
 
 impl Daemon {
-    /// The client has checked the file; what it cannot know is what the other apps have.
+    /// The client has checked the file; this checks what only the daemon knows: the other apps.
     pub(super) fn check_specs(&self, specs: &[AppSpec]) -> Result<(), Failure> {
         let mut names = HashSet::new();
         for spec in specs {

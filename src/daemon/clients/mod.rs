@@ -1,6 +1,6 @@
-//! What clients ask for: who may speak ([`server`]), questions ([`queries`]), changes, with a file
-//! for each in [`verbs`], what is accepted of them ([`admission`]), and who waits for which
-//! ([`wait`]).
+//! Requests of clients: the connections ([`server`]), queries ([`queries`]), changes, with a file
+//! for each verb in [`verbs`], the checks of their specs ([`admission`]), and the waits for their
+//! ends ([`wait`]).
 
 mod admission;
 mod queries;
@@ -19,10 +19,10 @@ use crate::control::{
     self, Act, Answer, Ask, AskHowUpgraded, Call, Failure, FailureCode, Ping, Request, Target,
 };
 
-/// The way back to a client.
+/// The channel back to a client.
 pub type Caller = UnboundedSender<Answer>;
 
-/// The last word to a client, of the type that it expects.
+/// The final answer to a client, of the type that it expects.
 pub fn reply<Q: Ask>(to: &Caller, result: Result<Q::Reply, Failure>) {
     let _ = to.send(match result {
         Ok(value) => Answer::Done(Q::reply(value)),
@@ -80,7 +80,7 @@ impl Daemon {
         }
     }
 
-    /// The apps that are meant, each once; refused if one of the targets is not there.
+    /// The apps of the targets, each once; an error if one target is unknown.
     fn apps_of(&self, targets: &[Target]) -> Result<Vec<AppName>, Failure> {
         let mut apps = Vec::new();
         for target in targets {

@@ -1,4 +1,4 @@
-//! Questions: answered at once from what is known.
+//! Queries, answered at once from the daemon's state.
 
 use super::{Caller, reply};
 use crate::config::{AppName, AppSpec, HidePort};
@@ -11,7 +11,7 @@ use crate::daemon::{Daemon, now, spawn};
 use crate::sys::procfs;
 use crate::sys::takeover::Support;
 
-/// In the answer of the start that found it out, and in `describe`.
+/// The note in the answer of the start that found this out, and in `describe`.
 pub const TESTS_ITS_PORT: &str = "it tests its port by connecting to it; rsup hides the port from each worker until it has bound it";
 
 impl Daemon {
@@ -167,7 +167,7 @@ impl Daemon {
         Ok(all)
     }
 
-    /// What runs; of an app given on the command line, which has no file, with the number of
+    /// The spec that runs; for an app from the command line, which has no file, with the number of
     /// workers that it was scaled to.
     pub(in crate::daemon) fn as_it_runs(&self, name: &AppName) -> Option<AppSpec> {
         let mut spec = self.supervisor.revision(name)?.spec.clone();

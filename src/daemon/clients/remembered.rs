@@ -1,8 +1,8 @@
-//! Actions that were begun, by the ids that their clients gave them: a client that lost the daemon
-//! before it had an answer asks the next one, and nothing is done twice.
+//! Actions that were begun, by their clients' ids: a client that lost the daemon before it had an
+//! answer asks the next one, and nothing is done twice.
 //!
-//! An action is written down together with the core's state in which it is under way, and before
-//! its first effect.
+//! An action is saved together with the core's state in which it is under way, and before its first
+//! effect.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -13,15 +13,15 @@ use crate::control::{ActionId, Failure, Untouched};
 use crate::core::{OpId, OperationKind};
 use crate::model::ActionError;
 
-/// How many actions are remembered after their end, and how many apps they may have altogether,
-/// but for the latest one: the state is written as a whole, and is not to grow with them.
+/// How many actions are remembered after their end, and how many apps they may have altogether, not
+/// counting the latest action: the state is saved as a whole, and must not grow with them.
 const MOST: usize = 64;
 const MOST_PARTS: usize = 512;
 
 /// How the latest actions on single apps ended.
 pub type Results = VecDeque<(OpId, Result<(), ActionError>)>;
 
-/// An action, and what it came to when it was begun.
+/// An action, and what it began for each app.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Begun {
     pub id: ActionId,
@@ -31,7 +31,7 @@ pub struct Begun {
     pub parts: Vec<Part>,
 }
 
-/// What it came to for one app.
+/// What an action began for one app.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Part {
     pub app: AppName,
@@ -42,7 +42,7 @@ pub struct Part {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum How {
-    /// It is under this name that the core does it.
+    /// The core's id of the action.
     Op(OpId),
     Untouched(Untouched),
     Refused(Failure),
@@ -57,8 +57,8 @@ impl Begun {
     }
 }
 
-/// Forgets the oldest actions that are over, and results that belong to none that is remembered
-/// but for the latest.
+/// Forgets the oldest finished actions, and results that belong to no remembered action, except for
+/// the latest.
 pub fn forget_surplus(actions: &mut VecDeque<Begun>, results: &mut Results) {
     if too_many(actions) {
         let over: HashSet<OpId> = results.iter().map(|(op, _)| *op).collect();

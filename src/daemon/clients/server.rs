@@ -1,4 +1,4 @@
-//! The control socket's side of the daemon: who may speak, and how much.
+//! The daemon's side of the control socket: which clients are heard, and how much each may use.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,44 +16,44 @@ use crate::control::{self, Answer, Call, Failure, FailureCode};
 use crate::daemon::{Event, Events};
 use crate::sys::process;
 
-/// A request has to arrive within this time: a stuck client costs a descriptor, not more.
+/// A request must arrive within this time: a stuck client costs a descriptor, not more.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Clients that have not said yet what they want. An honest one says it at once, so when there are
-/// more, those that have waited longest are sent away.
+/// Clients that have not sent a request yet. An honest one sends it at once, so when there are
+/// more, those that have waited longest are disconnected.
 const MOST_SILENT: usize = 32;
 
-/// With more than this, no grace is given to those that are sent away.
+/// Above this number, disconnected clients get no grace.
 const MOST_CONNECTED: usize = 256;
 
 /// Clients that wait for answers, or do not read them.
 const MOST_WAITING: usize = 256;
 
-/// The control sockets that are listened on: one, and for a while those that it has replaced.
+/// The control sockets that the daemon listens on: one, and for a while those that it has replaced.
 pub struct Doors {
-    room: Room,
+    connections: Connections,
     events: Events,
-    /// Each conversation holds a clone until its last answer is written.
+    /// Each connection holds a clone until its last answer is written.
     open: mpsc::Sender<()>,
-    /// The task of each, and what tells it to end once its queue is empty.
+    /// The task of each socket, and the sender that makes it end once its queue is empty.
     tasks: Vec<(JoinHandle<()>, oneshot::Sender<()>)>,
 }
 
 impl Doors {
     pub fn new(events: Events, open: mpsc::Sender<()>) -> Self {
         Self {
-            room: Room::default(),
+            connections: Connections::default(),
             events,
             open,
             tasks: Vec::new(),
         }
     }
 
-    /// Listens on a socket from now on, in place of those before, of which only clients that have connected already
-    /// are still heard.
+    /// Listens on a socket from now on. On those before it, only clients that have connected
+    /// already are still served.
     ///
     /// # Errors
-    /// When it is none.
+    /// When it is not a listening socket.
     pub fn open(&mut self, socket: OwnedFd) -> io::Result<()> {
         let before = std::mem::take(&mut self.tasks);
         if let Err(why) = self.open_too(socket) {
@@ -66,21 +66,25 @@ impl Doors {
         Ok(())
     }
 
-    /// Listens on one more.
+    /// Listens on one more socket.
     ///
     /// # Errors
-    /// When it is none.
+    /// When it is not a listening socket.
     pub fn open_too(&mut self, socket: OwnedFd) -> io::Result<()> {
         let listener = UnixListener::from_std(socket.into())?;
         let (close, closed) = oneshot::channel();
-        let (events, open, room) = (self.events.clone(), self.open.clone(), self.room.clone());
+        let (events, open, connections) = (
+            self.events.clone(),
+            self.open.clone(),
+            self.connections.clone(),
+        );
         let task = tokio::spawn(async move {
             tokio::select! {
                 biased;
                 Ok(()) = closed => {}
-                () = accept(&listener, &events, &open, &room) => {}
+                () = accept(&listener, &events, &open, &connections) => {}
             }
-            let last = accept(&listener, &events, &open, &room);
+            let last = accept(&listener, &events, &open, &connections);
             let _ = tokio::time::timeout(LAST_CLIENTS, last).await;
         });
         self.tasks.push((task, close));
@@ -94,10 +98,15 @@ impl Drop for Doors {
     }
 }
 
-/// How long a socket that was replaced is listened on: no new client can find it.
+/// How long a replaced socket is still listened on: no new client can find it.
 const LAST_CLIENTS: Duration = Duration::from_millis(200);
 
-async fn accept(listener: &UnixListener, events: &Events, open: &mpsc::Sender<()>, room: &Room) {
+async fn accept(
+    listener: &UnixListener,
+    events: &Events,
+    open: &mpsc::Sender<()>,
+    connections: &Connections,
+) {
     let mut spare = spare();
     let mut refusing = false;
     loop {
@@ -105,21 +114,22 @@ async fn accept(listener: &UnixListener, events: &Events, open: &mpsc::Sender<()
             Ok((stream, _)) => {
                 refusing = false;
                 spare = spare.or_else(self::spare);
-                let (events, open, room) = (events.clone(), open.clone(), room.clone());
-                let place = room.enter();
+                let (events, open, connections) =
+                    (events.clone(), open.clone(), connections.clone());
+                let place = connections.enter();
                 tokio::spawn(async move {
-                    converse(stream, events, place, &room).await;
+                    converse(stream, events, place, &connections).await;
                     drop(open);
                 });
             }
             Err(why) => {
-                // Out of descriptors, most likely: others will end.
+                // Most likely out of descriptors: other connections will end.
                 if !std::mem::replace(&mut refusing, true) {
                     warn!(
                         "cannot accept a client: {why}; `rsup` commands are refused until descriptors are free again"
                     );
                 }
-                // The one kept for this: whoever waits is told, and not left to guess.
+                // The spare descriptor serves to tell waiting clients why they are refused.
                 drop(spare.take());
                 if let Ok(Ok((mut stream, _))) =
                     tokio::time::timeout(Duration::from_millis(1), listener.accept()).await
@@ -141,47 +151,48 @@ async fn accept(listener: &UnixListener, events: &Events, open: &mpsc::Sender<()
     }
 }
 
-/// A descriptor to give up when there is no other.
+/// A descriptor to free when there is no other.
 fn spare() -> Option<std::fs::File> {
     std::fs::File::open("/dev/null").ok()
 }
 
-/// Who is in conversation with the daemon.
+/// The connected clients.
 #[derive(Clone, Default)]
-struct Room(Arc<Mutex<Guests>>);
+struct Connections(Arc<Mutex<Clients>>);
 
 #[derive(Default)]
-struct Guests {
-    /// In the order of their coming; those at the front, beyond [`MOST_SILENT`], have been told to go.
+struct Clients {
+    /// In the order of arrival; those at the front, beyond [`MOST_SILENT`], have been told to
+    /// leave.
     silent: VecDeque<Arc<Notify>>,
     waiting: usize,
 }
 
-impl Room {
-    fn guests<T>(&self, act: impl FnOnce(&mut Guests) -> T) -> T {
+impl Connections {
+    fn clients<T>(&self, act: impl FnOnce(&mut Clients) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The place of a client that has said nothing yet; somebody else may lose theirs.
+    /// Adds a client that has sent nothing yet; the oldest such client may have to leave.
     fn enter(&self) -> Arc<Notify> {
         let place = Arc::new(Notify::new());
-        self.guests(|guests| {
-            guests.silent.push_back(place.clone());
-            if let Some(last) = guests.silent.len().checked_sub(MOST_SILENT + 1) {
-                guests.silent[last].notify_one();
+        self.clients(|clients| {
+            clients.silent.push_back(place.clone());
+            if let Some(last) = clients.silent.len().checked_sub(MOST_SILENT + 1) {
+                clients.silent[last].notify_one();
             }
         });
         place
     }
 
-    /// It has said what it wants, or is gone.
+    /// Removes a client that has sent its request, or is gone.
     fn leave(&self, place: &Arc<Notify>) {
-        self.guests(|guests| guests.silent.retain(|other| !Arc::ptr_eq(other, place)));
+        self.clients(|clients| clients.silent.retain(|other| !Arc::ptr_eq(other, place)));
     }
 
-    /// How long one that is to go may stay.
+    /// How long a client that must leave may stay.
     fn grace(&self) -> Duration {
-        let crowded = self.guests(|guests| guests.silent.len() > MOST_CONNECTED);
+        let crowded = self.clients(|clients| clients.silent.len() > MOST_CONNECTED);
         if crowded {
             Duration::ZERO
         } else {
@@ -189,11 +200,11 @@ impl Room {
         }
     }
 
-    /// Lets one more wait for answers, if there is room.
+    /// Lets one more client wait for answers, if the limit allows it.
     fn wait(&self) -> Option<Waiting> {
-        self.guests(|guests| {
-            (guests.waiting < MOST_WAITING).then(|| {
-                guests.waiting += 1;
+        self.clients(|clients| {
+            (clients.waiting < MOST_WAITING).then(|| {
+                clients.waiting += 1;
                 Waiting(self.clone())
             })
         })
@@ -201,17 +212,22 @@ impl Room {
 }
 
 /// A client that waits for answers.
-struct Waiting(Room);
+struct Waiting(Connections);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.guests(|guests| guests.waiting -= 1);
+        self.0.clients(|clients| clients.waiting -= 1);
     }
 }
 
-async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, room: &Room) {
+async fn converse(
+    mut stream: UnixStream,
+    events: Events,
+    place: Arc<Notify>,
+    connections: &Connections,
+) {
     if let Err(why) = may_speak(&stream) {
-        room.leave(&place);
+        connections.leave(&place);
         let answer = Answer::Failed(Failure::new(FailureCode::BadRequest, why));
         return refuse(&mut stream, answer).await;
     }
@@ -219,11 +235,11 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
         let mut heard = std::pin::pin!(tokio::time::timeout(PATIENCE, receive(&mut stream)));
         tokio::select! {
             call = &mut heard => Some(call),
-            // Its request may be there already, and there was no time yet to read it.
-            () = place.notified() => tokio::time::timeout(room.grace(), heard).await.ok(),
+            // Its request may have arrived without having been read yet.
+            () = place.notified() => tokio::time::timeout(connections.grace(), heard).await.ok(),
         }
     };
-    room.leave(&place);
+    connections.leave(&place);
     let call = match call {
         None => {
             let answer = Failure::new(
@@ -252,7 +268,7 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
             .await;
         }
     };
-    let Some(_waiting) = room.wait() else {
+    let Some(_waiting) = connections.wait() else {
         let why = format!("{MOST_WAITING} clients wait for answers already");
         return refuse(
             &mut stream,
@@ -265,7 +281,7 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
         return;
     }
     while let Some(answer) = answers.recv().await {
-        // A client that went away or does not read loses its answers; the action goes on.
+        // A client that disconnected or does not read loses its answers; the action goes on.
         match tokio::time::timeout(PATIENCE, send(&mut stream, &answer)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return,
@@ -273,12 +289,13 @@ async fn converse(mut stream: UnixStream, events: Events, place: Arc<Notify>, ro
     }
 }
 
-/// The last word. It is not waited for long: whoever sends nonsense may not read either.
+/// Sends the last answer, with a short timeout: a client with an invalid request may not read
+/// either.
 async fn refuse(stream: &mut UnixStream, answer: Answer) {
     let _ = tokio::time::timeout(Duration::from_secs(1), send(stream, &answer)).await;
 }
 
-/// The same user, or root.
+/// Checks that the client is of the same user, or root.
 fn may_speak(stream: &UnixStream) -> Result<(), String> {
     let me = nix::unistd::geteuid().as_raw();
     match process::peer_credentials(stream) {
@@ -295,7 +312,7 @@ async fn receive(stream: &mut UnixStream) -> Result<Call, String> {
     let mut head = [0; 4];
     stream.read_exact(&mut head).await.map_err(broken)?;
     let length = control::length(head).map_err(|why| why.to_string())?;
-    // Grows as bytes arrive: a lying head costs nothing.
+    // Grows as bytes arrive: a false length costs nothing.
     let mut body = Vec::new();
     stream
         .take(length as u64)
@@ -314,7 +331,7 @@ async fn receive(stream: &mut UnixStream) -> Result<Call, String> {
 async fn send(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
     let frame = match control::encode(answer) {
         Ok(frame) => frame,
-        // Better a refusal than a connection that just ends.
+        // A refusal is better than a connection that just ends.
         Err(why) => control::encode(&Answer::Failed(Failure::new(
             FailureCode::Internal,
             format!("the answer: {why}"),

@@ -1,4 +1,4 @@
-//! Long actions: who waits for which, and what each comes to.
+//! Long actions: which client waits for which, and the outcome of each.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::daemon::state::Ending;
 use crate::daemon::{Daemon, Event, now};
 use crate::model::{ActionError, Cause};
 
-/// How long the log thread may take to hand out a worker's last lines.
+/// How long the log thread may take to return a worker's last lines.
 const TAIL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Long actions that a client waits for.
@@ -25,22 +25,22 @@ pub struct Calls {
     next_op: u64,
     next_call: u64,
     open: BTreeMap<u64, Open>,
-    /// Which calls wait for the end of an action.
+    /// The calls that wait for the end of an action.
     waiting: HashMap<OpId, Vec<u64>>,
-    /// Set for the start that `--foreground` was given: its failure is the daemon's.
+    /// The start of `--foreground`: its failure is the daemon's.
     start: Option<Start>,
 }
 
 struct Open {
     answer: Caller,
     since: Time,
-    /// In the order asked for.
+    /// In the order of the request.
     parts: Vec<Waiting>,
-    /// `kill` ends the daemon after them.
+    /// A `kill`: the daemon ends after them.
     kill: bool,
 }
 
-/// What became of one app, or what is waited for.
+/// The outcome of one app, or what the call waits for.
 struct Waiting {
     app: AppName,
     kind: OperationKind,
@@ -64,17 +64,17 @@ impl Calls {
         self.open.is_empty()
     }
 
-    /// Actions of a former daemon may still be under way: new ones get other names.
+    /// Counts action ids on from those of a former daemon, which may still be under way.
     pub fn go_on_after(&mut self, last: Option<OpId>) {
         self.next_op = self.next_op.max(last.map_or(0, |op| op.0));
     }
 
-    /// The next call is the one that `--foreground` was given.
+    /// The next call is the start of `--foreground`.
     pub fn report_start(&mut self) {
         self.start = Some(Start::Asked);
     }
 
-    /// Why nothing of what `--foreground` was given could be started.
+    /// Why nothing of the start of `--foreground` could be started.
     pub fn exit_failure(self) -> Option<String> {
         match self.start {
             Some(Start::Failed(why)) => Some(why),
@@ -94,7 +94,7 @@ impl Calls {
         }
     }
 
-    /// Every part that waits for the action, with the call that it belongs to.
+    /// Every part that waits for the action, with its call.
     fn parts_of(&mut self, op: OpId) -> Vec<(u64, AppName, OperationKind, Time)> {
         let numbers = self.waiting.get(&op).cloned().unwrap_or_default();
         let parts = numbers.into_iter().filter_map(|number| {
@@ -112,7 +112,7 @@ impl Calls {
         }
     }
 
-    /// The call, if all that it waits for is over.
+    /// Removes the call, if all that it waits for is over.
     fn close(&mut self, number: u64) -> Option<Open> {
         let done = |open: &Open| open.parts.iter().all(|part| part.outcome.is_some());
         if !self.open.get(&number).is_some_and(done) {
@@ -138,7 +138,7 @@ impl Daemon {
         known.cloned()
     }
 
-    /// Begins an action on several apps as one: either a later daemon knows all of it, or nothing.
+    /// Begins an action on several apps as one: a later daemon knows either all of it, or nothing.
     pub(super) fn begin(
         &mut self,
         id: ActionId,
@@ -181,7 +181,7 @@ impl Daemon {
         for input in inputs {
             self.supervisor.handle(now(), input);
         }
-        // Written down before the first effect.
+        // Saved before the first effect.
         self.settle();
         if !wait {
             self.answer_early(number);
@@ -189,11 +189,11 @@ impl Daemon {
         self.close_if_done(number);
     }
 
-    /// For a client that lost the daemon which began its action, or its answer.
+    /// Answers a client that lost the daemon which began its action, or its answer.
     pub(super) fn go_on_with(&mut self, begun: &Begun, wait: bool, answer: Caller) {
         let under_way;
         let parts = if begun.kill && self.ending {
-            // Each stop of an end was begun anew by this daemon, under another name.
+            // This daemon has begun each stop of the end anew, under another id.
             under_way = self.under_way();
             &under_way
         } else {
@@ -222,7 +222,7 @@ impl Daemon {
         self.go_on_with(&begun, true, answer);
     }
 
-    /// Of what is not under way any more.
+    /// Gives the results of parts that are not under way any more.
     fn tell_results(&mut self, parts: &[Part]) {
         for part in parts {
             let How::Op(op) = part.how else { continue };
@@ -315,7 +315,7 @@ impl Daemon {
             .max(self.state.results.iter().map(|(op, _)| *op).max())
     }
 
-    /// Before the state is written that knows nothing of these actions any more.
+    /// Called before the state is saved that no longer has these actions.
     pub(in crate::daemon) fn note_results(&mut self) {
         let ends = self.supervisor.ends();
         let ends = ends.map(|(op, result)| (op, result.clone()));
@@ -340,7 +340,7 @@ impl Daemon {
             return self.conclude(op, None);
         };
         let (worker, message) = (error.worker().cloned(), error.message(&app));
-        // Only a worker that came to nothing may have failed for that.
+        // Only a worker that never became ready may have failed for that.
         let mut message = match self.without_takeover(&app).filter(|_| worker.is_some()) {
             Some(first) => format!("{first}\n{message}"),
             None => message,
@@ -362,7 +362,7 @@ impl Daemon {
         let Some(worker) = worker else {
             return self.conclude(op, Some(&failure));
         };
-        // Its last words explain more than its exit code.
+        // Its last lines explain more than its exit code.
         let tail = self.pump.tail(worker.generation);
         let events = self.events.clone();
         tokio::spawn(async move {
@@ -379,7 +379,8 @@ impl Daemon {
         });
     }
 
-    /// Without takeover, an app that binds its port itself cannot start: that is the first thing to know.
+    /// The message that takeover is missing, where an app binds its port itself: the likeliest
+    /// cause of its failure.
     fn without_takeover(&self, app: &AppName) -> Option<String> {
         let spec = &self.supervisor.revision(app)?.spec;
         self.takeover.lacking(&self.isolation, spec)
@@ -421,7 +422,7 @@ impl Daemon {
             .map(|revision| &revision.spec)
             .filter(|_| begun);
         let limits = spec.and_then(|spec| self.isolation.lacking(spec));
-        // The failure says it already.
+        // The failure has it already.
         let takeover = spec
             .filter(|_| failure.is_none())
             .and_then(|spec| self.takeover.lacking(&self.isolation, spec));
@@ -467,7 +468,7 @@ impl Daemon {
         }
     }
 
-    /// What `--foreground` was given cannot even be tried.
+    /// The start of `--foreground` cannot even be tried.
     pub(super) fn refuse_start(&mut self, failure: &Failure) {
         if matches!(self.calls.start, Some(Start::Asked)) {
             self.calls.start = Some(Start::Failed(failure.message.clone()));
@@ -495,7 +496,7 @@ impl Daemon {
         }
     }
 
-    /// A signal, or the end of a foreground start: every app is stopped gracefully, then the daemon ends.
+    /// On a signal, or after a foreground start: stops every app gracefully, then ends the daemon.
     pub(in crate::daemon) fn stop_everything(&mut self) {
         self.note_end(Ending::Signal);
         self.stop_all_apps();

@@ -8,13 +8,14 @@ use super::sockets::Queue;
 use crate::sys::listen::{Backlog, backlog};
 use crate::sys::sockdiag::half_open;
 
-/// Between two looks. A handshake on the same machine takes less; the first look comes after one
-/// such pause, since a SYN that was being handled during the swap may still follow the old program.
+/// Pause between two looks. A handshake on the same machine takes less; the first look comes after
+/// one such pause, since a SYN that was being handled during the swap may still follow the old
+/// program.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Resolves once the queues were seen empty twice in a row, and of the handshakes that were half
-/// open at the beginning (which may complete on this slot: the program chose at SYN time) none is
-/// left; or once the worker is `halted`, so that it will accept nothing. The caller bounds the time.
+/// Resolves once the queues were seen empty twice in a row, and none of the handshakes that were
+/// half open at the beginning is left (they may complete on this slot: the program chose at SYN
+/// time); or once the worker is `halted`, and accepts nothing more. The caller bounds the time.
 pub async fn until_empty(queues: Vec<Queue>, ports: Vec<u16>, halted: impl Fn() -> bool) {
     tokio::time::sleep(PAUSE).await;
     let mut early = handshakes(&ports);
@@ -41,14 +42,14 @@ pub async fn until_empty(queues: Vec<Queue>, ports: Vec<u16>, halted: impl Fn() 
 }
 
 fn empty(queue: &Queue) -> bool {
-    // A socket that somebody shut down holds nothing any more.
+    // A socket that was shut down holds nothing any more.
     !matches!(
         backlog(&queue.fd),
         Ok(Backlog::Listening { queued: 1.., .. })
     )
 }
 
-/// Where they cannot be listed, relaying covers those that come late.
+/// The half-open handshakes. Where they cannot be listed, relaying covers those that come late.
 fn handshakes(ports: &[u16]) -> HashSet<(SocketAddr, SocketAddr)> {
     ports
         .iter()

@@ -1,7 +1,8 @@
-//! The sockets of every app, and who gets what comes to them: a part of the daemon that owns them all.
+//! The part of the daemon that owns the sockets of every app, and decides where their connections
+//! go.
 //!
-//! What changes an app's sockets hands them to the [`FdStore`] in the same call, so that none of them is held by the
-//! daemon alone.
+//! Every change of an app's sockets hands them to the [`FdStore`] in the same call, so that the
+//! daemon is never the only holder.
 
 mod drain;
 mod port_conflicts;
@@ -28,7 +29,7 @@ use relay::{Relay, Relays};
 use sockets::Sockets;
 pub use sockets::{Adopted, ProbeTarget};
 
-/// Until an accept queue that could not be looked after is tried again.
+/// Pause before an accept queue that could not be watched is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The sockets of every app.
@@ -37,20 +38,21 @@ pub struct Network {
     events: Events,
     /// Sockets of `.socket` units.
     given: Arc<Given>,
-    strangers: port_conflicts::Strangers,
+    port_conflicts: port_conflicts::PortConflicts,
 }
 
-/// What is there for one app.
+/// The sockets and relays of one app.
 struct OfApp {
     sockets: Sockets,
     relays: Relays,
-    /// By slot (`None`: the lobby): one per address.
+    /// By slot (`None`: the holding slot): one per address.
     relaying: HashMap<Option<u16>, Vec<Relay>>,
     ready: watch::Sender<bool>,
 }
 
 impl OfApp {
-    /// Connections that wait because no worker is ready: in the kernel's queues, and accepted by rsup.
+    /// Connections that wait because no worker is ready: in the kernel's queues, and accepted by
+    /// rsup.
     fn held(&self) -> u64 {
         if *self.ready.borrow() {
             return 0;
@@ -68,14 +70,14 @@ impl OfApp {
     }
 }
 
-/// The effects of the core.
+/// Effects of the core.
 impl Network {
     pub fn new(events: Events, given: Arc<Given>) -> Self {
         Self {
             apps: HashMap::new(),
             events,
             given,
-            strangers: Default::default(),
+            port_conflicts: Default::default(),
         }
     }
 
@@ -92,11 +94,11 @@ impl Network {
         })
     }
 
-    /// Holds sockets on exactly these addresses, one for each slot. Slots outside `busy` have no worker, so what
-    /// comes there is relayed.
+    /// Opens sockets on exactly these addresses, one for each slot. Slots outside `busy` have no
+    /// worker, so their connections are relayed.
     ///
     /// # Errors
-    /// As for [`Sockets::hold`], in words.
+    /// As for [`Sockets::hold`], as a message.
     pub fn listen(
         &mut self,
         app: &AppName,
@@ -106,8 +108,8 @@ impl Network {
     ) -> Result<(), String> {
         let held = self.app(app).sockets.hold(addresses, slots, file);
         let result = held.map_err(|why| why.to_string()).map(|()| {
-            // The relays that run hold sockets of addresses that may have been given up, and know
-            // nothing of new ones.
+            // The running relays hold sockets of addresses that may have been given up, and lack
+            // new ones.
             let relayed: Vec<Option<u16>> = self
                 .app(app)
                 .relaying
@@ -136,13 +138,13 @@ impl Network {
         self.keep(app, fdstore);
     }
 
-    /// The app is deleted.
+    /// Removes a deleted app.
     pub fn remove(&mut self, app: &AppName, fdstore: &mut FdStore) {
         self.apps.remove(app);
         self.keep(app, fdstore);
     }
 
-    /// Makes the fdstore hold the app's sockets as they are now.
+    /// Hands the app's present sockets to the fdstore.
     fn keep(&self, name: &AppName, fdstore: &mut FdStore) {
         let beginning = fdstore::name::sockets(name);
         let wanted = self
@@ -155,7 +157,7 @@ impl Network {
         fdstore.keep_exactly(&beginning, wanted);
     }
 
-    /// Puts weights in force.
+    /// Applies weights.
     pub fn steer(&mut self, app: &AppName, balance: Balance, tables: &[Steering]) {
         let Some(of_app) = self.apps.get_mut(app) else {
             return;
@@ -170,16 +172,16 @@ impl Network {
         }
     }
 
-    /// The slot has no worker, or one that is told to stop: what comes there is relayed. `accepts`: that worker may
-    /// still be in accept(2).
+    /// Relays the connections of a slot without a worker, or with one that got its stop signal.
+    /// `accepts`: that worker may still be in accept(2).
     pub fn relay(&mut self, app: &AppName, slot: u16, accepts: bool) {
         self.mend(app);
         for queue in self.app(app).queues(slot) {
             if is_nonblocking(queue.fd.as_fd()).unwrap_or(false) {
                 continue;
             }
-            // A worker that uses blocking accept shares the mode with us and is left alone with
-            // its queue until it is gone.
+            // A worker that uses blocking accept shares the socket's mode with rsup; it keeps its
+            // queue for itself until it is gone.
             if accepts {
                 return;
             }
@@ -190,7 +192,7 @@ impl Network {
         self.start_relays(app, Some(slot));
     }
 
-    /// The slot gets a worker: what comes there is for it alone.
+    /// Leaves the slot's connections to its new worker.
     pub fn stop_relaying(&mut self, app: &AppName, slot: u16) {
         self.mend(app);
         let Some(of_app) = self.apps.get_mut(app) else {
@@ -199,19 +201,20 @@ impl Network {
         for relay in of_app.relaying.remove(&Some(slot)).into_iter().flatten() {
             relay.stop();
         }
-        // What a worker inherits is blocking, as with systemd; takeover sets it as the app's own was.
+        // A worker inherits blocking sockets, as from systemd; takeover sets the mode of the app's
+        // own socket.
         for queue in of_app.queues(slot) {
             let _ = set_nonblocking(queue.fd.as_fd(), false);
         }
     }
 
-    /// How long a connection waits for a worker while none is ready.
+    /// Sets how long a connection waits for a worker while none is ready.
     pub fn hold_for(&mut self, app: &AppName, timeout: Duration) {
         self.app(app).relays.hold_for(timeout);
     }
 
-    /// Waits until nothing is queued at the worker's slot; `None` if the app has no sockets. `halted` tells whether
-    /// the worker accepts nothing any more.
+    /// Waits until nothing is queued at the worker's slot; `None` if the app has no sockets.
+    /// `halted` returns whether the worker accepts nothing any more.
     pub fn drain<H: Fn() -> bool + 'static>(
         &self,
         worker: &WorkerId,
@@ -224,9 +227,9 @@ impl Network {
     }
 }
 
-/// What becomes of the sockets on the way.
+/// Changes of sockets at run time.
 impl Network {
-    /// Looks whether a worker shut its socket down, and makes up for it.
+    /// Checks whether a worker shut its socket down, and repairs that.
     pub fn mend(&mut self, app: &AppName) {
         let of_app = self.apps.get_mut(app);
         if let Some(Err(why)) = of_app.map(|of_app| of_app.sockets.mend()) {
@@ -237,7 +240,7 @@ impl Network {
         }
     }
 
-    /// Relays what comes to the slot, or to the lobby, if that is not done already.
+    /// Relays connections of the slot, or of the holding slot, unless that is done already.
     fn start_relays(&mut self, app: &AppName, slot: Option<u16>) {
         let of_app = self.app(app);
         if of_app.relaying.contains_key(&slot) {
@@ -256,7 +259,7 @@ impl Network {
             }
             Err(why) => {
                 complain(&format!("{app}: cannot look after an accept queue"), why);
-                // Out of descriptors: what waits there goes on waiting.
+                // Out of descriptors: waiting connections continue to wait.
                 let (events, app) = (self.events.clone(), app.clone());
                 tokio::spawn(async move {
                     tokio::time::sleep(LOOK_AGAIN).await;
@@ -266,14 +269,15 @@ impl Network {
         }
     }
 
-    /// Relays what comes to a slot that has no worker of use, or to the lobby, where the app has sockets.
+    /// Relays connections of a slot without a usable worker, or of the holding slot, where the app
+    /// has sockets.
     pub fn look_after(&mut self, app: &AppName, slot: Option<u16>) {
         if self.apps.contains_key(app) {
             self.start_relays(app, slot);
         }
     }
 
-    /// Goes on with the sockets that an earlier daemon made: see [`Sockets::adopt`].
+    /// Continues with the sockets that an earlier daemon made: see [`Sockets::adopt`].
     pub fn adopt(
         &mut self,
         app: &AppName,
@@ -293,12 +297,13 @@ impl Network {
         self.keep(app, fdstore);
     }
 
-    /// The address of ours that the app wants to bind, out of those of its release.
+    /// The app's own address that a bind means, out of those of its release.
     pub fn matching(&self, app: &AppName, bind: &Bind, order: &[Listen]) -> Option<Listen> {
         self.apps.get(app)?.sockets.matching(bind, order)
     }
 
-    /// The slot's socket of the address, of the family that the worker asks for where that can still be chosen.
+    /// The slot's socket of the address, in the family that the worker asks for where that can
+    /// still be chosen.
     pub fn socket_for(
         &mut self,
         worker: &WorkerId,
@@ -324,8 +329,8 @@ impl Network {
         };
         // The relays still hold sockets of the old group.
         let slots: Vec<Option<u16>> = of_app.relaying.drain().map(|(slot, _)| slot).collect();
-        let lobby = of_app.sockets.queues(None).unwrap_or_default();
-        let target = lobby
+        let holding = of_app.sockets.queues(None).unwrap_or_default();
+        let target = holding
             .into_iter()
             .find(|queue| queue.address == changed.address)
             .map(|queue| queue.target);
@@ -340,21 +345,21 @@ impl Network {
         self.keep(&worker.app, fdstore);
     }
 
-    /// A worker has a socket of the address.
+    /// Records that a worker has a socket of the address.
     pub fn handed(&mut self, worker: &WorkerId, address: &Listen) {
         if let Some(of_app) = self.apps.get_mut(&worker.app) {
             of_app.sockets.handed(address, worker.generation);
         }
     }
 
-    /// The worker is gone.
+    /// Records that the worker is gone.
     pub fn taken_back(&mut self, worker: &WorkerId) {
         if let Some(of_app) = self.apps.get_mut(&worker.app) {
             of_app.sockets.taken_back(worker.generation);
         }
     }
 
-    /// What a worker in the slot inherits, in the order of its configuration.
+    /// The sockets that a worker in the slot inherits, in the order of its configuration.
     ///
     /// # Errors
     /// As `fcntl(2)` with `F_DUPFD`.
@@ -363,14 +368,14 @@ impl Network {
     }
 }
 
-/// What others ask.
+/// Queries.
 impl Network {
     /// Sockets of `.socket` units.
     pub fn given(&self) -> &Given {
         &self.given
     }
 
-    /// Whether no app has sockets, nor had any.
+    /// Whether no app has sockets, or ever had any.
     pub fn is_empty(&self) -> bool {
         self.apps.is_empty()
     }
@@ -381,24 +386,25 @@ impl Network {
         of_app.sockets.probe_target(worker.slot, order)
     }
 
-    /// A copy of the worker's first TCP socket, to look at its accept queue.
+    /// A copy of the worker's first TCP socket, for looking at its accept queue.
     pub fn probe_queue(&self, worker: &WorkerId, order: &[Listen]) -> Option<OwnedFd> {
         let of_app = self.apps.get(&worker.app)?;
         of_app.sockets.probe_queue(worker.slot, order)
     }
 
-    /// Connections of the app that rsup has passed on so far, and those that wait for a worker now.
+    /// Connections of the app that rsup has relayed so far, and those that wait for a worker now.
     pub fn relayed_and_held(&self, app: &AppName) -> Option<(u64, u64)> {
         let of_app = self.apps.get(app)?;
         Some((of_app.relays.count(), of_app.held()))
     }
 
-    /// Connections that rsup is passing on at this moment.
+    /// Connections that rsup is relaying at this moment.
     pub fn under_way(&self) -> usize {
         self.apps.values().map(|app| app.relays.under_way()).sum()
     }
 
-    /// The address that is served where it is less than the configured one: see [`Sockets::served_otherwise`].
+    /// The address that is served where it is less than the configured one: see
+    /// [`Sockets::served_otherwise`].
     pub fn served_otherwise(&self, app: &AppName, address: &Listen) -> Option<SocketAddr> {
         self.apps.get(app)?.sockets.served_otherwise(address)
     }

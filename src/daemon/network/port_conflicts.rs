@@ -1,5 +1,5 @@
-//! Watches for processes that join a port of ours: SO_REUSEPORT lets any process of the same user in,
-//! and the kernel may then hand it connections that are meant for our workers.
+//! Watches for other processes that join a port of rsup: SO_REUSEPORT admits any process of the
+//! same user, and the kernel may then give it connections that are meant for rsup's workers.
 
 use std::collections::HashSet;
 
@@ -8,22 +8,22 @@ use tracing::warn;
 use super::Network;
 use crate::config::AppName;
 
-/// Those that are there now, so that each is reported once.
+/// The other processes that are there now, so that each is reported once.
 #[derive(Default)]
-pub struct Strangers(HashSet<(AppName, u32)>);
+pub struct PortConflicts(HashSet<(AppName, u32)>);
 
 impl Network {
-    /// Says which processes are new on a port of ours. `is_worker` knows those of an earlier daemon whose sockets this
-    /// one could not take back: they are being replaced.
+    /// Reports processes that are new on a port of rsup. `is_worker` recognises workers of an
+    /// earlier daemon whose sockets this one could not take back: they are being replaced.
     pub fn look_for_strangers(&mut self, is_worker: impl Fn(&AppName, u32) -> bool) {
         let mut present = HashSet::new();
         for (app, of_app) in &self.apps {
-            for holder in of_app.sockets.joiners() {
+            for holder in of_app.sockets.foreign_listeners() {
                 if is_worker(app, holder.pid) {
                     continue;
                 }
                 let key = (app.clone(), holder.pid);
-                if !self.strangers.0.contains(&key) {
+                if !self.port_conflicts.0.contains(&key) {
                     warn!(
                         "{app}: {holder} listens on its port too and may take its connections; stop it, or start it through rsup"
                     );
@@ -31,6 +31,6 @@ impl Network {
                 present.insert(key);
             }
         }
-        self.strangers.0 = present;
+        self.port_conflicts.0 = present;
     }
 }

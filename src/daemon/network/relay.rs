@@ -1,7 +1,9 @@
 //! Stragglers: connections that arrive where no worker accepts any more, or not yet. rsup accepts
-//! them and passes them on to a ready worker, or holds them until there is one, for `hold_timeout` at the most.
+//! them and relays them to a ready worker, or holds them until there is one, for `hold_timeout` at
+//! most.
 //!
-//! The worker then sees rsup as its peer. This is the exception that keeps a promise, not the data path.
+//! The worker then sees rsup as its peer. This fallback keeps the promise of no lost connection; it
+//! is not the data path.
 
 use std::io;
 use std::net::SocketAddr;
@@ -34,16 +36,16 @@ pub struct Relays {
     ready: watch::Receiver<bool>,
     /// Milliseconds for which a connection waits for a worker.
     hold: Arc<AtomicU64>,
-    /// Accepted, and waiting for a worker.
+    /// Connections that are accepted and wait for a worker.
     held: Arc<AtomicU64>,
     relayed: Arc<AtomicU64>,
     room: Arc<Semaphore>,
-    /// Told of a socket that does not listen any more.
+    /// Gets the events of sockets that do not listen any more.
     events: Events,
     app: AppName,
 }
 
-/// Looks after one accept queue until it is stopped.
+/// Serves one accept queue until it is stopped.
 pub struct Relay {
     fd: OwnedFd,
     target: SocketAddr,
@@ -83,7 +85,7 @@ impl Relays {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Connections that rsup holds or passes on at this moment.
+    /// Connections that rsup holds or relays at this moment.
     pub fn under_way(&self) -> usize {
         MOST - self.room.available_permits()
     }
@@ -105,7 +107,7 @@ impl Relays {
         })
     }
 
-    /// Passes on a connection that was accepted elsewhere.
+    /// Relays a connection that was accepted elsewhere.
     pub fn pass(&self, connection: OwnedFd, target: SocketAddr) {
         let room = self.room.clone();
         let shared = self.clone();
@@ -118,7 +120,8 @@ impl Relays {
         });
     }
 
-    /// What has waited in the queue for `hold` is reset; the rest waits here as long as it still may.
+    /// Resets connections that have waited in the queue for `hold`; the others wait here for the
+    /// rest of that time.
     fn take_old(&self, queue: &OwnedFd, target: SocketAddr, hold: Duration) {
         while let Ok(permit) = self.room.clone().try_acquire_owned()
             && let Ok(Some((connection, _))) = accept_nonblocking(queue.as_fd())
@@ -133,12 +136,12 @@ impl Relays {
         }
     }
 
-    /// Passes the connection on to a ready worker. If there is none within `hold`, it is reset.
+    /// Relays the connection to a ready worker. If there is none within `hold`, it is reset.
     async fn relay(mut self, connection: OwnedFd, target: SocketAddr, hold: Duration) {
         let Ok(mut client) = TcpStream::from_std(connection.into()) else {
             return;
         };
-        // A probe that nobody took: its answer must come from its own slot or not at all.
+        // A probe that no worker accepted: its answer must come from its own slot or not at all.
         if client
             .peer_addr()
             .is_ok_and(|peer| steer::is_probe(peer.ip()))
@@ -164,7 +167,7 @@ impl Relays {
                     let _ = client.shutdown().await;
                     return;
                 }
-                // Out of ports or descriptors: the client goes on waiting.
+                // Out of ports or descriptors: the client continues to wait.
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
@@ -172,8 +175,8 @@ impl Relays {
 }
 
 impl Relay {
-    /// Hands the queue over to a worker. What is in it already is taken along and held, so that a
-    /// worker which is not ready yet does not get it.
+    /// Hands the queue over to a worker. Connections that are already in it are taken along and
+    /// held, so that a worker that is not ready yet does not get them.
     pub fn stop(self) {
         self.task.abort();
         while let Ok(Some((connection, _))) = accept_nonblocking(self.fd.as_fd()) {
@@ -188,7 +191,7 @@ impl Drop for Relay {
     }
 }
 
-/// Counts a connection that waits, as long as it does.
+/// Counts a waiting connection until it is dropped.
 struct Held<'a>(&'a AtomicU64);
 
 impl<'a> Held<'a> {
@@ -204,7 +207,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// The client learns at once that there is no answer.
+/// Resets the connection, so that the client learns at once that there is no answer.
 fn reset(client: &TcpStream) {
     // An RST instead of a FIN, which would look like an empty answer (socket(7), SO_LINGER).
     let _ = socket2::SockRef::from(client).set_linger(Some(Duration::ZERO));
@@ -214,15 +217,21 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn accept_loop(mut queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Relays, lobby: bool) {
+async fn accept_loop(
+    mut queue: AsyncFd<OwnedFd>,
+    target: SocketAddr,
+    shared: Relays,
+    holding: bool,
+) {
     let mut ready = shared.ready.clone();
     loop {
         let Ok(mut guard) = queue.readable().await else {
             return;
         };
-        // The lobby's connections can wait in the kernel, which is cheaper, and where they outlive us.
+        // Connections of the holding slot can wait in the kernel, which is cheaper, and where they
+        // outlive the daemon.
         let hold = shared.hold();
-        if lobby {
+        if holding {
             match timeout(hold, ready.wait_for(|ready| *ready)).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(_)) => return,
@@ -249,7 +258,7 @@ async fn accept_loop(mut queue: AsyncFd<OwnedFd>, target: SocketAddr, shared: Re
                     app: shared.app.clone(),
                 });
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                // tokio holds a descriptor that was once closed for closed for ever.
+                // tokio treats a descriptor that was once closed as closed for ever.
                 let Ok(again) = readable(queue.into_inner()) else {
                     return;
                 };

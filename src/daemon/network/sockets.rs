@@ -1,7 +1,8 @@
 //! The listening sockets of one app, by address and slot.
 //!
-//! Index 0 of every group is the *lobby*: no worker ever has it. Connections go there while no
-//! worker is ready, wait in its accept queue, and are relayed once one is. Slot `n` is index `n + 1`.
+//! Index 0 of every group is the *holding slot* (the lobby): no worker ever has it. Connections go
+//! there while no worker is ready, wait in its accept queue, and are relayed once one is. Slot `n`
+//! is index `n + 1`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -17,27 +18,27 @@ use tracing::warn;
 use crate::config::{self, Listen, SocketFile};
 use crate::core::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Found, Given, Group, ListenError, Mended, Ownership};
+use crate::sys::listen::{self, Family, Given, Group, ListenError, Lookup, Mended, Ownership};
 use crate::sys::process;
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
 
 const LOBBY: usize = 0;
 
-/// How long a killed keeper may take to be gone with its sockets.
+/// How long a killed keeper may take until its sockets are closed.
 const DYING: Duration = Duration::from_secs(2);
 
 fn index(slot: u16) -> usize {
     usize::from(slot) + 1
 }
 
-/// What the state says of an address that an earlier daemon had.
+/// The saved state of an address that an earlier daemon had.
 pub struct Adopted<'a> {
     pub slots: u16,
     pub file: SocketFile,
     /// The weights in force.
     pub steering: &'a [Steering],
-    /// Workers live whose sockets cannot be had, so the address is in use all the same.
+    /// Workers live whose sockets cannot be taken back, so the address is in use all the same.
     pub others_live: bool,
 }
 
@@ -46,7 +47,7 @@ pub struct Sockets {
     bound: BTreeMap<Listen, Bound>,
     /// Some worker has been ready: from then on groups keep their family.
     served: bool,
-    /// By generation: the workers that live with a socket of the group in place of their own.
+    /// By generation: the live workers that have a socket of the group in place of their own.
     handed: BTreeMap<Listen, HashSet<u64>>,
     /// Sockets of `.socket` units.
     given: Arc<Given>,
@@ -61,32 +62,32 @@ enum Bound {
     Unix {
         fd: OwnedFd,
         path: PathBuf,
-        /// It is somebody else's, and so is its file.
+        /// The socket and its file belong to a `.socket` unit.
         given: bool,
     },
 }
 
-/// An accept queue that rsup is to look after itself.
+/// An accept queue that rsup itself serves.
 pub struct Queue {
     pub address: Listen,
-    /// `None` is the lobby.
+    /// `None` is the holding slot.
     pub slot: Option<u16>,
     pub fd: OwnedFd,
-    /// Where a connection to a ready worker is made.
+    /// The address for a connection to a ready worker.
     pub target: SocketAddr,
 }
 
-/// Where a probe of one slot connects to.
+/// The address for a probe of one slot.
 #[derive(Clone, Copy, Debug)]
 pub struct ProbeTarget {
     pub address: SocketAddr,
     pub index: usize,
 }
 
-/// A group was made anew in the family that the app asked for.
+/// A group that was made again in the family that the app asked for.
 pub struct Changed {
     pub address: Listen,
-    /// What had been queued until then.
+    /// Connections that were queued in the old group.
     pub accepted: Vec<OwnedFd>,
 }
 
@@ -98,13 +99,14 @@ impl Sockets {
         }
     }
 
-    /// Opens what is missing, closes what is not listed, grows what is too small. Nothing changes
-    /// for the addresses that stay. A socket of a `.socket` unit is used instead of a new one: it
-    /// becomes the lobby. `file` is for unix sockets, also for those that stay: the socket is the same,
-    /// only its file changes hands. The file of a `.socket` unit's socket is as that unit says.
+    /// Opens missing sockets, closes those of addresses that are not listed, grows groups that are
+    /// too small. Addresses that stay are not touched. A socket of a `.socket` unit is used instead
+    /// of a new one: it becomes the holding slot. `file` is for unix sockets, also for those that
+    /// stay: only the file's owner and mode change. The file of a `.socket` unit's socket stays as
+    /// that unit says.
     ///
     /// # Errors
-    /// Names the address and who holds it; what was newly opened is closed again.
+    /// Names the address and its holder; what was newly opened is closed again.
     pub fn hold(
         &mut self,
         addresses: &[Listen],
@@ -118,8 +120,11 @@ impl Sockets {
                 Listen::Tcp { addr, v6only } => match self.bound.get_mut(address) {
                     Some(Bound::Tcp { group, .. }) => {
                         if group.len() < size {
-                            // A stranger in the group would push the new sockets to other indexes.
-                            if let Some(holder) = group.joiners().unwrap_or_default().pop() {
+                            // Another process's socket in the group would shift the indexes of new
+                            // sockets.
+                            if let Some(holder) =
+                                group.foreign_listeners().unwrap_or_default().pop()
+                            {
                                 return Err(ListenError::InUse {
                                     addr: *addr,
                                     holder: Some(holder),
@@ -183,8 +188,8 @@ impl Sockets {
         Ok(())
     }
 
-    /// Takes back what is held of an address, instead of opening it: `kept` knows sockets by their
-    /// place in the group, `of_worker` those that a live worker has.
+    /// Takes back existing sockets of an address, instead of opening it: `kept` has sockets by
+    /// their position in the group, `of_worker` those of live workers.
     ///
     /// # Errors
     /// As for [`Self::hold`].
@@ -217,7 +222,7 @@ impl Sockets {
             }
         }
         if fds[LOBBY].is_none()
-            && let Ok(Found::Same(first)) = self.given.tcp(*addr, *v6only)
+            && let Ok(Lookup::Same(first)) = self.given.tcp(*addr, *v6only)
         {
             fds[LOBBY] = Some(first);
         }
@@ -245,9 +250,9 @@ impl Sockets {
             balance: Balance::Random,
             hold: LOBBY,
         };
-        // As the kernel has it. The program in force lets probes through, and it is right as well: one
-        // that follows a guess would send connections astray for a moment. Only where there is none
-        // yet, the guess has to do.
+        // The order that the kernel reports. The program in force lets the probes for it through,
+        // and is right as well: one that follows a guess would send connections to wrong slots for
+        // a moment. A guess is used only where there is no program yet.
         let order = |group: &mut Group| {
             mend(group)?;
             if group.find_order().is_err() {
@@ -293,7 +298,7 @@ impl Sockets {
         Ok(())
     }
 
-    /// Every socket, with its place in the group of its address.
+    /// Every socket, with its position in the group of its address.
     pub fn all(&self) -> impl Iterator<Item = (&Listen, usize, BorrowedFd<'_>)> {
         self.bound.iter().flat_map(|(address, bound)| {
             let fds: Vec<BorrowedFd<'_>> = match bound {
@@ -313,7 +318,7 @@ impl Sockets {
         self.served = false;
     }
 
-    /// What a worker in the slot inherits, in the order of its configuration.
+    /// The sockets that a worker in the slot inherits, in the order of its configuration.
     pub fn inherit(&self, slot: u16, order: &[Listen]) -> std::io::Result<Vec<OwnedFd>> {
         let copy = |address: &Listen| match self.bound.get(address)? {
             Bound::Tcp { group, .. } => Some(group.dup(index(slot))),
@@ -322,7 +327,7 @@ impl Sockets {
         order.iter().filter_map(copy).collect()
     }
 
-    /// Puts weights in force; returns whether anybody takes traffic.
+    /// Applies weights; returns whether any worker takes traffic.
     pub fn steer(
         &mut self,
         balance: config::Balance,
@@ -349,8 +354,8 @@ impl Sockets {
         Ok(anybody)
     }
 
-    /// Makes sockets listen again that a worker shut down, and puts the weights in force for the
-    /// order that the group then has.
+    /// Makes sockets listen again that a worker shut down, and applies the weights for the group's
+    /// new order.
     pub fn mend(&mut self) -> std::io::Result<()> {
         for bound in self.bound.values_mut() {
             if let Bound::Tcp { group, table } = bound
@@ -362,7 +367,7 @@ impl Sockets {
         Ok(())
     }
 
-    /// The accept queues of a slot, or of the lobby.
+    /// The accept queues of a slot, or of the holding slot.
     pub fn queues(&self, slot: Option<u16>) -> std::io::Result<Vec<Queue>> {
         let at = slot.map_or(LOBBY, index);
         let mut queues = Vec::new();
@@ -391,7 +396,8 @@ impl Sockets {
         ports
     }
 
-    /// Where a probe reaches the slot: through the first TCP address in the order of the configuration.
+    /// The address for a probe of the slot: the first TCP address in the order of the
+    /// configuration.
     pub fn probe_target(&self, slot: u16, order: &[Listen]) -> Option<ProbeTarget> {
         order
             .iter()
@@ -404,17 +410,17 @@ impl Sockets {
             })
     }
 
-    /// Processes that are not ours and listen on one of our addresses all the same: with
-    /// SO_REUSEPORT, another process of the same user can.
-    pub fn joiners(&self) -> Vec<Holder> {
+    /// Other processes that listen on one of the addresses: SO_REUSEPORT allows that to processes
+    /// of the same user.
+    pub fn foreign_listeners(&self) -> Vec<Holder> {
         let of = |bound: &Bound| match bound {
-            Bound::Tcp { group, .. } => group.joiners().unwrap_or_default(),
+            Bound::Tcp { group, .. } => group.foreign_listeners().unwrap_or_default(),
             Bound::Unix { .. } => Vec::new(),
         };
         self.bound.values().flat_map(of).collect()
     }
 
-    /// A copy of the slot's first TCP socket, to look at its accept queue.
+    /// A copy of the slot's first TCP socket, for looking at its accept queue.
     pub fn probe_queue(&self, slot: u16, order: &[Listen]) -> Option<OwnedFd> {
         order
             .iter()
@@ -424,7 +430,7 @@ impl Sockets {
             })
     }
 
-    /// The address of ours that the app wants to bind: the very same one, or one of the same port.
+    /// The app's own address that a bind means: the very same one, or one of the same port.
     pub fn matching(&self, bind: &Bind, order: &[Listen]) -> Option<Listen> {
         if !bind.socket.is_stream {
             return None;
@@ -443,7 +449,7 @@ impl Sockets {
             .cloned()
     }
 
-    /// A worker has the group's socket now.
+    /// Records that a worker has the group's socket.
     pub fn handed(&mut self, address: &Listen, generation: u64) {
         self.handed
             .entry(address.clone())
@@ -451,16 +457,16 @@ impl Sockets {
             .insert(generation);
     }
 
-    /// The worker is gone.
+    /// Records that the worker is gone.
     pub fn taken_back(&mut self, generation: u64) {
         self.handed.values_mut().for_each(|of| {
             of.remove(&generation);
         });
     }
 
-    /// Before any worker has a socket of it, a group takes the family that the app asked for, so that the
-    /// app finds just the kind of socket it made. Later it stays as it is: an app that binds both families
-    /// would take the first of its sockets away from itself, or from a worker beside it.
+    /// Before any worker has a socket of it, a group takes the family that the app asked for, so
+    /// that the app gets the kind of socket that it made. Later the group stays as it is: an app
+    /// that binds both families would lose its first socket, or that of a worker beside it.
     pub fn adapt(&mut self, address: &Listen, bind: &Bind) -> Result<Option<Changed>, ListenError> {
         let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else {
             return Ok(None);
@@ -487,9 +493,10 @@ impl Sockets {
         }))
     }
 
-    /// The address that is served where it is less than the configured one: its IPv4 half, because the app makes
-    /// IPv4 sockets. (In place of such a socket an IPv6 one with IPv4-mapped addresses would do for no app that
-    /// passes accept(2) a `sockaddr_in`: Python shows parts of its memory as the address of the client.)
+    /// The served address where it is less than the configured one: its IPv4 half, because the app
+    /// makes IPv4 sockets. (An IPv6 socket with IPv4-mapped addresses in its place breaks apps that
+    /// pass accept(2) a `sockaddr_in`: Python then shows parts of its memory as the client's
+    /// address.)
     pub fn served_otherwise(&self, address: &Listen) -> Option<SocketAddr> {
         match (address, self.bound.get(address)?) {
             (Listen::Tcp { addr, .. }, Bound::Tcp { group, .. })
@@ -509,7 +516,8 @@ impl Sockets {
     }
 }
 
-/// What is not said is as the bind(2) of a process with rsup's own user, group and umask has it.
+/// The owner for a socket file; what the settings leave out is as the bind(2) of a process with
+/// rsup's own user, group and umask has it.
 fn ownership(path: &Path, file: SocketFile) -> Ownership {
     // inode(7), S_ISGID of a folder.
     let of_folder = || {
@@ -541,20 +549,20 @@ fn open(addr: SocketAddr, v6only: bool, size: usize, given: &Given) -> Result<Gr
             source,
         })?;
     match found {
-        Found::Same(first) => Group::open_given(first, size),
-        Found::Other(other) => match Group::open(addr, v6only, size) {
-            // It would be told that this very process is in the way.
+        Lookup::Same(first) => Group::open_given(first, size),
+        Lookup::Other(other) => match Group::open(addr, v6only, size) {
+            // The error would name this very process as the holder.
             Err(ListenError::InUse { addr, .. }) => {
                 Err(ListenError::GivenElsewhere { addr, given: other })
             }
             result => result,
         },
-        Found::Nothing => Group::open(addr, v6only, size),
+        Lookup::Nothing => Group::open(addr, v6only, size),
     }
 }
 
-/// As [`open`], once the sockets of a keeper that was killed are gone: it may take its time to die, and a group
-/// that has them too would change its order when they go.
+/// As [`open`], once the sockets of a killed keeper are closed: it may take time to die, and a
+/// group that has them too would change its order when they go.
 fn open_after_a_death(
     addr: SocketAddr,
     v6only: bool,
@@ -567,14 +575,14 @@ fn open_after_a_death(
             Err(ListenError::InUse { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(2));
             }
-            // A worker has it that was not seen to bind it.
+            // A worker has it whose bind was not seen.
             Err(ListenError::InUse { .. }) => return Group::join(addr, v6only, size),
             result => return result,
         }
     }
 }
 
-/// True if indexes have changed.
+/// Makes the group listen again. True if indexes have changed.
 fn mend(group: &mut Group) -> std::io::Result<bool> {
     match group.mend()? {
         Mended::Whole => Ok(false),
@@ -590,7 +598,7 @@ fn mend(group: &mut Group) -> std::io::Result<bool> {
 }
 
 impl Bound {
-    /// From now on nobody listens there.
+    /// Closes the address for good.
     fn end(self) {
         match self {
             Self::Tcp { group, .. } => group.end(),

@@ -10,21 +10,21 @@ use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-/// Of our names in the store; what has another one is not ours.
+/// The prefix of rsup's names in the store; others are not rsup's.
 const PREFIX: &str = "rsup.";
-/// Sockets have the name of their unit, and ours may well be called `rsup.socket`.
+/// Sockets have the name of their unit, and rsup's may be called `rsup.socket`.
 const UNIT: &str = ".socket";
 /// The longest name that systemd takes (`FDNAME_MAX`), in bytes.
 const LONGEST_NAME: usize = 255;
-/// systemd is busy, or hangs: the loop does not wait for it longer than this.
+/// How long the loop waits for a systemd that is busy or hangs.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Messages go to the manager of this service.
+/// Sends messages to the manager of this service.
 #[derive(Debug)]
 pub struct Link(UnixDatagram);
 
 impl Link {
-    /// Of the value of `NOTIFY_SOCKET`: a path, or `@name` in the abstract namespace.
+    /// Opens the value of `NOTIFY_SOCKET`: a path, or `@name` in the abstract namespace.
     ///
     /// # Errors
     /// When there is no such socket, or it is of a kind that a service does not have (`vsock:`).
@@ -53,12 +53,12 @@ impl Link {
     }
 
     /// Puts a copy of a descriptor into the store, where it outlives this process. systemd keeps a
-    /// descriptor of the same open file only once, under the name it had first; of one name it keeps
+    /// descriptor of the same open file only once, under its first name; under one name it keeps
     /// any number.
     ///
     /// # Errors
-    /// For a name that is too long or taken by systemd's own; otherwise as [`Self::send`]. That the
-    /// store is full (`FileDescriptorStoreMax=`) is told to nobody but systemd's own log.
+    /// For a name that is too long or reserved by systemd; otherwise as [`Self::send`]. A full
+    /// store (`FileDescriptorStoreMax=`) is reported only in systemd's own log.
     pub fn store(&self, name: &str, fd: impl AsFd) -> io::Result<()> {
         // A pipe whose other end is closed must stay: its last lines are still in it.
         let message = format!("FDSTORE=1\nFDNAME={}\nFDPOLL=0", fd_name(name)?);
@@ -83,7 +83,7 @@ impl Link {
     }
 }
 
-/// A name as systemd takes it: what is not printable ASCII, and `:` and `%`, become `%XX`.
+/// Encodes a name for systemd: what is not printable ASCII, and `:` and `%`, become `%XX`.
 fn fd_name(name: &str) -> io::Result<String> {
     let mut text = PREFIX.to_owned();
     for byte in name.bytes() {
@@ -108,7 +108,7 @@ fn fd_name(name: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// The name that [`fd_name`] was made from; `None` for descriptors that did not come from us.
+/// The name that [`fd_name`] encoded; `None` for descriptors that rsup did not store.
 fn own_name(text: &str) -> Option<String> {
     let text = text
         .strip_prefix(PREFIX)
@@ -128,8 +128,8 @@ fn own_name(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Sorts what was handed over: from the store, by the names they were stored under, and the rest,
-/// which are sockets of `.socket` units.
+/// Sorts the descriptors: those from the store by their names there, and the rest, which are
+/// sockets of `.socket` units.
 pub fn sort(fds: Vec<(String, OwnedFd)>) -> (BTreeMap<String, OwnedFd>, Vec<OwnedFd>) {
     let (mut stored, mut rest) = (BTreeMap::new(), Vec::new());
     for (name, fd) in fds {

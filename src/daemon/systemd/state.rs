@@ -1,4 +1,4 @@
-//! What systemd is told, derived from how the apps do. Pure: views in, words out.
+//! The status for systemd, derived from the state of the apps. Pure: views in, words out.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -10,11 +10,11 @@ pub struct Facts<'a> {
     pub apps: &'a [AppView],
     /// Since the daemon began.
     pub up: Duration,
-    /// How long apps may take to get ready before the start as a whole counts as done all the same.
+    /// How long apps may take to get ready before the start as a whole counts as done anyway.
     pub patience: Duration,
     /// Every app is being stopped, and the daemon ends then.
     pub ending: bool,
-    /// [`Phase::Ready`] was reached once: there is no way back to [`Phase::Starting`].
+    /// [`Phase::Ready`] was reached once: [`Phase::Starting`] does not come back.
     pub been_ready: bool,
 }
 
@@ -32,11 +32,11 @@ pub struct State {
     pub phase: Phase,
     /// One line for `systemctl status`.
     pub status: String,
-    /// Something is under way that may take longer than systemd's timeouts: it asks for more time.
+    /// An action under way may take longer than systemd's timeouts: rsup asks for more time.
     pub slow: bool,
 }
 
-/// Names in one line at the most.
+/// The most names in one line.
 const NAMED: usize = 5;
 
 pub fn derive(facts: &Facts<'_>) -> State {
@@ -79,7 +79,8 @@ pub fn derive(facts: &Facts<'_>) -> State {
     }
 }
 
-/// May still become ready. One that was given up, or whose workers ended for good, does not.
+/// Whether it may still become ready. An app that was given up, or whose workers ended for good,
+/// does not.
 fn is_pending(app: &AppView) -> bool {
     match app.phase {
         AppPhase::Starting | AppPhase::Degraded | AppPhase::Reloading => {
@@ -95,7 +96,7 @@ fn is_pending(app: &AppView) -> bool {
     }
 }
 
-/// What a reload is for systemd: workers replaced because somebody asked for it.
+/// Whether the app counts as reloading for systemd: workers are replaced on request.
 fn is_reloading(app: &AppView) -> bool {
     match app.operation.as_ref().map(|operation| operation.kind) {
         Some(OperationKind::Reload | OperationKind::Restart) => true,
@@ -122,7 +123,7 @@ fn ready(app: &AppView) -> usize {
     ready.min(usize::from(app.instances))
 }
 
-/// All is well, or what is not.
+/// That all is well, or what is not.
 fn summary(apps: &[AppView]) -> String {
     let mut text = count(apps);
     for phase in [AppPhase::Errored, AppPhase::Degraded, AppPhase::Starting] {
@@ -293,12 +294,12 @@ mod tests {
             state(&[app("web", A::Degraded, &[W::Ready, W::Errored])], |_| {}).phase,
             Phase::Ready
         );
-        // One that is tried again is waited for.
+        // An app that is tried again is waited for.
         assert_eq!(
             state(&[app("web", A::Starting, &[W::Backoff])], |_| {}).phase,
             Phase::Starting
         );
-        // Workers that ended and are not to be started again.
+        // Workers that ended and are not started again.
         assert_eq!(
             state(&[app("job", A::Stopped, &[W::Exited])], |_| {}).phase,
             Phase::Ready

@@ -1,9 +1,9 @@
-//! What makes the daemon read the configuration again though no command came: SIGHUP.
+//! What makes the daemon read the configuration again without a command: SIGHUP.
 //!
 //! The daemon does not read it. It runs a client of itself, `rsup reread`, which does all that
-//! `rsup reload all` does, and whose lines go to the daemon's log. So there is one re-read, and
+//! `rsup reload all` does, and whose output goes to the daemon's log. So there is one re-read, and
 //! names of users are looked up in a process that ends: NSS modules (nsswitch.conf(5)) may load
-//! libraries, ask servers and wait, and none of that is for the daemon.
+//! libraries, ask servers and wait, which the daemon must not do.
 
 mod hangup;
 
@@ -37,7 +37,7 @@ impl Daemon {
     }
 }
 
-/// Runs the client, and says what it says.
+/// Runs the client, and logs its output.
 async fn client(commands: &Commands, settings: Option<PathBuf>) -> Result<(), String> {
     let settings = settings.map(|path| path.to_string_lossy().into_owned());
     let argv = ["/proc/self/exe", REREAD].into_iter();
@@ -59,7 +59,7 @@ async fn client(commands: &Commands, settings: Option<PathBuf>) -> Result<(), St
     }
 }
 
-/// A line of a command, as one of the daemon's messages.
+/// Logs a line of a command as one of the daemon's messages.
 fn say(line: &str) {
     if let Some(note) = line.strip_prefix("note: ") {
         info!("{note}");

@@ -1,5 +1,5 @@
-//! Which part of the cgroup tree we may use: our own cgroup, if whoever manages the machine's has
-//! left it to us (cgroup-v2.rst, "Delegation").
+//! The part of the cgroup tree that rsup may use: its own cgroup, if the manager of the machine's
+//! tree has delegated it (cgroup-v2.rst, "Delegation").
 
 use std::fs;
 use std::io;
@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use super::{SUPERVISOR, write};
 
-/// Where to begin.
-pub(super) struct Found {
-    /// The cgroup that is delegated to us.
+/// The place where rsup's tree begins.
+pub(super) struct Delegated {
+    /// The cgroup that is delegated to rsup.
     pub own: PathBuf,
-    /// We are in a leaf below it already: ours, from an earlier life, or one that systemd made.
+    /// This process is in a leaf below it already: rsup's, from an earlier life, or one that
+    /// systemd made.
     pub aside: bool,
 }
 
@@ -28,7 +29,7 @@ pub(super) fn parse_mounts(text: &str) -> Option<(PathBuf, PathBuf)> {
         let (before, after) = line.split_once(" - ")?;
         let mut fields = before.split(' ');
         let (root, point) = (fields.nth(3)?, fields.next()?);
-        // A blank in a path would be written as \040; nobody mounts cgroups there.
+        // A blank in a path would be written as \040; cgroups are not mounted at such paths.
         (after.split(' ').next() == Some("cgroup2")).then(|| (root.into(), point.into()))
     })
 }
@@ -41,7 +42,7 @@ pub(super) fn folder_of(file: &str, root: &Path, point: &Path) -> Option<PathBuf
 /// The line of v2 begins with `0::`.
 pub(super) fn folder_in(text: &str, root: &Path, point: &Path) -> Option<PathBuf> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    // `/..`: outside of our cgroup namespace. ` (deleted)`: it is gone.
+    // `/..`: outside of this process's cgroup namespace. ` (deleted)`: it is gone.
     if path.starts_with("/..") || path.ends_with(" (deleted)") {
         return None;
     }
@@ -53,24 +54,25 @@ pub(super) fn folder_in(text: &str, root: &Path, point: &Path) -> Option<PathBuf
     })
 }
 
-pub(super) fn find(name: &str) -> Result<Found, String> {
+pub(super) fn find(name: &str) -> Result<Delegated, String> {
     let (root, point) = mount().ok_or("cgroup v2 is not mounted here")?;
     let own = folder_of("/proc/self/cgroup", &root, &point)
         .ok_or("rsup's own cgroup is not visible here")?;
     if own.ends_with(Path::new(name).join(SUPERVISOR))
         && let Some(above) = own.ancestors().nth(2)
     {
-        return Ok(Found {
+        return Ok(Delegated {
             own: above.to_owned(),
             aside: true,
         });
     }
-    // DelegateSubgroup= of systemd puts us into a leaf of what is ours, and so it does with control processes.
+    // systemd's DelegateSubgroup= puts rsup into a leaf of the delegated cgroup; control processes
+    // get one too.
     let above = match own.parent() {
         Some(above) if above.starts_with(&point) && !is_marked(&own) && is_marked(above) => {
             Some(above.to_owned())
         }
-        // Not all managers of users mark what they delegate.
+        // Some managers of users do not mark what they delegate.
         _ => controlled(&own)
             .or_else(|| below_service(&own, SUPERVISOR))
             .map(Path::to_owned),
@@ -89,7 +91,7 @@ pub(super) fn find(name: &str) -> Result<Found, String> {
             ));
         }
     }
-    // Root may write everywhere: that alone says nothing where systemd manages the tree.
+    // Root may write everywhere: where systemd manages the tree, that alone means nothing.
     let root_user = nix::unistd::geteuid().is_root();
     if root_user && own != point && Path::new("/run/systemd/system").exists() && !is_marked(&own) {
         return Err(format!(
@@ -97,10 +99,10 @@ pub(super) fn find(name: &str) -> Result<Found, String> {
             own.display()
         ));
     }
-    Ok(Found { own, aside })
+    Ok(Delegated { own, aside })
 }
 
-/// Of which service this is the cgroup for control processes (systemd: `EXEC_CONTROL_CGROUP` in
+/// The service whose cgroup for control processes this is (systemd: `EXEC_CONTROL_CGROUP` in
 /// src/core/execute.h).
 pub(super) fn controlled(own: &Path) -> Option<&Path> {
     below_service(own, ".control")
@@ -113,7 +115,7 @@ pub(super) fn below_service<'a>(own: &'a Path, name: &str) -> Option<&'a Path> {
         .filter(|above| own.ends_with(name) && is_service(above))
 }
 
-/// systemd marks what it delegates.
+/// Whether systemd has marked it as delegated.
 fn is_marked(folder: &Path) -> bool {
     let Ok(path) = std::ffi::CString::new(folder.as_os_str().as_bytes()) else {
         return false;
@@ -135,8 +137,8 @@ fn is_marked(folder: &Path) -> bool {
         })
 }
 
-/// Moves our own processes from one cgroup to another: this one, and those that run the same program
-/// (its keeper, the command line that started it). Others are not ours to move.
+/// Moves rsup's own processes from one cgroup to another: this one, and those that run the same
+/// program (its keeper, the command line that started it). Others stay.
 pub(super) fn move_own(from: &Path, to: &Path) -> io::Result<()> {
     let me = std::process::id();
     let program =
@@ -152,7 +154,7 @@ pub(super) fn move_own(from: &Path, to: &Path) -> io::Result<()> {
     write(&to.join("cgroup.procs"), "0")
 }
 
-/// Who keeps controllers from being enabled in a cgroup.
+/// The processes that prevent controllers from being enabled in a cgroup.
 pub(super) fn who_is_in(folder: &Path) -> String {
     let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
     let name = |pid: &str| {

@@ -48,7 +48,7 @@ fn a_name_for_each_supervisor() {
     assert_eq!(name_for(Path::new("/a")), name_for(Path::new("/a")));
 }
 
-/// A plain folder that stands for a cgroup: what would be written to the kernel can be read in it.
+/// A plain folder in place of a cgroup: what is written to the kernel can be read from it.
 fn imitation(controllers: &str) -> (tempfile::TempDir, Tree) {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().to_owned();
@@ -91,7 +91,7 @@ fn a_folder_with_somebody_in_it_is_left_to_them() {
     let (folder, mut tree) = imitation("");
     let first = tree.worker("web", 7, &Bounds::default()).unwrap();
     assert_eq!(first.path(), folder.path().join("app.web/7"));
-    // Empty, as the kernel would see it: made anew.
+    // Empty, as to the kernel: made again.
     assert_eq!(tree.worker("web", 7, &Bounds::default()).unwrap(), first);
     fs::write(first.path().join("member"), "").unwrap();
     assert_eq!(
@@ -114,7 +114,7 @@ fn events_and_members() {
     assert_eq!((leaf.out_of_memory(), leaf.members()), (2, vec![12, 345]));
 }
 
-/// As the kernel would show it, and what was written over it.
+/// A control file with the kernel's text, which a test reads again after writes.
 fn control(folder: &Path, text: &str) -> PathBuf {
     fs::create_dir_all(folder).unwrap();
     let file = folder.join("cgroup.subtree_control");
@@ -133,7 +133,7 @@ fn nothing_is_enabled_before_somebody_wants_a_limit() {
     .unwrap();
     tree.worker("web", 1, &Bounds::default()).unwrap();
     assert_eq!(fs::read_to_string(&file).unwrap(), "");
-    // It can be had, as far as is known.
+    // Available, as far as known.
     let bounds = Bounds {
         tasks: Some(9),
         ..Bounds::default()
@@ -141,7 +141,7 @@ fn nothing_is_enabled_before_somebody_wants_a_limit() {
     assert_eq!(tree.lacking(&bounds), None);
     tree.provide(&bounds);
     assert_eq!(fs::read_to_string(&file).unwrap(), "+pids", "and no other");
-    // This imitation does not do it, and what has been refused to one is not forgotten for another.
+    // This imitation refuses, and a refusal to one worker is remembered for others.
     tree.provide(&Bounds {
         cpu: Some(1.0),
         ..Bounds::default()
@@ -188,7 +188,7 @@ fn the_limits_of_an_adopted_worker_are_set_again() {
     assert!(!tree.bound_again(&leaf, &bounds).unwrap());
     assert_eq!(fs::read_to_string(&enabled).unwrap(), "memory pids\n");
     assert!(!tree.bound_again(&leaf, &Bounds::default()).unwrap());
-    // A refusal is told.
+    // A refusal is reported.
     fs::remove_file(leaf.path().join("pids.max")).unwrap();
     assert!(
         tree.bound_again(&leaf, &bounds)
@@ -223,7 +223,7 @@ fn room_is_made_in_every_folder() {
     let base = control(&folder.path().join("rsup"), "memory pids\n");
     let app = control(&folder.path().join("rsup/app.web"), "memory\n");
     let none = control(&folder.path().join("rsup/app.web/1"), "\n");
-    // What a worker has made for itself.
+    // A cgroup that a worker has made for itself.
     let inner = control(&folder.path().join("rsup/app.web/1/own"), "cpu\n");
     make_room(folder.path()).unwrap();
     let read = |file: &PathBuf| fs::read_to_string(file).unwrap().trim_end().to_owned();
@@ -243,7 +243,7 @@ fn room_is_made_in_every_folder() {
 fn control_processes_know_their_service() {
     let own = Path::new("/sys/fs/cgroup/system.slice/rsup.service/.control");
     assert_eq!(delegated::controlled(own), own.parent());
-    // As the unit of a user has it with DelegateSubgroup=.
+    // As in a user's unit with DelegateSubgroup=.
     let leaf = own.with_file_name(SUPERVISOR);
     assert_eq!(
         (

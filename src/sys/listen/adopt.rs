@@ -11,8 +11,8 @@ use crate::sys::holder;
 use crate::sys::sockdiag::{self, ListeningSocket};
 
 impl Group {
-    /// Takes back a group: `fds` by slot. Those that are missing are opened anew, in the same group
-    /// of the kernel. The order of the sockets there is a guess until [`Group::find_order`].
+    /// Takes back a group: `fds` by slot. Missing sockets are opened anew, in the same group of the
+    /// kernel. The order of the sockets there is a guess until [`Group::find_order`].
     ///
     /// # Errors
     /// When there is none at all, when one belongs to another address or family, and as for opening.
@@ -62,9 +62,9 @@ impl Group {
         Ok(group)
     }
 
-    /// Opens `size` sockets in the same group of the kernel as those of a dead rsup's workers, which
-    /// cannot be had back; also where that group had changed its family ([`Group::change_family`]).
-    /// No traffic goes to those any more once this group is steered.
+    /// Opens `size` sockets in the same group of the kernel as those of a dead rsup's workers,
+    /// which cannot be taken back; also where that group had changed its family
+    /// ([`Group::change_family`]). Once this group is steered, no traffic goes to those any more.
     ///
     /// # Errors
     /// As for opening; nothing stays open.
@@ -101,14 +101,14 @@ impl Group {
         Ok(())
     }
 
-    /// Whether some of those that are not in our hands have left.
+    /// Whether some of the sockets that rsup does not hold have left.
     pub(super) fn fewer_others(&mut self) -> io::Result<bool> {
         let before = self.others;
         self.count_others()?;
         Ok(self.others < before)
     }
 
-    /// Sockets that share the address and are not in our hands.
+    /// Counts sockets that share the address and that rsup does not hold.
     fn count_others(&mut self) -> io::Result<()> {
         let ours: Vec<u64> = self
             .sockets

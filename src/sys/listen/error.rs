@@ -1,4 +1,4 @@
-//! Why a listening socket could not be opened, in words for the user.
+//! Why a listening socket could not be opened, as messages for the user.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ pub enum ListenError {
     InUse {
         /// The address asked for.
         addr: SocketAddr,
-        /// Who listens, if that can be found out (a process of another user may hide it).
+        /// The process that listens, if it can be found (one of another user may be hidden).
         holder: Option<Holder>,
     },
     /// A process listens on the unix socket.
@@ -26,7 +26,7 @@ pub enum ListenError {
     PathInUse {
         /// The path asked for.
         path: PathBuf,
-        /// Who listens, if that can be found out.
+        /// The process that listens, if it can be found.
         holder: Option<Holder>,
     },
     /// `EACCES`.
@@ -34,7 +34,7 @@ pub enum ListenError {
     Denied {
         /// The address asked for.
         addr: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// `EADDRNOTAVAIL` or `EAFNOSUPPORT`.
@@ -42,7 +42,7 @@ pub enum ListenError {
     NotAvailable {
         /// The address asked for.
         addr: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// No group of this size.
@@ -52,18 +52,18 @@ pub enum ListenError {
         addr: SocketAddr,
         /// Slots asked for.
         slots: usize,
-        /// The most there can be.
+        /// The most that are possible.
         limit: usize,
     },
-    /// The address cannot be had in the family wanted.
-    #[error("{addr} cannot be had as {}", family_words(*want))]
+    /// The address is not available in the wanted family.
+    #[error("{addr} is not available as {}", family_words(*want))]
     Family {
         /// The group's address.
         addr: SocketAddr,
         /// The family wanted.
         want: Family,
     },
-    /// The socket is somebody else's and cannot be made anew in the family wanted.
+    /// The socket belongs to a `.socket` unit and cannot be made again in the wanted family.
     #[error("{addr} is the socket of a .socket unit, and the app wants {}: {}", family_words(*want), given_hint(*want, addr.port()))]
     Given {
         /// The group's address.
@@ -71,14 +71,14 @@ pub enum ListenError {
         /// The family wanted.
         want: Family,
     },
-    /// A socket that was given to us is in the way.
+    /// A socket from the service manager is in the way.
     #[error(
         "the .socket unit listens on {given}, not on {addr}: write ListenStream={addr} there, or listen = \"{given}\" here"
     )]
     GivenElsewhere {
         /// The address asked for.
         addr: SocketAddr,
-        /// That of the socket.
+        /// The address of that socket.
         given: SocketAddr,
     },
     /// The path exists and is no socket, or cannot be one.
@@ -96,7 +96,7 @@ pub enum ListenError {
         addr: SocketAddr,
         /// The call that failed.
         step: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }

@@ -1,10 +1,10 @@
-//! Listening sockets that somebody else opened, handed to us, and keeps: systemd with its `.socket`
-//! units (systemd.socket(5), sd_listen_fds(3)).
+//! Listening sockets that another process opened, passed to rsup, and keeps: systemd with its
+//! `.socket` units (systemd.socket(5), sd_listen_fds(3)).
 //!
-//! Such a socket becomes slot 0 of its group. It listens already, without `SO_REUSEPORT`; it gets the
-//! option now, and the kernel makes it the first member of a group when a second socket joins
+//! Such a socket becomes slot 0 of its group. It listens already, without `SO_REUSEPORT`; rsup sets
+//! the option, and the kernel makes it the first member of a group when a second socket joins
 //! (`net/ipv4/inet_hashtables.c`, `inet_reuseport_add_sock`). It is never shut down: its owner
-//! goes on listening when we end, and hands it to our successor.
+//! continues to listen when rsup ends, and passes it to the next rsup.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,13 +16,13 @@ use socket2::{SockRef, Socket};
 use super::{Family, Group, ListenError, identity};
 use crate::sys::{holder, raw, sockdiag, steer};
 
-/// Sockets that were handed to this process.
+/// Sockets that were passed to this process.
 #[derive(Debug, Default)]
 pub struct Given(Vec<OwnedFd>);
 
 /// What [`Given::tcp`] found.
 #[derive(Debug)]
-pub enum Found {
+pub enum Lookup {
     /// A copy of the socket that listens on just this address.
     Same(OwnedFd),
     /// One of the same port, on another address.
@@ -46,33 +46,33 @@ impl Given {
         (Given(kept), rest)
     }
 
-    /// The one for a TCP address as the configuration has it.
+    /// The socket for a TCP address of the configuration.
     ///
     /// # Errors
     /// `EMFILE` or `ENFILE`.
-    pub fn tcp(&self, addr: SocketAddr, v6only: bool) -> io::Result<Found> {
+    pub fn tcp(&self, addr: SocketAddr, v6only: bool) -> io::Result<Lookup> {
         let wanted = match addr {
             SocketAddr::V4(_) => Family::V4,
             SocketAddr::V6(_) => Family::V6 { only: v6only },
         };
-        let mut other = Found::Nothing;
+        let mut other = Lookup::Nothing;
         for fd in &self.0 {
             let Ok((local, family)) = identity(&SockRef::from(fd)) else {
                 continue;
             };
             if local == addr && family == wanted {
-                return Ok(Found::Same(raw::dup_from(fd, 0)?));
+                return Ok(Lookup::Same(raw::dup_from(fd, 0)?));
             }
             if local.port() == addr.port()
                 && (local.ip().is_unspecified() || addr.ip().is_unspecified())
             {
-                other = Found::Other(local);
+                other = Lookup::Other(local);
             }
         }
         Ok(other)
     }
 
-    /// The one for the path of a unix socket.
+    /// The socket for the path of a unix socket.
     ///
     /// # Errors
     /// `EMFILE` or `ENFILE`.
@@ -89,7 +89,7 @@ impl Given {
             .transpose()
     }
 
-    /// Where they listen, for people.
+    /// Their addresses, for messages.
     #[must_use]
     pub fn addresses(&self) -> Vec<String> {
         let name = |fd: &OwnedFd| {
@@ -103,7 +103,7 @@ impl Given {
         self.0.iter().filter_map(name).collect()
     }
 
-    /// For a program that takes this one's place.
+    /// The sockets, for a program that replaces this one.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.0.iter().map(AsFd::as_fd)
     }
@@ -147,9 +147,9 @@ impl Group {
             others: 0,
             given: true,
         };
-        // Somebody's sockets in the group already would come before ours.
+        // Sockets of other processes in the group would precede rsup's.
         let joined = group
-            .joiners()
+            .foreign_listeners()
             .map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
         let listeners = sockdiag::listeners(addr.port())
             .map_err(|error| ListenError::new(addr, "the list of sockets", error))?;
@@ -171,13 +171,13 @@ impl Group {
         Ok(group)
     }
 
-    /// For a group taken back by [`Group::adopt`]: notes that slot 0 is somebody else's socket, if it
-    /// is one of these.
+    /// For a group taken back by [`Group::adopt`]: records that slot 0 is one of these sockets, if
+    /// it is.
     pub fn recognise(&mut self, given: &Given) {
         self.given = self.sockets.first().is_some_and(|socket| given.has(socket));
     }
 
-    /// Slot 0 is somebody else's socket.
+    /// Whether slot 0 is a socket of the service manager.
     #[must_use]
     pub fn is_given(&self) -> bool {
         self.given

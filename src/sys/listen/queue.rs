@@ -21,7 +21,7 @@ pub enum Backlog {
         /// The most that can wait; SYNs beyond are dropped and sent again by the client.
         max: u32,
     },
-    /// Somebody shut it down: a worker can, by `shutdown(2)`, for all who hold it.
+    /// A holder shut it down: a worker can, by `shutdown(2)`, for all holders.
     NotListening,
 }
 
@@ -45,8 +45,9 @@ pub fn backlog(fd: impl AsFd) -> io::Result<Backlog> {
     })
 }
 
-/// How long ago the other side of a connection last sent something; if it never has, how old the connection is
-/// (`tcpi_last_data_recv`; `tcp_create_openreq_child` in `net/ipv4/tcp_minisocks.c`).
+/// The time since the other side of a connection last sent something; if it never has, the age of
+/// the connection (`tcpi_last_data_recv`; `tcp_create_openreq_child` in
+/// `net/ipv4/tcp_minisocks.c`).
 ///
 /// # Errors
 /// When `fd` is no TCP socket.
@@ -58,12 +59,11 @@ pub fn silent_for(fd: impl AsFd) -> io::Result<Duration> {
 /// Takes one connection off the queue of a listening socket, TCP or unix; never waits. The
 /// connection is non-blocking and close-on-exec. The address is `None` for unix sockets.
 ///
-/// `Ok(None)` when there is none; also when the client gave up between the handshake and now.
+/// `Ok(None)` when there is none; also when the client gave up after the handshake.
 ///
-/// When the description is in blocking mode and something is queued, it is non-blocking for the
-/// instant of the call: a worker that calls `accept(2)` in that very instant and finds nothing
-/// would see `EAGAIN`. So keep to slots whose worker is gone, or park them non-blocking.
-///
+/// When the description is in blocking mode and a connection is queued, it is non-blocking for the
+/// duration of the call: a worker that calls `accept(2)` in that instant and finds nothing would
+/// get `EAGAIN`. So it is used for slots whose worker is gone, or that are non-blocking.
 /// # Errors
 /// `EMFILE` and the like; `EINVAL` when the socket does not listen any more.
 pub fn accept_nonblocking(fd: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, Option<SocketAddr>)>> {
@@ -112,9 +112,9 @@ pub fn is_nonblocking(fd: impl AsFd) -> io::Result<bool> {
     Ok(raw::status_flags(fd)? & libc::O_NONBLOCK != 0)
 }
 
-/// Sets `O_NONBLOCK` of the open file description: for **every** holder of it, the worker that
-/// inherited the socket included. A slot's socket is blocking when an app inherits it, and as the
-/// app's own socket was when it takes the place of that one.
+/// Sets `O_NONBLOCK` of the open file description: for **every** holder of it, including the worker
+/// that inherited the socket. A slot's socket is blocking when an app inherits it, and has the mode
+/// of the app's own socket when it takes the place of that one.
 ///
 /// # Errors
 /// As `fcntl(2)`.

@@ -13,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use super::{BACKLOG, ListenError};
 use crate::sys::{holder, raw};
 
-/// Whose the file of a unix socket is, and who may connect (which takes the permission to write).
+/// Owner, group and mode of a unix socket file. (connect(2) needs the permission to write.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ownership {
     /// Permission bits.
@@ -24,15 +24,15 @@ pub struct Ownership {
     pub gid: u32,
 }
 
-/// Opens a stream socket that listens on `path`. The file has no permissions at all until it has its
-/// owner and group, and nobody can connect until it has its mode. (The umask, which all threads of a
-/// process share, plays no part.)
+/// Opens a stream socket that listens on `path`. The file has no permissions at all until it has
+/// its owner and group, so no client can connect before it has its mode. (The umask, which all
+/// threads of a process share, plays no part.)
 ///
-/// A socket file that nobody listens on (left by a process that was killed) is removed first. A
-/// symbolic link at `path` is not followed: bind(2) takes it for a file that exists.
+/// A socket file without a listener (left by a process that was killed) is removed first. A
+/// symbolic link at `path` is not followed: to bind(2) it is a file that exists.
 ///
 /// # Errors
-/// [`ListenError::PathInUse`] when somebody listens there, [`ListenError::Path`] for anything else
+/// [`ListenError::PathInUse`] when a process listens there, [`ListenError::Path`] for anything else
 /// in the way.
 pub fn open_unix(path: &Path, want: Ownership) -> Result<OwnedFd, ListenError> {
     let fail = |error: io::Error| ListenError::Path {
@@ -61,7 +61,7 @@ pub fn open_unix(path: &Path, want: Ownership) -> Result<OwnedFd, ListenError> {
     }
     let ready = own_unix(path, want).and_then(|()| socket.listen(BACKLOG).map_err(fail));
     if let Err(error) = ready {
-        // Nobody has it yet. What is no socket is not what was made.
+        // No client has it yet. A file that is not a socket is another one.
         if path
             .symlink_metadata()
             .is_ok_and(|found| found.file_type().is_socket())
@@ -73,11 +73,11 @@ pub fn open_unix(path: &Path, want: Ownership) -> Result<OwnedFd, ListenError> {
     Ok(socket.into())
 }
 
-/// Gives the file of a listening socket of ours its owner, group and mode, where it has others. It is
-/// the same socket before and after, so that no connection is lost; in between nobody may connect
-/// who may neither before nor after.
+/// Gives the file of one of rsup's listening sockets its owner, group and mode, where they differ.
+/// The socket stays the same, so that no connection is lost; in between, only users who may connect
+/// before or after may connect.
 ///
-/// A file that somebody has removed is not missed.
+/// A file that was removed is ignored.
 ///
 /// # Errors
 /// [`ListenError::Path`] when the system refuses, or when something else is at `path`.
@@ -86,8 +86,8 @@ pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
         path: path.to_owned(),
         reason,
     };
-    // The file itself, whatever happens to its name: no link is followed, and none can be put in
-    // its place from here on. open(2), O_PATH: neither read nor write permission is needed.
+    // The file itself, whatever happens to its name: links are not followed, and it cannot be
+    // replaced from here on. open(2), O_PATH: neither read nor write permission is needed.
     let file = match File::options()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
@@ -102,7 +102,7 @@ pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
     if (mode, found.uid(), found.gid()) == (want.mode, want.uid, want.gid) {
         return Ok(());
     }
-    // A hard link could be the socket of another program, which its owner would not want to give away.
+    // A hard link could be the socket of another program, whose owner must not change.
     if !found.file_type().is_socket() || found.nlink() != 1 {
         return Err(broken(
             "what is there is not the socket that rsup made".to_owned(),
@@ -133,8 +133,9 @@ pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
     }
     let to_all = |mode: u32| mode & 0o002 != 0;
     match (to_all(mode), to_all(want.mode)) {
-        // Everybody may connect afterwards, or could before: then one of the two states in between
-        // shuts out nobody who may connect in both. A new socket has no permissions, nor any client.
+        // If every user may connect before or after, one of the two orders excludes no user in
+        // between who may connect both before and after. A new socket has neither permissions nor
+        // clients.
         (false, true) if mode != 0 => chmod(want.mode).and_then(|()| chown()),
         (true, false) => chown().and_then(|()| chmod(want.mode)),
         (false, _) | (true, true) => {
@@ -147,8 +148,8 @@ pub fn own_unix(path: &Path, want: Ownership) -> Result<(), ListenError> {
     }
 }
 
-/// Removes a socket file that nobody listens on. A connection attempt tells: it is refused then
-/// and only then.
+/// Removes a socket file without a listener. A connection attempt decides: it is refused then and
+/// only then.
 fn remove_stale(path: &Path, addr: &SockAddr) -> Result<(), ListenError> {
     let broken = |reason: String| ListenError::Path {
         path: path.to_owned(),

@@ -10,7 +10,7 @@ use super::Step;
 use super::confine::Confine;
 use crate::sys::{fdpass, takeover};
 
-/// What [`run`] needs.
+/// The arguments of [`run`].
 pub(super) struct Prepared<'a> {
     program: &'a CStr,
     argv: Vec<*const c_char>,
@@ -96,12 +96,12 @@ fn errno() -> c_int {
     unsafe { *libc::__errno_location() }
 }
 
-/// Returns only with what went wrong.
+/// Returns only a failure.
 fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
     // SAFETY: system calls with integers and with pointers into `plan`, which outlives them; the
     // strings and arrays among it end with a null.
     unsafe {
-        // Or the pair would not end with our parent.
+        // Otherwise the pair would not end with the parent.
         libc::close(plan.parents_end);
         if libc::setsid() < 0 {
             return (Step::Session, errno());
@@ -113,8 +113,8 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
                 return (Step::Files, errno());
             }
         }
-        // Whatever else this process had open. Where the kernel cannot (before Linux 5.11), there
-        // should be nothing: all that rsup opens is close-on-exec.
+        // All other descriptors of this process. Where the kernel cannot (before Linux 5.11), there
+        // should be none: all that rsup opens is close-on-exec.
         let first = plan.sources.len() as libc::c_uint;
         libc::syscall(
             libc::SYS_close_range,
@@ -165,8 +165,8 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
             // Fails with EINVAL where there is no Yama, and then is not needed.
             libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
         }
-        // Until it is known and written down that we are here. The end of the pair means that whoever
-        // started us is dead, and nobody would ever know.
+        // Waits until the daemon knows and has saved that this child exists. The end of the pair
+        // means that the parent is dead, and no process would ever know of the child.
         let mut word = 0u8;
         if plan.held && libc::recv(plan.report, (&raw mut word).cast(), 1, 0) != 1 {
             libc::_exit(super::NO_PROGRAM);
@@ -183,8 +183,8 @@ fn attempt(plan: &mut Prepared<'_>) -> (Step, c_int) {
     }
 }
 
-/// Handlers are reset by exec itself, but what was ignored would stay so (SIGPIPE, in Rust). The
-/// raw system call, because libc keeps two signals to itself, which may be ignored all the same.
+/// exec itself resets handlers, but ignored signals would stay ignored (SIGPIPE, in Rust). By the
+/// raw system call, because libc reserves two signals, which may be ignored all the same.
 fn default_signals() {
     // struct sigaction of the kernel: handler, flags, restorer, mask. All zero is SIG_DFL.
     const MASK: usize = 8;

@@ -1,4 +1,4 @@
-//! Between fork and exec: what the program may use and do, and whom it becomes. As everything there,
+//! Limits and user of the program, set between fork and exec. As everything there,
 //! async-signal-safe.
 
 use std::ffi::c_int;
@@ -24,8 +24,9 @@ pub(super) struct Confine<'a> {
 type Failed = (Step, c_int);
 
 impl Confine<'_> {
-    /// The limit of open files: after the last descriptor is made, as all of rsup's own are open until
-    /// exec(2), and may be more than the limit. While still privileged: the hard limit may be raised.
+    /// The limit of open files: set after the last descriptor is made, as all of rsup's own are
+    /// open until exec(2), and may be more than the limit. While still privileged: the hard limit
+    /// may be raised.
     pub fn limit_files(&self) -> Result<(), Failed> {
         let Some(Limit { soft, hard }) = self.nofile else {
             return Ok(());
@@ -41,7 +42,8 @@ impl Confine<'_> {
         Ok(())
     }
 
-    /// What may need the privileges that are lost later, all but the filter and the limit of files.
+    /// Everything that may need the privileges that are dropped later, except for the filter and
+    /// the limit of files.
     pub fn privileged(&self) -> Result<(), Failed> {
         if let Some(folder) = self.cgroup {
             move_to(folder).map_err(|errno| (Step::Cgroup, errno))?;
@@ -66,7 +68,7 @@ impl Confine<'_> {
         Ok(())
     }
 
-    /// Groups before the user, who could not change them any more.
+    /// Sets the groups before the user, who could not change them.
     pub fn become_user(&self) -> Result<(), Failed> {
         let kept = self.capabilities.filter(|keep| *keep != 0);
         if let Some(who) = self.credentials {
@@ -93,7 +95,7 @@ impl Confine<'_> {
     }
 }
 
-/// Process 0 is the one that writes (cgroups(7)).
+/// Moves this process: process 0 is the one that writes (cgroups(7)).
 fn move_to(folder: RawFd) -> Result<(), c_int> {
     // SAFETY: a name that ends with a zero, a constant of one byte, and descriptors of our own.
     unsafe {

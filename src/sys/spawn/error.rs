@@ -1,4 +1,4 @@
-//! Why a program could not be started, in words for the user.
+//! Why a program could not be started, as messages for the user.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -94,7 +94,7 @@ pub enum SpawnError {
     /// A string with a zero byte in it.
     #[error("the {what} contains a zero byte")]
     ZeroByte {
-        /// Which.
+        /// The name of the string.
         what: &'static str,
     },
     /// Not on the `PATH`, or no such file.
@@ -102,7 +102,7 @@ pub enum SpawnError {
     NotFound {
         /// As written in the command.
         program: PathBuf,
-        /// Where it was looked for, and a suggestion where there is one.
+        /// The places that were searched, and a suggestion where there is one.
         hint: String,
     },
     /// It is a directory.
@@ -122,7 +122,7 @@ pub enum SpawnError {
     Denied {
         /// Its path.
         program: PathBuf,
-        /// In words.
+        /// The user, for the message.
         user: String,
         /// What stands in the way.
         reason: String,
@@ -144,7 +144,7 @@ pub enum SpawnError {
         /// As in its first line.
         interpreter: String,
     },
-    /// The working directory is gone or closed.
+    /// The working directory does not exist or is not accessible.
     #[error("the working directory {}: {reason}", cwd.display())]
     Directory {
         /// Its path.
@@ -155,7 +155,7 @@ pub enum SpawnError {
     /// `EAGAIN` of fork.
     #[error("{limit}")]
     ProcessLimit {
-        /// Which, and whose it is.
+        /// The limit, and where it is set.
         limit: String,
     },
     /// `EMFILE` or `ENFILE`.
@@ -164,11 +164,11 @@ pub enum SpawnError {
     /// Anything else.
     #[error("{}: {message}", step.words())]
     System {
-        /// What was being done.
+        /// The step that failed.
         step: Step,
-        /// What the system said.
+        /// The system's error.
         message: String,
-        /// Its number, where there is one.
+        /// Its `errno`, where there is one.
         errno: Option<i32>,
     },
 }
@@ -191,7 +191,8 @@ impl SpawnError {
         }
     }
 
-    /// What a child reported. `program` is as given to exec, relative to `cwd` perhaps.
+    /// The error that a child reported. `program` is the path given to exec, relative to `cwd`
+    /// perhaps.
     pub(super) fn in_child(
         step: Step,
         errno: i32,
@@ -230,7 +231,7 @@ impl SpawnError {
                     program,
                     interpreter,
                 },
-                // A binary without its loader shows so too.
+                // A binary without its loader fails in the same way.
                 None if file.exists() => SpawnError::NoInterpreter {
                     program,
                     interpreter: "or dynamic loader".to_owned(),
@@ -258,7 +259,7 @@ impl SpawnError {
     }
 }
 
-/// Which part of the path is not open to the user.
+/// The part of the path that is closed to the user.
 fn closed(path: &Path, user: &Credentials) -> String {
     match user.first_closed(path) {
         Some(part) => format!("{} is closed to it", part.display()),
@@ -277,7 +278,7 @@ fn interpreter(file: &Path) -> Option<String> {
         .split(|&byte| byte == b'\n')
         .next()?;
     let line = String::from_utf8_lossy(line);
-    // A file written on Windows asks for "/bin/sh\r": shown, so that it can be seen.
+    // A file written on Windows asks for "/bin/sh\r": the carriage return must be visible.
     let word = line.trim_matches([' ', '\t']).split([' ', '\t']).next()?;
     Some(word.escape_debug().to_string())
 }

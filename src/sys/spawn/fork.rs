@@ -1,5 +1,5 @@
-//! Making the process: in its cgroup at once where the kernel can, which is far cheaper than moving
-//! there, and leaves no moment outside.
+//! Makes the process: directly in its cgroup where the kernel can, which is far cheaper than moving
+//! it there, and leaves no moment outside.
 
 use std::ffi::c_int;
 use std::os::fd::RawFd;
@@ -24,7 +24,8 @@ struct CloneArgs {
     cgroup: u64,
 }
 
-/// As fork(2), -1 and `errno` included; beside it whether the child is in the cgroup already.
+/// As fork(2), with -1 and `errno` on failure; also returns whether the child is in the cgroup
+/// already.
 ///
 /// # Safety
 /// As after fork(2) in a process with threads, the child may make async-signal-safe calls only.
@@ -50,7 +51,7 @@ pub(super) unsafe fn fork(cgroup: Option<RawFd>) -> (c_int, bool) {
         if pid >= 0 || full {
             return (pid as c_int, true);
         }
-        // An old kernel, or a sandbox that cannot look into the arguments: the child moves itself.
+        // An old kernel, or a sandbox that cannot inspect the arguments: the child moves itself.
     }
     // SAFETY: passed on to the caller.
     (unsafe { libc::fork() }, false)

@@ -1,4 +1,4 @@
-//! Which file a command means: the rules of execvp(3), with the *child's* `PATH` and directory.
+//! Finds the file of a command: by the rules of execvp(3), with the *child's* `PATH` and directory.
 
 use std::ffi::{CString, OsStr};
 use std::fs;
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::{SpawnError, value_of};
 
-/// What `execvp(3)` takes when there is no `PATH`.
+/// What `execvp(3)` uses without a `PATH`.
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 
-/// The path to give to `execve(2)`, relative to `cwd` if it was given so.
+/// The path for `execve(2)`; relative to `cwd` if the command is.
 pub(super) fn program(
     argv: &[CString],
     env: &[CString],
@@ -106,7 +106,7 @@ enum Found {
     /// A file without any execute permission.
     Plain,
     Program,
-    /// We may not look; the child may be another user.
+    /// This process may not look; the child may be another user.
     Unknown,
 }
 

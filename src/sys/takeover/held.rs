@@ -1,20 +1,22 @@
 //! A copy of the listener in the worker itself, so that the filter is never without one.
 //!
-//! When the last descriptor of a listener is closed, the kernel answers every trapped call, then and from
-//! then on, with `ENOSYS` (kernel/seccomp.c, `seccomp_notify_detach`); there is no way to open it again.
-//! So a worker holds its own: while no rsup is there its calls wait, and the next one takes the descriptor
-//! back by `pidfd_getfd(2)` and answers them.
+//! When the last descriptor of a listener is closed, the kernel answers every trapped call, then
+//! and from then on, with `ENOSYS` (kernel/seccomp.c, `seccomp_notify_detach`); the listener cannot
+//! be opened again. So a worker holds its own copy: while no rsup is there its calls wait, and the
+//! next rsup takes the descriptor back by `pidfd_getfd(2)` and answers them.
 //!
 //! * The program is started with the copy at a number of at least [`NUMBER`], not close-on-exec: a shell or
 //!   npm in front of the app passes it on.
-//! * With the first call of each process ([`Listener::leave_with`]) the copy becomes close-on-exec there, and
-//!   is put back where the program has closed all its descriptors. So what an app executes does not have it.
-//! * Only workers of an ordinary user's rsup get one, which run as that user and under `PR_SET_NO_NEW_PRIVS`. Who
-//!   holds a listener can answer the calls of all processes under the filter, and put descriptors into them: with
-//!   a setuid program among those, that would be a way to its privileges (it is why seccomp(2) asks for that bit
-//!   or `CAP_SYS_ADMIN`). And it can snatch a call away from [`Listener::receive`], which then waits for the
-//!   next one: a process of the same user may stop this one by a signal anyway. A worker of root may become
-//!   another user, and its descriptors go with it. What is left is that a worker can cheat itself.
+//! * With the first call of each process ([`Listener::leave_with`]) the copy becomes close-on-exec
+//!   there, and is put back where the program has closed all its descriptors. So what an app
+//!   executes does not have it.
+//! * Only workers of an ordinary user's rsup get one, which run as that user and under
+//!   `PR_SET_NO_NEW_PRIVS`. The holder of a listener can answer the calls of all processes under
+//!   the filter, and put descriptors into them: with a setuid program among those, that would be a
+//!   way to its privileges (which is why seccomp(2) requires that bit or `CAP_SYS_ADMIN`). It can
+//!   also take a call away from [`Listener::receive`], which then waits for the next one: a process
+//!   of the same user may stop rsup by a signal anyway. A worker of root may become another user,
+//!   and its descriptors go with it. What remains is that a worker can harm itself.
 
 use std::ffi::c_int;
 use std::fs;
@@ -26,15 +28,15 @@ use libc::seccomp_notif_addfd;
 use super::{Listener, Waiting, gone};
 use crate::sys::{owner, raw, rescue};
 
-/// Where programs do not look: scripts write single digits, 200 and 255, and loops that close everything
-/// stop at 256 or do not stop.
+/// A number that programs do not use: scripts write single digits, 200 and 255, and loops that
+/// close everything stop at 256 or do not stop.
 const NUMBER: c_int = 731;
 
 /// What `/proc/PID/fd` calls a listener (kernel/seccomp.c, `init_listener`).
 const LINK: &str = "anon_inode:seccomp notify";
 
-/// Duplicates the listener for the program to come, as high as the limit of open files allows; without
-/// room there is none. Async-signal-safe.
+/// Duplicates the listener for the program to execute, as high as the limit of open files allows;
+/// without room there is no copy. Async-signal-safe.
 pub(in crate::sys) fn keep(listener: c_int) {
     for least in [NUMBER, NUMBER / 4, 16] {
         // SAFETY: integers; the new descriptor is the program's.
@@ -44,13 +46,13 @@ pub(in crate::sys) fn keep(listener: c_int) {
     }
 }
 
-/// Whether a program that this process starts may have the listener of its filter. `another`: as another user.
-/// Async-signal-safe.
+/// Whether a program that this process starts may have the listener of its filter. `another`: it
+/// runs as another user. Async-signal-safe.
 pub(in crate::sys) fn may_be_given(no_new_privs: bool, another: bool) -> bool {
     no_new_privs && !another && own_user() != 0
 }
 
-/// The same of one that runs (proc_pid_status(5)).
+/// The same for a running process (proc_pid_status(5)).
 #[must_use]
 pub fn may_hold(process: u32) -> bool {
     let own = own_user();
@@ -69,8 +71,8 @@ fn own_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// The numbers of the listeners that the process has open. Under a filter with a listener the kernel
-/// allows no second one, so a worker has copies of its own at the most.
+/// The numbers of the listeners that the process has open. Under a filter with a listener the
+/// kernel allows no second one, so a worker has at most copies of its own.
 fn numbers(process: u32) -> io::Result<Vec<c_int>> {
     owner::with_access(process, || {
         let mut found = Vec::new();
@@ -110,11 +112,11 @@ pub fn take_back(pidfd: impl AsFd, process: u32) -> io::Result<Option<OwnedFd>> 
 }
 
 impl Listener {
-    /// Sees to it that the process of a call that waits holds the listener, close-on-exec. False where it may
-    /// not have it.
+    /// Makes the process of a waiting call hold the listener, close-on-exec. False where it may not
+    /// have it.
     ///
     /// # Errors
-    /// When it cannot be looked at, or the kernel has no room.
+    /// When the process cannot be inspected, or the kernel has no room.
     pub fn leave_with(&self, call: &impl Waiting) -> io::Result<bool> {
         let process = call.process();
         if !may_hold(process) {
@@ -132,7 +134,7 @@ impl Listener {
             }
             None => None,
         };
-        // A number that is free now may be the app's a moment later: only its own copy is replaced, and for a
+        // A free number may be the app's a moment later: only its own copy is replaced, and for a
         // new one the kernel chooses.
         let exchange = seccomp_notif_addfd {
             id: call.id(),

@@ -1,9 +1,11 @@
-//! What a trapped call is about: its arguments in the caller's memory, and the caller's socket.
+//! Reads what a trapped call is about: its arguments in the caller's memory, and the caller's
+//! socket.
 //!
-//! Each fact has two ways, and the second is tried where the first is refused: sandboxes refuse single
-//! system calls (Docker's default seccomp profile `pidfd_getfd(2)`, that of Docker 20.10 and older
-//! `process_vm_readv(2)` as well), while the same facts stand in `/proc`. All of it needs what ptrace(2)
-//! needs; [`owner`] says how root without `CAP_SYS_PTRACE` reads processes of another user.
+//! Each fact can be read in two ways, and the second is tried where the first is refused: sandboxes
+//! refuse single system calls (Docker's default seccomp profile `pidfd_getfd(2)`, that of Docker
+//! 20.10 and older `process_vm_readv(2)` as well), while `/proc` has the same facts. All of it
+//! needs the rights of ptrace(2); [`owner`] explains how root without `CAP_SYS_PTRACE` reads
+//! processes of another user.
 //!
 //! The caller of these functions checks *after* all of them that the call still waits
 //! (`SECCOMP_IOCTL_NOTIF_ID_VALID`): only then is what was read of the right process.
@@ -18,11 +20,11 @@ use super::AppSocket;
 use crate::sys::owner::{self, refused};
 use crate::sys::{listen, process, raw, rescue};
 
-/// An internet address that a trapped call was given as pointer and length, as `bind(2)` and `connect(2)`
-/// are; `None` for another family.
+/// The internet address that a trapped call got as pointer and length, as `bind(2)` and
+/// `connect(2)` do; `None` for another family.
 ///
 /// # Errors
-/// When the memory of the thread cannot be read, or not there.
+/// When the memory of the thread cannot be read, or is not mapped.
 pub(super) fn address(thread: u32, pointer: u64, len: u64) -> io::Result<Option<SocketAddr>> {
     let mut bytes = [0u8; 28];
     let want = usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len());
@@ -100,7 +102,7 @@ pub(super) fn thread_group(thread: u32) -> Option<u32> {
 /// The socket that is number `fd` of a thread.
 ///
 /// # Errors
-/// `EBADF` or `ENOENT` when there is none; when neither way to look at it is open.
+/// `EBADF` or `ENOENT` when there is none; when neither way is permitted.
 pub(super) fn socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSocket> {
     let flags = || owner::with_access(thread, || descriptor_flags(thread, fd));
     let first = match by_duplicate(thread, process, fd) {
@@ -146,7 +148,7 @@ pub(super) fn socket(thread: u32, process: u32, fd: c_int) -> io::Result<AppSock
     })
 }
 
-/// What a duplicate of a socket tells.
+/// What a duplicate of a socket shows.
 struct Duplicate {
     nonblocking: bool,
     v6only: bool,
@@ -154,10 +156,10 @@ struct Duplicate {
     is_v6: bool,
 }
 
-/// Looks at the app's socket through a duplicate that lives for the moment only.
+/// Examines the app's socket through a short-lived duplicate.
 fn by_duplicate(thread: u32, process: u32, fd: c_int) -> io::Result<Duplicate> {
     let pidfd = match process::pidfd_open_thread(thread) {
-        // Before Linux 6.9 there is only the whole process; threads share descriptors, as a rule.
+        // Before Linux 6.9 only whole processes have pidfds; threads share descriptors, as a rule.
         Err(error) if raw::is_errno(&error, libc::EINVAL) => process::pidfd_open(process),
         result => result,
     }?;

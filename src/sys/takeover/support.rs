@@ -1,4 +1,4 @@
-//! Whether this kernel, and the container around, allow takeover: found out by doing it once, as the user
+//! Whether this kernel, and the container around, allow takeover: found by a trial, as the user
 //! that it is for.
 
 use std::ffi::{CString, c_int};
@@ -13,7 +13,7 @@ use crate::sys::owner::refused;
 use crate::sys::spawn::{self, Credentials, Plan, SpawnError, Step};
 use crate::sys::{capability, fdpass, process, raw};
 
-/// What a trial found.
+/// The result of a trial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Support {
     /// Takeover works.
@@ -24,19 +24,19 @@ pub enum Support {
     },
     /// It does not.
     No {
-        /// For the user.
+        /// The reason, for the user.
         why: String,
     },
 }
 
-/// Why there was no trial: no process could be made, or it did not get to run in time. That says nothing of
-/// takeover, and it may be otherwise a moment later.
+/// Why there was no trial: no process could be made, or it did not run in time. That shows nothing
+/// about takeover, and may change a moment later.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
 #[error("{0}")]
 pub struct Untried(String);
 
 impl Untried {
-    /// There is no thread that could wait for a trial.
+    /// The error when no thread is available to wait for a trial.
     #[must_use]
     pub fn no_thread(error: &io::Error) -> Untried {
         untried(Step::Fork)(io::Error::from_raw_os_error(
@@ -45,20 +45,20 @@ impl Untried {
     }
 }
 
-/// How long a trial may take in all; it takes some milliseconds.
+/// The time limit of a whole trial; it takes some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The verb of rsup that is [`run_trial`]: what [`probe_support_as`] executes.
 pub const TRIAL: &str = "takeover-trial";
 
-/// The answer that shows the round trip to work: no bind returns this by itself.
+/// The answer that proves the round trip: no bind returns this by itself.
 const SIGN: c_int = libc::EXFULL;
 
-/// What is asked for in the trial. Nothing is ever bound.
+/// The address that the trial asks for. It is never bound.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0x5253);
 
-/// Tries takeover in a child that exists for this alone, of this process's own user: installs the filter,
-/// traps a bind, looks at it as at an app's, and answers it.
+/// Tries takeover in a child made for it, of this process's own user: installs the filter, traps a
+/// bind, reads it as an app's, and answers it.
 ///
 /// # Errors
 /// [`Untried`].
@@ -78,9 +78,10 @@ pub fn probe_support() -> Result<Support, Untried> {
     ))
 }
 
-/// The same as `user`, by a program started as a worker is; [`probe_support`] said yes.
+/// As [`probe_support`], which must have succeeded, for `user`: with a program started as a worker
+/// is.
 ///
-/// Such a worker may be closed to root: where root lacks `CAP_SYS_PTRACE`.
+/// Root may be unable to inspect such a worker: where it lacks `CAP_SYS_PTRACE`.
 ///
 /// # Errors
 /// [`Untried`].
@@ -112,11 +113,11 @@ pub fn probe_support_as(
     Ok(support(found?, needs_no_new_privs))
 }
 
-/// The program of [`probe_support_as`]; its exit code.
+/// The program of [`probe_support_as`]; returns its exit code.
 #[must_use]
 pub fn run_trial() -> u8 {
     let errno = bind_once();
-    // Who reads it is gone if this fails.
+    // If this fails its reader is gone.
     let _ = io::stdout().write_all(&errno.to_ne_bytes());
     let _ = io::stdout().flush();
     0
@@ -141,8 +142,8 @@ fn words(error: &io::Error) -> String {
     }
 }
 
-/// Why a process may not be looked into; Yama's ptrace_scope (its documentation:
-/// `admin-guide/LSM/Yama.rst`) where it is that.
+/// Why a process may not be inspected; Yama's ptrace_scope (its documentation:
+/// `admin-guide/LSM/Yama.rst`) where that is the cause.
 fn closed(error: &io::Error, yama: Option<u32>, may_trace_all: bool) -> String {
     match yama {
         Some(3) => "Yama forbids every process to look into another (kernel.yama.ptrace_scope is 3, which only a reboot \
@@ -167,7 +168,7 @@ fn yama() -> Option<u32> {
         .ok()
 }
 
-/// Errors that come of a lack of something for the moment.
+/// For errors of a temporary shortage.
 fn untried(step: Step) -> impl Fn(io::Error) -> Untried {
     move |error| Untried(SpawnError::system(step, &error).to_string())
 }
@@ -184,7 +185,7 @@ fn attempt(filter: &[libc::sock_filter], no_new_privs: bool) -> Result<io::Resul
     drop(signals);
     let pid = forked.map_err(untried(Step::Fork))? as u32;
     drop(theirs);
-    // Of a child that is gone already, and was waited for by the thread that reaps, nothing is to be ended.
+    // A child that is gone, and was reaped by another thread, needs no end.
     let pidfd = process::pidfd_open(pid).map_err(untried(Step::Identify));
     let result = answer(&ours);
     end(&pidfd?);
@@ -215,7 +216,7 @@ fn in_time(result: io::Result<()>) -> Result<io::Result<()>, Untried> {
     }
 }
 
-/// In the child.
+/// Runs in the child.
 fn trial(filter: &[libc::sock_filter], no_new_privs: bool, report: c_int) -> ! {
     // SAFETY: system calls with integers, and with pointers to locals that outlive them.
     unsafe {
@@ -266,7 +267,7 @@ fn bind_once() -> c_int {
     }
 }
 
-/// Answers the one bind of a trial, having looked at it.
+/// Reads and answers the one bind of a trial.
 fn answer_bind(listener: &Listener) -> io::Result<()> {
     if raw::poll(listener, libc::POLLIN, PATIENCE)? & libc::POLLIN == 0 {
         return Err(io::ErrorKind::TimedOut.into());
@@ -281,7 +282,8 @@ fn answer_bind(listener: &Listener) -> io::Result<()> {
             &raw mut call,
         )
     })?;
-    // A number that cannot exist: EBADF says that the kernel knows the request, EINVAL that not.
+    // A number that cannot exist: EBADF means that the kernel knows the request, EINVAL that it
+    // does not.
     let exchange = libc::seccomp_notif_addfd {
         id: call.id,
         flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
@@ -367,8 +369,8 @@ fn answer_program(
     let started = loop {
         match child.exec.read() {
             Ok(Some(Ok(started))) => break started,
-            // The file of rsup itself is closed to that user, which says nothing of takeover: the user's own
-            // program is another file.
+            // The file of rsup itself is closed to that user, which shows nothing about takeover:
+            // the user's own program is another file.
             Ok(Some(Err(SpawnError::Denied { .. }))) => return Ok(Ok(())),
             Ok(Some(Err(error))) => return Err(Untried(error.to_string())),
             Ok(None) => {}

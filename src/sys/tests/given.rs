@@ -1,4 +1,4 @@
-//! Sockets that somebody else listens with and hands to us.
+//! Sockets that another process listens with and passes to rsup.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use super::localhost;
-use crate::sys::listen::{Family, Found, Given, Group, ListenError, accept_nonblocking};
+use crate::sys::listen::{Family, Given, Group, ListenError, Lookup, accept_nonblocking};
 use crate::sys::steer::{self, Balance, Table};
 
 /// As systemd's: listens without SO_REUSEPORT, and its owner keeps a copy.
@@ -24,7 +24,7 @@ fn given(listener: &TcpListener) -> Given {
 
 fn group(listener: &TcpListener, addr: SocketAddr, size: usize) -> Group {
     match given(listener).tcp(addr, false).unwrap() {
-        Found::Same(fd) => Group::open_given(fd, size).unwrap(),
+        Lookup::Same(fd) => Group::open_given(fd, size).unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -99,7 +99,7 @@ fn its_owner_goes_on_listening_after_us_and_can_give_it_again() {
         group.steer(&sole(3, 2)).unwrap();
         assert_eq!(arrives_at(&group, || TcpStream::connect(addr).unwrap()), 2);
         group.end();
-        // The program of the group is still there and names a socket that is not.
+        // The program of the group is still attached and names a socket that does not exist.
         let waits = TcpStream::connect(addr).unwrap();
         let (_, peer) = listener.accept().unwrap();
         assert_eq!(peer, waits.local_addr().unwrap());
@@ -133,7 +133,7 @@ fn strangers_in_its_group_are_refused() {
     let (listener, addr) = theirs(localhost());
     let first = group(&listener, addr, 2);
     match given(&listener).tcp(addr, false).unwrap() {
-        Found::Same(fd) => {
+        Lookup::Same(fd) => {
             let error = Group::open_given(fd, 2).unwrap_err();
             assert!(matches!(error, ListenError::InUse { .. }), "{error}");
         }
@@ -172,11 +172,11 @@ fn given_sockets_are_found_by_address_alone() {
     );
     assert!(given.unix(&folder.path().join("other")).unwrap().is_none());
     let any = SocketAddr::new("0.0.0.0".parse().unwrap(), addr.port());
-    assert!(matches!(given.tcp(any, false).unwrap(), Found::Other(found) if found == addr));
+    assert!(matches!(given.tcp(any, false).unwrap(), Lookup::Other(found) if found == addr));
     let elsewhere = SocketAddr::new("127.0.0.1".parse().unwrap(), addr.port() ^ 1);
     assert!(matches!(
         given.tcp(elsewhere, false).unwrap(),
-        Found::Nothing
+        Lookup::Nothing
     ));
     assert_eq!(
         given.addresses(),

@@ -72,15 +72,15 @@ fn addresses_that_cannot_be_had() {
 #[test]
 fn joiners_are_seen() {
     let group = Group::open(localhost(), false, 2).unwrap();
-    assert_eq!(group.joiners().unwrap(), []);
+    assert_eq!(group.foreign_listeners().unwrap(), []);
     let joiner = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     joiner.set_reuse_address(true).unwrap();
     joiner.set_reuse_port(true).unwrap();
     joiner.bind(&group.addr().into()).unwrap();
     joiner.listen(1).unwrap();
-    let joiners = group.joiners().unwrap();
-    assert_eq!(joiners.len(), 1);
-    assert_eq!(joiners[0].pid, std::process::id());
+    let foreign = group.foreign_listeners().unwrap();
+    assert_eq!(foreign.len(), 1);
+    assert_eq!(foreign[0].pid, std::process::id());
     assert_eq!(sockdiag::listeners(group.addr().port()).unwrap().len(), 3);
 }
 
@@ -181,7 +181,7 @@ fn a_group_beside_sockets_that_cannot_be_had() {
     ours.steer(&sole(4, 0)).unwrap();
     ours.find_order().unwrap();
     assert_steered(&ours);
-    // When those workers end, the kernel moves ours into their places.
+    // When those workers end, the kernel moves rsup's sockets into their places.
     drop(beyond_reach);
     assert_eq!(ours.mend().unwrap(), Mended::Again);
     assert_steered(&ours);
@@ -339,7 +339,7 @@ fn paths() {
             .to_string()
             .contains("not the socket")
     );
-    // A link at the end of the path is nobody's invitation, and neither is a second name.
+    // A link at the end of the path is not followed, nor is a second name accepted.
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert!(
@@ -380,7 +380,8 @@ fn half_open_handshakes_are_seen() {
     });
 }
 
-/// What a program leaves that looks whether its port is taken, and what it must not be taken for.
+/// The traces of a program that tests whether its port is taken, and what must not be mistaken for
+/// them.
 #[test]
 fn traces_of_a_test_by_connecting() {
     for ip in ["127.0.0.1", "::1"] {
@@ -401,17 +402,17 @@ fn traces_of_a_test_by_connecting() {
             drop(TcpStream::connect(addr).unwrap());
         }
         super::until("the ends", || (traces() == (3, true)).then_some(()));
-        // One that gave up had said something.
+        // A client that gave up after it had sent something.
         drop(asks);
         assert_eq!(sockdiag::abandoned(addr.port()).unwrap(), 3);
-        // Those that are accepted are not abandoned.
+        // Accepted connections are not abandoned.
         let accepted: Vec<_> = (0..5).map(|_| listener.accept().unwrap()).collect();
         assert_eq!(traces(), (0, true));
         drop((waits, accepted));
     }
 }
 
-/// The kernel moves sockets about when some leave the group; the group finds out where they are.
+/// The kernel moves sockets when some leave the group; the group finds their new indexes.
 #[test]
 fn sockets_that_were_shut_down_listen_again_where_they_are_found() {
     for addr in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0", "[::1]:0"] {
@@ -433,7 +434,7 @@ fn sockets_that_were_shut_down_listen_again_where_they_are_found() {
             }
             assert_eq!(group.mend().unwrap(), Mended::Again, "{addr} {shut:?}");
             for slot in 0..7 {
-                // Take away what the probes of mending left.
+                // Removes what the probes of mending left.
                 while accept_nonblocking(group.fd(slot)).unwrap().is_some() {}
             }
             for slot in 0..7 {

@@ -22,7 +22,7 @@ use crate::sys::{procfs as sys_procfs, raw};
 /// Far longer than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits until `condition` gives something.
+/// Waits until `condition` returns a value.
 fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

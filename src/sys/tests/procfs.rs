@@ -99,7 +99,7 @@ fn orphans_of_others_are_left_alone() {
     let (plan, _out) = plan(&["sh", "-c", "exit 3"]);
     let child = spawn(plan).unwrap();
     super::raw::poll(&child.pidfd, libc::POLLIN, super::PATIENCE).unwrap();
-    // Everybody is known: nothing may be taken away from the other tests.
+    // All children count as known: nothing may be reaped under the other tests.
     assert_eq!(process::reap_orphans(|_| true).unwrap(), []);
     let mine = child.pid;
     let reaped = process::reap_orphans(|pid| pid != mine).unwrap();

@@ -25,7 +25,7 @@ fn what_a_child_gets() {
                   /proc/$$/fd/0; pwd; exit 7";
     let dir = tempfile::tempdir().unwrap();
     let cwd = dir.path().canonicalize().unwrap();
-    // Something to be inherited by mistake: not close-on-exec, and with a high number.
+    // A descriptor that could be inherited by mistake: not close-on-exec, and with a high number.
     let leak = nix::unistd::dup(std::io::stderr()).unwrap();
     let (text, exit) = output(&["sh", "-c", script], |plan| plan.cwd.clone_from(&cwd));
     drop(leak);
@@ -118,7 +118,8 @@ fn what_is_given_up_stays_given_up() {
             assert_eq!(found, [keep; 5], "{user:?}");
         }
     }
-    // Without a word about capabilities, another user has none and could get them back by a setuid program only.
+    // Without configured capabilities, another user has none and could get them back by a setuid
+    // program only.
     let all = crate::sys::capability::effective().unwrap();
     assert_eq!(
         sets(&|plan| plan.credentials = Some(nobody.clone())),
@@ -200,8 +201,9 @@ fn limits_users_and_privileges() {
     }
 }
 
-/// install(1) writes it: a file that this process has open for writing is open in each child that another test
-/// forks just then as well, until that child's execve(2), and cannot be executed meanwhile (ETXTBSY).
+/// Written by install(1): a file that this process has open for writing is also open in each child
+/// that another test forks at that moment, until that child's execve(2), and cannot be executed
+/// meanwhile (ETXTBSY).
 fn file(dir: &Path, name: &str, text: &str, mode: u32) {
     let written = dir.join(format!("{name}.text"));
     std::fs::write(&written, text).unwrap();

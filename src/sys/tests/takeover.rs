@@ -1,4 +1,4 @@
-//! Unmodified servers on sockets of ours.
+//! Unmodified servers on sockets of rsup.
 
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::Instant;
@@ -83,7 +83,8 @@ fn a_call_that_was_received_and_not_answered_is_noticed() {
     assert!(!left_unanswered(&listener, &[child.0.pid]));
 }
 
-/// A worker of root could harm others by it: tests/survival shows what one of an ordinary user gets.
+/// A worker of root could harm others with it: tests/survival shows what one of an ordinary user
+/// gets.
 #[test]
 fn a_worker_of_root_holds_no_listener() {
     if program("python3").is_none() || !nix::unistd::geteuid().is_root() {
@@ -113,7 +114,7 @@ fn a_worker_of_root_holds_no_listener() {
     }
 }
 
-/// Starts a server, hands it slot 1 and asks it something.
+/// Starts a server, hands it slot 1 and sends it a request.
 fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
     let group = group();
     let port = group.addr().port();
@@ -125,7 +126,7 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
     if !prepare(&mut plan) {
         return;
     }
-    // Waits in the queue before there is anybody to take it.
+    // Waits in the queue before there is a worker to accept it.
     let early = TcpStream::connect(group.addr()).unwrap();
     let mut child = spawn(plan).unwrap();
     let listener = report(&mut child.exec).unwrap().notify.unwrap();
@@ -170,7 +171,7 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
         listener.inject(&bind, group.fd(1)).unwrap(),
         Answer::Delivered
     );
-    // An app that asked for it later, as asyncio does, may have it by now.
+    // An app that sets it later, as asyncio does, may have done so by now.
     assert!(!nonblocking || is_nonblocking(group.fd(1)).unwrap());
     if let Some(early) = early {
         assert!(http(early).contains("200 OK"));
@@ -184,7 +185,7 @@ fn serve(argv: &[&str], nonblocking: bool, bound: &str) {
         Backlog::Listening { queued: 0, .. }
     ));
     drop(child);
-    // Dead, and the socket lives: a connection waits.
+    // The server is dead, and the socket lives: a connection waits.
     let _late = TcpStream::connect(group.addr()).unwrap();
     assert!(matches!(
         group.backlog(1).unwrap(),

@@ -1,5 +1,6 @@
-//! How a rollout goes: what each release is to have next, given what is seen. A strategy decides nothing else;
-//! [`super::plan`] turns its answer into moves within the bounds of surge and availability.
+//! How a rollout proceeds: the wanted workers of each release, given what is seen. A strategy
+//! decides nothing else; [`super::plan`] turns its answer into moves within the bounds of surge and
+//! availability.
 
 pub mod recreate;
 pub mod rolling;
@@ -8,7 +9,7 @@ use super::{Phase, Rollout};
 use crate::core::view::OperationKind;
 use crate::core::weights::Share;
 
-/// What is wanted of one release.
+/// The wanted workers of one release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wish {
     pub revision: u64,
@@ -16,15 +17,15 @@ pub struct Wish {
     pub share: Share,
 }
 
-/// What is wanted of each release that has workers, or is to have some.
+/// The wish for each release that has workers, or gets some.
 pub type Desired = Vec<Wish>;
 
-/// What follows.
+/// The next step of the rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on when something happens.
+    /// Nothing until the next input.
     Wait,
-    /// To the next phase.
+    /// The next phase.
     Advance,
     Done,
 }
@@ -32,35 +33,35 @@ pub enum Verdict {
 /// What a strategy sees of an app.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// The release that is wanted.
+    /// The wanted release.
     pub target: u64,
     pub instances: u16,
-    /// Instances of the target that are available, or have ended as their policy has it.
+    /// Instances of the target that are available, or have ended as their policy allows.
     pub filled: u16,
-    /// The same, with those that are ready and have not been for long, or are unready now.
+    /// As `filled`, plus those that are ready but not for long enough, or unready now.
     pub manned: u16,
-    /// The most workers that are wanted of all releases together, before or after.
+    /// The most workers wanted of all releases together, before or after.
     pub most: u16,
-    /// Every other release that has a set, in the order in which it is to keep its workers.
+    /// Every other release that has a set, in the order in which they keep their workers.
     pub others: Vec<Other>,
-    /// Whether the wanted sockets are there.
+    /// Whether the wanted sockets are open.
     pub listening: bool,
-    /// Whether a worker that was leaving when the rollout finished is still there; on the way back, one of
-    /// another release than the target.
+    /// Whether a worker that was leaving when the rollout finished is still there; during a
+    /// rollback, one of another release than the target.
     pub leaving: bool,
 }
 
-/// A release that is not, or no more, the wanted one.
+/// A release other than the wanted one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Other {
     pub revision: u64,
     /// Workers that it may keep.
     pub able: u16,
-    /// How many of these serve.
+    /// The number of these that serve.
     pub serving: u16,
 }
 
-/// Asks the strategy of the rollout.
+/// Calls the strategy of the rollout.
 pub fn next(rollout: &Rollout, seen: &Seen) -> (Desired, Verdict) {
     let desired = match (rollout.kind, &rollout.phase) {
         (OperationKind::Restart, Phase::Progress { .. } | Phase::Finish { .. }) => {

@@ -1,4 +1,5 @@
-//! Worker by worker: a release loses a worker for each one of the target that is available beyond what was there.
+//! Worker by worker: the other releases lose one for each additional available worker of the
+//! target.
 
 use super::{Desired, Seen, Wish};
 use crate::core::weights::Share;
@@ -14,7 +15,7 @@ pub fn desired(seen: &Seen) -> Desired {
         rest -= taken;
         taken
     };
-    // What serves in one release is not given up for what does not in another.
+    // A serving worker of one release is not given up for one of another that does not serve.
     let serving: Vec<u16> = seen.others.iter().map(|o| take(o.serving)).collect();
     let mut desired = Desired::new();
     for (other, serving) in seen.others.iter().zip(serving) {

@@ -10,7 +10,7 @@ use crate::daemon::state::Ending;
 use crate::model::Cause;
 
 impl Daemon {
-    /// Stops every app, and then ends. During a stop of everything it waits for the same end.
+    /// Stops every app, and then ends. During a stop of everything it waits for that to end.
     pub(in crate::daemon::clients) fn kill(&mut self, id: ActionId, answer: Caller) {
         let tasks = if self.ending {
             let join = |Part { app, kind, how }| match how {

@@ -1,4 +1,4 @@
-//! What each action asks of each app: a file per verb.
+//! What each action does with each app: a file per verb.
 
 mod delete;
 mod kill;
@@ -16,17 +16,17 @@ use crate::control::{Act, Action, Answer, Failure, FailureCode, Target, Untouche
 use crate::core::{self, OpId, OperationKind};
 use crate::daemon::Daemon;
 
-/// What an action is for one app.
+/// The part of an action for one app.
 pub struct Task {
     pub app: AppName,
     pub kind: OperationKind,
     pub step: Step,
 }
 
-/// What is to be done for it.
+/// What the daemon does for it.
 pub enum Step {
     Begin(core::Request),
-    /// To wait for what is under way already and is the same.
+    /// Waits for an equal action that is under way.
     Join(OpId),
     Leave(Untouched),
     Refuse(Failure),
@@ -91,7 +91,7 @@ impl Daemon {
         }
     }
 
-    /// The apps of an action for whole ones. One that is not there is the core's to refuse.
+    /// The apps of an action that takes whole apps only. The core refuses unknown ones.
     fn whole_apps(&self, targets: &[Target], verb: &str) -> Result<Vec<AppName>, Failure> {
         let mut apps: Vec<AppName> = Vec::new();
         for target in targets {
@@ -110,7 +110,7 @@ impl Daemon {
         Ok(apps)
     }
 
-    /// The same for each.
+    /// The same step for each app.
     fn each(
         &self,
         targets: &[Target],

@@ -1,4 +1,4 @@
-//! `rsup signal`: sent at once; nothing is waited for.
+//! `rsup signal`: sent at once, without a wait.
 
 use crate::control::{Failure, FailureCode, Target};
 use crate::daemon::Daemon;

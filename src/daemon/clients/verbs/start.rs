@@ -1,4 +1,4 @@
-//! `rsup start`, of apps that are given, or known and stopped.
+//! `rsup start`, of new apps, or of known and stopped ones.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ impl Daemon {
         Ok(apps.map(task).collect())
     }
 
-    /// What it runs as, unless it is stopped, or ended for good.
+    /// The spec that it runs with, unless it is stopped, or ended for good.
     pub(in crate::daemon) fn runs(&self, app: &AppName) -> Option<&AppSpec> {
         let view = self.supervisor.view(app, now())?;
         let spec = &self.supervisor.revision(app)?.spec;
@@ -66,7 +66,8 @@ impl Daemon {
         }
     }
 
-    /// As it was last configured. One that is being started is waited for, by this one too.
+    /// Starts the app as it was last configured. If it is starting already, this action waits for
+    /// that too.
     fn start_known(&self, app: &AppName) -> Step {
         if let Some(op) = self.supervisor.waiting_start(app) {
             return Step::Join(op);
@@ -98,10 +99,11 @@ impl Daemon {
     }
 }
 
-/// The same app, if perhaps with other settings: from the same file, or the same command.
+/// Whether it is the same app, perhaps with other settings: from the same file, or the same
+/// command.
 fn is_same(old: &AppSpec, new: &AppSpec) -> bool {
     match (&old.source, &new.source) {
-        // By whatever path it is called.
+        // By whatever path the file is given.
         (Some(source), Some(same)) => {
             source == same
                 || (old.source_resolved.is_some() && old.source_resolved == new.source_resolved)
@@ -130,7 +132,7 @@ fn clash(old: &AppSpec, new: &AppSpec) -> Failure {
     Failure::new(FailureCode::AlreadyRunning, why).hint(hint)
 }
 
-/// Left alone, since a start replaces nothing; but not in silence.
+/// The note on an app that runs with other settings: a start replaces nothing.
 fn differs(old: &AppSpec, new: &AppSpec) -> Failure {
     let name = &old.name;
     let what = old.differences(new).join(", ");

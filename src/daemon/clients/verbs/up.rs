@@ -10,7 +10,7 @@ use crate::core::{AppPhase, Request};
 use crate::daemon::{Daemon, now};
 
 impl Daemon {
-    /// Starts what is not up, and reloads what is, wherever it is from.
+    /// Starts apps that are not up, and reloads those that are, from whatever file they are.
     pub(super) fn up(
         &self,
         apps: Vec<AppSpec>,
