@@ -51,9 +51,7 @@ pub fn how(program: &str) -> String {
             .strip_prefix(known)
             .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '-'))
     };
-    let known = KNOWN
-        .iter()
-        .find(|(names, _)| names.iter().any(|name| named(&name)));
+    let known = KNOWN.iter().find(|(names, _)| names.iter().any(named));
     known.map_or_else(
         || "start it without what sends it into the background (`--daemon`, `-d`, a `&`)".into(),
         |(_, how)| (*how).into(),
