@@ -193,7 +193,7 @@ impl Paths {
         self.runtime.join("daemon.lock")
     }
 
-    /// Whether a daemon is at work here.
+    /// Whether a daemon holds a lock here.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.locked().is_some()
@@ -207,14 +207,21 @@ impl Paths {
             .find(|path| lock::is_taken(path))
     }
 
-    /// The process of a daemon whose lock was removed under it; it is about to make another.
+    /// The process of a daemon whose lock was removed under it; it is about to make another, which it may have begun.
     #[must_use]
     pub fn removed_from(&self) -> Option<u32> {
         let lock = self.lock();
-        if lock.exists() {
+        if lock::is_taken(&lock) {
             return None;
         }
         lock::holder_of_removed(&lock)
+    }
+
+    /// Whether a daemon is at work here, be it that its lock was removed under it.
+    #[must_use]
+    pub fn has_daemon(&self) -> bool {
+        // It takes the new lock before it gives up the removed one: the last look sees what the first came too early for.
+        self.is_locked() || self.removed_from().is_some() || self.is_locked()
     }
 
     /// Where the holder of binds listens for daemons.

@@ -1,6 +1,6 @@
 //! What the benches share: options, tables, the contestants and how to measure processes.
 
-#![allow(dead_code, unused_imports)] // each bench uses a part
+#![allow(dead_code, unused_imports, reason = "each bench uses a part")]
 
 pub mod peers;
 pub mod process;

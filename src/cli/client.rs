@@ -231,14 +231,11 @@ impl Client {
                         ErrorKind::NotFound | ErrorKind::ConnectionRefused
                     ) =>
                 {
-                    let locked = self.paths.locked();
-                    if locked.is_none()
-                        && !self.paths.keeper_is_at_work()
-                        && self.paths.removed_from().is_none()
-                    {
+                    if !self.paths.keeper_is_at_work() && !self.paths.has_daemon() {
                         return Err(CallError::NoDaemon);
                     }
                     if Instant::now() >= deadline {
+                        let locked = self.paths.locked();
                         return Err(locked.map_or(CallError::Dead, CallError::Unreachable));
                     }
                     std::thread::sleep(POLL);

@@ -338,7 +338,7 @@ fn waited(deadline: Instant) -> Duration {
 
 /// Nobody holds a lock that the new daemon could have lost against.
 fn others_are_gone(paths: &Paths) -> bool {
-    !paths.is_locked() && !paths.keeper_is_at_work()
+    !paths.has_daemon() && !paths.keeper_is_at_work()
 }
 
 /// What a daemon or keeper said of its end, and the lines without it: of several, the last one that names a cause.

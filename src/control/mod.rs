@@ -4,6 +4,9 @@
 //! [`Answer::Notes`] and [`Answer::Progress`] and then exactly one [`Answer::Done`] or
 //! [`Answer::Failed`].
 
+// A new state has to be thought of everywhere.
+#![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
+
 mod action;
 mod answer;
 mod call;

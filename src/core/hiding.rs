@@ -80,15 +80,15 @@ impl Port {
 /// Whether a connection to the address `target` of this machine may come to who listens on `ours`. There may
 /// be somebody else at the same port of another address. A connection to «any» is one to loopback (ip(7)).
 pub fn reaches(target: IpAddr, ours: IpAddr) -> bool {
-    let target = match target.to_canonical() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
+    let (target, ours) = (target.to_canonical(), ours.to_canonical());
+    let target = match target.is_unspecified() {
+        true if target.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
+        true => Ipv6Addr::LOCALHOST.into(),
+        false => target,
     };
-    match ours.to_canonical() {
-        IpAddr::V4(ip) if ip.is_unspecified() => target.is_ipv4(),
-        IpAddr::V6(ip) if ip.is_unspecified() => true,
-        ip => ip == target,
+    match ours.is_unspecified() {
+        true => ours.is_ipv6() || target.is_ipv4(),
+        false => ours == target,
     }
 }
 

@@ -1,6 +1,9 @@
 //! The pure supervisor: [`Input`]s in, [`Effect`]s out, time as an argument. It knows no clock, no
 //! socket and no process, so that every sequence of events can be replayed in a test.
 
+// A new state has to be thought of everywhere.
+#![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
+
 mod app;
 mod completion;
 mod hiding;

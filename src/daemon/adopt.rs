@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::binds::answer_calls;
 use super::fdstore::name;
 use super::isolation::Confinement;
+use super::network::Adopted;
 use super::spawn::{until_end, wants_takeover};
 use super::state::{self, Process, State};
 use super::tree::{self, Marks, Orphans};
@@ -116,16 +117,12 @@ impl Daemon {
         );
         self.supervisor.revive(now(), &found);
         for app in &apps {
-            if self.apps.contains_key(app) {
-                self.start_relays(app, None);
-            }
+            self.network.look_after(app, None);
         }
         // The worker listens on a socket of its own: nobody but us takes what comes to that of its slot,
         // and its drain would wait for that.
         for WorkerId { app, slot, .. } in without_worker {
-            if self.apps.contains_key(&app) {
-                self.start_relays(&app, Some(slot));
-            }
+            self.network.look_after(&app, Some(slot));
         }
         if self.ending {
             // The earlier daemon may have died before it told anybody.
@@ -233,47 +230,33 @@ impl Daemon {
             .workers(app)
             .map(|w| (w.id.slot, w.id.generation))
             .collect();
-        for address in addresses {
-            let steering = self.supervisor.steering(app).to_vec();
-            let wanted = address.tcp();
-            let of_worker = |slot: u16| {
-                let living = living.get(by_slot.get(&slot)?)?;
-                let fd = living
-                    .sockets
-                    .iter()
-                    .find(|fd| match (&address, local_address(fd)) {
-                        (Listen::Tcp { .. }, Some(socket)) => {
-                            wanted.is_some_and(|wanted| wanted.port() == socket.port())
-                        }
-                        (Listen::Unix(path), None) => {
-                            rescue::unix_path(fd).is_some_and(|bound| bound == *path)
-                        }
-                        (Listen::Tcp { .. }, None) | (Listen::Unix(_), Some(_)) => false,
-                    })?;
-                fd.try_clone().ok()
+        let of_worker = |address: &Listen, slot: u16| {
+            let living = living.get(by_slot.get(&slot)?)?;
+            let is_of_address = |fd: &&OwnedFd| match (address, local_address(fd)) {
+                (Listen::Tcp { addr, .. }, Some(socket)) => addr.port() == socket.port(),
+                (Listen::Unix(path), None) => {
+                    rescue::unix_path(fd).is_some_and(|bound| bound == *path)
+                }
+                (Listen::Tcp { .. }, None) | (Listen::Unix(_), Some(_)) => false,
             };
-            // One that has bound nothing yet has no socket in the group.
-            let has_one = |w: &Worker| {
-                let coming = matches!(w.phase(), WorkerPhase::Spawning | WorkerPhase::Starting);
-                !(coming && w.port.bound.is_empty() && self.has_takeover(w))
-            };
-            let others = self
+            living.sockets.iter().find(is_of_address)?.try_clone().ok()
+        };
+        // One that has bound nothing yet has no socket in the group.
+        let has_one = |w: &Worker| {
+            let coming = matches!(w.phase(), WorkerPhase::Spawning | WorkerPhase::Starting);
+            !(coming && w.port.bound.is_empty() && self.has_takeover(w))
+        };
+        let adopted = Adopted {
+            slots,
+            file,
+            steering: self.supervisor.steering(app),
+            others_live: self
                 .supervisor
                 .workers(app)
-                .any(|w| living.contains_key(&w.id.generation) && has_one(w));
-            let fdstore = &self.fdstore;
-            let kept = |place| fdstore.get(&name::socket(app, &address, place));
-            // Borrowed apart from the fdstore.
-            let resources = Self::resources(&mut self.apps, &self.events, &self.given, app);
-            if let Err(why) =
-                resources
-                    .sockets
-                    .adopt(&address, (slots, file), &steering, kept, of_worker, others)
-            {
-                complain(&format!("{app}: {address}"), why);
-            }
-        }
-        self.keep_sockets(app);
+                .any(|w| living.contains_key(&w.id.generation) && has_one(w)),
+        };
+        self.network
+            .adopt(app, &addresses, &adopted, of_worker, &mut self.fdstore);
     }
 
     fn adopt_worker(&mut self, worker: &Worker, living: Living) -> Found {
@@ -315,10 +298,8 @@ impl Daemon {
                 usize::from(id.slot) + 1,
             ))
         };
-        if let Some(app) = self.apps.get_mut(&id.app) {
-            spec.listen
-                .iter()
-                .for_each(|address| app.sockets.handed(address, id.generation));
+        for address in &spec.listen {
+            self.network.handed(id, address);
         }
         // Its bind is still to come, and will be answered with a socket of the new group.
         let coming = matches!(

@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::fdstore::name;
 use super::{Daemon, Event, Events, complain};
-use crate::config::{AppName, Listen};
+use crate::config::AppName;
 use crate::core::{Input, Worker, WorkerId};
 use crate::keeper::binds_link;
 use crate::sys::capability;
@@ -107,8 +107,8 @@ impl Daemon {
             .worker(worker)
             .and_then(|w| self.supervisor.revision_of(w));
         let matching = revision.and_then(|revision| {
-            let app = self.apps.get(&worker.app)?;
-            app.sockets.matching(bind, &revision.spec.listen)
+            let order = &revision.spec.listen;
+            self.network.matching(&worker.app, bind, order)
         });
         let Some(address) = matching else {
             let _ = listener.proceed(bind);
@@ -121,11 +121,9 @@ impl Daemon {
             }
             return;
         };
-        self.adapt(worker, &address, bind);
         let socket = self
-            .apps
-            .get(&worker.app)
-            .and_then(|app| app.sockets.socket(&address, worker.slot));
+            .network
+            .socket_for(worker, &address, bind, &mut self.fdstore);
         let Some(socket) = socket else {
             let _ = listener.proceed(bind);
             return;
@@ -138,9 +136,7 @@ impl Daemon {
                 );
                 self.takeover.seen(&worker.app);
                 self.saw_own_bind(worker, &address, bind);
-                if let Some(app) = self.apps.get_mut(&worker.app) {
-                    app.sockets.handed(&address, worker.generation);
-                }
+                self.network.handed(worker, &address);
                 self.handle(Input::Bound {
                     worker: worker.clone(),
                     port: bind.addr.port(),
@@ -165,34 +161,6 @@ impl Daemon {
         if self.takeover.unseen(app, why.clone()) {
             warn!("{app}: a bind(2) could not be looked at, so it got no socket of rsup's: {why}");
         }
-    }
-
-    fn adapt(&mut self, worker: &WorkerId, address: &Listen, bind: &Bind) {
-        let Some(app) = self.apps.get_mut(&worker.app) else {
-            return;
-        };
-        let changed = match app.sockets.adapt(address, bind) {
-            Ok(Some(changed)) => changed,
-            Ok(None) => return,
-            Err(why) => return warn!("{worker}: its sockets stay of the other family: {why}"),
-        };
-        // The relays still hold sockets of the old group.
-        let slots: Vec<Option<u16>> = app.relaying.drain().map(|(slot, _)| slot).collect();
-        if let Some(target) = app
-            .sockets
-            .queues(None)
-            .ok()
-            .and_then(|q| q.into_iter().find(|q| q.address == changed.address))
-            .map(|q| q.target)
-        {
-            for connection in changed.accepted {
-                app.relays.pass(connection, target);
-            }
-        }
-        for slot in slots {
-            self.start_relays(&worker.app, slot);
-        }
-        self.keep_sockets(&worker.app);
     }
 }
 

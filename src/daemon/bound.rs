@@ -106,14 +106,11 @@ impl Daemon {
 
     /// Puts the addresses that are served in place of those that were configured.
     pub(super) fn tell_served(&self, view: &mut AppView) {
-        let (Some(app), Some(revision)) = (
-            self.apps.get(&view.name),
-            self.supervisor.revision(&view.name),
-        ) else {
+        let Some(revision) = self.supervisor.revision(&view.name) else {
             return;
         };
         for (shown, address) in view.listen.iter_mut().zip(&revision.spec.listen) {
-            if let Some(served) = app.sockets.served_otherwise(address) {
+            if let Some(served) = self.network.served_otherwise(&view.name, address) {
                 *shown = served.to_string();
             }
         }
@@ -123,8 +120,7 @@ impl Daemon {
     pub(super) fn bind_notes(&self, name: &AppName, spec: &AppSpec) -> Vec<String> {
         let mut notes = BTreeSet::new();
         for address in &spec.listen {
-            let app = self.apps.get(name);
-            let served = app.and_then(|app| app.sockets.served_otherwise(address));
+            let served = self.network.served_otherwise(name, address);
             let asked: BTreeSet<SocketAddr> = self
                 .living_of(name)
                 .filter_map(|seen| seen.own.get(address).copied())

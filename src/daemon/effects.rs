@@ -1,20 +1,13 @@
 //! Carries out what the supervisor wants.
 
-use std::time::Duration;
-
-use super::{AbortOnDrop, Daemon, Event, complain, drain, fdstore, messages, probe};
-use crate::config::{AppName, Listen, SocketFile};
-use crate::core::{Effect, Input, Reach, Steering, Worker, WorkerId};
+use super::{AbortOnDrop, Daemon, Event, complain, fdstore, messages, probe};
+use crate::config::AppName;
+use crate::core::{Effect, Input, Reach, Worker, WorkerId};
 use crate::exit::signal_name;
-use crate::sys::listen::{is_nonblocking, set_nonblocking};
 use crate::sys::procfs;
-use std::os::fd::AsFd;
 
 /// Ended workers whose last log lines are kept, 8 KB each at the most.
 const REMEMBERED: usize = 16;
-
-/// Until an accept queue that could not be looked after is tried again.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Daemon {
     pub(super) fn carry_out(&mut self, effect: Effect) {
@@ -25,23 +18,17 @@ impl Daemon {
                 slots,
                 file,
             } => {
-                let result = self.listen(&app, &addresses, slots, file);
-                self.keep_sockets(&app);
+                let busy: Vec<u16> = self.supervisor.workers(&app).map(|w| w.id.slot).collect();
+                let what = (addresses.as_slice(), slots, file);
+                let result = self.network.listen(&app, what, &busy, &mut self.fdstore);
                 self.inbox.push_back(Input::Listening { app, result });
             }
-            Effect::Unlisten { app } => {
-                if let Some(resources) = self.apps.get_mut(&app) {
-                    resources.relaying.clear();
-                    let _ = resources.ready.send(false);
-                    resources.sockets.close();
-                }
-                self.keep_sockets(&app);
-            }
+            Effect::Unlisten { app } => self.network.unlisten(&app, &mut self.fdstore),
             Effect::Steer {
                 app,
                 balance,
                 tables,
-            } => self.steer(&app, balance, &tables),
+            } => self.network.steer(&app, balance, &tables),
             Effect::Relay {
                 app,
                 slot,
@@ -54,9 +41,8 @@ impl Daemon {
                 revision,
                 hide_port,
             } => {
-                self.app(&worker.app)
-                    .relays
-                    .hold_for(revision.spec.hold_timeout);
+                self.network
+                    .hold_for(&worker.app, revision.spec.hold_timeout);
                 if self.await_trial(&worker, instance, &revision, hide_port) {
                     return;
                 }
@@ -124,9 +110,7 @@ impl Daemon {
                 if let Some(ended) = self.running.remove(&worker.generation) {
                     self.isolation.forget(&ended.confinement);
                 }
-                if let Some(app) = self.apps.get_mut(&worker.app) {
-                    app.sockets.taken_back(worker.generation);
-                }
+                self.network.taken_back(&worker);
                 self.state.processes.remove(&worker.generation);
                 self.forget_output(worker.generation);
                 let others = [
@@ -150,12 +134,11 @@ impl Daemon {
                 self.event_log.record(event);
             }
             Effect::Removed { app } => {
-                self.apps.remove(&app);
+                self.network.remove(&app, &mut self.fdstore);
                 self.takeover.seen(&app);
                 self.admin.forget(&app);
                 self.isolation.forget_app(&app);
                 self.event_log.forget(&app);
-                self.keep_sockets(&app);
                 self.unsaved_for_reboot();
             }
         }
@@ -181,150 +164,36 @@ impl Daemon {
         }
     }
 
-    fn listen(
-        &mut self,
-        app: &AppName,
-        addresses: &[Listen],
-        slots: u16,
-        file: SocketFile,
-    ) -> Result<(), String> {
-        let resources = self.app(app);
-        resources
-            .sockets
-            .hold(addresses, slots, file)
-            .map_err(|why| why.to_string())?;
-        // The relays that run hold sockets of addresses that may have been given up, and know
-        // nothing of new ones.
-        let looked_after: Vec<Option<u16>> =
-            resources.relaying.drain().map(|(slot, _)| slot).collect();
-        for slot in looked_after.into_iter().flatten() {
-            self.start_relays(app, Some(slot));
-        }
-        // The lobby is nobody's; every slot that has no worker yet is looked after as well.
-        self.start_relays(app, None);
-        let busy: Vec<u16> = self.supervisor.workers(app).map(|w| w.id.slot).collect();
-        for slot in 0..slots {
-            if !busy.contains(&slot) {
-                self.relay(app, slot, true, false);
-            }
-        }
-        Ok(())
-    }
-
-    fn steer(&mut self, app: &AppName, balance: crate::config::Balance, tables: &[Steering]) {
-        let Some(resources) = self.apps.get_mut(app) else {
-            return;
-        };
-        match resources.sockets.steer(balance, tables) {
-            Ok(anybody) => {
-                let _ = resources
-                    .ready
-                    .send_if_modified(|ready| std::mem::replace(ready, anybody) != anybody);
-            }
-            Err(why) => complain(&format!("{app}: cannot steer its connections"), why),
-        }
-    }
-
     /// Off: the slot gets a worker. On: it has none, or one that is told to stop.
     fn relay(&mut self, app: &AppName, slot: u16, on: bool, hung: bool) {
-        self.mend(app);
         if on {
             // One that accepts nothing any more does not miss its blocking accept.
             let accepts = |w: &Worker| w.id.slot == slot && !hung && !self.is_halted(&w.id);
-            let worker_lives = self.supervisor.workers(app).any(accepts);
-            let resources = self.app(app);
-            let Ok(queues) = resources.sockets.queues(Some(slot)) else {
-                return;
-            };
-            for queue in queues {
-                if is_nonblocking(queue.fd.as_fd()).unwrap_or(false) {
-                    continue;
-                }
-                // A worker that uses blocking accept shares the mode with us and is left alone with
-                // its queue until it is gone.
-                if worker_lives {
-                    return;
-                }
-                if let Err(why) = set_nonblocking(queue.fd.as_fd(), true) {
-                    return complain(&format!("{app}: cannot look after slot {slot}"), why);
-                }
-            }
-            self.start_relays(app, Some(slot));
-        } else if let Some(resources) = self.apps.get_mut(app) {
-            for relay in resources.relaying.remove(&Some(slot)).into_iter().flatten() {
-                relay.stop();
-            }
-            // What a worker inherits is blocking, as with systemd; takeover sets it as the app's own was.
-            for queue in resources.sockets.queues(Some(slot)).into_iter().flatten() {
-                let _ = set_nonblocking(queue.fd.as_fd(), false);
-            }
-        }
-    }
-
-    /// Looks whether a worker shut its socket down, and makes up for it.
-    pub(super) fn mend(&mut self, app: &AppName) {
-        if let Some(Err(why)) = self
-            .apps
-            .get_mut(app)
-            .map(|resources| resources.sockets.mend())
-        {
-            complain(
-                &format!("{app}: a socket that a worker shut down cannot listen again"),
-                why,
-            );
-        }
-    }
-
-    pub(super) fn start_relays(&mut self, app: &AppName, slot: Option<u16>) {
-        let resources = self.app(app);
-        if resources.relaying.contains_key(&slot) {
-            return;
-        }
-        let relays: std::io::Result<Vec<_>> = resources.sockets.queues(slot).and_then(|queues| {
-            let watch = |queue: super::sockets::Queue| {
-                set_nonblocking(queue.fd.as_fd(), true)?;
-                resources.relays.watch(queue)
-            };
-            queues.into_iter().map(watch).collect()
-        });
-        match relays {
-            Ok(relays) => {
-                resources.relaying.insert(slot, relays);
-            }
-            Err(why) => {
-                complain(&format!("{app}: cannot look after an accept queue"), why);
-                // Out of descriptors: what waits there goes on waiting.
-                let (events, app) = (self.events.clone(), app.clone());
-                tokio::spawn(async move {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                    let _ = events.send(Event::LookAfter { app, slot });
-                });
-            }
+            let accepts = self.supervisor.workers(app).any(accepts);
+            self.network.relay(app, slot, accepts);
+        } else {
+            self.network.stop_relaying(app, slot);
         }
     }
 
     /// What could not be looked after before, unless a worker has the slot by now.
     pub(super) fn look_after(&mut self, app: &AppName, slot: Option<u16>) {
         let taken = |slot: u16| self.supervisor.workers(app).any(|w| w.id.slot == slot);
-        if self.apps.contains_key(app) && !slot.is_some_and(taken) {
-            self.start_relays(app, slot);
+        if !slot.is_some_and(taken) {
+            self.network.look_after(app, slot);
         }
     }
 
     fn drain(&mut self, worker: WorkerId) {
-        let Some(resources) = self.apps.get(&worker.app) else {
-            return;
-        };
-        let Ok(queues) = resources.sockets.queues(Some(worker.slot)) else {
-            return;
-        };
-        let ports = resources.sockets.ports();
         let events = self.events.clone();
         let generation = worker.generation;
         let pid = self.running.get(&generation).map(|running| running.pid);
+        let halted = move || pid.is_some_and(procfs::is_halted);
+        let Some(empty) = self.network.drain(&worker, halted) else {
+            return;
+        };
         let task = tokio::spawn(async move {
-            let halted = || pid.is_some_and(procfs::is_halted);
-            drain::until_empty(queues, ports, halted).await;
+            empty.await;
             let _ = events.send(Event::Input(Input::Drained { worker }));
         });
         // It holds copies of the sockets, and must not outlive the worker with them.

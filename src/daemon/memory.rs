@@ -129,9 +129,8 @@ impl Daemon {
             self.tell_served(view);
         }
         for view in views {
-            if let Some(app) = self.apps.get(&view.name) {
-                view.relayed = app.relays.count();
-                view.held = app.held();
+            if let Some((relayed, held)) = self.network.relayed_and_held(&view.name) {
+                (view.relayed, view.held) = (relayed, held);
             }
             for worker in view
                 .workers

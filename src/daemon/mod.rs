@@ -1,29 +1,31 @@
 //! The daemon: the only event loop, and the tasks whose job is waiting. Tasks send events and decide
 //! nothing; the supervisor decides; [`effects`] carries out.
 
+// A new state has to be thought of everywhere.
+#![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
+
 mod admin;
 mod adopt;
 mod binds;
 mod bound;
 mod clients;
-mod drain;
+mod command;
 mod effects;
 pub mod event_log;
 mod fdstore;
 mod foreground;
 mod hiding;
 mod isolation;
+mod limit;
 mod log_health;
 mod memory;
 mod messages;
+mod network;
 mod notify;
-mod port_conflicts;
 mod presence;
 mod probe;
-mod relay;
 mod saving;
 mod signals;
-mod sockets;
 mod spawn;
 mod start;
 mod state;
@@ -36,11 +38,10 @@ mod upgrade;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use serde::{Deserialize, Serialize};
@@ -52,15 +53,12 @@ use crate::exit::Exit;
 use crate::keeper;
 use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
-use crate::sys::listen::Given;
-use crate::sys::listen::{Backlog, backlog};
 use crate::sys::{needs, process, takeover};
 use clients::Calls;
 pub use foreground::ExitWhen;
 use foreground::Verdict;
-use relay::{Relay, Relays};
+use network::Network;
 use signals::{Caught, Signals};
-use sockets::Sockets;
 use spawn::Running;
 use start::Inheritance;
 pub use state::{is_of_foreground, known_from_before, left_behind};
@@ -216,30 +214,6 @@ enum Event {
 
 type Events = mpsc::UnboundedSender<Event>;
 
-/// What the daemon keeps for one app.
-struct AppResources {
-    sockets: Sockets,
-    relays: Relays,
-    /// By slot (`None`: the lobby): one per address.
-    relaying: HashMap<Option<u16>, Vec<Relay>>,
-    ready: watch::Sender<bool>,
-}
-
-impl AppResources {
-    /// Connections that wait because no worker is ready: in the kernel's queues, and accepted by rsup.
-    fn held(&self) -> u64 {
-        if *self.ready.borrow() {
-            return 0;
-        }
-        let queued = |queue: &sockets::Queue| match backlog(&queue.fd) {
-            Ok(Backlog::Listening { queued, .. }) => u64::from(queued),
-            Ok(Backlog::NotListening) | Err(_) => 0,
-        };
-        let queues = self.sockets.queues(None).unwrap_or_default();
-        self.relays.held() + queues.iter().map(queued).sum::<u64>()
-    }
-}
-
 struct Daemon {
     supervisor: Supervisor,
     events: Events,
@@ -248,14 +222,14 @@ struct Daemon {
     pump: Pump,
     takeover: takeover_support::TakeoverSupport,
     isolation: isolation::Isolation,
-    apps: HashMap<AppName, AppResources>,
+    network: Network,
     /// By generation.
     running: HashMap<u64, Running>,
     meter: memory::Memory,
     calls: Calls,
+    commands: command::Commands,
     /// Ended workers whose last log lines are still there.
     remembered: std::collections::VecDeque<u64>,
-    strangers: port_conflicts::Strangers,
     troubles: log_health::Troubles,
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
@@ -266,8 +240,6 @@ struct Daemon {
     admin: admin::Admin,
     started: Time,
     systemd: systemd::Notifier,
-    /// Sockets of `.socket` units.
-    given: Arc<Given>,
     /// What outlives this process.
     fdstore: fdstore::FdStore,
     /// What workers have bound.
@@ -284,10 +256,6 @@ struct Daemon {
     state: state::DaemonState,
     saving: saving::Saving,
     event_log: event_log::EventLog,
-    /// What this process passes on if it becomes another program.
-    handles: presence::Handles,
-    /// The file of the control socket.
-    control_socket: presence::Identity,
     presence: presence::Presence,
     doors: clients::server::Doors,
     upgrading: Option<upgrade::Pending>,
@@ -552,7 +520,7 @@ impl Daemon {
             Event::Ask(ask) => self.on_ask(ask),
             Event::Call { call, answer } => self.on_call(call, answer),
             Event::Said { worker, by } => self.on_said(&worker, by),
-            Event::ShutDown { app } => self.mend(&app),
+            Event::ShutDown { app } => self.network.mend(&app),
             Event::LookAfter { app, slot } => self.look_after(&app, slot),
             Event::Trapped { worker, call } => self.on_trapped(&worker, &call),
             Event::Unseen { app, why } => self.on_unseen(&app, why),
@@ -608,14 +576,18 @@ impl Daemon {
 
     /// Whether there is anything to do now and then.
     fn looks_after_something(&self) -> bool {
-        !self.apps.is_empty()
+        !self.network.is_empty()
             || self.saving.troubles().next().is_some()
             || self.admin.in_trouble()
             || self.presence.needs_looks()
     }
 
     fn now_and_then(&mut self) {
-        self.look_for_strangers();
+        let running = &self.running;
+        self.network.look_for_strangers(|app, pid| {
+            let mut of_app = running.values().filter(|running| running.id.app == *app);
+            of_app.any(|running| running.owns(pid))
+        });
         self.isolation.look_at_memory();
         self.save_again();
         self.open_admin_again();
@@ -690,41 +662,6 @@ impl Daemon {
             keep: log.keep as usize,
             compress: log.compress,
         }
-    }
-
-    fn app(&mut self, name: &AppName) -> &mut AppResources {
-        Self::resources(&mut self.apps, &self.events, &self.given, name)
-    }
-
-    fn resources<'a>(
-        apps: &'a mut HashMap<AppName, AppResources>,
-        events: &Events,
-        given: &Arc<Given>,
-        name: &AppName,
-    ) -> &'a mut AppResources {
-        apps.entry(name.clone()).or_insert_with(|| {
-            let (ready, watch) = watch::channel(false);
-            AppResources {
-                sockets: Sockets::new(given.clone()),
-                relays: Relays::new(name.clone(), watch, events.clone()),
-                relaying: HashMap::new(),
-                ready,
-            }
-        })
-    }
-
-    /// Makes the fdstore hold the app's sockets as they are now.
-    fn keep_sockets(&mut self, name: &AppName) {
-        let beginning = fdstore::name::sockets(name);
-        let wanted = self
-            .apps
-            .get(name)
-            .into_iter()
-            .flat_map(|app| app.sockets.all());
-        let wanted = wanted
-            .map(|(address, place, fd)| (fdstore::name::socket(name, address, place), fd))
-            .collect();
-        self.fdstore.keep_exactly(&beginning, wanted);
     }
 }
 

@@ -163,9 +163,12 @@ fn receive(
     // Descriptors that come along have no room and are closed: a barrier of sd_notify(3) is passed.
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let sender = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::ScmCredentials(sender) => Some(sender),
-        _ => None,
+    let sender = message.cmsgs()?.find_map(|control| {
+        if let ControlMessageOwned::ScmCredentials(sender) = control {
+            Some(sender)
+        } else {
+            None
+        }
     });
     Ok((message.bytes, sender))
 }

@@ -178,8 +178,7 @@ pub fn move_out(paths: &Paths) {
     }
 }
 
-/// Notices that something was removed or moved.
-#[derive(Default)]
+/// What this daemon is found by: it notices that something of it was removed or moved, and makes it again.
 pub struct Presence {
     /// None: the kernel has no more watches, and a look now and then has to do.
     watch: Option<AsyncFd<OwnedFd>>,
@@ -187,6 +186,19 @@ pub struct Presence {
     disturbed: Option<Instant>,
     /// Why this daemon cannot be found.
     trouble: Option<String>,
+    handles: Handles,
+    /// The file of the control socket.
+    control_socket: Identity,
+    /// The state folder was made again, and nobody has been told.
+    state_is_new: bool,
+}
+
+/// What was made again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remade {
+    pub anything: bool,
+    /// The state folder: log files and the daemon's own log went with it.
+    pub state: bool,
 }
 
 impl Presence {
@@ -205,8 +217,16 @@ impl Presence {
         inotify.as_fd().try_clone_to_owned()
     }
 
-    pub fn begin(paths: &Paths) -> Self {
-        let mut presence = Self::default();
+    /// `handles` are those of the files at `paths`.
+    pub fn begin(paths: &Paths, handles: Handles) -> Self {
+        let mut presence = Self {
+            watch: None,
+            disturbed: None,
+            trouble: None,
+            handles,
+            control_socket: identity(&paths.socket()),
+            state_is_new: false,
+        };
         presence.watch_again(paths);
         presence
     }
@@ -232,6 +252,11 @@ impl Presence {
         }
     }
 
+    /// What this process passes on if it becomes another program.
+    pub fn handles(&self) -> &Handles {
+        &self.handles
+    }
+
     /// Whether nothing but a look tells.
     pub fn needs_looks(&self) -> bool {
         self.watch.is_none() || self.trouble.is_some()
@@ -240,29 +265,27 @@ impl Presence {
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
-}
 
-impl Daemon {
-    /// Makes again what was removed.
-    pub(super) fn stay_findable(&mut self) {
-        if self.ending {
-            return;
-        }
-        self.make_findable();
-        self.tend_bind_holder();
+    fn is_missing(&self, paths: &Paths) -> bool {
+        !lock::is_at(&self.handles.lock, &paths.lock())
+            || !is_bound_at(&self.control_socket, &paths.socket())
     }
 
-    fn make_findable(&mut self) {
-        let is_missing = |daemon: &Self| {
-            !lock::is_at(&daemon.handles.lock, &daemon.paths.lock())
-                || !is_bound_at(&daemon.control_socket, &daemon.paths.socket())
-        };
+    /// Makes again what was removed. `open` takes in a control socket that is new.
+    pub fn make_findable(
+        &mut self,
+        paths: &Paths,
+        mut open: impl FnMut(OwnedFd) -> io::Result<()>,
+    ) -> Remade {
+        let mut remade = Remade::default();
         // Something may go before the watch is there.
         for _ in 0..TRIES {
-            let trouble = match is_missing(self).then(|| self.be_found_again()) {
+            let trouble = match self.is_missing(paths).then(|| self.make(paths, &mut open)) {
                 None => None,
                 Some(Ok(what)) => {
                     warn!("{what} was gone, and was made again");
+                    remade.anything = true;
+                    remade.state |= std::mem::take(&mut self.state_is_new);
                     None
                 }
                 Some(Err(why)) => Some(format!(
@@ -270,22 +293,26 @@ impl Daemon {
                     std::process::id()
                 )),
             };
-            if let Some(why) = trouble.as_ref().filter(|_| self.presence.trouble.is_none()) {
+            if let Some(why) = trouble.as_ref().filter(|_| self.trouble.is_none()) {
                 error!("{why}");
             }
-            self.presence.trouble = trouble;
-            self.presence.watch_again(&self.paths);
-            if self.presence.trouble.is_some() || !is_missing(self) {
-                return;
+            self.trouble = trouble;
+            self.watch_again(paths);
+            if self.trouble.is_some() || !self.is_missing(paths) {
+                return remade;
             }
         }
         // Something removes them again and again: the next look is soon enough.
-        self.presence.watch = None;
+        self.watch = None;
+        remade
     }
 
-    fn be_found_again(&mut self) -> Result<String, Error> {
-        let paths = self.paths.clone();
-        let state_was_gone = !paths.state.is_dir();
+    fn make(
+        &mut self,
+        paths: &Paths,
+        open: &mut impl FnMut(OwnedFd) -> io::Result<()>,
+    ) -> Result<String, Error> {
+        self.state_is_new |= !paths.state.is_dir();
         paths.create().map_err(Error::Start)?;
         if !lock::is_at(&self.handles.lock, &paths.lock()) {
             let taken = lock::take(&paths.lock());
@@ -310,29 +337,47 @@ impl Daemon {
         let mut what = paths.lock().display().to_string();
         if !is_bound_at(&self.control_socket, &paths.socket()) {
             what = paths.socket().display().to_string();
-            let control = bind(&paths)?;
+            let control = bind(paths)?;
             let listener = control.try_clone().map_err(system("cannot listen"))?;
-            self.doors.open(listener).map_err(system("cannot listen"))?;
+            open(listener).map_err(system("cannot listen"))?;
             self.handles.control = control;
             self.control_socket = identity(&paths.socket());
         }
-        if state_was_gone {
-            // Log files and the daemon's own log went with it.
-            self.pump.reopen();
-            if let Err(why) = crate::logs::stderr::begin_again(&paths.daemon_log()) {
-                warn!("cannot open {}: {why}", paths.daemon_log().display());
-            }
+        if self.state_is_new {
             what = paths.state.display().to_string();
         }
-        self.unsaved_for_reboot();
         Ok(what)
     }
 }
 
-/// The file that a socket is bound to: device and inode.
-pub type Identity = Option<(u64, u64)>;
+impl Daemon {
+    /// Makes again what was removed.
+    pub(super) fn stay_findable(&mut self) {
+        if self.ending {
+            return;
+        }
+        let doors = &mut self.doors;
+        let remade = self
+            .presence
+            .make_findable(&self.paths, |control| doors.open(control));
+        if remade.state {
+            self.pump.reopen();
+            let log = self.paths.daemon_log();
+            if let Err(why) = crate::logs::stderr::begin_again(&log) {
+                warn!("cannot open {}: {why}", log.display());
+            }
+        }
+        if remade.anything {
+            self.unsaved_for_reboot();
+        }
+        self.tend_bind_holder();
+    }
+}
 
-pub fn identity(path: &Path) -> Identity {
+/// The file that a socket is bound to: device and inode.
+type Identity = Option<(u64, u64)>;
+
+fn identity(path: &Path) -> Identity {
     let found = fs::symlink_metadata(path).ok()?;
     Some((found.dev(), found.ino()))
 }
@@ -429,9 +474,50 @@ mod tests {
         io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut line).unwrap();
         assert_eq!(paths.removed_from(), Some(holder.id()));
         assert!(matches!(lock(&paths), Err(Error::Running(_))));
+        // It is making another one, and has not locked it yet.
+        fs::write(paths.lock(), "").unwrap();
+        assert!(paths.has_daemon());
+        assert!(matches!(lock(&paths), Err(Error::Running(_))));
         drop(holder.stdin.take());
         holder.wait().unwrap();
+        assert!(!paths.has_daemon());
         lock(&paths).unwrap();
+    }
+
+    fn presence(paths: &Paths) -> Presence {
+        let (lock, former_locks) = lock(paths).unwrap();
+        let control = bind(paths).unwrap();
+        let handles = Handles {
+            lock,
+            former_locks,
+            control,
+        };
+        Presence::begin(paths, handles)
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_made_at_once_is_told_when_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::in_home(&folder.path().join("h")).unwrap();
+        paths.create().unwrap();
+        let mut presence = presence(&paths);
+        let look = |presence: &mut Presence, works: bool| {
+            presence.make_findable(&paths, |_| {
+                works.then_some(()).ok_or(io::ErrorKind::OutOfMemory.into())
+            })
+        };
+        assert_eq!(look(&mut presence, true), Remade::default());
+        fs::remove_dir_all(folder.path().join("h")).unwrap();
+        assert_eq!(look(&mut presence, false), Remade::default());
+        assert!(presence.trouble().is_some() && presence.needs_looks());
+        // The folder is there by now, but its files are not what they were.
+        let all = Remade {
+            anything: true,
+            state: true,
+        };
+        assert_eq!(look(&mut presence, true), all);
+        assert!(presence.trouble().is_none());
+        assert_eq!(look(&mut presence, true), Remade::default());
     }
 
     /// As the daemon's loop does, which drops the wait at every other event.
@@ -440,10 +526,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let paths = Paths::in_home(&folder.path().join("h")).unwrap();
         paths.create().unwrap();
-        for file in [paths.lock(), paths.socket()] {
-            fs::write(file, "").unwrap();
-        }
-        let mut presence = Presence::begin(&paths);
+        let mut presence = presence(&paths);
         fs::remove_file(paths.socket()).unwrap();
         let mut dropped = 0;
         while tokio::time::timeout(SETTLE / 10, presence.disturbed())

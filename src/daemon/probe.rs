@@ -1,11 +1,9 @@
 //! One try of a readiness or liveness check, through the worker's own slot.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -15,14 +13,18 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::Daemon;
+use super::command::{self, Command, Commands, c_environment, c_strings};
 use super::isolation::Confinement;
-use super::sockets::ProbeTarget;
-use super::spawn::{c_environment, c_strings, ended, environment};
+use super::limit::{Overrun, within};
+use super::network::ProbeTarget;
+use super::spawn::environment;
 use crate::config::{Check, Probe};
 use crate::core::{Exit, Purpose, Revision, WorkerId};
 use crate::sys::listen::{Backlog, backlog};
-use crate::sys::spawn::SpawnError;
-use crate::sys::{process, spawn, steer};
+use crate::sys::steer;
+
+/// Characters of a command's last line that a reason has.
+const EXCERPT: usize = 160;
 
 /// Everything that a try needs, so that it can run beside the loop.
 pub struct Try {
@@ -37,6 +39,7 @@ enum Kind {
         queue: OwnedFd,
     },
     Exec {
+        commands: Commands,
         env: BTreeMap<String, String>,
         cwd: PathBuf,
         confinement: Confinement,
@@ -45,24 +48,9 @@ enum Kind {
     Nothing,
 }
 
-/// Commands of exec probes and the like: children of ours that are not workers.
-static COMMANDS: Mutex<Option<HashSet<u32>>> = Mutex::new(None);
-
-fn commands<T>(act: impl FnOnce(&mut HashSet<u32>) -> T) -> T {
-    let mut guard = COMMANDS
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    act(guard.get_or_insert_default())
-}
-
-/// Whether the process is such a command, whose end somebody waits for.
-pub fn is_ours(pid: u32) -> bool {
-    commands(|all| all.contains(&pid))
-}
-
 impl Daemon {
     pub(super) fn probe_target(
-        &mut self,
+        &self,
         id: &WorkerId,
         purpose: Purpose,
         (instance, pid): (u16, Option<u32>),
@@ -74,18 +62,18 @@ impl Daemon {
             Purpose::Liveness => spec.liveness.clone()?,
         };
         let inherits = self.way_to_sockets(spec).inherits();
-        let sockets = &self.app(&id.app).sockets;
         let kind = match &probe.check {
-            Check::Http { .. } => Kind::Http(sockets.probe_target(id.slot, &spec.listen)?),
+            Check::Http { .. } => Kind::Http(self.network.probe_target(id, &spec.listen)?),
             Check::Tcp => Kind::Tcp {
-                target: sockets.probe_target(id.slot, &spec.listen)?,
-                queue: sockets.probe_queue(id.slot, &spec.listen)?,
+                target: self.network.probe_target(id, &spec.listen)?,
+                queue: self.network.probe_queue(id, &spec.listen)?,
             },
             Check::Exec { .. } => {
                 let mut env = environment(id, instance, revision, inherits);
                 env.insert("RSUP_PID".into(), pid.unwrap_or(0).to_string());
                 let confinement = self.running.get(&id.generation)?.confinement.clone();
                 Kind::Exec {
+                    commands: self.commands.clone(),
                     env,
                     cwd: spec.cwd_resolved.clone(),
                     confinement,
@@ -124,28 +112,20 @@ impl Failed {
     }
 }
 
-/// Gives the worker `limit` for something. Time in which rsup itself came late does not count: it was
-/// stopped, or had its hands full, and an answer may have been there all along.
-async fn within<T>(limit: Duration, what: impl Future<Output = T>) -> Result<T, Failed> {
-    let slice = limit / 8;
-    let begin = tokio::time::Instant::now();
-    let mut what = std::pin::pin!(what);
-    let mut counted = 0;
-    while counted < 8 {
-        let now = tokio::time::Instant::now();
-        if now - begin > 4 * limit {
-            return Err(Failed::Rsup("it is too busy itself".into()));
-        }
-        match tokio::time::timeout(slice, &mut what).await {
-            Ok(result) => return Ok(result),
-            Err(_) if now.elapsed() > 2 * slice => {}
-            Err(_) => counted += 1,
-        }
-    }
-    Err(Failed::Worker(format!(
-        "no answer within {}",
-        crate::core::format_duration(limit)
-    )))
+/// What comes of a conversation with the worker within the limit.
+async fn answered(
+    limit: Duration,
+    what: impl Future<Output = Result<(), Failed>>,
+) -> Result<(), Failed> {
+    within(limit, what).await.unwrap_or_else(|overrun| {
+        Err(match overrun {
+            Overrun::Late => Failed::Worker(format!(
+                "no answer within {}",
+                crate::core::format_duration(limit)
+            )),
+            Overrun::Unknown => Failed::Rsup("it is too busy itself".into()),
+        })
+    })
 }
 
 /// Ends within the probe's timeout.
@@ -154,17 +134,18 @@ pub async fn run(attempt: Try) -> Result<(), Failed> {
     let limit = probe.timeout;
     match (kind, &probe.check) {
         (Kind::Http(target), Check::Http { .. }) => {
-            within(limit, http(target, &probe.check)).await?
+            answered(limit, http(target, &probe.check)).await
         }
         (Kind::Tcp { target, queue }, _) => tcp(target, &queue, limit).await,
         (
             Kind::Exec {
+                commands,
                 env,
                 cwd,
                 confinement,
             },
             Check::Exec { command },
-        ) => exec(command, &env, cwd, &confinement, limit).await,
+        ) => exec(&commands, command, &env, cwd, confinement, limit).await,
         (Kind::Http(_) | Kind::Exec { .. } | Kind::Nothing, _) => Ok(()),
     }
 }
@@ -235,55 +216,67 @@ async fn tcp(target: ProbeTarget, queue: &OwnedFd, limit: Duration) -> Result<()
             pause = (pause * 17 / 16 + Duration::from_micros(100)).min(Duration::from_millis(25));
         }
     };
-    match within(limit, accepted).await {
-        Ok(result) => result,
-        Err(Failed::Worker(_)) => Err(Failed::Worker("it does not accept connections yet".into())),
-        Err(failed @ Failed::Rsup(_)) => Err(failed),
-    }
+    within(limit, accepted).await.unwrap_or_else(|overrun| {
+        Err(match overrun {
+            Overrun::Late => Failed::Worker("it does not accept connections yet".into()),
+            Overrun::Unknown => Failed::Rsup("it is too busy itself".into()),
+        })
+    })
 }
 
-/// As the worker's user, with its limits, in its cgroup.
+/// As the worker's user, with its limits, in its cgroup. Of its output, the last line is part of the reason.
 async fn exec(
+    commands: &Commands,
     command: &[String],
     env: &BTreeMap<String, String>,
     cwd: PathBuf,
-    confinement: &Confinement,
+    confinement: Confinement,
     limit: Duration,
 ) -> Result<(), Failed> {
-    let null = || {
-        let file = std::fs::File::options().write(true).open("/dev/null");
-        file.map(OwnedFd::from)
-            .map_err(|why| Failed::own("/dev/null", &why))
-    };
-    let words = c_strings(command.iter().map(String::as_str)).map_err(Failed::Worker)?;
-    let mut plan = spawn::Plan::new(words, cwd, null()?, null()?);
-    plan.env = c_environment(env).map_err(Failed::Worker)?;
-    confinement.apply(&mut plan).map_err(Failed::Worker)?;
-    let child = spawn::spawn(plan).map_err(|why| match why {
-        SpawnError::ProcessLimit { .. } | SpawnError::FileLimit => Failed::Rsup(why.to_string()),
-        other => Failed::Worker(other.to_string()),
-    })?;
+    let argv = c_strings(command.iter().map(String::as_str)).map_err(Failed::Worker)?;
+    let env = c_environment(env).map_err(Failed::Worker)?;
     let name = command.first().map_or("", String::as_str);
-    match end_of_command(child.pid, child.pidfd, limit).await {
+    let command = Command {
+        argv,
+        env,
+        cwd,
+        confinement,
+        extra: Vec::new(),
+        limit,
+    };
+    let mut last = String::new();
+    let end = commands.run(command, |line| {
+        if !line.trim().is_empty() {
+            last = excerpt(line);
+        }
+    });
+    let end = end.await;
+    let failed = |how: String| match last.as_str() {
+        "" => Failed::Worker(format!("`{name}` {how}")),
+        last => Failed::Worker(format!("`{name}` {how}: {last}")),
+    };
+    match end {
         Ok(Exit::Code(0)) => Ok(()),
-        Ok(exit) => Err(Failed::Worker(format!("`{name}` {exit}"))),
-        Err(Failed::Worker(_)) => Err(Failed::Worker(format!(
-            "`{name}` took longer than {}",
+        Ok(exit) => Err(failed(exit.to_string())),
+        Err(command::Failed::TookTooLong) => Err(failed(format!(
+            "took longer than {}",
             crate::core::format_duration(limit)
         ))),
-        Err(failed @ Failed::Rsup(_)) => Err(failed),
+        Err(command::Failed::NotRun(why)) => Err(Failed::Worker(why)),
+        Err(command::Failed::Own(why)) => Err(Failed::Rsup(why)),
     }
 }
 
-/// Waits for a child of ours that is no worker; one that takes too long is killed.
-pub async fn end_of_command(pid: u32, pidfd: OwnedFd, limit: Duration) -> Result<Exit, Failed> {
-    commands(|all| all.insert(pid));
-    let pidfd = Arc::new(pidfd);
-    let exit = within(limit, ended(&pidfd)).await;
-    if exit.is_err() {
-        let _ = process::signal_group(pid, nix::libc::SIGKILL);
-        ended(&pidfd).await;
+/// A line as a part of a sentence: printable, and not too long.
+fn excerpt(line: &str) -> String {
+    let printable: String = line
+        .trim()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(EXCERPT + 1)
+        .collect();
+    match printable.char_indices().nth(EXCERPT) {
+        Some((end, _)) => format!("{}…", &printable[..end]),
+        None => printable,
     }
-    commands(|all| all.remove(&pid));
-    exit
 }

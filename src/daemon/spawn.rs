@@ -1,7 +1,6 @@
 //! Starts workers, and watches each until its end.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::binds::answer_calls;
+use super::command::{c_environment, c_strings, ended, executed};
 use super::fdstore::name;
 use super::isolation::{self, Confinement};
 use super::state::Process;
@@ -20,7 +20,6 @@ use crate::core::{Exit, Input, Revision, WorkerId};
 use crate::logs::{self, Source, Stream};
 use crate::sys::cgroup::Leaf;
 use crate::sys::procfs::{self, PipeId, StartTime};
-use crate::sys::readiness::readable;
 use crate::sys::spawn::{self, Child, ExecReport, Plan};
 use crate::sys::takeover;
 use crate::sys::{capability, process};
@@ -155,25 +154,6 @@ pub fn environment(
     env
 }
 
-pub fn c_strings<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<CString>, String> {
-    let convert = |text: &str| {
-        // Not the text itself: the value of a variable may be a secret.
-        let name = text.split(['=', '\0']).next().unwrap_or_default();
-        CString::new(text).map_err(|_| {
-            format!("{name:?} has a NUL byte in it, which no argument or variable can have")
-        })
-    };
-    texts.into_iter().map(convert).collect()
-}
-
-pub fn c_environment(env: &BTreeMap<String, String>) -> Result<Vec<CString>, String> {
-    let entries: Vec<String> = env
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect();
-    c_strings(entries.iter().map(String::as_str))
-}
-
 impl Daemon {
     /// Forks; that its program runs, and its end, come later as inputs.
     pub(super) fn spawn(
@@ -224,9 +204,9 @@ impl Daemon {
             err_write,
         );
         if inherits {
-            let sockets = &self.app(&spec.name).sockets;
-            plan.listen = sockets
-                .inherit(id.slot, &spec.listen)
+            plan.listen = self
+                .network
+                .inherit(id, &spec.listen)
                 .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
         }
         if wants_takeover(spec)
@@ -401,7 +381,7 @@ impl Daemon {
     pub(super) fn reap(&mut self) {
         let known = self.live_pids();
         if let Err(why) =
-            process::reap_orphans(|pid| known.contains(&pid) || super::probe::is_ours(pid))
+            process::reap_orphans(|pid| known.contains(&pid) || self.commands.contains(pid))
         {
             complain("cannot wait for orphans", why);
         }
@@ -510,35 +490,5 @@ pub async fn until_end(
             exit,
             descendants: false,
         }));
-    }
-}
-
-pub async fn executed(exec: ExecReport) -> Result<Option<takeover::Listener>, String> {
-    let system = |why: std::io::Error| format!("its start cannot be watched: {why}");
-    let mut report = readable(exec).map_err(system)?;
-    loop {
-        let mut guard = report.readable_mut().await.map_err(system)?;
-        match guard.get_inner_mut().read().map_err(system)? {
-            Some(Ok(started)) => return Ok(started.notify),
-            Some(Err(why)) => return Err(why.to_string()),
-            None => guard.clear_ready(),
-        }
-    }
-}
-
-/// Waits for the end of a child, and takes its status.
-pub async fn ended(pidfd: &Arc<OwnedFd>) -> Exit {
-    let Ok(fd) = readable(pidfd.clone()) else {
-        return Exit::Unknown;
-    };
-    loop {
-        let Ok(mut guard) = fd.readable().await else {
-            return Exit::Unknown;
-        };
-        match process::wait(pidfd) {
-            Ok(Some(exit)) => return exit,
-            Ok(None) => guard.clear_ready(),
-            Err(_) => return Exit::Unknown,
-        }
     }
 }

@@ -12,6 +12,7 @@ use super::clients::server::Doors;
 use super::event_log::EventLog;
 use super::fdstore::{self, FdStore};
 use super::isolation::Isolation;
+use super::network::Network;
 use super::presence::{self, Handles, Presence};
 use super::saving::Saving;
 use super::signals::Signals;
@@ -152,12 +153,12 @@ impl Daemon {
             pump,
             takeover: TakeoverSupport::begin(),
             isolation: Isolation::begin(paths, nofile),
-            apps: HashMap::new(),
+            network: Network::new(events.clone(), systemd::given(received.sockets)),
             running: HashMap::new(),
             meter: memory::Memory::default(),
             calls: Calls::default(),
+            commands: super::command::Commands::default(),
             remembered: VecDeque::new(),
-            strangers: Default::default(),
             troubles: Default::default(),
             inbox: VecDeque::new(),
             ending: false,
@@ -166,7 +167,6 @@ impl Daemon {
             admin: Default::default(),
             started: now(),
             systemd: received.notifier,
-            given: systemd::given(received.sockets),
             fdstore,
             bound: Default::default(),
             bind_holder: BindHolder::new(paths.binds()),
@@ -182,10 +182,8 @@ impl Daemon {
             },
             event_log: EventLog::open(paths.events(), saving.boot().to_owned()),
             saving,
-            presence: Presence::begin(paths),
-            control_socket: presence::identity(&paths.socket()),
+            presence: Presence::begin(paths, handles),
             doors,
-            handles,
             upgrading: None,
         };
         info!(
@@ -203,7 +201,7 @@ impl Daemon {
         // It is up: what becomes of it from here on, a client may ask.
         stderr::dismiss_witness();
         // From now on commands are heard; until then they wait in the queue.
-        let socket = daemon.handles.control.try_clone();
+        let socket = daemon.presence.handles().control.try_clone();
         let no_socket = || system("cannot listen on the control socket");
         let opened = socket.and_then(|socket| daemon.doors.open(socket));
         opened.map_err(no_socket())?;

@@ -22,17 +22,18 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::clients::{Caller, reply};
+use super::command::{Command, Commands, Failed, c_strings};
 use super::fdstore::{Backend, FdStore};
+use super::isolation::Confinement;
 use super::presence::Handles;
 use super::start::Inheritance;
 use super::state::{self, State, Upgrade};
 use super::systemd::{self, Received};
-use super::{Daemon, Event, Options, complain, now, probe, spawn as workers};
+use super::{Daemon, Event, Options, complain, now};
 use crate::control::{self, Answer, Failure, FailureCode, HowUpgraded};
 use crate::core::{Time, WorkerPhase};
 use crate::exit::Exit;
 use crate::keeper::link::Link;
-use crate::sys::spawn::{self, Plan};
 use crate::sys::{durable, inherit, process};
 
 /// Names the descriptor of the manifest.
@@ -236,41 +237,37 @@ fn read_memory(fd: OwnedFd) -> io::Result<String> {
 }
 
 /// Runs the program to see whether it can. The error says what came of it.
-async fn try_out(program: PathBuf, state: Vec<u8>, folder: &Path) -> Result<(), String> {
-    let system = |why: io::Error| why.to_string();
-    let said = memory(folder, b"").map_err(system)?;
-    let output = || said.try_clone().map(OwnedFd::from).map_err(system);
-    let argv = workers::c_strings([program.to_string_lossy().as_ref(), "daemon", "--try-state"])?;
-    let mut plan = Plan::new(argv, "/".into(), output()?, output()?);
-    plan.env = environment(None, &[])?;
-    plan.extra.push((
-        memory(folder, &state).map_err(system)?.into(),
-        STATE.to_owned(),
-    ));
-    let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
-    // At once: nobody else may take its exit status.
-    let exit = probe::end_of_command(child.pid, child.pidfd, TRIAL).await;
-    workers::executed(child.exec).await?;
-    let exit = exit.map_err(|_| format!("it did not end within {} s", TRIAL.as_secs()))?;
-    let words = read_memory(said.into()).unwrap_or_default();
-    if exit == Exit::Code(0) {
-        return if words.contains(CAN_GO_ON) {
-            Ok(())
-        } else {
-            Err("it is no rsup that could go on from this one".into())
-        };
+async fn try_out(
+    commands: &Commands,
+    program: PathBuf,
+    state: Vec<u8>,
+    folder: &Path,
+) -> Result<(), String> {
+    let state = memory(folder, &state).map_err(|why| why.to_string())?;
+    let command = Command {
+        argv: c_strings([program.to_string_lossy().as_ref(), "daemon", "--try-state"])?,
+        env: environment(None, &[])?,
+        cwd: "/".into(),
+        confinement: Confinement::default(),
+        extra: vec![(state.into(), STATE.to_owned())],
+        limit: TRIAL,
+    };
+    let (mut can_go_on, mut words) = (false, Vec::new());
+    let end = commands.run(command, |line| {
+        can_go_on |= line.contains(CAN_GO_ON);
+        let line = line.trim();
+        if !line.is_empty() && words.len() < 5 {
+            words.push(line.to_owned());
+        }
+    });
+    match end.await {
+        Ok(Exit::Code(0)) if can_go_on => Ok(()),
+        Ok(Exit::Code(0)) => Err("it is no rsup that could go on from this one".into()),
+        Ok(exit) if words.is_empty() => Err(exit.to_string()),
+        Ok(exit) => Err(format!("{exit}: {}", words.join(" / "))),
+        Err(Failed::TookTooLong) => Err(format!("it did not end within {} s", TRIAL.as_secs())),
+        Err(Failed::NotRun(why) | Failed::Own(why)) => Err(why),
     }
-    let words: Vec<&str> = words
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .take(5)
-        .collect();
-    Err(if words.is_empty() {
-        exit.to_string()
-    } else {
-        format!("{exit}: {}", words.join(" / "))
-    })
 }
 
 /// This process's own, with the descriptor of a manifest.
@@ -349,8 +346,9 @@ impl Daemon {
         };
         let events = self.events.clone();
         let folder = self.paths.runtime.clone();
+        let commands = self.commands.clone();
         tokio::spawn(async move {
-            match try_out(program.clone(), state, &folder).await {
+            match try_out(&commands, program.clone(), state, &folder).await {
                 Ok(()) => {
                     reply::<control::Upgrade>(&answer, Ok(control::Upgrading));
                     let _ = events.send(Event::Upgrade(Pending {
@@ -416,7 +414,7 @@ impl Daemon {
         if waited < SETTLE {
             return;
         }
-        let relayed: usize = self.apps.values().map(|app| app.relays.under_way()).sum();
+        let relayed = self.network.under_way();
         let in_between = self.supervisor.names().any(|app| {
             self.supervisor
                 .workers(app)
@@ -455,6 +453,7 @@ impl Daemon {
         let state = String::from_utf8(self.encoded()?).map_err(io::Error::other)?;
         let previous = File::open("/proc/self/exe")?;
         let (held, keeper) = self.fdstore.descriptors();
+        let handles = self.presence.handles();
         let manifest = Manifest {
             state,
             options: self.options.clone(),
@@ -465,15 +464,19 @@ impl Daemon {
             keeper: keeper.map(|fd| fd.as_raw_fd()),
             made_keeper: self.fdstore.made_keeper(),
             born_of: self.keeper,
-            lock: self.handles.lock.as_fd().as_raw_fd(),
-            former_locks: self
-                .handles
+            lock: handles.lock.as_fd().as_raw_fd(),
+            former_locks: handles
                 .former_locks
                 .iter()
                 .map(AsRawFd::as_raw_fd)
                 .collect(),
-            control: self.handles.control.as_raw_fd(),
-            given: self.given.sockets().map(|fd| fd.as_raw_fd()).collect(),
+            control: handles.control.as_raw_fd(),
+            given: self
+                .network
+                .given()
+                .sockets()
+                .map(|fd| fd.as_raw_fd())
+                .collect(),
             variables: self
                 .systemd
                 .variables()
@@ -483,16 +486,16 @@ impl Daemon {
             failed: None,
         };
         let own = [
-            self.handles.lock.as_fd(),
-            self.handles.control.as_fd(),
+            handles.lock.as_fd(),
+            handles.control.as_fd(),
             previous.as_fd(),
         ];
         let fds: Vec<BorrowedFd<'_>> = held
             .into_iter()
             .map(|(_, fd)| fd)
             .chain(keeper)
-            .chain(self.given.sockets())
-            .chain(self.handles.former_locks.iter().map(AsFd::as_fd))
+            .chain(self.network.given().sockets())
+            .chain(handles.former_locks.iter().map(AsFd::as_fd))
             .chain(own)
             .collect();
         for console in self.options.console.iter().chain(&self.options.messages) {

@@ -8,6 +8,9 @@
 //! One thread, one loop, no policy; a second thread waits for stderr once there is something to say. It
 //! ends when the daemon says that it ends on purpose.
 
+// A new state has to be thought of everywhere.
+#![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
+
 pub mod binds;
 pub mod binds_link;
 pub mod link;

@@ -60,6 +60,10 @@ struct BucketRecord {
 
 /// A histogram of microseconds that grows as needed. Two significant figures in the many buckets,
 /// three in the phases.
+#[expect(
+    clippy::expect_used,
+    reason = "both numbers are among those that are allowed"
+)]
 fn histogram<C: hdrhistogram::Counter>(figures: u8) -> Histogram<C> {
     Histogram::new(figures).expect("2 and 3 are valid numbers of significant figures")
 }

@@ -22,6 +22,12 @@
 //! | `/log?n=N` | writes N lines to stdout |
 //! | `/crash` | exits with 3, without an answer |
 
+#![expect(
+    clippy::exit,
+    clippy::print_stderr,
+    reason = "an app of its own, which crashes when it is told to"
+)]
+
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -53,6 +59,11 @@ const FIRST_REQUEST: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Where the runtime, the signal handler or the listener cannot be set up.
+#[expect(
+    clippy::exit,
+    clippy::print_stderr,
+    reason = "it crashes when it is asked to"
+)]
 pub fn run() -> io::Result<()> {
     if flag("CRASH_AT_START") {
         eprintln!("sample app: CRASH_AT_START is set: cannot connect to the database");

@@ -594,7 +594,10 @@ impl Shown {
 impl Lane {
     /// Does one batch: formats its records, but for the first `skip` bytes writes them, and notes what
     /// remains.
-    #[allow(clippy::too_many_arguments)] // parts of the engine, borrowed one by one
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "parts of the engine, borrowed one by one"
+    )]
     fn work_off(
         &mut self,
         phase: Phase,

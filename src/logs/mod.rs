@@ -16,6 +16,9 @@
 //! * A full file becomes `NAME.1`, what was `NAME.1` becomes `NAME.2` and is compressed to
 //!   `NAME.2.gz` in the background. `NAME.1` stays plain so that whoever still reads it is not disturbed.
 
+// A new state has to be thought of everywhere.
+#![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
+
 mod compress;
 mod console;
 mod engine;

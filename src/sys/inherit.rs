@@ -43,6 +43,7 @@ pub fn named(variable: &str) -> Option<c_int> {
 }
 
 /// Removes variables that were meant for this process alone, if no other thread could read them.
+#[expect(clippy::disallowed_methods, reason = "this is the place that may")]
 pub(super) fn forget(variables: &[&str]) {
     if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1) {
         for name in variables {

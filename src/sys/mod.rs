@@ -27,8 +27,7 @@
 //! | [`limits`] | limits of processes and memory around this process, and whose they are |
 //! | [`durable`] | memory that outlives the process, filled from pipes |
 
-#![allow(unsafe_code)]
-#![deny(clippy::undocumented_unsafe_blocks)]
+#![allow(unsafe_code, reason = "system calls that no crate has")]
 
 pub mod capability;
 pub mod cgroup;

@@ -22,7 +22,10 @@ impl Steady for Listener {}
 ///
 /// # Errors
 /// As `epoll_ctl(2)`.
-#[allow(private_bounds)]
+#[allow(
+    private_bounds,
+    reason = "the trait says what may be waited for, here alone"
+)]
 pub fn readable<T: Steady>(fd: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: by `Steady`, the registered descriptor stays open and the same until the AsyncFd,
     // which deregisters it first, drops its owner.

@@ -112,6 +112,21 @@ fn exec() {
 }
 
 #[test]
+fn what_a_command_says_last_is_part_of_the_reason() {
+    let home = Home::new();
+    home.write("app", "exec sleep 1000\n");
+    home.write(
+        "check",
+        "echo looking; echo 'the database refuses: no route' >&2; echo; exit 7\n",
+    );
+    let readiness = "readiness = { exec = [\"sh\", \"check\"], interval = \"10ms\" }\nlisten_timeout = \"700ms\"";
+    home.app("job", &format!("command = [\"sh\", \"app\"]\n{readiness}"));
+    home.run(&["start"])
+        .code(1)
+        .says(&["`sh` exited with code 7: the database refuses: no route"]);
+}
+
+#[test]
 fn exec_that_hangs_is_ended_by_its_timeout() {
     let home = Home::new();
     home.write("app", "exec sleep 1000\n");

@@ -1,6 +1,8 @@
 //! The sandbox program: between fork and exec, a command gets a seccomp filter that answers one system
 //! call with an error, as a container's profile does. All that it starts has the filter too.
 
+#![allow(unsafe_code, reason = "between fork and exec")]
+
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;

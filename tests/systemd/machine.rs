@@ -30,7 +30,7 @@ unshare --mount --pid --fork true || exit 77
 exec unshare --mount --pid --fork --kill-child --mount-proc --propagation private sh -c "$INNER"
 "#;
 
-/// In the new ones: the overlay, without the services of this machine, and boots of it until one is
+/// In the new ones: the overlay, without the services of this machine and what a rsup of its own has left, and boots of it until one is
 /// no reboot (133: see systemd-nspawn(1), --keep-unit). pidfd_getfd(2), which takeover needs, is not
 /// among the system calls that systemd-nspawn allows by itself.
 const INNER: &str = r#"
@@ -38,7 +38,7 @@ mount -t tmpfs -o mode=0755 tmpfs "$FOLDER" || exit 77
 mkdir "$FOLDER/upper" "$FOLDER/work" "$FOLDER/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$FOLDER/upper,workdir=$FOLDER/work" "$FOLDER/root" || exit 77
 mkdir -p /run/systemd && mount -t tmpfs tmpfs /run/systemd || exit 77
-rm -f "$FOLDER"/root/etc/systemd/system/*.wants/*
+rm -rf "$FOLDER"/root/etc/systemd/system/*.wants/* "$FOLDER"/root/etc/systemd/system/rsup* "$FOLDER/root/var/lib/rsup"
 mkdir -p "$FOLDER/root/usr/local/bin"
 cp "$PROGRAM" "$FOLDER/root/usr/local/bin/rsup"
 cp "$TESTS" "$FOLDER/root/usr/local/bin/rsup-tests"

@@ -447,10 +447,15 @@ fn knows(paths: &Paths, names: &[String]) -> bool {
 #[derive(Default)]
 pub struct Waits {
     said: bool,
+    /// How many daemons were there, and gone before they heard what is asked for.
+    gone: u8,
 }
 
+/// More daemons than this do not end by themselves one after the other.
+const GONE: u8 = 3;
+
 impl Waits {
-    /// An error, unless it is that the daemon ends.
+    /// An error, unless it is that the daemon ends, or has ended since it was found.
     pub fn for_the_end(
         &mut self,
         paths: &Paths,
@@ -458,6 +463,9 @@ impl Waits {
         error: CallError,
         cx: &Context,
     ) -> Result<(), CliError> {
+        if self.is_gone(&error) {
+            return Ok(());
+        }
         if !matches!(&error, CallError::Failed(why) if why.code == FailureCode::Ending) {
             return Err(client.explain(error));
         }
@@ -466,6 +474,11 @@ impl Waits {
                 .note("rsup is stopping every app; what is asked for is started after its end");
         }
         daemonize::until_it_ends(paths)
+    }
+
+    fn is_gone(&mut self, error: &CallError) -> bool {
+        self.gone += u8::from(matches!(error, CallError::NoDaemon));
+        matches!(error, CallError::NoDaemon) && self.gone <= GONE
     }
 }
 
@@ -603,6 +616,15 @@ mod tests {
             planned("server.js -- --port 1"),
             Ok(Plan::Command(words("server.js --port 1")))
         );
+    }
+
+    #[test]
+    fn a_daemon_that_ends_between_two_calls_is_no_error_but_not_for_ever() {
+        let mut waits = Waits::default();
+        let mut gone = || waits.is_gone(&CallError::NoDaemon);
+        let answers: Vec<bool> = std::iter::repeat_with(&mut gone).take(5).collect();
+        assert_eq!(answers, [true, true, true, false, false]);
+        assert!(!Waits::default().is_gone(&CallError::Silent));
     }
 
     #[test]

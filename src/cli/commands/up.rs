@@ -50,7 +50,13 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let mut waits = start::Waits::default();
     let outcomes = loop {
         let client = daemonize::ensure(&paths)?;
-        let known = client.ask(&Snapshot)?;
+        let known = match client.try_ask(&Snapshot) {
+            Ok(known) => known,
+            Err(error) => {
+                waits.for_the_end(&paths, &client, error, cx)?;
+                continue;
+            }
+        };
         let gone = if args.only.is_empty() {
             no_longer_there(&settings.source, &apps, &known)
         } else {

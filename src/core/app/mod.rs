@@ -130,7 +130,7 @@ impl App {
     pub fn goal(&self) -> Wanted {
         match self.wanted {
             Wanted::Up if self.halted => Wanted::Down,
-            wanted => wanted,
+            wanted @ (Wanted::Up | Wanted::Down | Wanted::Deleted) => wanted,
         }
     }
 

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Error;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -112,9 +114,7 @@ impl Collector for Scrape {
             None,
             [(version, 1_u64)],
         )?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = Timestamp::now().as_duration().unsigned_abs();
         let started = now.saturating_sub(self.uptime).as_secs_f64();
         gauge(
             to,

@@ -7,17 +7,15 @@
 
 mod hangup;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::net::unix::pipe;
 use tracing::{error, info, warn};
 
-use super::{Daemon, probe, spawn as workers, upgrade};
+use super::command::{Command, Commands, Failed, c_strings};
+use super::isolation::Confinement;
+use super::{Daemon, upgrade};
 use crate::exit::Exit;
-use crate::sys::spawn::{self, Plan};
 
 /// The verb of the client.
 pub const REREAD: &str = "reread";
@@ -30,8 +28,9 @@ impl Daemon {
     pub(super) fn reread(&self) {
         let settings = self.supervisor.settings.as_ref();
         let settings = settings.map(|settings| settings.source.clone());
+        let commands = self.commands.clone();
         tokio::spawn(async move {
-            if let Err(why) = client(settings).await {
+            if let Err(why) = client(&commands, settings).await {
                 warn!("nothing was reloaded: {why}");
             }
         });
@@ -39,33 +38,24 @@ impl Daemon {
 }
 
 /// Runs the client, and says what it says.
-async fn client(settings: Option<PathBuf>) -> Result<(), String> {
-    let failed = |why: std::io::Error| format!("cannot run rsup itself: {why}");
-    let (ours, theirs) = std::io::pipe().map_err(failed)?;
-    let theirs: OwnedFd = theirs.into();
+async fn client(commands: &Commands, settings: Option<PathBuf>) -> Result<(), String> {
     let settings = settings.map(|path| path.to_string_lossy().into_owned());
     let argv = ["/proc/self/exe", REREAD].into_iter();
-    let argv = workers::c_strings(argv.chain(settings.as_deref()))?;
-    let mut plan = Plan::new(
-        argv,
-        "/".into(),
-        theirs.try_clone().map_err(failed)?,
-        theirs,
-    );
-    plan.env = upgrade::environment(None, &[])?;
-    let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
-    // At once: nobody else may take its exit status.
-    let end = tokio::spawn(probe::end_of_command(child.pid, child.pidfd, LIMIT));
-    workers::executed(child.exec).await?;
-    let output = pipe::Receiver::from_owned_fd(ours.into()).map_err(failed)?;
-    let mut lines = BufReader::new(output).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        say(&line);
-    }
-    match end.await {
-        Ok(Ok(Exit::Code(0..=2))) => Ok(()),
-        Ok(Ok(exit)) => Err(format!("`rsup {REREAD}` {exit}")),
-        Ok(Err(_)) | Err(_) => Err(format!("`rsup {REREAD}` did not end")),
+    let command = Command {
+        argv: c_strings(argv.chain(settings.as_deref()))?,
+        env: upgrade::environment(None, &[])?,
+        cwd: "/".into(),
+        confinement: Confinement::default(),
+        extra: Vec::new(),
+        limit: LIMIT,
+    };
+    match commands.run(command, say).await {
+        Ok(Exit::Code(0..=2)) => Ok(()),
+        Ok(exit) => Err(format!("`rsup {REREAD}` {exit}")),
+        Err(Failed::TookTooLong) => Err(format!("`rsup {REREAD}` did not end")),
+        Err(Failed::NotRun(why) | Failed::Own(why)) => {
+            Err(format!("cannot run rsup itself: {why}"))
+        }
     }
 }
 

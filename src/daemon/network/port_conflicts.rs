@@ -5,24 +5,21 @@ use std::collections::HashSet;
 
 use tracing::warn;
 
-use super::Daemon;
+use super::Network;
 use crate::config::AppName;
 
 /// Those that are there now, so that each is reported once.
 #[derive(Default)]
 pub struct Strangers(HashSet<(AppName, u32)>);
 
-impl Daemon {
-    pub(super) fn look_for_strangers(&mut self) {
+impl Network {
+    /// Says which processes are new on a port of ours. `is_worker` knows those of an earlier daemon whose sockets this
+    /// one could not take back: they are being replaced.
+    pub fn look_for_strangers(&mut self, is_worker: impl Fn(&AppName, u32) -> bool) {
         let mut present = HashSet::new();
-        for (app, resources) in &self.apps {
-            for holder in resources.sockets.joiners() {
-                // One of an earlier daemon, whose sockets this one could not take back; it is being replaced.
-                if self
-                    .running
-                    .values()
-                    .any(|running| running.id.app == *app && running.owns(holder.pid))
-                {
+        for (app, of_app) in &self.apps {
+            for holder in of_app.sockets.joiners() {
+                if is_worker(app, holder.pid) {
                     continue;
                 }
                 let key = (app.clone(), holder.pid);

@@ -31,6 +31,16 @@ fn index(slot: u16) -> usize {
     usize::from(slot) + 1
 }
 
+/// What the state says of an address that an earlier daemon had.
+pub struct Adopted<'a> {
+    pub slots: u16,
+    pub file: SocketFile,
+    /// The weights in force.
+    pub steering: &'a [Steering],
+    /// Workers live whose sockets cannot be had, so the address is in use all the same.
+    pub others_live: bool,
+}
+
 #[derive(Default)]
 pub struct Sockets {
     bound: BTreeMap<Listen, Bound>,
@@ -174,20 +184,23 @@ impl Sockets {
     }
 
     /// Takes back what is held of an address, instead of opening it: `kept` knows sockets by their
-    /// place in the group, `of_worker` those that a live worker has. `others_live`: workers live whose
-    /// sockets cannot be had, so the address is in use all the same.
+    /// place in the group, `of_worker` those that a live worker has.
     ///
     /// # Errors
     /// As for [`Self::hold`].
     pub fn adopt(
         &mut self,
         address: &Listen,
-        (slots, file): (u16, SocketFile),
-        steering: &[Steering],
+        adopted: &Adopted<'_>,
         kept: impl Fn(usize) -> Option<OwnedFd>,
         of_worker: impl Fn(u16) -> Option<OwnedFd>,
-        others_live: bool,
     ) -> Result<(), String> {
+        let Adopted {
+            slots,
+            file,
+            steering,
+            others_live,
+        } = *adopted;
         let Listen::Tcp { addr, v6only } = address else {
             return self.adopt_unix(
                 address,

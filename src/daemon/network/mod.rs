@@ -1,0 +1,405 @@
+//! The sockets of every app, and who gets what comes to them: a part of the daemon that owns them all.
+//!
+//! What changes an app's sockets hands them to the [`FdStore`] in the same call, so that none of them is held by the
+//! daemon alone.
+
+mod drain;
+mod port_conflicts;
+mod relay;
+mod sockets;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::fdstore::{self, FdStore};
+use super::{Event, Events, complain};
+use crate::config::{AppName, Balance, Listen, SocketFile};
+use crate::core::{Steering, WorkerId};
+use crate::sys::listen::{Backlog, Given, backlog, is_nonblocking, set_nonblocking};
+use crate::sys::takeover::Bind;
+use relay::{Relay, Relays};
+use sockets::Sockets;
+pub use sockets::{Adopted, ProbeTarget};
+
+/// Until an accept queue that could not be looked after is tried again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The sockets of every app.
+pub struct Network {
+    apps: HashMap<AppName, OfApp>,
+    events: Events,
+    /// Sockets of `.socket` units.
+    given: Arc<Given>,
+    strangers: port_conflicts::Strangers,
+}
+
+/// What is there for one app.
+struct OfApp {
+    sockets: Sockets,
+    relays: Relays,
+    /// By slot (`None`: the lobby): one per address.
+    relaying: HashMap<Option<u16>, Vec<Relay>>,
+    ready: watch::Sender<bool>,
+}
+
+impl OfApp {
+    /// Connections that wait because no worker is ready: in the kernel's queues, and accepted by rsup.
+    fn held(&self) -> u64 {
+        if *self.ready.borrow() {
+            return 0;
+        }
+        let queued = |queue: &sockets::Queue| match backlog(&queue.fd) {
+            Ok(Backlog::Listening { queued, .. }) => u64::from(queued),
+            Ok(Backlog::NotListening) | Err(_) => 0,
+        };
+        let queues = self.sockets.queues(None).unwrap_or_default();
+        self.relays.held() + queues.iter().map(queued).sum::<u64>()
+    }
+
+    fn queues(&self, slot: u16) -> Vec<sockets::Queue> {
+        self.sockets.queues(Some(slot)).unwrap_or_default()
+    }
+}
+
+/// The effects of the core.
+impl Network {
+    pub fn new(events: Events, given: Arc<Given>) -> Self {
+        Self {
+            apps: HashMap::new(),
+            events,
+            given,
+            strangers: Default::default(),
+        }
+    }
+
+    fn app(&mut self, name: &AppName) -> &mut OfApp {
+        let (events, given) = (&self.events, &self.given);
+        self.apps.entry(name.clone()).or_insert_with(|| {
+            let (ready, watch) = watch::channel(false);
+            OfApp {
+                sockets: Sockets::new(given.clone()),
+                relays: Relays::new(name.clone(), watch, events.clone()),
+                relaying: HashMap::new(),
+                ready,
+            }
+        })
+    }
+
+    /// Holds sockets on exactly these addresses, one for each slot. Slots outside `busy` have no worker, so what
+    /// comes there is relayed.
+    ///
+    /// # Errors
+    /// As for [`Sockets::hold`], in words.
+    pub fn listen(
+        &mut self,
+        app: &AppName,
+        (addresses, slots, file): (&[Listen], u16, SocketFile),
+        busy: &[u16],
+        fdstore: &mut FdStore,
+    ) -> Result<(), String> {
+        let held = self.app(app).sockets.hold(addresses, slots, file);
+        let result = held.map_err(|why| why.to_string()).map(|()| {
+            // The relays that run hold sockets of addresses that may have been given up, and know
+            // nothing of new ones.
+            let relayed: Vec<Option<u16>> = self
+                .app(app)
+                .relaying
+                .drain()
+                .map(|(slot, _)| slot)
+                .collect();
+            for slot in relayed.into_iter().flatten() {
+                self.start_relays(app, Some(slot));
+            }
+            self.start_relays(app, None);
+            for slot in (0..slots).filter(|slot| !busy.contains(slot)) {
+                self.relay(app, slot, false);
+            }
+        });
+        self.keep(app, fdstore);
+        result
+    }
+
+    /// Closes every socket of the app.
+    pub fn unlisten(&mut self, app: &AppName, fdstore: &mut FdStore) {
+        if let Some(of_app) = self.apps.get_mut(app) {
+            of_app.relaying.clear();
+            let _ = of_app.ready.send(false);
+            of_app.sockets.close();
+        }
+        self.keep(app, fdstore);
+    }
+
+    /// The app is deleted.
+    pub fn remove(&mut self, app: &AppName, fdstore: &mut FdStore) {
+        self.apps.remove(app);
+        self.keep(app, fdstore);
+    }
+
+    /// Makes the fdstore hold the app's sockets as they are now.
+    fn keep(&self, name: &AppName, fdstore: &mut FdStore) {
+        let beginning = fdstore::name::sockets(name);
+        let wanted = self
+            .apps
+            .get(name)
+            .into_iter()
+            .flat_map(|app| app.sockets.all())
+            .map(|(address, place, fd)| (fdstore::name::socket(name, address, place), fd))
+            .collect();
+        fdstore.keep_exactly(&beginning, wanted);
+    }
+
+    /// Puts weights in force.
+    pub fn steer(&mut self, app: &AppName, balance: Balance, tables: &[Steering]) {
+        let Some(of_app) = self.apps.get_mut(app) else {
+            return;
+        };
+        match of_app.sockets.steer(balance, tables) {
+            Ok(anybody) => {
+                let _ = of_app
+                    .ready
+                    .send_if_modified(|ready| std::mem::replace(ready, anybody) != anybody);
+            }
+            Err(why) => complain(&format!("{app}: cannot steer its connections"), why),
+        }
+    }
+
+    /// The slot has no worker, or one that is told to stop: what comes there is relayed. `accepts`: that worker may
+    /// still be in accept(2).
+    pub fn relay(&mut self, app: &AppName, slot: u16, accepts: bool) {
+        self.mend(app);
+        for queue in self.app(app).queues(slot) {
+            if is_nonblocking(queue.fd.as_fd()).unwrap_or(false) {
+                continue;
+            }
+            // A worker that uses blocking accept shares the mode with us and is left alone with
+            // its queue until it is gone.
+            if accepts {
+                return;
+            }
+            if let Err(why) = set_nonblocking(queue.fd.as_fd(), true) {
+                return complain(&format!("{app}: cannot look after slot {slot}"), why);
+            }
+        }
+        self.start_relays(app, Some(slot));
+    }
+
+    /// The slot gets a worker: what comes there is for it alone.
+    pub fn stop_relaying(&mut self, app: &AppName, slot: u16) {
+        self.mend(app);
+        let Some(of_app) = self.apps.get_mut(app) else {
+            return;
+        };
+        for relay in of_app.relaying.remove(&Some(slot)).into_iter().flatten() {
+            relay.stop();
+        }
+        // What a worker inherits is blocking, as with systemd; takeover sets it as the app's own was.
+        for queue in of_app.queues(slot) {
+            let _ = set_nonblocking(queue.fd.as_fd(), false);
+        }
+    }
+
+    /// How long a connection waits for a worker while none is ready.
+    pub fn hold_for(&mut self, app: &AppName, timeout: Duration) {
+        self.app(app).relays.hold_for(timeout);
+    }
+
+    /// Waits until nothing is queued at the worker's slot; `None` if the app has no sockets. `halted` tells whether
+    /// the worker accepts nothing any more.
+    pub fn drain<H: Fn() -> bool + 'static>(
+        &self,
+        worker: &WorkerId,
+        halted: H,
+    ) -> Option<impl Future<Output = ()> + use<H>> {
+        let of_app = self.apps.get(&worker.app)?;
+        let queues = of_app.sockets.queues(Some(worker.slot)).ok()?;
+        let ports = of_app.sockets.ports();
+        Some(drain::until_empty(queues, ports, halted))
+    }
+}
+
+/// What becomes of the sockets on the way.
+impl Network {
+    /// Looks whether a worker shut its socket down, and makes up for it.
+    pub fn mend(&mut self, app: &AppName) {
+        let of_app = self.apps.get_mut(app);
+        if let Some(Err(why)) = of_app.map(|of_app| of_app.sockets.mend()) {
+            complain(
+                &format!("{app}: a socket that a worker shut down cannot listen again"),
+                why,
+            );
+        }
+    }
+
+    /// Relays what comes to the slot, or to the lobby, if that is not done already.
+    fn start_relays(&mut self, app: &AppName, slot: Option<u16>) {
+        let of_app = self.app(app);
+        if of_app.relaying.contains_key(&slot) {
+            return;
+        }
+        let relays: io::Result<Vec<_>> = of_app.sockets.queues(slot).and_then(|queues| {
+            let watch = |queue: sockets::Queue| {
+                set_nonblocking(queue.fd.as_fd(), true)?;
+                of_app.relays.watch(queue)
+            };
+            queues.into_iter().map(watch).collect()
+        });
+        match relays {
+            Ok(relays) => {
+                of_app.relaying.insert(slot, relays);
+            }
+            Err(why) => {
+                complain(&format!("{app}: cannot look after an accept queue"), why);
+                // Out of descriptors: what waits there goes on waiting.
+                let (events, app) = (self.events.clone(), app.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    let _ = events.send(Event::LookAfter { app, slot });
+                });
+            }
+        }
+    }
+
+    /// Relays what comes to a slot that has no worker of use, or to the lobby, where the app has sockets.
+    pub fn look_after(&mut self, app: &AppName, slot: Option<u16>) {
+        if self.apps.contains_key(app) {
+            self.start_relays(app, slot);
+        }
+    }
+
+    /// Goes on with the sockets that an earlier daemon made: see [`Sockets::adopt`].
+    pub fn adopt(
+        &mut self,
+        app: &AppName,
+        addresses: &[Listen],
+        adopted: &Adopted<'_>,
+        of_worker: impl Fn(&Listen, u16) -> Option<OwnedFd>,
+        fdstore: &mut FdStore,
+    ) {
+        for address in addresses {
+            let kept = |place| fdstore.get(&fdstore::name::socket(app, address, place));
+            let of_worker = |slot| of_worker(address, slot);
+            let sockets = &mut self.app(app).sockets;
+            if let Err(why) = sockets.adopt(address, adopted, kept, of_worker) {
+                complain(&format!("{app}: {address}"), why);
+            }
+        }
+        self.keep(app, fdstore);
+    }
+
+    /// The address of ours that the app wants to bind, out of those of its release.
+    pub fn matching(&self, app: &AppName, bind: &Bind, order: &[Listen]) -> Option<Listen> {
+        self.apps.get(app)?.sockets.matching(bind, order)
+    }
+
+    /// The slot's socket of the address, of the family that the worker asks for where that can still be chosen.
+    pub fn socket_for(
+        &mut self,
+        worker: &WorkerId,
+        address: &Listen,
+        bind: &Bind,
+        fdstore: &mut FdStore,
+    ) -> Option<BorrowedFd<'_>> {
+        self.adapt(worker, address, bind, fdstore);
+        self.apps
+            .get(&worker.app)?
+            .sockets
+            .socket(address, worker.slot)
+    }
+
+    fn adapt(&mut self, worker: &WorkerId, address: &Listen, bind: &Bind, fdstore: &mut FdStore) {
+        let Some(of_app) = self.apps.get_mut(&worker.app) else {
+            return;
+        };
+        let changed = match of_app.sockets.adapt(address, bind) {
+            Ok(Some(changed)) => changed,
+            Ok(None) => return,
+            Err(why) => return warn!("{worker}: its sockets stay of the other family: {why}"),
+        };
+        // The relays still hold sockets of the old group.
+        let slots: Vec<Option<u16>> = of_app.relaying.drain().map(|(slot, _)| slot).collect();
+        let lobby = of_app.sockets.queues(None).unwrap_or_default();
+        let target = lobby
+            .into_iter()
+            .find(|queue| queue.address == changed.address)
+            .map(|queue| queue.target);
+        if let Some(target) = target {
+            for connection in changed.accepted {
+                of_app.relays.pass(connection, target);
+            }
+        }
+        for slot in slots {
+            self.start_relays(&worker.app, slot);
+        }
+        self.keep(&worker.app, fdstore);
+    }
+
+    /// A worker has a socket of the address.
+    pub fn handed(&mut self, worker: &WorkerId, address: &Listen) {
+        if let Some(of_app) = self.apps.get_mut(&worker.app) {
+            of_app.sockets.handed(address, worker.generation);
+        }
+    }
+
+    /// The worker is gone.
+    pub fn taken_back(&mut self, worker: &WorkerId) {
+        if let Some(of_app) = self.apps.get_mut(&worker.app) {
+            of_app.sockets.taken_back(worker.generation);
+        }
+    }
+
+    /// What a worker in the slot inherits, in the order of its configuration.
+    ///
+    /// # Errors
+    /// As `fcntl(2)` with `F_DUPFD`.
+    pub fn inherit(&mut self, worker: &WorkerId, order: &[Listen]) -> io::Result<Vec<OwnedFd>> {
+        self.app(&worker.app).sockets.inherit(worker.slot, order)
+    }
+}
+
+/// What others ask.
+impl Network {
+    /// Sockets of `.socket` units.
+    pub fn given(&self) -> &Given {
+        &self.given
+    }
+
+    /// Whether no app has sockets, nor had any.
+    pub fn is_empty(&self) -> bool {
+        self.apps.is_empty()
+    }
+
+    /// Where a probe reaches the worker.
+    pub fn probe_target(&self, worker: &WorkerId, order: &[Listen]) -> Option<ProbeTarget> {
+        let of_app = self.apps.get(&worker.app)?;
+        of_app.sockets.probe_target(worker.slot, order)
+    }
+
+    /// A copy of the worker's first TCP socket, to look at its accept queue.
+    pub fn probe_queue(&self, worker: &WorkerId, order: &[Listen]) -> Option<OwnedFd> {
+        let of_app = self.apps.get(&worker.app)?;
+        of_app.sockets.probe_queue(worker.slot, order)
+    }
+
+    /// Connections of the app that rsup has passed on so far, and those that wait for a worker now.
+    pub fn relayed_and_held(&self, app: &AppName) -> Option<(u64, u64)> {
+        let of_app = self.apps.get(app)?;
+        Some((of_app.relays.count(), of_app.held()))
+    }
+
+    /// Connections that rsup is passing on at this moment.
+    pub fn under_way(&self) -> usize {
+        self.apps.values().map(|app| app.relays.under_way()).sum()
+    }
+
+    /// The address that is served where it is less than the configured one: see [`Sockets::served_otherwise`].
+    pub fn served_otherwise(&self, app: &AppName, address: &Listen) -> Option<SocketAddr> {
+        self.apps.get(app)?.sockets.served_otherwise(address)
+    }
+}
