@@ -46,14 +46,12 @@ static KNOWN: &[(&[&str], &str)] = &[
 
 /// How a program of this name stays in the foreground.
 pub fn how(program: &str) -> String {
-    let named = |known: &str| {
+    let named = |known: &&str| {
         program
             .strip_prefix(known)
             .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '-'))
     };
-    let known = KNOWN
-        .iter()
-        .find(|(names, _)| names.iter().any(|name| named(name)));
+    let known = KNOWN.iter().find(|(names, _)| names.iter().any(named));
     known.map_or_else(
         || "start it without what sends it into the background (`--daemon`, `-d`, a `&`)".into(),
         |(_, how)| (*how).into(),
