@@ -93,10 +93,17 @@ pub fn select_to_end(
         Err(error) => return Err(client.explain(error)),
     };
     if all && known.is_empty() {
-        cx.out.note("there are no apps, so there is nothing to do");
+        note_no_apps(&known, cx);
         return Ok(None);
     }
     resolve(words, known).map(Some)
+}
+
+/// `all` of no apps is nothing to do, which is said.
+pub fn note_no_apps(known: &[Known], cx: &Context) {
+    if known.is_empty() {
+        cx.out.note("there are no apps, so there is nothing to do");
+    }
 }
 
 /// Says that no daemon runs, and that all is done therefore.

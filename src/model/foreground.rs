@@ -1,5 +1,5 @@
-//! Programs that put themselves into the background, and what keeps each in the foreground: rsup looks after
-//! the process that it has started, and its end is the worker's end.
+//! Programs that put themselves into the background, and what keeps each in the foreground: the end of the process
+//! that rsup has started is the worker's end.
 
 use std::path::Path;
 

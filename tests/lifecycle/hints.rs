@@ -126,8 +126,8 @@ fn stopping_all_of_nothing_is_done() {
     home.app("job", "command = \"sleep 1000\"");
     home.ok(&["start"]);
     home.ok(&["delete", "all"]);
-    for words in [&["stop", "all"], &["delete", "all"]] {
-        home.ok(words).says(&["there are no apps"]);
+    for words in ["stop", "delete", "reload", "restart", "start"].map(|verb| [verb, "all"]) {
+        home.ok(&words).says(&["there are no apps"]);
     }
     // What a daemon of before knew is forgotten as well.
     home.ok(&["start"]);

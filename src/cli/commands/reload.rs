@@ -35,6 +35,7 @@ pub struct Args {
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     let client = cx.client()?;
     let selection = targets::select(&client, &args.targets)?.whole_apps("reload")?;
+    targets::note_no_apps(&selection.known, cx);
     let (meant, mut outcomes) = selection.apps_that_run(OperationKind::Reload);
     let (apps, settings) = reread::for_command(&meant, &selection.known, &cx.out)?;
     let same = action::same_folders(&apps, &selection.known);

@@ -423,6 +423,7 @@ fn resume(names: &[String], wait: bool, cx: &Context) -> Result<(), CliError> {
             }
             Err(error) => return Err(client.explain(error)),
         };
+        targets::note_no_apps(&selection.known, cx);
         let start = Action::StartStopped {
             targets: selection.targets,
         };

@@ -111,8 +111,8 @@ impl Output {
         self.text(&text)
     }
 
-    /// Prints the result of a change, after it. That nobody gets to read it does not undo the change, nor
-    /// make a failure of it: this is said on stderr, and the exit code is that of the change.
+    /// Prints the result of a change that is done. A result that cannot be printed is a warning on stderr, not a
+    /// failure: the exit code is that of the change.
     pub fn result<T: Serialize + ?Sized>(&self, of: &str, value: &T, words: &str) {
         self.printed(
             &format!("{of} is done"),
@@ -124,12 +124,12 @@ impl Output {
         );
     }
 
-    /// Says that something could not be printed, beside what is true all the same; silent where its reader has
-    /// gone.
-    pub fn printed(&self, all_the_same: &str, printed: Result<(), CliError>) {
+    /// Warns that a result could not be printed, after a sentence that says what was done; silent where the reader
+    /// has closed the pipe.
+    pub fn printed(&self, done: &str, printed: Result<(), CliError>) {
         if let Err(CliError::Report { report, .. }) = printed {
             error_text(&format!(
-                "{} {all_the_same}; its result alone is lost: {}\n",
+                "{} {done}; its result alone is lost: {}\n",
                 self.error_look.paint(Paint::Busy, "warning:"),
                 harmless(&report.message)
             ));
