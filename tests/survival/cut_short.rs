@@ -31,8 +31,11 @@ fn told(home: &Home) {
 fn kill_all(home: &Home) {
     wait_until("nobody is left", || {
         let left = home.processes();
-        for (pid, _) in &left {
-            let _ = kill(Pid::from_raw(*pid as i32), Signal::SIGKILL);
+        // Stopped first: a daemon that sees its last worker die comes to its end by itself.
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for (pid, _) in &left {
+                let _ = kill(Pid::from_raw(*pid as i32), signal);
+            }
         }
         left.is_empty()
     });
