@@ -71,7 +71,7 @@ fn a_worker_that_prints_gets_no_sigpipe_and_no_line_is_lost() {
     let script = "i=0; while [ ! -e stop ]; do i=$((i+1)); echo line $i; echo err $i >&2; done; echo last $i; exec sleep 1000";
     home.app(
         "printer",
-        &format!("command = ['sh', '-c', '{script}']\nlog.timestamps = false"),
+        &format!("command = ['sh', '-c', '{script}']\nlog.timestamps = false\nlog.max_size = 0"),
     );
     home.ok(&["start"]);
     let pid = home.pid("printer");
