@@ -29,6 +29,9 @@ impl TryFrom<String> for AppName {
 }
 
 impl AppName {
+    /// The most bytes of a name.
+    pub const LONGEST: usize = 64;
+
     /// Takes a name that has already been checked ([`AppName::parse`] checks).
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self(name.into())
@@ -37,8 +40,8 @@ impl AppName {
     /// Checks a name as a user wrote it; the error says what is wrong with it.
     pub fn parse(name: &str) -> Result<Self, String> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        if name.is_empty() || name.len() > 64 {
-            return Err("a name has 1 to 64 characters".into());
+        if name.is_empty() || name.len() > Self::LONGEST {
+            return Err(format!("a name has 1 to {} characters", Self::LONGEST));
         }
         if let Some(bad) = name.chars().find(|c| !allowed(*c)) {
             return Err(format!(

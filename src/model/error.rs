@@ -58,7 +58,7 @@ pub enum ActionError {
         revision: u64,
         folder: PathBuf,
     },
-    /// Whether it was done is unknown.
+    /// An action that a client asks for is not under way, and nothing is recorded of its end.
     NotBegun,
     /// A text that an earlier version of rsup saved.
     #[serde(untagged)]

@@ -146,8 +146,9 @@ fn a_script_may_be_called_anything() {
     let home = Home::new();
     for (script, app) in [
         ("my sërver's job.sh", "my-server-s-job"),
-        ("Größe.sh", "Groesse"),
-        ("數據.sh", "app"),
+        ("Größe.sh", "Grosse"),
+        ("數據.sh", "Shu-Ju"),
+        ("...sh", "app"),
     ] {
         home.write(script, "exec sleep 1000\n");
         home.ok(&["start", script]);

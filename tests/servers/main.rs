@@ -13,40 +13,21 @@ mod port_tests;
 mod python;
 mod uwsgi;
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::load::Load;
 use common::{Home, http};
 
-/// Servers under load at this moment.
-static LOADED: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
-
-/// One of [`LOADED`].
-struct Turn;
-
-impl Turn {
-    /// Waits while servers are under load for half of the processors, however many tests run at a time: a server
-    /// that gets no time in its graceful stop closes connections that it has accepted.
-    fn wait() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let most = (processors / 2).max(1);
-        let loaded = LOADED.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let loaded = LOADED.1.wait_while(loaded, |loaded| *loaded >= most);
-        *loaded.unwrap_or_else(PoisonError::into_inner) += 1;
-        Self
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *LOADED.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        LOADED.1.notify_one();
-    }
+/// Servers are under load one after the other, however many tests run at a time: one that gets no time in its
+/// graceful stop closes connections that it has accepted.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts `web`, which listens on 127.0.0.1, and takes it through its whole life; no connection may fail.
 fn lives(home: &Home, port: u16) {
-    let _turn = Turn::wait();
+    let _turn = turn();
     let started = home.ok(&["start"]);
     eprintln!("{}{}", started.out, started.err);
     serves(port);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::common::load::Load;
 use crate::common::{Home, apps, http, is_ready};
 use crate::supervisors::Supervisors;
-use crate::{Turn, lives};
+use crate::{lives, turn};
 
 const FOUND: &str = "it tests its port by connecting to it";
 
@@ -108,7 +108,7 @@ fn a_key_says_it_beforehand_and_another_forbids_it() {
 /// A release that begins to test its port, behind one that does not: the old workers answer the test.
 #[test]
 fn a_reload_to_such_a_server_does_not_fail() {
-    let _turn = Turn::wait();
+    let _turn = turn();
     let home = Home::new();
     let port = home.port();
     let listen = format!("listen = \"127.0.0.1:{port}\"\nlisten_timeout = \"3s\"");

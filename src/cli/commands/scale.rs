@@ -31,9 +31,10 @@ fn parse(text: &str) -> Result<ScaleTo, String> {
     match number {
         0 if by => Err("that changes nothing".into()),
         0 => Err("an app has at least one worker; `rsup stop` stops it".into()),
-        // Farther than from one end to the other no change leads.
-        _ if by && number.unsigned_abs() > u64::from(u16::MAX) => Err(bad()),
-        _ if by => i32::try_from(number).map(ScaleTo::By).map_err(|_| bad()),
+        // No change leads farther than from one end to the other.
+        _ if by => i16::try_from(number)
+            .map(|change| ScaleTo::By(change.into()))
+            .map_err(|_| bad()),
         many if many > i64::from(MOST_INSTANCES) => Err(format!(
             "{many} workers are more than the {MOST_INSTANCES} that one app can have"
         )),
