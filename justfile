@@ -8,6 +8,7 @@ default:
 check:
     cargo fmt --all --check
     cargo clippy --locked --all-targets -- --deny warnings
+    cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
     RUSTDOCFLAGS="--deny warnings --allow rustdoc::private_intra_doc_links" cargo doc --locked --no-deps --document-private-items
 
 # Tests: all, or one binary of tests/ and those whose name has FILTER in it (`just test reloads current`).

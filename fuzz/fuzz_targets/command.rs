@@ -20,6 +20,7 @@ struct Words {
     drain_timeout: Option<String>,
     kill_timeout: Option<String>,
     stop_signal: Option<String>,
+    socket_activation: bool,
 }
 
 fuzz_target!(|words: Words| {
@@ -39,6 +40,9 @@ fuzz_target!(|words: Words| {
         drain_timeout: words.drain_timeout,
         kill_timeout: words.kill_timeout,
         stop_signal: words.stop_signal,
+        socket_activation: words.socket_activation,
+        // A name would be looked up on this machine.
+        user: None,
     };
     rsup_fuzz::command_line(&script);
 });
