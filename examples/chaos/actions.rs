@@ -1,6 +1,7 @@
 //! What can happen.
 
 use std::fs;
+use std::str::FromStr;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -32,7 +33,7 @@ pub enum Action {
     UpgradeInReload,
 }
 
-const ALL: [Action; 20] = [
+pub const ALL: [Action; 20] = [
     Action::Nothing,
     Action::Reload,
     Action::ReloadThatCrashes,
@@ -55,10 +56,23 @@ const ALL: [Action; 20] = [
     Action::UpgradeInReload,
 ];
 
+/// By its name, as the account has it.
+impl FromStr for Action {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        let known = ALL.iter().copied().find(|action| action.name() == name);
+        known.ok_or_else(|| {
+            let names = ALL.map(Self::name).join(", ");
+            format!("it is one of: {names}")
+        })
+    }
+}
+
 impl Action {
-    pub fn choose(random: &mut Rng, world: &World) -> Self {
+    pub fn choose(among: &[Self], random: &mut Rng, world: &World) -> Self {
         // Drawn always, so that a machine without a disk to fill goes on in the same order.
-        match ALL[random.usize(..ALL.len())] {
+        match among[random.usize(..among.len())] {
             Self::FillLogDisk if world.disk().is_none() => Self::Nothing,
             action => action,
         }

@@ -1,10 +1,19 @@
 //! Carries out what the supervisor wants.
 
+use std::sync::{Arc, Weak};
+
 use super::{AbortOnDrop, Daemon, Event, complain, fdstore, messages, probe};
 use crate::config::AppName;
 use crate::core::{Effect, Input, Reach, Worker, WorkerId};
 use crate::exit::signal_name;
 use crate::sys::procfs;
+
+/// A drain under way; dropped, it is called off.
+pub struct Drain {
+    /// Its answer counts while this is held.
+    _wanted: Arc<()>,
+    _task: AbortOnDrop,
+}
 
 /// Ended workers whose last log lines are kept, 8 KB each at the most.
 const REMEMBERED: usize = 16;
@@ -192,13 +201,26 @@ impl Daemon {
         let Some(empty) = self.network.drain(&worker, halted) else {
             return;
         };
+        let Some(running) = self.running.get_mut(&generation) else {
+            return self.inbox.push_back(Input::Drained { worker });
+        };
+        let wanted = Arc::new(());
+        let of = Arc::downgrade(&wanted);
         let task = tokio::spawn(async move {
             empty.await;
-            let _ = events.send(Event::Input(Input::Drained { worker }));
+            let _ = events.send(Event::Drained { worker, of });
         });
         // It holds copies of the sockets, and must not outlive the worker with them.
-        if let Some(running) = self.running.get_mut(&generation) {
-            running.drain = Some(AbortOnDrop(task));
+        running.drain = Some(Drain {
+            _wanted: wanted,
+            _task: AbortOnDrop(task),
+        });
+    }
+
+    /// The answer of a drain that was called off meanwhile is not that of the next one.
+    pub(super) fn on_drained(&mut self, worker: WorkerId, of: &Weak<()>) {
+        if of.upgrade().is_some() {
+            self.handle(Input::Drained { worker });
         }
     }
 

@@ -38,6 +38,7 @@ mod upgrade;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Weak;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -155,6 +156,11 @@ enum Event {
     Trapped {
         worker: WorkerId,
         call: binds::Trapped,
+    },
+    /// Nothing is queued at the worker's slot any more; dead if that drain was called off.
+    Drained {
+        worker: WorkerId,
+        of: Weak<()>,
     },
     /// Somebody says that a worker is ready; who, if the kernel tells.
     Said {
@@ -519,6 +525,7 @@ impl Daemon {
             }
             Event::Ask(ask) => self.on_ask(ask),
             Event::Call { call, answer } => self.on_call(call, answer),
+            Event::Drained { worker, of } => self.on_drained(worker, &of),
             Event::Said { worker, by } => self.on_said(&worker, by),
             Event::ShutDown { app } => self.network.mend(&app),
             Event::LookAfter { app, slot } => self.look_after(&app, slot),

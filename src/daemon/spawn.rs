@@ -10,11 +10,12 @@ use tokio::sync::oneshot;
 
 use super::binds::answer_calls;
 use super::command::{c_environment, c_strings, ended, executed};
+use super::effects::Drain;
 use super::fdstore::name;
 use super::isolation::{self, Confinement};
 use super::state::Process;
 use super::tree::{self, Marks, Orphans};
-use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
+use super::{Daemon, Event, Events, complain, notify};
 use crate::config::{AppSpec, Check, Listen};
 use crate::core::{Exit, Input, Revision, WorkerId};
 use crate::logs::{self, Source, Stream};
@@ -45,7 +46,7 @@ pub struct Running {
     _notify: Option<notify::Channel>,
     /// Of the worker and of what is run for it.
     pub confinement: Confinement,
-    pub drain: Option<AbortOnDrop>,
+    pub drain: Option<Drain>,
 }
 
 impl Running {
