@@ -11,22 +11,14 @@ pub fn name(name: &str) -> AppName {
 }
 
 pub fn spec(app: &str) -> AppSpec {
-    let seconds = Duration::from_secs;
     AppSpec {
-        name: name(app),
-        source: None,
-        command: vec!["node".into(), "server.js".into(), "--title=My app".into()],
         cwd: format!("/srv/{app}/current").into(),
         cwd_resolved: format!("/srv/{app}/releases/42").into(),
-        folder: None,
-        source_resolved: None,
         instances: 2,
         listen: vec![Listen::Tcp {
             addr: ([0, 0, 0, 0], 3001).into(),
             v6only: false,
         }],
-        socket_activation: false,
-        hide_port: HidePort::Auto,
         env: BTreeMap::from([("NODE_ENV".into(), "production".into())]),
         readiness: Probe {
             check: Check::Http {
@@ -36,49 +28,23 @@ pub fn spec(app: &str) -> AppSpec {
                 expect_status: vec![200..=299],
             },
             interval: Duration::from_millis(250),
-            timeout: seconds(1),
+            timeout: Duration::from_secs(1),
             initial_delay: Duration::ZERO,
             success_threshold: 1,
             failure_threshold: 3,
         },
-        liveness: None,
-        listen_timeout: seconds(10),
-        drain_timeout: seconds(5),
-        hold_timeout: seconds(60),
-        kill_timeout: seconds(30),
         max_memory: Some(500 << 20),
-        balance: Balance::Random,
         stop: Stop {
             signal: 15,
             exit_codes: BTreeSet::from([0]),
         },
-        restart: Restart {
-            policy: RestartPolicy::Always,
-            max_restarts: 15,
-            min_uptime: seconds(1),
-            backoff: Duration::from_millis(100),
-            backoff_max: seconds(15),
-            reset_after: seconds(30),
-        },
         reload: Reload {
             max_surge: Surge::Workers(1),
             min_ready: Duration::ZERO,
-            deadline: seconds(600),
+            deadline: Duration::from_secs(600),
             auto_rollback: true,
         },
-        log: Log {
-            out: None,
-            err: None,
-            format: LogFormat::Text,
-            timestamps: true,
-            max_size: 50 << 20,
-            keep: 10,
-            compress: true,
-        },
-        run_as: None,
-        umask: None,
-        limits: Limits::default(),
-        socket: SocketSpec::default(),
+        ..minimal(app, &["node", "server.js", "--title=My app"])
     }
 }
 

@@ -8,13 +8,12 @@ use super::listen::{self, Placed};
 use super::raw::{Bad, Entry, Kind, Span, Table, Value};
 use super::types::*;
 use super::{
-    admin, capacity, env, folder, keys, limits, policy, probe, socket, suggest, units, user,
+    admin, capacity, command, env, folder, keys, limits, policy, probe, socket, suggest, units,
+    user, values,
 };
 
 /// The most workers that one app can have: the limit of the steering program, surge included.
 pub const MOST_INSTANCES: u16 = 250;
-const COMMAND_HINT: &str =
-    "write `command = [\"node\", \"server.js\"]` or `command = \"node server.js\"`";
 
 /// Checks a whole file; the problems go to the context.
 pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
@@ -102,7 +101,7 @@ fn nameless(table: &Table) -> Option<Span> {
 fn supervisor(cx: &mut Context, top: &mut Cursor<'_>) -> SupervisorSpec {
     let mut table = top.sub(cx, "supervisor", &keys::SUPERVISOR);
     let base = cx.base.clone();
-    let log_dir = table.maybe(cx, "log_dir", |value| path(&base, value));
+    let log_dir = table.maybe(cx, "log_dir", |value| values::path(&base, value));
     let admin = admin::read(cx, &mut table);
     table.finish(cx);
     SupervisorSpec { log_dir, admin }
@@ -146,8 +145,8 @@ pub(super) fn app(
 
     let command = match c.take("command") {
         Some(value) => {
-            shell_habits(cx, value);
-            c.maybe(cx, "command", command)
+            command::shell_habits(cx, value);
+            c.maybe(cx, "command", command::read)
         }
         None => {
             let known = |key: &str| table.get(key).is_some();
@@ -161,14 +160,14 @@ pub(super) fn app(
             cx.error(if known("script") || known("cmd") {
                 bad
             } else {
-                bad.hint(COMMAND_HINT)
+                bad.hint(command::HINT)
             });
             None
         }
     };
     let (cwd, cwd_resolved, folder) = working_directory(cx, &mut c);
     if let (Some(words), Some(value)) = (&command, c.take("command")) {
-        one_string(cx, value, words, &cwd_resolved);
+        command::one_string(cx, value, words, &cwd_resolved);
     }
     let cores = cx.machine;
     let instances = c.get(cx, "instances", 1, |value| instances(value, cores));
@@ -182,7 +181,7 @@ pub(super) fn app(
     }
     let placed = listen;
     let listen: Vec<Listen> = placed.iter().map(|(listen, _)| listen.clone()).collect();
-    let socket_activation = c.get(cx, "socket_activation", false, policy::boolean);
+    let socket_activation = c.get(cx, "socket_activation", false, values::boolean);
     if let (true, true, Some(value)) = (
         socket_activation,
         listen.is_empty(),
@@ -233,7 +232,7 @@ pub(super) fn app(
             ),
         );
     }
-    let max_memory = c.maybe(cx, "max_memory", max_memory);
+    let max_memory = c.maybe(cx, "max_memory", values::max_memory);
     let balance = c.get(cx, "balance", Balance::Random, balance);
     let stop = policy::stop(cx, &mut c);
     let restart = policy::restart(cx, &mut c);
@@ -285,128 +284,11 @@ pub(super) fn app(
     Some(spec)
 }
 
-/// A list of words, or one string that is split as a shell splits words.
-pub(super) fn command(value: &Value) -> Result<Vec<String>, Bad> {
-    let words: Vec<String> = match &value.kind {
-        Kind::String(text) => {
-            shlex::split(text).ok_or_else(|| value.bad("a quote in it is not closed"))?
-        }
-        Kind::Array(items) => items
-            .iter()
-            .map(|item| match &item.kind {
-                Kind::String(text) => Ok(text.clone()),
-                Kind::Int(n) => Ok(n.to_string()),
-                _ => Err(item
-                    .expected("a string")
-                    .hint("each argument is a string of its own")),
-            })
-            .collect::<Result<_, _>>()?,
-        _ => return Err(value.expected("a list of strings").hint(COMMAND_HINT)),
-    };
-    let Some(program) = words.first() else {
-        return Err(value.bad("an empty command").hint(COMMAND_HINT));
-    };
-    if words.iter().any(|word| word.contains('\0')) {
-        return Err(value.bad("an argument cannot contain a NUL"));
-    }
-    if program.is_empty() {
-        return Err(value.bad("the program has no name").hint(COMMAND_HINT));
-    }
-    if program.starts_with("~/") {
-        suggest::plain_path(value, program)?;
-    }
-    match &value.kind {
-        Kind::String(text) => match words.iter().find(|word| is_operator(word)) {
-            Some(operator) => Err(value
-                .bad(format!(
-                    "`{operator}` needs a shell, and commands are not given to one"
-                ))
-                .hint(with_shell(text))),
-            None if is_assignment(program) => Err(value
-                .bad(format!("`{program}` is not a program"))
-                .hint("variables go into `env`")),
-            None => Ok(words),
-        },
-        _ => Ok(words),
-    }
-}
-
-fn with_shell(text: &str) -> String {
-    format!("write [\"sh\", \"-c\", {text:?}]")
-}
-
-fn is_operator(word: &str) -> bool {
-    [
-        "&&", "||", "|", ";", "&", ">", ">>", "<", "2>", "2>&1", "&>",
-    ]
-    .contains(&word)
-}
-
-fn is_assignment(word: &str) -> bool {
-    let name = word.split_once('=').map_or("", |(name, _)| name);
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
-}
-
-/// Warns of `$PORT` in a command: the program gets it unexpanded, which is seldom meant.
-fn shell_habits(cx: &mut Context, value: &Value) {
-    let Some(text) = value.as_str() else { return };
-    let Some(words) = shlex::split(text) else {
-        return;
-    };
-    let shell = words.first().is_some_and(|program| {
-        program
-            .rsplit('/')
-            .next()
-            .is_some_and(|name| name.ends_with("sh"))
-    });
-    let variable = words.iter().find(|word| {
-        let after = word.split_once('$').map_or("", |(_, after)| after);
-        after.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_' || c == '{' || c == '(')
-    });
-    if let (false, Some(word)) = (shell, variable) {
-        let bad = value.bad(format!(
-            "`command`: `{word}` reaches the program as it stands: no shell expands it"
-        ));
-        cx.warn(bad.hint(with_shell(&format!("exec {text}"))));
-    }
-}
-
-/// A list of one string with blanks in it is a program of that name; where there is none, it was meant as a
-/// command with its arguments.
-fn one_string(cx: &mut Context, value: &Value, words: &[String], cwd: &Path) {
-    let (Kind::Array(_), [program]) = (&value.kind, words) else {
-        return;
-    };
-    if !program.contains(' ') || is_there(program, cwd) {
-        return;
-    }
-    let bad = value.bad(format!(
-        "`command`: a list with one string is a program of that name, and there is no file `{program}`"
-    ));
-    cx.warn(
-        bad.hint(
-            "write each word as a string of its own, or the whole command without the brackets",
-        ),
-    );
-}
-
-/// Whether exec finds the program: in PATH, if its name has no slash (execvp(3)).
-fn is_there(program: &str, cwd: &Path) -> bool {
-    if program.contains('/') {
-        return cwd.join(program).exists();
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).exists())
-}
-
 /// The working directory: as written but absolute, with links followed, and its identity.
 fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf, Option<FolderId>) {
     let base = cx.base.clone();
     let cwd = c.maybe(cx, "cwd", |value| {
-        let cwd = path(&base, value)?;
+        let cwd = values::path(&base, value)?;
         match folder::resolve(&cwd) {
             Ok((resolved, id)) => Ok((cwd, resolved, Some(id))),
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
@@ -428,15 +310,6 @@ fn working_directory(cx: &mut Context, c: &mut Cursor<'_>) -> (PathBuf, PathBuf,
         Ok((resolved, id)) => (base, resolved, Some(id)),
         Err(_) => (base.clone(), base, None),
     })
-}
-
-/// Makes a path absolute; it need not exist.
-pub(super) fn path(base: &Path, value: &Value) -> Result<PathBuf, Bad> {
-    let Some(text) = value.as_str() else {
-        return Err(value.expected("a path"));
-    };
-    suggest::plain_path(value, text)?;
-    Ok(base.join(text).components().collect())
 }
 
 fn instances(value: &Value, machine: Machine) -> Result<u16, Bad> {
@@ -472,22 +345,6 @@ fn clamp(cores: usize) -> u16 {
     u16::try_from(cores)
         .unwrap_or(MOST_INSTANCES)
         .clamp(1, MOST_INSTANCES)
-}
-
-pub(super) fn max_memory(value: &Value) -> Result<u64, Bad> {
-    match units::size(value)? {
-        0 => Err(value
-            .bad("no process lives in no memory")
-            .hint("leave it out for no limit")),
-        n if n < 1 << 20 => {
-            let bad = value.bad(format!("{n} bytes are less than any process needs"));
-            Err(match value.as_int() {
-                Some(_) => bad.hint(format!("write \"{n}M\" if it is megabytes")),
-                None => bad.hint("write \"100M\" or more"),
-            })
-        }
-        n => Ok(n),
-    }
 }
 
 fn hide_port(value: &Value) -> Result<HidePort, Bad> {

@@ -3,7 +3,7 @@
 use super::cursor::{Context, Cursor};
 use super::raw::{Bad, Kind, Value};
 use super::types::{Capabilities, Limits};
-use super::{check, keys, policy, suggest};
+use super::{keys, suggest, values};
 
 /// Fewer descriptors than this leave no room for the sockets, the output and the first few files.
 const LEAST_FILES: u32 = 16;
@@ -12,11 +12,11 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>, max_memory: Option<u6
     let mut c = app.sub(cx, "limits", &keys::LIMITS);
     let nofile = c.maybe(cx, "nofile", nofile);
     let nice = c.maybe(cx, "nice", nice);
-    let no_new_privs = c.get(cx, "no_new_privs", false, policy::boolean);
+    let no_new_privs = c.get(cx, "no_new_privs", false, values::boolean);
     let capabilities = c.maybe(cx, "capabilities", capabilities);
-    let memory = c.maybe(cx, "memory", check::max_memory);
+    let memory = c.maybe(cx, "memory", values::max_memory);
     let cpu = c.maybe(cx, "cpu", cpu);
-    let tasks = c.maybe(cx, "tasks", |value| policy::count(value, 1));
+    let tasks = c.maybe(cx, "tasks", |value| values::count(value, 1));
     if let (Some(hard), Some(soft), Some(value)) = (memory, max_memory, c.take("memory"))
         && soft >= hard
     {
@@ -51,7 +51,7 @@ pub(super) fn read(cx: &mut Context, app: &mut Cursor<'_>, max_memory: Option<u6
 }
 
 fn nofile(value: &Value) -> Result<u64, Bad> {
-    let n = policy::count(value, 0)?;
+    let n = values::count(value, 0)?;
     if n < LEAST_FILES {
         return Err(value
             .bad(format!("with {n} open files no worker can run"))

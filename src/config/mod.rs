@@ -8,6 +8,7 @@ mod admin;
 mod capabilities;
 mod capacity;
 mod check;
+mod command;
 mod cursor;
 mod difference;
 mod env;
@@ -29,6 +30,7 @@ mod types;
 mod units;
 mod user;
 mod validate;
+mod values;
 
 #[cfg(test)]
 mod tests;
@@ -97,6 +99,17 @@ pub fn read_env_file(text: &str) -> (Vec<(String, String)>, usize) {
         variables.into_iter().map(|v| (v.name, v.value)).collect(),
         mistakes.len(),
     )
+}
+
+/// An app with the defaults of every key but `command`, for tests.
+#[cfg(test)]
+pub(crate) fn minimal(name: &str, command: &[&str]) -> AppSpec {
+    let text = format!("[app.{name}]\ncommand = {command:?}");
+    let loaded = parse(&text, Path::new("/supervisor.toml"));
+    let mut spec = loaded.expect("the text is valid").config.apps.remove(0);
+    // Not those of this machine.
+    (spec.source, spec.source_resolved, spec.folder) = (None, None, None);
+    spec
 }
 
 fn parse_on(machine: Machine, text: &str, path: &Path) -> Result<Loaded, ConfigErrors> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::cursor::{Context, Cursor};
 use super::raw::{Bad, Kind, Value};
 use super::types::*;
-use super::{check, keys, suggest, units};
+use super::{keys, suggest, units, values};
 use crate::exit::signal_number;
 
 /// `[app.NAME.stop]`
@@ -64,7 +64,7 @@ fn exit_codes(value: &Value) -> Result<BTreeSet<i32>, Bad> {
 pub(super) fn restart(cx: &mut Context, app: &mut Cursor<'_>) -> Restart {
     let mut c = app.sub(cx, "restart", &keys::RESTART);
     let policy = c.get(cx, "policy", RestartPolicy::Always, restart_policy);
-    let max_restarts = c.get(cx, "max_restarts", 15, |value| count(value, 0));
+    let max_restarts = c.get(cx, "max_restarts", 15, |value| values::count(value, 0));
     let min_uptime = c.get(cx, "min_uptime", Duration::from_secs(1), units::duration);
     let backoff = c.get(cx, "backoff", Duration::from_millis(100), units::duration);
     // A first delay above the default of the last is accepted; only two written values can
@@ -148,7 +148,7 @@ pub(super) fn reload(
             )));
         }
     }
-    let auto_rollback = c.get(cx, "auto_rollback", true, boolean);
+    let auto_rollback = c.get(cx, "auto_rollback", true, values::boolean);
     c.finish(cx);
     Reload {
         max_surge,
@@ -184,8 +184,8 @@ fn max_surge(value: &Value) -> Result<Surge, Bad> {
 pub(super) fn log(cx: &mut Context, app: &mut Cursor<'_>) -> Log {
     let mut c = app.sub(cx, "log", &keys::LOG);
     let base = cx.base.clone();
-    let out = c.maybe(cx, "out", |value| check::path(&base, value));
-    let err = c.maybe(cx, "err", |value| check::path(&base, value));
+    let out = c.maybe(cx, "out", |value| values::path(&base, value));
+    let err = c.maybe(cx, "err", |value| values::path(&base, value));
     let format = c.get(cx, "format", LogFormat::Text, |value| {
         match value.as_str() {
             Some("text") => Ok(LogFormat::Text),
@@ -198,7 +198,7 @@ pub(super) fn log(cx: &mut Context, app: &mut Cursor<'_>) -> Log {
                 .hint(suggest::one_of("", &["text", "json"]))),
         }
     });
-    let timestamps = c.get(cx, "timestamps", true, boolean);
+    let timestamps = c.get(cx, "timestamps", true, values::boolean);
     let max_size = c.get(cx, "max_size", 50 << 20, |value| {
         match units::size(value)? {
             n @ 1..4096 => Err(value
@@ -207,8 +207,8 @@ pub(super) fn log(cx: &mut Context, app: &mut Cursor<'_>) -> Log {
             n => Ok(n),
         }
     });
-    let keep = c.get(cx, "keep", 10, |value| count(value, 0));
-    let compress = c.get(cx, "compress", true, boolean);
+    let keep = c.get(cx, "keep", 10, |value| values::count(value, 0));
+    let compress = c.get(cx, "compress", true, values::boolean);
     c.finish(cx);
     Log {
         out,
@@ -219,30 +219,4 @@ pub(super) fn log(cx: &mut Context, app: &mut Cursor<'_>) -> Log {
         keep,
         compress,
     }
-}
-
-pub(super) fn boolean(value: &Value) -> Result<bool, Bad> {
-    match (&value.kind, value.as_str()) {
-        (Kind::Bool(b), _) => Ok(*b),
-        (_, Some(text @ ("true" | "false"))) => Err(value
-            .expected("true or false")
-            .hint(format!("write {text} without quotes"))),
-        (_, Some("yes" | "on")) | (Kind::Int(1), _) => {
-            Err(value.expected("true or false").hint("write true"))
-        }
-        (_, Some("no" | "off")) | (Kind::Int(0), _) => {
-            Err(value.expected("true or false").hint("write false"))
-        }
-        _ => Err(value.expected("true or false")),
-    }
-}
-
-/// A whole number from `least` on.
-pub(super) fn count(value: &Value, least: u32) -> Result<u32, Bad> {
-    let what = format!("a whole number from {least} on");
-    let n = value.as_int().ok_or_else(|| value.expected(&what))?;
-    u32::try_from(n)
-        .ok()
-        .filter(|n| *n >= least)
-        .ok_or_else(|| value.bad(format!("{n} is not {what}")))
 }

@@ -11,7 +11,7 @@ use super::cursor::{Context, Cursor};
 use super::keys::{self, Section};
 use super::raw::{Bad, Kind, Span, Table, Value};
 use super::types::{Check, Listen, Probe};
-use super::{check, policy, units};
+use super::{command, units, values};
 
 const SUCCESS: RangeInclusive<u16> = 200..=299;
 
@@ -202,9 +202,9 @@ fn table_probe(
     let failed = std::mem::take(&mut cx.failed);
 
     let path = c.maybe(cx, "path", path);
-    let tcp = c.get(cx, "tcp", false, policy::boolean);
-    let exec = c.maybe(cx, "exec", check::command);
-    let notify = c.get(cx, "notify", false, policy::boolean);
+    let tcp = c.get(cx, "tcp", false, values::boolean);
+    let exec = c.maybe(cx, "exec", command::read);
+    let notify = c.get(cx, "notify", false, values::boolean);
     let expect_status = c.get(cx, "expect_status", vec![SUCCESS], expect_status);
     let host = c.maybe(cx, "host", host);
     let headers = c
@@ -214,8 +214,8 @@ fn table_probe(
     let interval = c.get(cx, "interval", defaults.interval, units::positive_duration);
     let timeout = c.get(cx, "timeout", defaults.timeout, units::positive_duration);
     let initial_delay = c.get(cx, "initial_delay", defaults.initial_delay, units::duration);
-    let success_threshold = c.get(cx, "success_threshold", 1, |value| policy::count(value, 1));
-    let failure_threshold = c.get(cx, "failure_threshold", 3, |value| policy::count(value, 1));
+    let success_threshold = c.get(cx, "success_threshold", 1, |value| values::count(value, 1));
+    let failure_threshold = c.get(cx, "failure_threshold", 3, |value| values::count(value, 1));
 
     let kinds: Vec<&'static str> = [
         ("path", c.span_of("path").is_some()),
