@@ -45,6 +45,8 @@ pub struct Worker {
     pub port: Port,
 }
 
+/// What each input makes of each state is a table, which a test holds:
+/// `sim/snapshots/rsup__core__sim__transitions__the_table_of_states_and_inputs.snap`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
     /// fork(2) is requested, exec not yet confirmed.

@@ -10,6 +10,7 @@ mod scenarios;
 mod starts;
 mod stillness;
 mod storms;
+mod transitions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
