@@ -22,8 +22,10 @@ mod memory;
 mod messages;
 mod network;
 mod notify;
+mod options;
 mod presence;
 mod probe;
+mod run;
 mod saving;
 mod signals;
 mod spawn;
@@ -35,7 +37,7 @@ mod tree;
 mod triggers;
 mod upgrade;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Weak;
@@ -45,101 +47,27 @@ use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use serde::{Deserialize, Serialize};
-
-use crate::config::{AppName, AppSpec, Log, LogFormat};
+use crate::config::{AppName, Log, LogFormat};
 use crate::control::{Answer, Call, Failure};
-use crate::core::{Input, OpId, Settings, Supervisor, Time, Traces, WorkerId};
+use crate::core::{Input, OpId, Supervisor, Time, Traces, WorkerId};
 use crate::exit::Exit;
 use crate::keeper;
 use crate::logs::{self, Console, Pump, stderr};
 use crate::paths::Paths;
-use crate::sys::{needs, process, takeover};
+use crate::sys::{process, takeover};
 use clients::Calls;
 pub use foreground::ExitWhen;
 use foreground::Verdict;
 use network::Network;
+pub use options::{Options, StartRequest};
+use run::system;
+pub use run::{Error, run};
 use signals::{Caught, Signals};
 use spawn::Running;
 use start::Inheritance;
 pub use state::{is_of_foreground, known_from_before, left_behind};
 pub use triggers::REREAD;
 pub use upgrade::{CAN_GO_ON, takes_over, try_state};
-
-/// How the daemon was started.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Options {
-    /// In the foreground: a signal stops every app gracefully and ends the daemon.
-    pub foreground: bool,
-    /// To be started at once, with the environment of the caller.
-    #[serde(skip)]
-    pub start: Option<StartRequest>,
-    /// The same apps are given at each start: a reboot has nothing to remember.
-    #[serde(default)]
-    pub given_anew: bool,
-    /// `[supervisor]` of their file.
-    #[serde(skip)]
-    pub settings: Option<Settings>,
-    /// The daemon's own messages as JSON.
-    pub json_log: bool,
-    /// As a service: another daemon that runs here is waited for, not an error, and the manager's
-    /// store of descriptors takes the keeper's place.
-    #[serde(default)]
-    pub service: bool,
-    /// Only to stop, gracefully, what a dead daemon has left behind.
-    #[serde(skip)]
-    pub only_stop: bool,
-    /// Apps that ran when the daemon ended are started again.
-    pub resurrect: bool,
-    /// They go to the console instead of stderr, and the lines of the workers as well, and look like this.
-    #[serde(default)]
-    pub log_format: Option<logs::Format>,
-    /// Makes the console: nobody but the command line writes to stdout.
-    #[serde(skip)]
-    pub open_console: Option<fn(logs::Format) -> io::Result<Console>>,
-    /// Once it is made.
-    #[serde(skip)]
-    pub console: Option<Console>,
-    /// Where the daemon's own messages go in: the console, or the way to stderr.
-    #[serde(skip)]
-    pub messages: Option<Console>,
-    /// Lines go to files only where the configuration names them.
-    #[serde(default)]
-    pub no_log_files: bool,
-    /// In the foreground: when to end without being told to.
-    #[serde(default)]
-    pub exit_when: ExitWhen,
-}
-
-/// As [`crate::control::Action::Start`].
-#[derive(Clone, Debug)]
-pub struct StartRequest {
-    pub apps: Vec<AppSpec>,
-    pub base_env: BTreeMap<String, String>,
-}
-
-/// Why the daemon could not run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("another rsup daemon runs already (it holds {0})")]
-    Running(PathBuf),
-    #[error("{what}: {source}")]
-    System { what: String, source: io::Error },
-    #[error("{0}")]
-    Start(String),
-    /// It ran, and this is how its end is to be called; why has been said.
-    #[error("ended with code {code}")]
-    Ended { code: u8 },
-}
-
-fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let what = what.into();
-    move |source| match source.raw_os_error() {
-        // No thread could be made.
-        Some(nix::libc::EAGAIN) => Error::Start(needs::words(&what, &source)),
-        _ => Error::System { what, source },
-    }
-}
 
 /// How long the daemon's end waits for clients that read slowly.
 const LAST_WORDS: Duration = stderr::LAST_WORDS;
@@ -275,102 +203,6 @@ struct Started {
     signals: Signals,
     /// Ends when the last conversation with a client has.
     conversations: mpsc::Receiver<()>,
-}
-
-/// Runs the daemon until it is told to end.
-///
-/// # Errors
-/// When it cannot begin: another one runs, or its folders or socket cannot be had.
-pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
-    // The program before would not be here without them.
-    if !takes_over() {
-        needs::check_all().map_err(Error::Start)?;
-    }
-    let given = upgrade::inherited()
-        .transpose()
-        .map_err(system("cannot take over from the former program"))?;
-    // Before there is a second thread.
-    let received = systemd::receive();
-    let open = options.open_console;
-    let (format, json) = match &given {
-        Some((Inheritance { options, .. }, _)) => (options.log_format, options.json_log),
-        None => (options.log_format, options.json_log),
-    };
-    let console = match (format, open) {
-        (Some(format), Some(open)) => {
-            Some(open(format).map_err(system("cannot start a thread for stdout"))?)
-        }
-        (Some(_), None) | (None, _) => None,
-    };
-    let own = match console.clone() {
-        Some(console) => {
-            messages::on_console(console.clone());
-            console
-        }
-        None => messages::on_stderr(json).map_err(system("cannot start a thread for stderr"))?,
-    };
-    messages::of_panics(own.clone());
-    let result = run_with(
-        &paths,
-        Options {
-            messages: Some(own),
-            ..options
-        },
-        received,
-        given,
-        console.clone(),
-    );
-    if result.is_err() {
-        // What is said of it waits for nobody either.
-        let _ = messages::on_stderr_too();
-    }
-    stderr::flush();
-    if let Some(console) = console {
-        // Among objects there is no place for other words.
-        if let (Err(why), logs::Format::Json) = (&result, console.format())
-            && !matches!(why, Error::Ended { .. })
-        {
-            console.message("error", None, &why.to_string());
-        }
-        console.finish(LAST_WORDS);
-    }
-    result
-}
-
-fn run_with(
-    paths: &Paths,
-    options: Options,
-    received: systemd::Received,
-    given: Option<(Inheritance, upgrade::Back)>,
-    console: Option<Console>,
-) -> Result<(), Error> {
-    let messages = options.messages.clone();
-    let (mut inheritance, back) = match given {
-        None => (Inheritance::of_new(paths, options, received)?, None),
-        Some((inheritance, back)) => {
-            let received = systemd::Received {
-                sockets: inheritance.received.sockets,
-                ..received
-            };
-            (
-                Inheritance {
-                    received,
-                    ..inheritance
-                },
-                Some(back),
-            )
-        }
-    };
-    inheritance.options.console = console;
-    inheritance.options.messages = messages;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("cannot start the event loop"))?;
-    let result = runtime.block_on(serve(paths, inheritance, back));
-    // Tasks that wait for processes which are gone have nothing left to do.
-    runtime.shutdown_background();
-    result
 }
 
 async fn serve(
