@@ -114,23 +114,7 @@ pub(super) fn app(
     source: Option<&Path>,
     addresses: &mut Vec<Placed>,
 ) -> Option<AppSpec> {
-    let name = match AppName::parse(&entry.key) {
-        Ok(name) => Some(name),
-        Err(message) => {
-            let named = format!("`{}`", entry.key);
-            let message = if message.starts_with(&named) {
-                message
-            } else {
-                format!("{named}: {message}")
-            };
-            cx.error(Bad {
-                span: entry.span.clone(),
-                message,
-                hint: None,
-            });
-            None
-        }
-    };
+    let name = app_name(cx, entry);
     let Kind::Table(table) = &entry.value.kind else {
         let key = &entry.key;
         let bad = Bad {
@@ -143,28 +127,7 @@ pub(super) fn app(
     };
     let mut c = Cursor::new(table, &keys::APP, Some(&entry.key));
 
-    let command = match c.take("command") {
-        Some(value) => {
-            command::shell_habits(cx, value);
-            c.maybe(cx, "command", command::read)
-        }
-        None => {
-            let known = |key: &str| table.get(key).is_some();
-            let message = format!("app `{}` has no `command`", entry.key);
-            let bad = Bad {
-                span: entry.span.clone(),
-                message,
-                hint: None,
-            };
-            // A key of another supervisor gets the hint for that key.
-            cx.error(if known("script") || known("cmd") {
-                bad
-            } else {
-                bad.hint(command::HINT)
-            });
-            None
-        }
-    };
+    let command = app_command(cx, &mut c, entry, table);
     let (cwd, cwd_resolved, folder) = working_directory(cx, &mut c);
     if let (Some(words), Some(value)) = (&command, c.take("command")) {
         command::one_string(cx, value, words, &cwd_resolved);
@@ -182,40 +145,10 @@ pub(super) fn app(
     let placed = listen;
     let listen: Vec<Listen> = placed.iter().map(|(listen, _)| listen.clone()).collect();
     let socket_activation = c.get(cx, "socket_activation", false, values::boolean);
-    if let (true, true, Some(value)) = (
-        socket_activation,
-        listen.is_empty(),
-        c.take("socket_activation"),
-    ) {
-        let bad = value.bad("there are no sockets to hand over: the app has no `listen`");
-        cx.warn(bad.hint("write `listen = 3001`, or leave `socket_activation` out"));
-    }
     let hide_port = c.get(cx, "hide_port", HidePort::Auto, hide_port);
-    if let (HidePort::Always, None, Some(value)) = (
-        hide_port,
-        listen.iter().find_map(Listen::tcp),
-        c.take("hide_port"),
-    ) {
-        cx.warn(
-            value
-                .bad("there is no TCP port to hide")
-                .hint("write `listen = 3001`, or leave `hide_port` out"),
-        );
-    }
+    useless_without_port(cx, &mut c, &listen, (socket_activation, hide_port));
     let env = env::read(cx, &mut c);
-    if let (Some(span), Some(addr), Some(port)) = (
-        env.port,
-        listen.iter().find_map(Listen::tcp),
-        env.vars.get("PORT"),
-    ) && *port != addr.port().to_string()
-    {
-        let message = format!("PORT is {port} here, but `listen` says {}", addr.port());
-        cx.warn(Bad {
-            span,
-            message,
-            hint: Some("leave PORT out; rsup sets it from `listen`".to_owned()),
-        });
-    }
+    contradicting_port(cx, &env, &listen);
     let listen_timeout = c.get(
         cx,
         "listen_timeout",
@@ -282,6 +215,91 @@ pub(super) fn app(
     };
     capacity::check(cx, &spec, &placed, counted);
     Some(spec)
+}
+
+fn app_name(cx: &mut Context, entry: &Entry) -> Option<AppName> {
+    let why = match AppName::parse(&entry.key) {
+        Ok(name) => return Some(name),
+        Err(why) => why,
+    };
+    let named = format!("`{}`", entry.key);
+    let message = if why.starts_with(&named) {
+        why
+    } else {
+        format!("{named}: {why}")
+    };
+    cx.error(Bad {
+        span: entry.span.clone(),
+        message,
+        hint: None,
+    });
+    None
+}
+
+fn app_command(
+    cx: &mut Context,
+    c: &mut Cursor<'_>,
+    entry: &Entry,
+    table: &Table,
+) -> Option<Vec<String>> {
+    if let Some(value) = c.take("command") {
+        command::shell_habits(cx, value);
+        return c.maybe(cx, "command", command::read);
+    }
+    let bad = Bad {
+        span: entry.span.clone(),
+        message: format!("app `{}` has no `command`", entry.key),
+        hint: None,
+    };
+    // A key of another supervisor gets the hint for that key.
+    let of_another = ["script", "cmd"]
+        .into_iter()
+        .any(|key| table.get(key).is_some());
+    cx.error(if of_another {
+        bad
+    } else {
+        bad.hint(command::HINT)
+    });
+    None
+}
+
+/// Warns of keys that mean nothing without an address to listen on.
+fn useless_without_port(
+    cx: &mut Context,
+    c: &mut Cursor<'_>,
+    listen: &[Listen],
+    (socket_activation, hide_port): (bool, HidePort),
+) {
+    if let Some(value) = c.take("socket_activation")
+        && socket_activation
+        && listen.is_empty()
+    {
+        let bad = value.bad("there are no sockets to hand over: the app has no `listen`");
+        cx.warn(bad.hint("write `listen = 3001`, or leave `socket_activation` out"));
+    }
+    if let Some(value) = c.take("hide_port")
+        && hide_port == HidePort::Always
+        && listen.iter().all(|address| address.tcp().is_none())
+    {
+        let bad = value.bad("there is no TCP port to hide");
+        cx.warn(bad.hint("write `listen = 3001`, or leave `hide_port` out"));
+    }
+}
+
+/// Warns of a variable PORT that contradicts `listen`.
+fn contradicting_port(cx: &mut Context, env: &env::Env, listen: &[Listen]) {
+    let address = listen.iter().find_map(Listen::tcp);
+    let (Some(span), Some(address), Some(port)) = (&env.port, address, env.vars.get("PORT")) else {
+        return;
+    };
+    if *port != address.port().to_string() {
+        let message = format!("PORT is {port} here, but `listen` says {}", address.port());
+        cx.warn(Bad {
+            span: span.clone(),
+            message,
+            hint: Some("leave PORT out; rsup sets it from `listen`".to_owned()),
+        });
+    }
 }
 
 /// The working directory: as written but absolute, with links followed, and its identity.

@@ -42,6 +42,12 @@ pub(super) enum Kind {
     Table(Table),
 }
 
+impl Kind {
+    pub fn at(self, span: Span) -> Value {
+        Value { kind: self, span }
+    }
+}
+
 impl Table {
     pub fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.key == key)

@@ -100,15 +100,56 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
     let mut line = Line::default();
     line.word("rsup");
     line.word("start");
-    let mut entries = Vec::new();
-    let mut name = None;
     let mut bads = Vec::new();
-
-    if let Some(given) = &script.name {
+    let name = script.name.as_ref().map(|given| {
         let value = line.value("--name", given);
-        name = Some((given.clone(), value.span));
+        (given.clone(), value.span)
+    });
+    let mut entries = options(script, &mut line);
+    entries.extend(variables(script, &mut line, &mut bads));
+    let program = script.command.first();
+    if program.is_some_and(|program| program.starts_with('-')) || name.is_some() {
+        line.word("--");
     }
-    let options = [
+    let words = script.command.iter();
+    let words: Vec<Value> = words
+        .map(|word| Value {
+            span: line.word(word),
+            kind: Kind::String(word.clone()),
+        })
+        .collect();
+    let base = super::absolute(&script.cwd);
+    let (Some(program), Some(first), Some(span)) = (program, words.first(), whole(&words)) else {
+        let source = Source::excerpt(Path::new("command line"), &line.text);
+        let problem = CliError::error(&source, "nothing to start")
+            .hint("write `rsup start server.js`, or `rsup start -n api -- ./server --flag`");
+        return Err(ConfigErrors::new(vec![problem]));
+    };
+    let (name, name_span) = name.unwrap_or_else(|| (stem(program), first.span.clone()));
+    let command = match interpreter(first, program, words.len() == 1, &base) {
+        Ok(mut all) => {
+            all.extend(words.into_iter().skip(1));
+            all
+        }
+        Err(bad) => {
+            bads.push(bad);
+            // They stand in for the command that was not found, so that the rest is checked as well.
+            words
+        }
+    };
+    entries.push(entry("command", Kind::Array(command).at(span)));
+    let app = Entry {
+        key: name,
+        span: name_span,
+        value: Kind::Table(Table { entries }).at(0..line.text.len()),
+    };
+    finish(machine, line, base, app, bads)
+}
+
+/// The options that stand for keys of the file.
+fn options(script: &Script, line: &mut Line) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for (option, key, given) in [
         ("--instances", "instances", &script.instances),
         ("--max-memory", "max_memory", &script.max_memory),
         ("--balance", "balance", &script.balance),
@@ -116,152 +157,55 @@ pub(super) fn from_script_on(machine: Machine, script: &Script) -> Result<AppSpe
         ("--drain-timeout", "drain_timeout", &script.drain_timeout),
         ("--kill-timeout", "kill_timeout", &script.kill_timeout),
         ("--user", "user", &script.user),
-    ];
-    for (option, key, given) in options {
-        if let Some(given) = given {
-            entries.push(entry(key, line.value(option, given)));
-        }
+    ] {
+        let value = given.as_ref().map(|given| line.value(option, given));
+        entries.extend(value.map(|value| entry(key, value)));
     }
     for (option, key, given) in [
         ("--readiness", "readiness", &script.readiness),
         ("--liveness", "liveness", &script.liveness),
     ] {
-        if let Some(given) = given {
-            entries.push(entry(key, probe(line.value(option, given))));
-        }
+        let value = given.as_ref().map(|given| line.value(option, given));
+        entries.extend(value.map(|value| entry(key, probe(value))));
     }
     if let Some(given) = &script.stop_signal {
         let value = line.value("--stop-signal", given);
         let span = value.span.clone();
-        entries.push(entry(
-            "stop",
-            Value {
-                kind: Kind::Table(Table {
-                    entries: vec![entry("signal", value)],
-                }),
-                span,
-            },
-        ));
+        let stop = Table {
+            entries: vec![entry("signal", value)],
+        };
+        entries.push(entry("stop", Kind::Table(stop).at(span)));
     }
     for (option, key, given) in [
         ("--listen", "listen", &script.listen),
         ("--env-file", "env_file", &script.env_file),
     ] {
         let values: Vec<Value> = given.iter().map(|word| line.value(option, word)).collect();
-        if let Some(span) = whole(&values) {
-            entries.push(entry(
-                key,
-                Value {
-                    kind: Kind::Array(values),
-                    span,
-                },
-            ));
-        }
+        let span = whole(&values);
+        entries.extend(span.map(|span| entry(key, Kind::Array(values).at(span))));
     }
     if script.socket_activation {
         let span = line.word("--socket-activation");
-        entries.push(entry(
-            "socket_activation",
-            Value {
-                kind: Kind::Bool(true),
-                span,
-            },
-        ));
+        entries.push(entry("socket_activation", Kind::Bool(true).at(span)));
     }
-    let mut env = Vec::new();
+    entries
+}
+
+/// `--env`, as the table `env`; of two with one name the later counts.
+fn variables(script: &Script, line: &mut Line, bads: &mut Vec<Bad>) -> Option<Entry> {
+    let mut entries = Vec::new();
     for word in &script.env {
         let value = line.value("--env", word);
-        match word.split_once('=') {
-            Some((key, text)) => {
-                env.retain(|earlier: &Entry| earlier.key != key);
-                env.push(entry(
-                    key,
-                    Value {
-                        kind: Kind::String(text.to_owned()),
-                        span: value.span,
-                    },
-                ));
-            }
-            None => bads.push(
-                value
-                    .bad(format!("`{word}` has no `=`"))
-                    .hint(format!("write {word}=value")),
-            ),
-        }
+        let Some((key, text)) = word.split_once('=') else {
+            let bad = value.bad(format!("`{word}` has no `=`"));
+            bads.push(bad.hint(format!("write {word}=value")));
+            continue;
+        };
+        entries.retain(|earlier: &Entry| earlier.key != key);
+        entries.push(entry(key, Kind::String(text.to_owned()).at(value.span)));
     }
-    if let Some(span) = env.first().map(|entry| entry.span.clone()) {
-        entries.push(entry(
-            "env",
-            Value {
-                kind: Kind::Table(Table { entries: env }),
-                span,
-            },
-        ));
-    }
-
-    if script
-        .command
-        .first()
-        .is_some_and(|program| program.starts_with('-'))
-        || script.name.is_some()
-    {
-        line.word("--");
-    }
-    let words: Vec<Value> = script
-        .command
-        .iter()
-        .map(|word| Value {
-            span: line.word(word),
-            kind: Kind::String(word.clone()),
-        })
-        .collect();
-    let base = super::absolute(&script.cwd);
-    match (words.first(), whole(&words)) {
-        (Some(first), Some(span)) => {
-            let (name, name_span) =
-                name.unwrap_or_else(|| (stem(&script.command[0]), first.span.clone()));
-            match interpreter(first, &script.command[0], words.len() == 1, &base) {
-                Ok(mut all) => {
-                    all.extend(words.into_iter().skip(1));
-                    entries.push(entry(
-                        "command",
-                        Value {
-                            kind: Kind::Array(all),
-                            span,
-                        },
-                    ));
-                }
-                Err(bad) => {
-                    bads.push(bad);
-                    // Stands in for the command that was not found, so that the rest is checked as
-                    // well.
-                    entries.push(entry(
-                        "command",
-                        Value {
-                            kind: Kind::Array(words),
-                            span,
-                        },
-                    ));
-                }
-            }
-            let span = 0..line.text.len();
-            let app = Entry {
-                key: name,
-                span: name_span,
-                value: Value {
-                    kind: Kind::Table(Table { entries }),
-                    span,
-                },
-            };
-            finish(machine, line, base, app, bads)
-        }
-        _ => {
-            let source = Source::excerpt(Path::new("command line"), &line.text);
-            let problem = CliError::error(&source, "nothing to start")
-                .hint("write `rsup start server.js`, or `rsup start -n api -- ./server --flag`");
-            Err(ConfigErrors::new(vec![problem]))
-        }
-    }
+    let span = entries.first()?.span.clone();
+    Some(entry("env", Kind::Table(Table { entries }).at(span)))
 }
 
 fn finish(
