@@ -12,7 +12,7 @@ use super::binds::answer_calls;
 use super::command::{c_environment, c_strings, ended, executed};
 use super::fdstore::name;
 use super::isolation::{self, Confinement};
-use super::state::Process;
+use super::store::Process;
 use super::tree::{self, Marks, Orphans};
 use super::{AbortOnDrop, Daemon, Event, Events, complain, notify};
 use crate::config::{AppSpec, Check, Listen};
