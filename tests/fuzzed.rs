@@ -87,6 +87,11 @@ fn states() {
 }
 
 #[test]
+fn journals() {
+    each("journal", 150, fuzzing::journal);
+}
+
+#[test]
 fn stories() {
     let mut random = fastrand::Rng::with_seed(12);
     for _ in 0..300 {
@@ -117,4 +122,7 @@ fn the_seeds_are_what_they_are_meant_to_be() {
         serde_json::from_slice::<Supervisor>(bytes.split(|b| *b == 0).next().unwrap()).is_ok()
     };
     assert_eq!(accepted("state", &state), seeds("state").len());
+    let journal =
+        |bytes: &[u8]| rsup::daemon::decode_state(bytes.split(|b| *b == 0).next().unwrap()).is_ok();
+    assert_eq!(accepted("journal", &journal), seeds("journal").len());
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use rsup::config::{self, AppSpec, CliError, Script};
 use rsup::control::{self, Answer, Call, MAX_FRAME};
 use rsup::core::Supervisor;
+use rsup::daemon::decode_state;
 use rsup::keeper::wire::{self, FromKeeper, ToKeeper};
 
 /// Any text as `supervisor.toml`.
@@ -156,6 +157,28 @@ pub fn state(data: &[u8]) {
         return;
     };
     story::goes_on(supervisor, story);
+}
+
+/// Any bytes as the journal that a state file is, up to the first NUL, as for [`state`]: what is accepted
+/// goes on, and whatever a kill leaves of another line counts for nothing.
+pub fn journal(data: &[u8]) {
+    let (text, story) = match data.iter().position(|byte| *byte == 0) {
+        Some(at) => (&data[..at], &data[at + 1..]),
+        None => (data, &[][..]),
+    };
+    let Ok(state) = decode_state(text) else {
+        return;
+    };
+    if text.ends_with(b"\n") && text.starts_with(b"{\"version\":3,") {
+        let torn = [text, b"{\"supervisor\":{\"apps\":{"].concat();
+        let again = decode_state(&torn).expect("the last line is ignored");
+        assert_eq!(again.daemon, state.daemon);
+        assert_eq!(
+            story::put_down(&again.supervisor),
+            story::put_down(&state.supervisor)
+        );
+    }
+    story::goes_on(state.supervisor, story);
 }
 
 /// Every problem can be shown, and points into its own text.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use arbitrary::{Result, Unstructured};
 use rsup::config::{self, AppName, AppSpec};
 use rsup::core::{
-    Effect, Exit, Found, Input, OpId, Purpose, Request, Supervisor, Time, Traces, WorkerId,
+    Change, Effect, Exit, Found, Input, OpId, Purpose, Request, Supervisor, Time, Traces, WorkerId,
+    Written,
 };
 use rsup::model::Cause;
 
@@ -192,6 +193,29 @@ impl Open {
 }
 
 /// `before`: the latest action of the state that was read.
+/// The whole state as one change.
+pub fn put_down(supervisor: &Supervisor) -> String {
+    let change = Written::default().change(supervisor, supervisor.names());
+    serde_json::to_string(&change).expect("a state can be written")
+}
+
+fn read_back(written: &str) -> Supervisor {
+    let mut fold = Written::default();
+    let change = serde_json::from_str(written).unwrap_or_else(|why| panic!("{why}: {written}"));
+    let read = fold.apply(change).and_then(|()| fold.finish());
+    read.unwrap_or_else(|why| panic!("{why}: {written}"))
+}
+
+/// Appends what has changed to a file, whose fold is the state at any time.
+fn save(supervisor: &mut Supervisor, file: &mut Written) {
+    let names = supervisor.take_changed();
+    let change = file.change(supervisor, &names);
+    file.apply(change).expect("what was written can be read");
+    let names: Vec<AppName> = supervisor.names().chain(file.names()).cloned().collect();
+    let rest = file.change(supervisor, &names);
+    assert_eq!(rest, Change::default(), "not in the file");
+}
+
 fn run(mut supervisor: Supervisor, mut now: Time, before: u64, mut bytes: Unstructured<'_>) {
     static SPECS: std::sync::LazyLock<Vec<AppSpec>> = std::sync::LazyLock::new(specs);
     let mut open = Open {
@@ -199,6 +223,8 @@ fn run(mut supervisor: Supervisor, mut now: Time, before: u64, mut bytes: Unstru
         ..Open::default()
     };
     let mut next_op = before;
+    let mut file = Written::default();
+    save(&mut supervisor, &mut file);
     open.take(&mut supervisor);
     while !bytes.is_empty() {
         let Ok(true) = step(
@@ -211,17 +237,14 @@ fn run(mut supervisor: Supervisor, mut now: Time, before: u64, mut bytes: Unstru
         ) else {
             break;
         };
+        save(&mut supervisor, &mut file);
         open.take(&mut supervisor);
+        save(&mut supervisor, &mut file);
         shown(&mut supervisor, now);
     }
-    let written = serde_json::to_string(&supervisor).expect("a state can be written");
-    let again: Supervisor =
-        serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
-    assert_eq!(
-        serde_json::to_string(&again).expect("again"),
-        written,
-        "nothing is lost in it"
-    );
+    let written = put_down(&supervisor);
+    let again = read_back(&written);
+    assert_eq!(put_down(&again), written, "nothing is lost in it");
 }
 
 fn step(
@@ -276,18 +299,14 @@ fn step(
                 result: said(bytes)?,
             },
             2 => {
-                let written = serde_json::to_string(supervisor).expect("a state can be written");
-                *supervisor =
-                    serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
+                *supervisor = read_back(&put_down(supervisor));
                 open.asked.clear();
                 let found = found(supervisor, bytes);
                 supervisor.revive(*now, &found);
                 return Ok(true);
             }
             _ => {
-                let written = serde_json::to_string(supervisor).expect("a state can be written");
-                *supervisor =
-                    serde_json::from_str(&written).unwrap_or_else(|why| panic!("{why}: {written}"));
+                *supervisor = read_back(&put_down(supervisor));
                 open.asked.clear();
                 supervisor.reboot(*now, false);
                 Input::Tick

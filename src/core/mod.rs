@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
 mod app;
+mod apps;
 mod completion;
 mod hiding;
 mod io;
@@ -22,7 +23,7 @@ mod sim;
 mod weights;
 mod worker;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub use completion::Completion;
 pub use hiding::Traces;
 pub use io::*;
 pub use revive::Found;
-pub use saved::{OLDEST_STATE, STATE_VERSION};
+pub use saved::{Change, OLDEST_STATE, STATE_VERSION, Version1, Written};
 pub use worker::Worker;
 
 use crate::config::{AppName, SupervisorSpec};
@@ -43,28 +44,26 @@ pub use crate::model::types::*;
 pub use crate::model::view::*;
 use crate::model::{types, view};
 use app::{App, Context, Wanted};
+use apps::Apps;
 use hiding::Hiding;
 use requests::Asked;
 use rollout::Queued;
 
-/// All apps of one daemon. Its whole state can be written down and read back (see [`STATE_VERSION`]).
-#[derive(Debug, Serialize, Deserialize)]
+/// All apps of one daemon. Its whole state is written down as [`Change`]s and read back (see
+/// [`STATE_VERSION`]); versions before those wrote it as one document, which is still read.
+#[derive(Debug, Deserialize)]
 #[serde(try_from = "saved::SavedSupervisor")]
 pub struct Supervisor {
-    apps: BTreeMap<AppName, App>,
+    apps: Apps,
     next_generation: u64,
     /// Of the generator for jitter.
     seed: u64,
     /// `[supervisor]` as it was last given, so that a later daemon has it too.
-    #[serde(default)]
     pub settings: Option<Settings>,
-    #[serde(skip)]
     out: VecDeque<Effect>,
     /// The time of the last [`Input::Tick`]: what was due by then is done.
-    #[serde(skip)]
     ticked: Time,
     /// When whoever drives this was last seen, and is to be back at the latest.
-    #[serde(skip)]
     due: Option<(Time, Time)>,
 }
 
@@ -86,7 +85,7 @@ pub struct Settings {
 impl Supervisor {
     pub fn new(seed: u64) -> Self {
         Self {
-            apps: BTreeMap::new(),
+            apps: Apps::default(),
             next_generation: 0,
             seed,
             settings: None,
@@ -192,7 +191,7 @@ impl Supervisor {
         }
     }
 
-    fn act(&mut self, now: Time, act: impl FnOnce(&mut BTreeMap<AppName, App>, &mut Context<'_>)) {
+    fn act(&mut self, now: Time, act: impl FnOnce(&mut Apps, &mut Context<'_>)) {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let Self {
             apps,
@@ -263,6 +262,11 @@ impl Supervisor {
         wake
     }
 
+    /// The names of the apps that may have changed since this was last called, the removed ones included.
+    pub fn take_changed(&mut self) -> BTreeSet<AppName> {
+        self.apps.take_changed()
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &AppName> {
         self.apps.keys()
     }
@@ -313,7 +317,7 @@ impl Supervisor {
 
 /// Hands an input to its app and lets the app act on it. Inputs about deleted apps are late and void.
 fn with(
-    apps: &mut BTreeMap<AppName, App>,
+    apps: &mut Apps,
     name: &AppName,
     cx: &mut Context<'_>,
     act: impl FnOnce(&mut App, &mut Context<'_>),
@@ -326,7 +330,7 @@ fn with(
 
 /// As [`with`], for every app that it concerns.
 fn each(
-    apps: &mut BTreeMap<AppName, App>,
+    apps: &mut Apps,
     concerns: impl Fn(&App) -> bool,
     cx: &mut Context<'_>,
     act: impl Fn(&mut App, &mut Context<'_>),
@@ -339,7 +343,7 @@ fn each(
 }
 
 /// Reconciles, takes up what was queued, and lets go of a deleted app.
-fn after(apps: &mut BTreeMap<AppName, App>, name: &AppName, cx: &mut Context<'_>) {
+fn after(apps: &mut Apps, name: &AppName, cx: &mut Context<'_>) {
     let Some(app) = apps.get_mut(name) else {
         return;
     };

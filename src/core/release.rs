@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Index;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::types::Revision;
 
 /// Revisions by number. A state that refers to a missing number is refused when read; a revision is
 /// removed only when nothing refers to it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Releases(BTreeMap<u64, Arc<Revision>>);
 
 impl Releases {
@@ -28,6 +28,10 @@ impl Releases {
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Revision>> {
         self.0.values()
+    }
+
+    pub fn by_number(&self) -> &BTreeMap<u64, Arc<Revision>> {
+        &self.0
     }
 
     /// Removes all revisions that are not in `used`.

@@ -1,10 +1,10 @@
 //! What each verb changes in the wanted state.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::after;
 use super::app::{App, Context, Wanted};
+use super::apps::Apps;
 use super::io::{Effect, Env, Request};
 use super::restart::RestartState;
 use super::rollout::{Before, Phase, Queued, Rollout};
@@ -34,7 +34,7 @@ impl Asked {
 
 /// Begins the action, or refuses it with a reason and changes nothing.
 pub fn handle(
-    apps: &mut BTreeMap<AppName, App>,
+    apps: &mut Apps,
     name: &AppName,
     asked: Asked,
     request: Request,
@@ -50,7 +50,7 @@ pub fn handle(
 }
 
 fn begin(
-    apps: &mut BTreeMap<AppName, App>,
+    apps: &mut Apps,
     name: &AppName,
     asked: Asked,
     request: Request,

@@ -55,13 +55,12 @@ impl Supervisor {
     /// `down`, all apps are known and stopped.
     pub fn reboot(&mut self, now: Time, down: bool) {
         self.act(now, |apps, cx| {
-            apps.retain(|name, app| {
-                let keep = app.wanted != Wanted::Deleted;
-                if !keep {
-                    cx.out.push_back(Effect::Removed { app: name.clone() });
-                }
-                keep
-            });
+            let deleted = apps.values().filter(|app| app.wanted == Wanted::Deleted);
+            let deleted: Vec<AppName> = deleted.map(|app| app.name.clone()).collect();
+            for app in deleted {
+                apps.remove(&app);
+                cx.out.push_back(Effect::Removed { app });
+            }
             each(apps, |_| true, cx, |app, _| app.reboot(down));
         });
     }

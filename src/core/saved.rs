@@ -5,7 +5,9 @@
 //! else is: a known field that is missing, a state that is not known, a revision that is not in the table.
 //! Version 1 knew two revisions, the *target* and the one *before*; [`old`] makes releases and sets of it.
 
+mod change;
 mod old;
+mod version_1;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -21,10 +23,12 @@ use super::types::Time;
 use super::worker::Worker;
 use super::{Settings, Supervisor};
 use crate::config::{AppName, Balance, MOST_INSTANCES};
+pub use change::{Change, Written};
+pub use version_1::Version1;
 
 /// Of the written state, which does not hold it: whoever saves it puts it beside. It changes only when a state can
 /// be written that an older rsup must not read; an addition which that one may ignore is none.
-pub const STATE_VERSION: u32 = 2;
+pub const STATE_VERSION: u32 = 3;
 
 /// The oldest version that is read.
 pub const OLDEST_STATE: u32 = 1;
@@ -78,7 +82,7 @@ impl TryFrom<SavedSupervisor> for Supervisor {
             }
         }
         Ok(Self {
-            apps,
+            apps: apps.into(),
             next_generation,
             seed,
             settings,
@@ -229,7 +233,7 @@ fn check(app: &App) -> Result<(), String> {
 mod tests {
     use super::super::restart::RestartState;
     use super::super::rollout::Phase;
-    use super::super::sim::ms;
+    use super::super::sim::{ms, put_down, read_back};
     use super::super::*;
     use super::*;
     use crate::model::Retire;
@@ -356,9 +360,41 @@ mod tests {
     #[test]
     fn what_was_read_is_written_in_the_new_form_and_read_again() {
         let state = read(VERSION_1).unwrap();
-        let written = serde_json::to_string(&state).unwrap();
+        let written = put_down(&state);
         assert!(!written.contains("condemned") && !written.contains("seats"));
-        assert!(read(&written).unwrap().apps == state.apps);
+        assert!(read_back(&written).apps == state.apps);
+    }
+
+    #[test]
+    fn what_is_written_in_version_1_is_read_again() {
+        let state = read(VERSION_1).unwrap();
+        let written = serde_json::to_value(state.as_version_1().unwrap()).unwrap();
+        let first: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
+        for place in [
+            "web/operation",
+            "web/target",
+            "web/steered",
+            "back/operation",
+        ] {
+            let place = format!("/apps/{place}");
+            assert_eq!(written.pointer(&place), first.pointer(&place), "{place}");
+        }
+        let condemned = |state: &serde_json::Value| -> Vec<serde_json::Value> {
+            let slots = state
+                .pointer("/apps/web/slots")
+                .unwrap()
+                .as_array()
+                .unwrap();
+            slots.iter().map(|slot| slot["condemned"].clone()).collect()
+        };
+        assert_eq!(condemned(&written), condemned(&first));
+        let again = read(&written.to_string()).unwrap();
+        assert!(
+            again.apps == state.apps,
+            "{:#?} {:#?}",
+            again.apps,
+            state.apps
+        );
     }
 
     #[test]
@@ -403,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_revision_is_written_once() {
-        let written = serde_json::to_string(&read(VERSION_1).unwrap()).unwrap();
+        let written = put_down(&read(VERSION_1).unwrap());
         assert_eq!(
             written.matches("cwd_resolved").count(),
             2 + 1 + 2,

@@ -13,7 +13,7 @@ use super::fdstore::name;
 use super::isolation::Confinement;
 use super::network::Adopted;
 use super::spawn::{until_end, wants_takeover};
-use super::state::{self, Process, State};
+use super::store::{Process, State};
 use super::tree::{self, Marks, Orphans};
 use super::{Daemon, complain, notify, now};
 use crate::config::{AppName, AppSpec, Check, Listen, Log};
@@ -49,11 +49,8 @@ impl Daemon {
             daemon, supervisor, ..
         } = state;
         self.supervisor = supervisor;
-        self.state = state::DaemonState {
-            foreground: self.options.foreground,
-            ..daemon
-        };
-        self.ending = self.state.ending.is_some();
+        self.store.take_over(daemon);
+        self.ending = self.store.ending().is_some();
         self.calls.go_on_after(self.last_op());
         let apps: Vec<AppName> = self.supervisor.names().cloned().collect();
         let workers: Vec<Worker> = apps
@@ -98,9 +95,8 @@ impl Daemon {
             );
         }
         self.isolation.adopted();
-        self.state
-            .processes
-            .retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
+        self.store
+            .retain_processes(|generation| workers.iter().any(|w| w.id.generation == generation));
         self.adopt_output(&workers);
         let live = found
             .values()
@@ -134,7 +130,7 @@ impl Daemon {
     fn living(&mut self, worker: &Worker, processes: &Snapshot) -> Option<Living> {
         let id = &worker.id;
         let early = worker.phase() == WorkerPhase::Spawning;
-        let process = self.state.processes.get(&id.generation).copied()?;
+        let process = self.store.process(id.generation)?;
         let Process { pid, started } = process;
         // The pidfd is taken first and the identity checked after: then it cannot be a stranger's.
         let pidfd = Arc::new(process::pidfd_open(pid).ok()?);
@@ -167,7 +163,7 @@ impl Daemon {
             );
             end(process);
             // As if it had never been.
-            self.state.processes.remove(&id.generation);
+            self.store.forget_process(id.generation);
             return None;
         }
         Some(Living {
@@ -319,7 +315,7 @@ impl Daemon {
     /// What is left of a worker that ended while there was no daemon.
     fn adopt_remains(&mut self, worker: &Worker) -> Found {
         let id = &worker.id;
-        let Some(Process { pid, .. }) = self.state.processes.get(&id.generation).copied() else {
+        let Some(Process { pid, .. }) = self.store.process(id.generation) else {
             return Found::NeverStarted;
         };
         // After an upgrade it may be a zombie of our own.
@@ -430,7 +426,7 @@ impl Daemon {
     fn adopt_output(&mut self, workers: &[Worker]) {
         for worker in workers {
             let (id, instance) = (&worker.id, u32::from(worker.instance));
-            let Some(pid) = self.state.processes.get(&id.generation).map(|p| p.pid) else {
+            let Some(pid) = self.store.process(id.generation).map(|p| p.pid) else {
                 continue;
             };
             for stream in [Stream::Out, Stream::Err] {

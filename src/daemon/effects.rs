@@ -113,14 +113,14 @@ impl Daemon {
             } => {
                 self.signal(&worker, signal, reach);
                 // That it was told is not to be forgotten.
-                self.unsaved();
+                self.store.unsaved();
             }
             Effect::Forget { worker } => {
                 if let Some(ended) = self.running.remove(&worker.generation) {
                     self.isolation.forget(&ended.confinement);
                 }
                 self.network.taken_back(&worker);
-                self.state.processes.remove(&worker.generation);
+                self.store.forget_process(worker.generation);
                 self.forget_output(worker.generation);
                 let others = [
                     fdstore::name::binds,
@@ -135,7 +135,7 @@ impl Daemon {
             }
             Effect::Progress(progress) => self.calls.progress(&progress),
             Effect::Finished { op, result } => {
-                self.unsaved_for_reboot();
+                self.store.unsaved_for_reboot();
                 self.on_finished(op, result);
             }
             Effect::Record(event) => {
@@ -148,7 +148,7 @@ impl Daemon {
                 self.admin.forget(&app);
                 self.isolation.forget_app(&app);
                 self.event_log.forget(&app);
-                self.unsaved_for_reboot();
+                self.store.unsaved_for_reboot();
             }
         }
     }

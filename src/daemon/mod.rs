@@ -30,7 +30,7 @@ mod saving;
 mod signals;
 mod spawn;
 mod start;
-mod state;
+mod store;
 pub mod systemd;
 mod takeover_support;
 mod tree;
@@ -65,7 +65,7 @@ pub use run::{Error, run};
 use signals::{Caught, Signals};
 use spawn::Running;
 use start::Inheritance;
-pub use state::{is_of_foreground, known_from_before, left_behind};
+pub use store::{State, decode as decode_state, is_of_foreground, known_from_before, left_behind};
 pub use triggers::REREAD;
 pub use upgrade::{CAN_GO_ON, takes_over, try_state};
 
@@ -133,7 +133,7 @@ enum Event {
     /// A program has shown that it can go on with the state.
     Upgrade(upgrade::Pending),
     /// The saved state was written, or could not be.
-    Saved(io::Result<()>),
+    Saved(store::Saved),
     /// An accept queue could not be looked after.
     LookAfter {
         app: AppName,
@@ -187,8 +187,7 @@ struct Daemon {
     /// The names in the fdstore when this daemon came.
     kept_before: HashSet<String>,
     /// What is written down beside the supervisor.
-    state: state::DaemonState,
-    saving: saving::Saving,
+    store: store::Store,
     event_log: event_log::EventLog,
     presence: presence::Presence,
     doors: clients::server::Doors,
@@ -416,7 +415,7 @@ impl Daemon {
     /// Whether there is anything to do now and then.
     fn looks_after_something(&self) -> bool {
         !self.network.is_empty()
-            || self.saving.troubles().next().is_some()
+            || self.store.troubles().next().is_some()
             || self.admin.in_trouble()
             || self.presence.needs_looks()
     }
@@ -432,7 +431,7 @@ impl Daemon {
         self.open_admin_again();
         self.fdstore.store_again();
         self.tend_bind_holder();
-        self.stay_in_use();
+        self.store.stay_in_use(&self.paths);
         self.stay_findable();
         self.event_log.tend();
     }
@@ -457,7 +456,7 @@ impl Daemon {
         });
         messages
             .into_iter()
-            .chain(self.saving.troubles().map(str::to_owned))
+            .chain(self.store.troubles().map(str::to_owned))
             .chain(self.event_log.trouble().map(str::to_owned))
             .chain(self.presence.trouble().map(str::to_owned))
             .collect()

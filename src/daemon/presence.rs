@@ -140,7 +140,7 @@ pub fn move_in(paths: &Paths) {
             let moved = if to.exists() {
                 Ok(())
             } else {
-                super::state::write(&to, &state, false)
+                super::store::write(&to, &state, false).map(drop)
             };
             if let Err(why) = moved.and_then(|()| fs::remove_file(&from)) {
                 warn!("cannot move {} to {}: {why}", from.display(), to.display());
@@ -156,8 +156,8 @@ pub fn move_in(paths: &Paths) {
         && !paths.saved_state().exists()
         && let Ok(state) = fs::read(&from)
     {
-        match super::state::write(&paths.saved_state(), &state, true) {
-            Ok(()) => info!("the saved state is that of {}", from.display()),
+        match super::store::write(&paths.saved_state(), &state, true) {
+            Ok(_) => info!("the saved state is that of {}", from.display()),
             Err(why) => warn!("cannot copy {}: {why}", from.display()),
         }
     }
@@ -373,7 +373,7 @@ impl Daemon {
             }
         }
         if remade.anything {
-            self.unsaved_for_reboot();
+            self.store.unsaved_for_reboot();
         }
         self.tend_bind_holder();
     }

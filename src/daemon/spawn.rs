@@ -13,7 +13,7 @@ use super::command::{c_environment, c_strings, ended, executed};
 use super::effects::Drain;
 use super::fdstore::name;
 use super::isolation::{self, Confinement};
-use super::state::Process;
+use super::store::Process;
 use super::tree::{self, Marks, Orphans};
 use super::{Daemon, Event, Events, complain, notify};
 use crate::config::{AppSpec, Check, Listen};

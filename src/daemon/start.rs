@@ -14,9 +14,8 @@ use super::fdstore::{self, FdStore};
 use super::isolation::Isolation;
 use super::network::Network;
 use super::presence::{self, Handles, Presence};
-use super::saving::Saving;
 use super::signals::Signals;
-use super::state::{self, DaemonState};
+use super::store::{self, Store};
 use super::systemd::{self, Received};
 use super::takeover_support::TakeoverSupport;
 use super::{Daemon, Error, Options, Started, memory, now, system};
@@ -85,7 +84,7 @@ impl Daemon {
         // Looked at before anything is touched: what cannot be read is the former program's to keep.
         let state = match inheritance.state.take() {
             Some(text) => {
-                Some(state::decode(text.as_bytes()).map_err(|why| Error::Start(why.to_string()))?)
+                Some(store::decode(text.as_bytes()).map_err(|why| Error::Start(why.to_string()))?)
             }
             None => None,
         };
@@ -106,10 +105,10 @@ impl Daemon {
             .inspect_err(|why| warn!("cannot raise the limit of open files: {why}"))
             .ok();
         let received = std::mem::take(&mut inheritance.received);
-        let store = received.notifier.link().cloned();
+        let systemd = received.notifier.link().cloned();
         let mut fdstore = match is_upgrade {
-            true => inheritance.fdstore(store),
-            false => FdStore::open(store, received.stored),
+            true => inheritance.fdstore(systemd),
+            false => FdStore::open(systemd, received.stored),
         };
         let keeper = if is_upgrade {
             inheritance.born_of
@@ -140,10 +139,9 @@ impl Daemon {
         } = inheritance;
         let former_socket = handles.complete(paths)?;
         let signals = Signals::new().map_err(system("cannot catch signals"))?;
-        let saving = Saving::start(paths, &options, &events)
+        let store = Store::start(paths, &options, &events)
             .map_err(system("cannot start the thread that saves"))?;
         let (open, conversations) = mpsc::channel(1);
-        let foreground = options.foreground;
         let doors = Doors::new(events.clone(), open);
         let mut daemon = Daemon {
             supervisor: Supervisor::new(fastrand::u64(..)),
@@ -176,12 +174,8 @@ impl Daemon {
                 .and_then(|lost| lost.parse().ok())
                 .unwrap_or(0),
             kept_before,
-            state: DaemonState {
-                foreground,
-                ..DaemonState::default()
-            },
-            event_log: EventLog::open(paths.events(), saving.boot().to_owned()),
-            saving,
+            event_log: EventLog::open(paths.events(), store.boot().to_owned()),
+            store,
             presence: Presence::begin(paths, handles),
             doors,
             upgrading: None,

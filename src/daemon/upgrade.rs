@@ -1,6 +1,7 @@
 //! `rsup upgrade`: this process becomes another program, with everything it has.
 //!
-//! 1. The new program is tried: it must be able to read the state as it is now.
+//! 1. The new program is tried: it must be able to read the state as it is now. One that is too old for this
+//!    gets it in version 1.
 //! 2. Workers between fork and exec, and connections that rsup itself passes on, are waited for.
 //! 3. A *manifest* in a memfd names every descriptor and holds the state; execve(2) leaves them open.
 //!    The pid stays the same, so workers stay our children and the keeper notices nothing.
@@ -27,7 +28,7 @@ use super::fdstore::{Backend, FdStore};
 use super::isolation::Confinement;
 use super::presence::Handles;
 use super::start::Inheritance;
-use super::state::{self, State, Upgrade};
+use super::store::{self, State, Upgrade};
 use super::systemd::{self, Received};
 use super::{Daemon, Event, Options, complain, now};
 use crate::control::{self, Answer, Failure, FailureCode, HowUpgraded};
@@ -44,6 +45,9 @@ const STATE: &str = "RSUP_STATE_FD";
 
 /// What a program says that can go on.
 pub const CAN_GO_ON: &str = "rsup can go on with this state";
+
+/// What it says, with the cause, of a state that it does not read.
+const REFUSED: &str = "the state cannot be taken over";
 
 /// How long the new program may take to read the state when it is tried.
 const TRIAL: Duration = Duration::from_secs(10);
@@ -96,6 +100,14 @@ pub struct Pending {
     token: u64,
     force: bool,
     since: Time,
+    reads: Reads,
+}
+
+/// Which form of the state a program has shown that it reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    Current,
+    Version1,
 }
 
 /// Whether this program was executed in place of another one, which goes on with it.
@@ -214,9 +226,9 @@ pub fn try_state() -> Result<(), String> {
     let text = given
         .and_then(read_memory)
         .map_err(|why| format!("the state cannot be read: {why}"))?;
-    state::decode(text.as_bytes())
+    store::decode(text.as_bytes())
         .map(|_| ())
-        .map_err(|why| format!("the state cannot be taken over: {why}"))
+        .map_err(|why| format!("{REFUSED}: {why}"))
 }
 
 /// In `folder` only where there are no memfds.
@@ -336,7 +348,7 @@ impl Daemon {
             };
             return drop(answer.send(refused(what.into())));
         }
-        let state = match self.encoded() {
+        let state = match self.store.whole(&self.supervisor) {
             Ok(state) => state,
             Err(why) => {
                 return drop(answer.send(refused(format!(
@@ -344,11 +356,25 @@ impl Daemon {
                 ))));
             }
         };
+        let as_version_1 = self.store.as_version_1(&self.supervisor);
         let events = self.events.clone();
         let folder = self.paths.runtime.clone();
         let commands = self.commands.clone();
         tokio::spawn(async move {
-            match try_out(&commands, program.clone(), state, &folder).await {
+            let mut reads = Reads::Current;
+            let mut tried = try_out(&commands, program.clone(), state, &folder).await;
+            if let Err(why) = &tried
+                && why.contains(REFUSED)
+            {
+                let older = match as_version_1 {
+                    Ok(state) => try_out(&commands, program.clone(), state, &folder).await,
+                    Err(why) => Err(format!("version 1 has no words for the state: {why}")),
+                };
+                reads = Reads::Version1;
+                tried =
+                    older.map_err(|older| format!("{why}; nor in version 1 of the state: {older}"));
+            }
+            match tried {
                 Ok(()) => {
                     reply::<control::Upgrade>(&answer, Ok(control::Upgrading));
                     let _ = events.send(Event::Upgrade(Pending {
@@ -356,6 +382,7 @@ impl Daemon {
                         token,
                         force,
                         since: now(),
+                        reads,
                     }));
                 }
                 Err(why) => {
@@ -367,7 +394,7 @@ impl Daemon {
 
     pub(super) fn on_upgrade(&mut self, pending: Pending) {
         let Pending { program, token, .. } = &pending;
-        self.state.upgrade = Some(Upgrade {
+        self.store.upgrade_begins(Upgrade {
             token: *token,
             program: program.clone(),
             result: None,
@@ -377,12 +404,8 @@ impl Daemon {
 
     /// What became of an upgrade.
     pub(super) fn how_upgraded(&self, token: u64) -> HowUpgraded {
-        match self
-            .state
-            .upgrade
-            .as_ref()
-            .filter(|upgrade| upgrade.token == token)
-        {
+        let upgrade = self.store.upgrade();
+        match upgrade.filter(|upgrade| upgrade.token == token) {
             None => HowUpgraded::Unknown,
             Some(Upgrade { result: None, .. }) => HowUpgraded::UnderWay,
             Some(Upgrade {
@@ -432,25 +455,32 @@ impl Daemon {
             }
             return;
         }
-        let program = pending.program.clone();
-        let Err(why) = self.become_program(&program);
+        let (program, reads) = (pending.program.clone(), pending.reads);
+        let Err(why) = self.become_program(&program, reads);
         self.upgrade_failed(format!("cannot run {}: {why}", program.display()));
     }
 
     fn upgrade_failed(&mut self, why: String) {
         warn!("not upgraded: {why}");
         self.upgrading = None;
-        if let Some(upgrade) = &mut self.state.upgrade {
-            upgrade.result = Some(Err(why));
-        }
-        self.unsaved();
+        self.store.upgrade_ended(Err(why));
+        self.store.unsaved_for_reboot();
     }
 
-    fn become_program(&mut self, program: &Path) -> io::Result<Infallible> {
+    fn become_program(&mut self, program: &Path, reads: Reads) -> io::Result<Infallible> {
         info!("becoming {}", program.display());
         // Written to the disk first: the thread that does so ends with this program.
         self.save_for_upgrade();
-        let state = String::from_utf8(self.encoded()?).map_err(io::Error::other)?;
+        let state = match reads {
+            Reads::Current => self.store.whole(&self.supervisor)?,
+            Reads::Version1 => {
+                let state = self.store.as_version_1(&self.supervisor);
+                let state = state.map_err(io::Error::other)?;
+                self.store.leave(&state);
+                state
+            }
+        };
+        let state = String::from_utf8(state).map_err(io::Error::other)?;
         let previous = File::open("/proc/self/exe")?;
         let (held, keeper) = self.fdstore.descriptors();
         let handles = self.presence.handles();
@@ -507,32 +537,29 @@ impl Daemon {
     /// Goes on as the new program, or as the old one again.
     pub(super) fn go_on_as(&mut self, state: State, failed: Option<String>) {
         self.adopt(state);
-        if let Some(upgrade) = &mut self.state.upgrade {
-            upgrade.result = Some(match failed {
+        if let Some(upgrade) = self.store.upgrade() {
+            let result = match failed {
                 None => Ok(env!("CARGO_PKG_VERSION").to_owned()),
                 Some(why) => Err(format!(
                     "{} could not begin: {why}; the former rsup went on",
                     upgrade.program.display()
                 )),
-            });
+            };
+            self.store.upgrade_ended(result);
         }
-        self.unsaved();
+        self.store.unsaved();
     }
 
     /// A daemon that died in an upgrade was the new program; this is the old one.
     pub(super) fn upgrade_died(&mut self) {
-        if let Some(upgrade) = self
-            .state
-            .upgrade
-            .as_mut()
-            .filter(|upgrade| upgrade.result.is_none())
-        {
+        let upgrade = self.store.upgrade();
+        if let Some(upgrade) = upgrade.filter(|upgrade| upgrade.result.is_none()) {
             let why = format!(
                 "{} died before it was up; the former rsup went on",
                 upgrade.program.display()
             );
             complain("not upgraded", &why);
-            upgrade.result = Some(Err(why));
+            self.store.upgrade_ended(Err(why));
         }
     }
 }

@@ -34,7 +34,7 @@ pub enum Wanted {
     Deleted,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "SavedApp")]
 pub struct App {
     pub name: AppName,
@@ -43,7 +43,6 @@ pub struct App {
     /// The whole supervisor is being stopped.
     pub halted: bool,
     /// Every revision that something refers to.
-    #[serde(rename = "revisions")]
     pub releases: Releases,
     /// The number of the wanted one.
     pub current: u64,

@@ -14,6 +14,16 @@ use super::super::worker::{State, Worker};
 use super::MOST_INSTANCES;
 use crate::model::{Because, Doubt, Retire};
 
+/// Why a worker was to go, in the words of version 1.
+pub const REPLACED_BY_RELOAD: &str = "replaced by a reload";
+pub const RESTARTED: &str = "restarted";
+pub const SCALED_DOWN: &str = "scaled down";
+pub const STOPPED: &str = "stopped";
+pub const REPLACED: &str = "replaced";
+pub const LIVENESS_FAILED: &str = "liveness failed: ";
+pub const OUT_OF_REACH: &str =
+    "rsup was killed together with its keeper, and may not take the worker's sockets back";
+
 /// Fields that later versions lack.
 #[derive(Deserialize)]
 pub struct Rest {
@@ -109,14 +119,12 @@ impl From<AnyWorker> for Worker {
 /// kept.
 fn retiring(sentence: &str) -> Option<Retire> {
     match sentence {
-        "replaced by a reload" | "restarted" | "scaled down" | "stopped" | "replaced" => None,
-        "rsup was killed together with its keeper, and may not take the worker's sockets back" => {
-            Some(Retire::OutOfReach)
-        }
+        REPLACED_BY_RELOAD | RESTARTED | SCALED_DOWN | STOPPED | REPLACED => None,
+        OUT_OF_REACH => Some(Retire::OutOfReach),
         other => {
             let failed = other.strip_prefix("revision ");
             let failed = failed.and_then(|rest| rest.strip_suffix(" failed")?.parse().ok());
-            let hangs = other.strip_prefix("liveness failed: ");
+            let hangs = other.strip_prefix(LIVENESS_FAILED);
             Some(match (failed, hangs) {
                 (Some(revision), _) => Retire::ReleaseFailed { revision },
                 (None, Some(failure)) => Retire::Liveness {

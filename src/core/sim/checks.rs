@@ -28,7 +28,7 @@ pub fn before(core: &Supervisor) -> BTreeMap<AppName, Before> {
 }
 
 pub fn step(world: &World, input: &Input, effects: &[Effect]) {
-    for (name, app) in &world.core.apps {
+    for (name, app) in world.core.apps.iter() {
         steering(world, name, app);
         if let Some(before) = world.before.get(name) {
             nobody_missed(&before.serving, app, input, world.now);

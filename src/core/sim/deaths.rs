@@ -35,20 +35,16 @@ impl Death {
 impl World {
     /// Some of the effects of the last input are carried out, the rest is lost.
     pub fn die(&mut self) {
-        let before = serde_json::to_string(&self.core).unwrap();
+        let before = put_down(&self.core);
         let effects = self.effects();
         let done = self.random.usize(..=effects.len());
         for effect in &effects[..done] {
             self.carry_out(effect);
         }
         let after = done == effects.len() && self.random.bool();
-        let written = if after {
-            serde_json::to_string(&self.core).unwrap()
-        } else {
-            before
-        };
+        let written = if after { put_down(&self.core) } else { before };
         self.between();
-        self.core = serde_json::from_str(&written).unwrap();
+        self.core = read_back(&written);
         self.come_back();
     }
 
@@ -234,8 +230,8 @@ impl World {
 
     /// The machine is started anew.
     pub fn reboot(&mut self) {
-        let written = serde_json::to_string(&self.core).unwrap();
-        self.core = serde_json::from_str(&written).unwrap();
+        let written = put_down(&self.core);
+        self.core = read_back(&written);
         self.gone.extend(self.processes.keys().cloned());
         self.processes.clear();
         self.listening.clear();
@@ -446,10 +442,10 @@ fn a_worker_whose_deadline_passed_unseen_gets_a_little_longer() {
     world.run(ms(100));
     let id = world.core.workers(&name).next().unwrap().id.clone();
     world.processes.get_mut(&id).unwrap().behaviour.ready_after = Some(ms(60_000));
-    let written = serde_json::to_string(&world.core).unwrap();
+    let written = put_down(&world.core);
     world.coming.clear();
     world.now = world.now + ms(59_000);
-    world.core = serde_json::from_str(&written).unwrap();
+    world.core = read_back(&written);
     world.come_back();
     world.run(ms(2000));
     assert_eq!(world.ready(&name), [id]);
@@ -479,8 +475,8 @@ fn a_stopping_worker_is_not_told_again_but_one_that_may_not_have_been_is() {
         if told {
             world.effects();
         }
-        let written = serde_json::to_string(&world.core).unwrap();
-        let mut read: Supervisor = serde_json::from_str(&written).unwrap();
+        let written = put_down(&world.core);
+        let mut read = read_back(&written);
         read.revive(
             world.now,
             &BTreeMap::from([(id.clone(), Found::Alive { pid: 1 })]),
@@ -515,9 +511,9 @@ fn a_halt_that_was_cut_short_is_none_for_the_next_start() {
                     .for_each(|p| p.ended(Exit::Unknown, false));
                 world.coming.clear();
             }
-            let written = serde_json::to_string(&world.core).unwrap();
+            let written = put_down(&world.core);
             world.between();
-            world.core = serde_json::from_str(&written).unwrap();
+            world.core = read_back(&written);
             world.core.halt_is_over(down);
             world.come_back();
             world.run(ms(60_000));

@@ -126,6 +126,9 @@ type Refuses = Box<dyn FnMut(&mut fastrand::Rng, &[Listen], u16) -> bool>;
 
 pub struct World {
     pub core: Supervisor,
+    /// What a file has to which each step appends what it changed.
+    pub file: Written,
+    saves: u64,
     pub now: Time,
     pub random: fastrand::Rng,
     pub script: Script,
@@ -161,6 +164,18 @@ pub struct World {
     next_op: u64,
 }
 
+/// The whole state, as it is written down.
+pub fn put_down(core: &Supervisor) -> String {
+    let change = Written::default().change(core, core.apps.keys());
+    serde_json::to_string(&change).unwrap()
+}
+
+pub fn read_back(text: &str) -> Supervisor {
+    let mut written = Written::default();
+    written.apply(serde_json::from_str(text).unwrap()).unwrap();
+    written.finish().unwrap()
+}
+
 pub struct OperationWish {
     pub app: AppName,
     pub reload_from: Option<u64>,
@@ -170,6 +185,8 @@ impl World {
     pub fn new(seed: u64) -> Self {
         Self {
             core: Supervisor::new(seed),
+            file: Written::default(),
+            saves: 0,
             now: Time(ms(1_000_000)),
             random: fastrand::Rng::with_seed(seed),
             script: Box::new(|_, _, _| Behaviour::good()),
@@ -441,6 +458,7 @@ impl World {
             return 1;
         }
         let effects = self.effects();
+        self.save();
         for effect in &effects {
             self.carry_out(effect);
         }
@@ -456,10 +474,25 @@ impl World {
         std::iter::from_fn(|| self.core.poll_effect()).collect()
     }
 
+    /// The fold of all that was ever appended is the state.
+    fn save(&mut self) {
+        let names = self.core.take_changed();
+        let mut change = self.file.change(&self.core, &names);
+        self.saves += 1;
+        if self.saves.is_multiple_of(16) {
+            let line = serde_json::to_string(&change).unwrap();
+            change = serde_json::from_str(&line).unwrap();
+        }
+        self.file.apply(change).unwrap();
+        let rest = self.file.change(&self.core, self.core.apps.keys());
+        assert_eq!(rest, Change::default(), "it is not in the file");
+        assert_eq!(self.file.names().count(), self.core.apps.len());
+    }
+
     /// Everything goes on from what was written down.
     fn restore(&mut self) {
-        let written = serde_json::to_string(&self.core).unwrap();
-        let read: Supervisor = serde_json::from_str(&written).unwrap();
+        let written = put_down(&self.core);
+        let read = read_back(&written);
         assert!(
             read.apps == self.core.apps,
             "the state does not survive being written down"
@@ -496,7 +529,7 @@ impl World {
         self.core.handle(self.now, input.clone());
         let effects = self.effects();
         assert!(
-            self.core.apps == before && effects.is_empty(),
+            *self.core.apps == before && effects.is_empty(),
             "a late input had an effect: {input:?} {effects:#?} {before:#?} {:#?}",
             self.core.apps
         );

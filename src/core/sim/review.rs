@@ -60,9 +60,9 @@ fn a_reload_that_was_cut_short_by_a_death_has_changed_nothing_for_a_daemon_that_
     world.script = Box::new(|_, _, _| Behaviour::never_ready());
     world.ask(&name, reload(&web(4)));
     world.run(ms(500));
-    let written = serde_json::to_string(&world.core).unwrap();
+    let written = put_down(&world.core);
     world.between();
-    world.core = serde_json::from_str(&written).unwrap();
+    world.core = read_back(&written);
     world.core.halt_is_over(true);
     world.come_back();
     world.run(ms(60_000));

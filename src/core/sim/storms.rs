@@ -35,7 +35,7 @@ fn ten_thousand_crashes_leave_nothing_but_a_number() {
             world.run(ms(50));
             world.gone.clear();
         }
-        sizes.push(serde_json::to_string(&world.core).unwrap().len());
+        sizes.push(put_down(&world.core).len());
     }
     let restarts: u32 = world.view(&stormy).workers.iter().map(|w| w.restarts).sum();
     assert!(restarts >= 9_990, "{restarts}");

@@ -90,7 +90,7 @@ impl Daemon {
             (Some(_) | None, _) => {}
         }
         self.supervisor.settings = Some(new);
-        self.unsaved_for_reboot();
+        self.store.unsaved_for_reboot();
         self.open_admin();
         notes.extend(self.admin.problem.clone());
         notes

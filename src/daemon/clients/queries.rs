@@ -92,7 +92,7 @@ impl Daemon {
         let mut notes = Vec::new();
         notes.extend(self.takeover.lacking(&self.isolation, &spec));
         notes.extend(self.troubles.of(&[&logs.out, &logs.err]));
-        notes.extend(self.saving.troubles().map(str::to_owned));
+        notes.extend(self.store.troubles().map(str::to_owned));
         if spec.listen.iter().any(|l| l.tcp().is_none()) {
             notes.push(
                 "a unix socket is one descriptor for all workers: its connections cannot be steered, weighed or probed by worker"

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::queries::TESTS_ITS_PORT;
-use super::remembered::{Begun, How, Part, forget_surplus};
+use super::remembered::{Begun, How, Part};
 use super::verbs::{Step, Task};
 use super::{Caller, reply};
 use crate::config::AppName;
@@ -12,7 +12,7 @@ use crate::control::{
     Accepted, Act, ActionId, Answer, Failure, FailureCode, Kill, Killed, Outcome,
 };
 use crate::core::{self, Input, OpId, OperationKind, Progress, Time};
-use crate::daemon::state::Ending;
+use crate::daemon::store::Ending;
 use crate::daemon::{Daemon, Event, now};
 use crate::model::{ActionError, Cause};
 
@@ -134,8 +134,7 @@ impl Calls {
 impl Daemon {
     /// What was begun under this id, by this daemon or one before it.
     pub(super) fn begun(&self, id: ActionId) -> Option<Begun> {
-        let known = self.state.actions.iter().find(|begun| begun.id == id);
-        known.cloned()
+        self.store.begun(id).cloned()
     }
 
     /// Begins an action on several apps as one: a later daemon knows either all of it, or nothing.
@@ -176,8 +175,7 @@ impl Daemon {
         if matches!(self.calls.start, Some(Start::Asked)) {
             self.calls.start = Some(Start::Call(number));
         }
-        self.state.actions.push_back(begun);
-        self.unsaved_for_reboot();
+        self.store.note_action(begun);
         for input in inputs {
             self.supervisor.handle(now(), input);
         }
@@ -229,8 +227,8 @@ impl Daemon {
             if self.supervisor.is_under_way(op) {
                 continue;
             }
-            let result = match self.state.results.iter().find(|(of, _)| *of == op) {
-                Some((_, result)) => result.clone(),
+            let result = match self.store.result(op) {
+                Some(result) => result.clone(),
                 None => Err(ActionError::NotBegun),
             };
             self.on_finished(op, result);
@@ -310,17 +308,14 @@ impl Daemon {
 
     /// The latest action that an earlier daemon may have begun.
     pub(in crate::daemon) fn last_op(&self) -> Option<OpId> {
-        self.supervisor
-            .last_op()
-            .max(self.state.results.iter().map(|(op, _)| *op).max())
+        self.supervisor.last_op().max(self.store.last_op())
     }
 
     /// Called before the state is saved that no longer has these actions.
     pub(in crate::daemon) fn note_results(&mut self) {
         let ends = self.supervisor.ends();
         let ends = ends.map(|(op, result)| (op, result.clone()));
-        self.state.results.extend(ends);
-        forget_surplus(&mut self.state.actions, &mut self.state.results);
+        self.store.note_results(ends);
     }
 
     /// Whose action it is, and which, if a client waits for it.

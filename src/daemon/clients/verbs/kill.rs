@@ -6,7 +6,7 @@ use crate::control::ActionId;
 use crate::core::Request;
 use crate::daemon::Daemon;
 use crate::daemon::clients::remembered::{How, Part};
-use crate::daemon::state::Ending;
+use crate::daemon::store::Ending;
 use crate::model::Cause;
 
 impl Daemon {
