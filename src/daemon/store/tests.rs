@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{AppSpec, Script};
+use crate::config::{AppName, AppSpec, Script};
 use crate::core::{Input, Request, Time};
 use crate::daemon::clients::remembered::Begun;
 use crate::model::Cause;
