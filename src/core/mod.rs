@@ -35,7 +35,7 @@ pub use completion::Completion;
 pub use hiding::Traces;
 pub use io::*;
 pub use revive::Found;
-pub use saved::{Change, OLDEST_STATE, STATE_VERSION, Version1, Written};
+pub use saved::{Change, OLDEST_STATE, OpError, STATE_VERSION, Version1, Written};
 pub use worker::Worker;
 
 use crate::config::{AppName, SupervisorSpec};

@@ -30,6 +30,7 @@ impl Releases {
         self.0.values()
     }
 
+    /// With the numbers by which everything else names them.
     pub fn by_number(&self) -> &BTreeMap<u64, Arc<Revision>> {
         &self.0
     }

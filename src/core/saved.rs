@@ -3,7 +3,8 @@
 //! What was written once can be read for ever. So a field that is new in the saved structs gets a
 //! `#[serde(default)]`, and one that is gone is ignored: unknown fields are no error. Everything
 //! else is: a known field that is missing, a state that is not known, a revision that is not in the table.
-//! Version 1 knew two revisions, the *target* and the one *before*; [`old`] makes releases and sets of it.
+//! Version 1 knew two revisions, the *target* and the one *before*; [`old`] makes releases and sets of it. Versions 1
+//! and 2 wrote the whole state as one document; since version 3 it is the fold of [`Change`]s.
 
 mod change;
 mod old;
@@ -24,7 +25,7 @@ use super::worker::Worker;
 use super::{Settings, Supervisor};
 use crate::config::{AppName, Balance, MOST_INSTANCES};
 pub use change::{Change, Written};
-pub use version_1::Version1;
+pub use version_1::{OpError, Version1};
 
 /// Of the written state, which does not hold it: whoever saves it puts it beside. It changes only when a state can
 /// be written that an older rsup must not read; an addition which that one may ignore is none.
@@ -93,7 +94,7 @@ impl TryFrom<SavedSupervisor> for Supervisor {
     }
 }
 
-/// As [`App`] is written, or was by version 1.
+/// As [`App`] was written by versions 1 and 2.
 #[derive(Deserialize)]
 pub struct SavedApp {
     name: AppName,

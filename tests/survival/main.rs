@@ -11,6 +11,7 @@ mod both;
 mod cut_short;
 mod daemon;
 mod first_command;
+mod former;
 mod identity;
 mod keeper;
 mod reboot;

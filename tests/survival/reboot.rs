@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
+use rsup::config::AppName;
+use rsup::daemon::decode_state;
 
 use crate::common::{Home, is_ready, signal, wait_for, wait_until};
 use crate::support::Life;
@@ -43,10 +45,11 @@ fn apps_come_back_as_they_were() {
     home.ok(&["reload", "web"]);
     // Written, and for nobody else to read: it has the environment of every app.
     wait_until("the state is saved", || {
-        let text = fs::read_to_string(saved(&home)).unwrap_or_default();
-        let state: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        let web = &state["supervisor"]["apps"]["web"];
-        web["last_revision"] == 2 && web["operation"].is_null()
+        let bytes = fs::read(saved(&home)).unwrap_or_default();
+        decode_state(&bytes).is_ok_and(|state| {
+            let web = state.supervisor.revision(&AppName::new("web"));
+            web.is_some_and(|web| web.number == 2) && state.supervisor.under_way().next().is_none()
+        })
     });
     assert_eq!(
         fs::metadata(saved(&home)).unwrap().permissions().mode() & 0o777,

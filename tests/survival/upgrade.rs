@@ -142,3 +142,53 @@ fn a_program_that_dies_is_replaced_by_the_old_one() {
     home.ok(&["reload", "web"]);
     load.lossless();
 }
+
+/// An earlier rsup says of this one's state that it cannot take it over: it gets it as version 1 wrote it, in the
+/// midst of a reload too.
+#[test]
+fn a_program_of_an_earlier_version_goes_on_with_a_state_that_it_reads() {
+    let home = Home::new();
+    let port = home.web(
+        "web",
+        "instances = 2\nreload.min_ready = \"5s\"\nenv = { WARM_MS = \"50\" }",
+    );
+    home.ok(&["start"]);
+    let daemon = home.daemon();
+    let load = Load::start(port, "/");
+    let reload = home.background(&["reload", "web"]);
+    let three = |view: &serde_json::Value| crate::common::pids(view).len() == 3;
+    let before = crate::common::pids(&home.wait_view("web", "the first new worker", three));
+    let left = home.path("left.json");
+    let first = format!(
+        "if [ \"$2\" = --try-state ]; then
+    case \"$(head -c 12 /proc/self/fd/$RSUP_STATE_FD)\" in
+        *1) ;;
+        *) echo 'error: the state cannot be taken over: in a form that this rsup does not know' >&2; exit 1;;
+    esac
+elif [ \"$1\" = daemon ]; then
+    cat \"$RSUP_HOME/run/state.json\" \"$RSUP_HOME/state/state.json\" > {}
+fi",
+        quoted(left.to_str().unwrap())
+    );
+    let older = wrapped(&home, "older", &first);
+    home.ok(&["upgrade", older.to_str().unwrap()])
+        .says(&["no worker was touched"]);
+    assert_eq!(home.daemon(), daemon);
+    let text = fs::read_to_string(&left).unwrap();
+    assert_eq!(text.matches("{\"version\":1,").count(), 2, "{text}");
+    assert_eq!(home.pids("web"), before);
+    reload.wait().ok();
+    home.wait_view("web", "ready", is_ready);
+    assert_eq!(home.revision("web"), 2);
+    load.more(100);
+    load.lossless();
+    // One that reads no state at all is refused, with what it says of both.
+    let none = wrapped(
+        &home,
+        "none",
+        "[ \"$2\" = --try-state ] && echo 'error: the state cannot be taken over: never' >&2 && exit 1",
+    );
+    let refused = home.run(&["upgrade", none.to_str().unwrap()]).code(1);
+    refused.says(&["never", "nor in version 1 of the state"]);
+    assert_eq!(home.daemon(), daemon);
+}

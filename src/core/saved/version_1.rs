@@ -92,8 +92,9 @@ enum Course {
     Back { deadline: Time, error: OpError },
 }
 
+/// Why an action failed, in words.
 #[derive(Serialize)]
-struct OpError {
+pub struct OpError {
     code: FailureCode,
     message: String,
     hint: Option<String>,
@@ -257,32 +258,34 @@ fn operation(app: &App, rollout: &Rollout) -> Operation {
             },
             Phase::RollBack { deadline, error } => Course::Back {
                 deadline: *deadline,
-                error: op_error(app, rollout.kind, error),
+                error: OpError::new(&app.name, rollout.kind, error),
             },
         },
     }
 }
 
-fn op_error(app: &App, kind: OperationKind, error: &ActionError) -> OpError {
-    let code = match error.code() {
-        code @ (FailureCode::UnknownApp
-        | FailureCode::UnknownWorker
-        | FailureCode::AlreadyRunning
-        | FailureCode::Busy
-        | FailureCode::Listen
-        | FailureCode::Spawn
-        | FailureCode::NotReady
-        | FailureCode::Superseded
-        | FailureCode::BadRequest
-        | FailureCode::Internal) => code,
-        FailureCode::Stopped | FailureCode::Ending | FailureCode::UnknownAction => {
-            FailureCode::Internal
+impl OpError {
+    pub fn new(app: &AppName, kind: OperationKind, error: &ActionError) -> Self {
+        let code = match error.code() {
+            code @ (FailureCode::UnknownApp
+            | FailureCode::UnknownWorker
+            | FailureCode::AlreadyRunning
+            | FailureCode::Busy
+            | FailureCode::Listen
+            | FailureCode::Spawn
+            | FailureCode::NotReady
+            | FailureCode::Superseded
+            | FailureCode::BadRequest
+            | FailureCode::Internal) => code,
+            FailureCode::Stopped | FailureCode::Ending | FailureCode::UnknownAction => {
+                FailureCode::Internal
+            }
+        };
+        Self {
+            code,
+            message: error.message(app),
+            hint: error.hint(app, kind),
+            worker: error.worker().cloned(),
         }
-    };
-    OpError {
-        code,
-        message: error.message(&app.name),
-        hint: error.hint(&app.name, kind),
-        worker: error.worker().cloned(),
     }
 }

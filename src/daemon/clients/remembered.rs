@@ -14,7 +14,7 @@ use crate::core::{OpId, OperationKind};
 use crate::model::ActionError;
 
 /// How many actions are remembered after their end, and how many apps they may have altogether, not
-/// counting the latest action: the state is saved as a whole, and must not grow with them.
+/// counting the latest action: the state must not grow with them.
 const MOST: usize = 64;
 const MOST_PARTS: usize = 512;
 

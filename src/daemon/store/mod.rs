@@ -7,169 +7,44 @@
 //! no use then. Each is a journal: a save appends what changed, so that it costs the same however much else there is.
 
 mod journal;
+mod reading;
 mod record;
 mod saver;
 #[cfg(test)]
 mod tests;
+mod track;
 mod version_1;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::futimens;
 use nix::sys::time::TimeSpec;
 use tracing::{error, info};
 
-use journal::{Growth, Journal, Lines};
+use journal::{Journal, Lines};
 pub use journal::{put_aside, write};
+use reading::in_memory;
+pub use reading::{ReadError, is_of_foreground, known_from_before, left_behind, read, read_memory};
 pub use record::{DaemonState, Ending, Process, State, Upgrade, decode};
-use record::{OnFile, Touched};
 pub use saver::Saved;
 use saver::Saver;
+use track::Track;
 
 use super::clients::remembered::{Begun, forget_surplus};
 use super::fdstore::FdStore;
 use super::fdstore::name::STATE;
 use super::{Event, Events, Options, complain, now};
-use crate::config::AppName;
 use crate::control::ActionId;
 use crate::core::{OpId, Supervisor, Time};
 use crate::model::ActionError;
 use crate::paths::Paths;
-use crate::sys::{process, procfs};
+use crate::sys::process;
 
 /// How often files are touched, so that they are not taken for forgotten.
 const TOUCH: Duration = Duration::from_secs(3600);
-
-/// Why a state cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    #[error("there is none")]
-    None,
-    #[error("{0}")]
-    Io(io::Error),
-    #[error(
-        "it was written by rsup {rsup} in a form (version {version}) that this rsup does not know"
-    )]
-    Version { version: u32, rsup: String },
-    #[error("it cannot be understood: {0}")]
-    Broken(String),
-}
-
-/// Reads a state file.
-///
-/// # Errors
-/// See [`ReadError`].
-pub fn read(path: &Path) -> Result<State, ReadError> {
-    match fs::read(path) {
-        Ok(bytes) => decode(&bytes),
-        Err(why) if why.kind() == io::ErrorKind::NotFound => Err(ReadError::None),
-        Err(why) => Err(ReadError::Io(why)),
-    }
-}
-
-/// How many workers of a dead daemon live; `None` if none has died, or one is at work again.
-#[must_use]
-pub fn left_behind(paths: &Paths) -> Option<usize> {
-    if paths.is_locked() {
-        return None;
-    }
-    let state = read(&paths.live_state()).ok()?;
-    let ours = process::boot_id().is_ok_and(|boot| boot == state.boot);
-    ours.then(|| {
-        state
-            .daemon
-            .processes
-            .values()
-            .filter(|p| procfs::is_alive(p.pid, p.started))
-            .count()
-    })
-}
-
-/// The apps that the next daemon will know, where none runs.
-pub fn known_from_before(paths: &Paths) -> Vec<AppName> {
-    let state = read(&paths.saved_state()).ok();
-    state.map_or_else(Vec::new, |state| {
-        state.supervisor.names().cloned().collect()
-    })
-}
-
-/// Whether the next daemon is somebody else's to start, by what the live state says.
-pub fn is_of_foreground(path: &Path) -> bool {
-    read(path).is_ok_and(|state| state.daemon.foreground)
-}
-
-/// A state in memory, for who holds descriptors for the next daemon.
-fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = File::from(memfd_create(c"rsup-state", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(bytes)?;
-    Ok(file.into())
-}
-
-/// Reads a state that is in memory.
-///
-/// # Errors
-/// See [`ReadError`].
-pub fn read_memory(fd: OwnedFd) -> Result<State, ReadError> {
-    let mut file = File::from(fd);
-    let mut bytes = Vec::new();
-    // Whoever wrote it left the position, which all copies share, at its end.
-    file.rewind()
-        .and_then(|()| file.read_to_end(&mut bytes))
-        .map_err(ReadError::Io)?;
-    decode(&bytes)
-}
-
-/// What one of the files says, and what it does not say yet.
-#[derive(Default)]
-struct Track {
-    /// None: it has to be written anew as a whole.
-    on_file: Option<OnFile>,
-    growth: Growth,
-    touched: Touched,
-}
-
-impl Track {
-    /// The next save. It counts as written.
-    fn next(
-        &mut self,
-        boot: &str,
-        daemon: &DaemonState,
-        supervisor: &Supervisor,
-    ) -> io::Result<Lines> {
-        let mut touched = std::mem::take(&mut self.touched);
-        let on_file = self.on_file.take().filter(|_| !self.growth.is_due());
-        let (mut on_file, mut lines, is_whole) = match on_file {
-            Some(on_file) => (on_file, Vec::new(), false),
-            None => {
-                touched.apps.extend(supervisor.names().cloned());
-                touched.generations.extend(daemon.processes.keys());
-                (OnFile::default(), record::head(boot)?, true)
-            }
-        };
-        let line = on_file.line(daemon, supervisor, &touched);
-        lines.extend(record::in_one_line(&line)?);
-        // The writer knows what a reader will.
-        on_file.apply(line).map_err(io::Error::other)?;
-        self.on_file = Some(on_file);
-        Ok(if is_whole {
-            self.growth.replaced(&lines);
-            Lines::Whole(lines)
-        } else {
-            self.growth.appended(&lines);
-            Lines::More(lines)
-        })
-    }
-
-    /// The file does not say what was to be written.
-    fn lost(&mut self) {
-        self.on_file = None;
-    }
-}
 
 /// The daemon's part of the state, and the files.
 pub struct Store {

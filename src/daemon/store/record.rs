@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ReadError;
+use super::reading::ReadError;
 use crate::config::AppName;
 use crate::control::ActionId;
 use crate::core::{Change, OLDEST_STATE, OpId, STATE_VERSION, Supervisor, Written};

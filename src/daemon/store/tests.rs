@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{AppSpec, Script};
+use crate::config::{AppName, AppSpec, Script};
 use crate::core::{Input, Request, Time};
 use crate::daemon::clients::remembered::Begun;
 use crate::model::Cause;
@@ -370,10 +370,23 @@ fn another_version_and_nonsense_are_told_apart() {
 
 #[test]
 fn what_is_left_for_an_older_program_is_read() {
-    let state = decode(VERSION_2).unwrap();
+    let mut state = decode(VERSION_2).unwrap();
+    // An action that failed, with its reason.
+    let failed = state.daemon.results[0].0;
+    state.daemon.results[0] = (failed, Err(ActionError::UnknownApp));
+    let results = state.daemon.results.clone();
     let old = version_1::encode("boot", &state.daemon, &state.supervisor).unwrap();
     let read = decode(&old).unwrap();
     assert_eq!(read.daemon.processes, state.daemon.processes);
+    assert_eq!(read.daemon.actions, state.daemon.actions);
+    let codes = |results: &crate::daemon::clients::remembered::Results| -> Vec<_> {
+        let code = |result: &Result<(), ActionError>| result.as_ref().err().map(ActionError::code);
+        results
+            .iter()
+            .map(|(op, result)| (*op, code(result)))
+            .collect()
+    };
+    assert_eq!(codes(&read.daemon.results), codes(&results));
     let workers = |state: &State| -> Vec<(u64, Option<u32>)> {
         let all = state.supervisor.names();
         let all = all.flat_map(|name| state.supervisor.workers(name));
