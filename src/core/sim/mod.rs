@@ -502,7 +502,13 @@ impl World {
             (self.core.seed, self.core.next_generation)
         );
         let ticked = self.core.ticked;
-        self.core = Supervisor { ticked, ..read };
+        self.take_over(Supervisor { ticked, ..read });
+    }
+
+    /// A daemon that takes over a state writes all of it to a file of its own.
+    fn take_over(&mut self, core: Supervisor) {
+        self.core = core;
+        self.file = Written::default();
     }
 
     /// Late inputs about former workers, and doubled ones about live workers, change nothing.
