@@ -474,19 +474,22 @@ impl World {
         std::iter::from_fn(|| self.core.poll_effect()).collect()
     }
 
-    /// The fold of all that was ever appended is the state.
+    /// The fold of all that was ever appended is the state; looked at as a whole now and then.
     fn save(&mut self) {
         let names = self.core.take_changed();
         let mut change = self.file.change(&self.core, &names);
         self.saves += 1;
-        if self.saves.is_multiple_of(16) {
+        let looks = self.saves.is_multiple_of(16);
+        if looks {
             let line = serde_json::to_string(&change).unwrap();
             change = serde_json::from_str(&line).unwrap();
         }
         self.file.apply(change).unwrap();
-        let rest = self.file.change(&self.core, self.core.apps.keys());
-        assert_eq!(rest, Change::default(), "it is not in the file");
-        assert_eq!(self.file.names().count(), self.core.apps.len());
+        if looks {
+            let rest = self.file.change(&self.core, self.core.apps.keys());
+            assert_eq!(rest, Change::default(), "it is not in the file");
+            assert_eq!(self.file.names().count(), self.core.apps.len());
+        }
     }
 
     /// Everything goes on from what was written down.
