@@ -44,8 +44,14 @@ impl World {
         let after = done == effects.len() && self.random.bool();
         let written = if after { put_down(&self.core) } else { before };
         self.between();
-        self.core = read_back(&written);
+        self.begin_again(&written);
         self.come_back();
+    }
+
+    /// Another daemon has another file.
+    fn begin_again(&mut self, written: &str) {
+        self.core = read_back(written);
+        self.file = Written::default();
     }
 
     /// While there is no daemon, workers end; what they say waits.
@@ -231,7 +237,7 @@ impl World {
     /// The machine is started anew.
     pub fn reboot(&mut self) {
         let written = put_down(&self.core);
-        self.core = read_back(&written);
+        self.begin_again(&written);
         self.gone.extend(self.processes.keys().cloned());
         self.processes.clear();
         self.listening.clear();

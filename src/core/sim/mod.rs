@@ -503,6 +503,7 @@ impl World {
         );
         let ticked = self.core.ticked;
         self.core = Supervisor { ticked, ..read };
+        self.file = Written::default();
     }
 
     /// Late inputs about former workers, and doubled ones about live workers, change nothing.
