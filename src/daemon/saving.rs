@@ -116,6 +116,7 @@ impl Daemon {
         let down = daemon.ending == Some(Ending::Kill)
             && (boot == self.store.boot() || !self.options.resurrect);
         self.supervisor = supervisor;
+        self.store.write_whole();
         self.calls.go_on_after(self.last_op());
         let apps = self.supervisor.names().count();
         match (apps, down) {

@@ -44,8 +44,14 @@ impl World {
         let after = done == effects.len() && self.random.bool();
         let written = if after { put_down(&self.core) } else { before };
         self.between();
-        self.take_over(read_back(&written));
+        self.begin_again(&written);
         self.come_back();
+    }
+
+    /// Another daemon has another file.
+    fn begin_again(&mut self, written: &str) {
+        self.core = read_back(written);
+        self.file = Written::default();
     }
 
     /// While there is no daemon, workers end; what they say waits.
@@ -231,7 +237,7 @@ impl World {
     /// The machine is started anew.
     pub fn reboot(&mut self) {
         let written = put_down(&self.core);
-        self.take_over(read_back(&written));
+        self.begin_again(&written);
         self.gone.extend(self.processes.keys().cloned());
         self.processes.clear();
         self.listening.clear();
@@ -445,7 +451,7 @@ fn a_worker_whose_deadline_passed_unseen_gets_a_little_longer() {
     let written = put_down(&world.core);
     world.coming.clear();
     world.now = world.now + ms(59_000);
-    world.take_over(read_back(&written));
+    world.core = read_back(&written);
     world.come_back();
     world.run(ms(2000));
     assert_eq!(world.ready(&name), [id]);
@@ -513,7 +519,7 @@ fn a_halt_that_was_cut_short_is_none_for_the_next_start() {
             }
             let written = put_down(&world.core);
             world.between();
-            world.take_over(read_back(&written));
+            world.core = read_back(&written);
             world.core.halt_is_over(down);
             world.come_back();
             world.run(ms(60_000));

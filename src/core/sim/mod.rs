@@ -10,7 +10,6 @@ mod scenarios;
 mod starts;
 mod stillness;
 mod storms;
-mod transitions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,6 +22,7 @@ use crate::config::*;
 use crate::model::{Cause, Event, What};
 
 pub use crate::exit::SIGKILL;
+pub const SIGTERM: i32 = 15;
 
 pub fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -505,12 +505,7 @@ impl World {
             (self.core.seed, self.core.next_generation)
         );
         let ticked = self.core.ticked;
-        self.take_over(Supervisor { ticked, ..read });
-    }
-
-    /// A daemon that takes over a state writes all of it to a file of its own.
-    fn take_over(&mut self, core: Supervisor) {
-        self.core = core;
+        self.core = Supervisor { ticked, ..read };
         self.file = Written::default();
     }
 
@@ -964,18 +959,35 @@ fn doubled(worker: &Worker) -> Option<Input> {
 /// A web app with quick timeouts.
 pub fn web(instances: u16) -> AppSpec {
     AppSpec {
+        name: AppName::new("web"),
+        source: None,
+        command: vec!["web".into()],
+        cwd: "/".into(),
+        cwd_resolved: "/".into(),
+        folder: None,
+        source_resolved: None,
         instances,
         listen: vec![port(80)],
+        socket_activation: false,
+        hide_port: HidePort::Auto,
+        env: BTreeMap::new(),
         readiness: probe(Check::Http {
             path: "/".into(),
             host: None,
             headers: BTreeMap::new(),
             expect_status: vec![200..=399],
         }),
+        liveness: None,
         listen_timeout: ms(3000),
         drain_timeout: ms(1000),
         hold_timeout: ms(60_000),
         kill_timeout: ms(2000),
+        max_memory: None,
+        balance: Balance::Random,
+        stop: Stop {
+            signal: SIGTERM,
+            exit_codes: BTreeSet::new(),
+        },
         restart: Restart {
             policy: RestartPolicy::Always,
             max_restarts: 3,
@@ -990,7 +1002,19 @@ pub fn web(instances: u16) -> AppSpec {
             deadline: ms(60_000),
             auto_rollback: true,
         },
-        ..minimal("web", &["web"])
+        log: Log {
+            out: None,
+            err: None,
+            format: LogFormat::Text,
+            timestamps: false,
+            max_size: 0,
+            keep: 0,
+            compress: false,
+        },
+        run_as: None,
+        umask: None,
+        limits: Limits::default(),
+        socket: SocketSpec::default(),
     }
 }
 
