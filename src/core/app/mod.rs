@@ -103,6 +103,8 @@ pub struct Context<'a> {
     pub out: &'a mut VecDeque<Effect>,
     pub next_generation: &'a mut u64,
     pub random: &'a mut fastrand::Rng,
+    /// The apps that may have changed.
+    pub touched: &'a mut BTreeSet<AppName>,
 }
 
 impl App {
@@ -194,8 +196,8 @@ impl App {
             State::Spawning { .. } | State::Starting { .. } => Stage::Pending,
             State::Ready { unready: true, .. } => Stage::Unready,
             State::Ready { since, .. }
-                if self.is_current(worker)
-                    && since + self.spec().reload.min_ready > now
+                if since + self.spec().reload.min_ready > now
+                    && self.is_current(worker)
                     && self.replaces(worker) =>
             {
                 Stage::Pending

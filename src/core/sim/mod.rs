@@ -344,6 +344,7 @@ impl World {
                 }
             }
             Input::Spawned { worker, .. }
+            | Input::Forked { worker }
             | Input::Notified { worker }
             | Input::Bound { worker, .. }
             | Input::BoundElsewhere { worker }
@@ -469,7 +470,12 @@ impl World {
             (self.core.seed, self.core.next_generation)
         );
         let ticked = self.core.ticked;
-        self.core = Supervisor { ticked, ..read };
+        let agenda = Agenda::of(&read.apps, ticked);
+        self.core = Supervisor {
+            agenda,
+            ticked,
+            ..read
+        };
     }
 
     /// Late inputs about former workers, and doubled ones about live workers, change nothing.
@@ -655,6 +661,12 @@ impl World {
             );
         }
         checks::spawn(self, worker);
+        self.later(
+            Duration::ZERO,
+            Input::Forked {
+                worker: worker.clone(),
+            },
+        );
         self.spawned += 1;
         let exec = ms(self.random.u64(1..20));
         let pid = 1000 + self.spawned as u32;
@@ -829,6 +841,9 @@ impl PortTest {
 fn late(worker: &WorkerId) -> Vec<Input> {
     let worker = worker.clone();
     vec![
+        Input::Forked {
+            worker: worker.clone(),
+        },
         Input::Spawned {
             worker: worker.clone(),
             pid: 7,
