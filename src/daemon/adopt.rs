@@ -339,9 +339,9 @@ impl Daemon {
         let Some(running) = self.running.get(&id.generation) else {
             return Found::NeverStarted;
         };
-        let descendants = !running.remains(|_| false).is_empty();
+        let descendants = !running.remains(&self.census).is_empty();
         if descendants {
-            running.await_end_of_tree(self.events.clone());
+            running.await_end_of_tree(self.census.clone(), self.events.clone());
         } else if matches!(
             worker.phase(),
             WorkerPhase::Spawning | WorkerPhase::Starting
@@ -479,7 +479,7 @@ impl Daemon {
 
 /// Ends a process that never served, with what is below it, and waits for that.
 fn end(process: Process) {
-    let mut all = tree::below(process.pid);
+    let mut all = procfs::descendants(process.pid);
     all.push((process.pid, process.started));
     let deadline = Instant::now() + END;
     while all

@@ -90,8 +90,7 @@ impl Daemon {
 
     pub(super) fn record(&mut self, worker: &WorkerId, process: Process) {
         self.state.processes.insert(worker.generation, process);
-        // At once: until then nobody else knows of it.
-        self.save();
+        self.unsaved();
     }
 
     pub(super) fn save_if_needed(&mut self) {
