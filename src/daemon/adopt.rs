@@ -1,7 +1,7 @@
 //! Going on from where a dead daemon was: its workers live, its descriptors are in the fdstore, and
 //! its state is on file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -98,9 +98,9 @@ impl Daemon {
             );
         }
         self.isolation.adopted();
-        self.state
-            .processes
-            .retain(|generation, _| workers.iter().any(|w| w.id.generation == *generation));
+        let known: HashSet<u64> = workers.iter().map(|w| w.id.generation).collect();
+        let processes = &mut self.state.processes;
+        processes.retain(|generation, _| known.contains(generation));
         self.adopt_output(&workers);
         let live = found
             .values()
@@ -441,18 +441,19 @@ impl Daemon {
                 }
             }
         }
+        let by_generation: HashMap<u64, &Worker> =
+            workers.iter().map(|w| (w.id.generation, w)).collect();
         let names: Vec<String> = self.fdstore.names().map(str::to_owned).collect();
         for kept in names {
             let Some((generation, stream, app, instance)) = name::parse_output(&kept) else {
                 continue;
             };
-            let Some(pipe) = self.fdstore.get(&kept) else {
+            let Some(pipe) = self.fdstore.share(&kept) else {
                 continue;
             };
             let app = AppName::new(app);
-            let log = workers
-                .iter()
-                .find(|w| w.id.generation == generation)
+            let log = by_generation
+                .get(&generation)
                 .and_then(|w| self.supervisor.revision_of(w))
                 .map(|revision| &revision.spec.log);
             let log = log
@@ -469,7 +470,7 @@ impl Daemon {
                 pipe,
                 &settings,
             );
-            if !workers.iter().any(|w| w.id.generation == generation) {
+            if !by_generation.contains_key(&generation) {
                 self.forget_output(generation);
             }
         }

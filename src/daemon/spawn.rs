@@ -201,6 +201,8 @@ impl Daemon {
             PipeId::of(&out).map_err(known)?,
             PipeId::of(&err).map_err(known)?,
         ];
+        // The pump and the fdstore share them: descriptors are scarce with thousands of workers.
+        let (out, err) = (Arc::new(out), Arc::new(err));
         let inherits = self.way_to_sockets(spec).inherits();
         let mut env = environment(id, instance, revision, inherits);
         let mut plan = Plan::new(
@@ -246,15 +248,9 @@ impl Daemon {
         }
         plan.env = c_environment(&env)?;
         for (stream, pipe) in [(Stream::Out, &out), (Stream::Err, &err)] {
-            self.fdstore.keep(
-                name::output(
-                    id.generation,
-                    stream,
-                    spec.name.as_str(),
-                    u32::from(instance),
-                ),
-                pipe,
-            );
+            let app = spec.name.as_str();
+            let name = name::output(id.generation, stream, app, u32::from(instance));
+            self.fdstore.keep_shared(name, pipe.clone());
         }
         plan.held = true;
         let child = spawn::spawn(plan).map_err(|why| why.to_string())?;

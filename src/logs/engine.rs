@@ -39,7 +39,7 @@ const WAKE: u64 = 0;
 /// One pipe and its place in the files.
 struct Flow {
     lane: Lane,
-    pipe: OwnedFd,
+    pipe: Arc<OwnedFd>,
     /// When bytes were last added to the unfinished line.
     touched: Instant,
 }
