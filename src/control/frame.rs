@@ -4,8 +4,9 @@ use std::io::{self, Read, Write};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Bytes. The largest legitimate frame is a `start` with many apps and their environment.
-pub const MAX_FRAME: usize = 4 << 20;
+/// Bytes. The largest legitimate frames have some thousand apps, each with its spec: 2 KB or more. (A false
+/// length costs nothing: memory is taken as bytes arrive.)
+pub const MAX_FRAME: usize = 16 << 20;
 
 /// Writes one frame with one call to `write_all`.
 pub fn write<T: Serialize>(mut to: impl Write, value: &T) -> io::Result<()> {

@@ -50,23 +50,17 @@ impl Supervisor {
     /// The completion of all apps together; `None` while one of them has not ended, and if there
     /// are none.
     pub fn completion_of_all(&self) -> Option<Completion> {
-        self.apps
-            .values()
-            .map(App::completion)
-            .reduce(|one, another| Some(one?.and(another?)))
-            .flatten()
+        self.agenda.all_completed()?.reduce(Completion::and)
     }
 
     /// The completion of the first app that has ended.
     pub fn completion_of_any(&self) -> Option<(&AppName, Completion)> {
-        self.apps
-            .iter()
-            .find_map(|(name, app)| Some((name, app.completion()?)))
+        self.agenda.first_completed()
     }
 }
 
 impl App {
-    fn completion(&self) -> Option<Completion> {
+    pub fn completion(&self) -> Option<Completion> {
         let settled = self.goal() == Wanted::Up && self.rollout.is_none() && self.queue.is_empty();
         if !settled || self.workers().next().is_some() {
             return None;

@@ -29,6 +29,10 @@ pub enum Input {
         app: AppName,
         result: Result<(), String>,
     },
+    /// The worker's process was made: it is blamed for no time before.
+    Forked {
+        worker: WorkerId,
+    },
     /// The worker's program runs (exec has happened).
     Spawned {
         worker: WorkerId,

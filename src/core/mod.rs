@@ -4,6 +4,7 @@
 // A new state has to be thought of everywhere.
 #![cfg_attr(not(test), deny(clippy::wildcard_enum_match_arm))]
 
+mod agenda;
 mod app;
 mod apps;
 mod completion;
@@ -43,6 +44,7 @@ use crate::model::ActionError;
 pub use crate::model::types::*;
 pub use crate::model::view::*;
 use crate::model::{types, view};
+use agenda::Agenda;
 use app::{App, Context, Wanted};
 use apps::Apps;
 use hiding::Hiding;
@@ -60,6 +62,7 @@ pub struct Supervisor {
     seed: u64,
     /// `[supervisor]` as it was last given, so that a later daemon has it too.
     pub settings: Option<Settings>,
+    agenda: Agenda,
     out: VecDeque<Effect>,
     /// The time of the last [`Input::Tick`]: what was due by then is done.
     ticked: Time,
@@ -89,6 +92,7 @@ impl Supervisor {
             next_generation: 0,
             seed,
             settings: None,
+            agenda: Agenda::default(),
             out: VecDeque::new(),
             ticked: Time::default(),
             due: None,
@@ -98,9 +102,11 @@ impl Supervisor {
     /// Takes in one thing that happened. `now` never goes back.
     pub fn handle(&mut self, now: Time, input: Input) {
         self.make_up(now);
-        let ticked = self.ticked;
+        // An app that nothing is due for has nothing to decide.
+        let mut due = BTreeSet::new();
         if input == Input::Tick {
             self.ticked = now;
+            due = self.agenda.due(now);
         }
         self.act(now, |apps, cx| match input {
             Input::Request {
@@ -115,6 +121,9 @@ impl Supervisor {
             Input::Spawned { worker, pid } => with(apps, &worker.app, cx, |app, cx| {
                 app.on_spawned(&worker, pid, cx)
             }),
+            Input::Forked { worker } => {
+                with(apps, &worker.app, cx, |app, cx| app.on_forked(&worker, cx))
+            }
             Input::SpawnFailed { worker, reason } => with(apps, &worker.app, cx, |app, cx| {
                 app.on_spawn_failed(&worker, &reason, cx)
             }),
@@ -169,11 +178,11 @@ impl Supervisor {
             Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| {
                 app.on_memory(&worker, bytes, cx)
             }),
-            Input::Hurry => each(apps, |_| true, cx, App::hurry),
+            Input::Hurry => each(apps, cx, App::hurry),
             Input::Tick => {
-                // An app that nothing is due for has nothing to decide.
-                let is_due = |app: &App| app.wakes(ticked).is_some_and(|at| at <= now);
-                each(apps, is_due, cx, App::tick)
+                for name in due {
+                    with(apps, &name, cx, App::tick);
+                }
             }
         });
     }
@@ -209,6 +218,13 @@ impl Supervisor {
             },
         );
         self.seed = random.get_seed();
+        self.update_agenda();
+    }
+
+    fn update_agenda(&mut self) {
+        for name in self.apps.take_touched() {
+            self.agenda.note(&name, self.apps.get(&name), self.ticked);
+        }
     }
 
     /// The next thing to do, in order.
@@ -246,18 +262,9 @@ impl Supervisor {
     /// this has stood still, and no deadline counts the time.
     pub fn poll_timeout(&mut self, now: Time) -> Option<Time> {
         self.make_up(now);
-        let beat = self
-            .apps
-            .values()
-            .any(App::hurries)
-            .then(|| now + HEARTBEAT);
-        let wake = self
-            .apps
-            .values()
-            .filter_map(|app| app.wakes(self.ticked))
-            .chain(beat)
-            .min()
-            .map(|at| at.max(now));
+        let beat = self.agenda.hurries().then(|| now + HEARTBEAT);
+        let wakes = self.agenda.wakes().into_iter().chain(beat);
+        let wake = wakes.min().map(|at| at.max(now));
         self.due = wake.map(|at| (now, at));
         wake
     }
@@ -278,7 +285,8 @@ impl Supervisor {
 
     /// The worker, if it is still the one that is meant.
     pub fn worker(&self, id: &WorkerId) -> Option<&Worker> {
-        self.workers(&id.app).find(|w| w.id == *id)
+        let slot = self.apps.get(&id.app)?.slots.get(usize::from(id.slot))?;
+        slot.as_ref().filter(|w| w.id.generation == id.generation)
     }
 
     /// Whether it is of use to look for [`Traces`] of the worker.
@@ -304,6 +312,11 @@ impl Supervisor {
         self.apps.get(&worker.id.app)?.releases.get(worker.revision)
     }
 
+    /// A release of the app that something refers to.
+    pub fn release(&self, app: &AppName, number: u64) -> Option<&Revision> {
+        self.apps.get(app)?.releases.get(number).map(|r| &**r)
+    }
+
     /// What new workers of the app are started from.
     pub fn revision(&self, app: &AppName) -> Option<&Revision> {
         self.apps.get(app).map(|app| &**app.target())
@@ -311,7 +324,7 @@ impl Supervisor {
 
     /// Everything that is left after `stop all`: nothing but stopped apps.
     pub fn idle(&self) -> bool {
-        self.apps.values().all(|app| app.workers().next().is_none())
+        !self.agenda.is_manned()
     }
 }
 
@@ -328,15 +341,9 @@ fn with(
     }
 }
 
-/// As [`with`], for every app that it concerns.
-fn each(
-    apps: &mut Apps,
-    concerns: impl Fn(&App) -> bool,
-    cx: &mut Context<'_>,
-    act: impl Fn(&mut App, &mut Context<'_>),
-) {
-    let concerned = apps.iter().filter(|(_, app)| concerns(app));
-    let names: Vec<AppName> = concerned.map(|(name, _)| name.clone()).collect();
+/// As [`with`], for every app.
+fn each(apps: &mut Apps, cx: &mut Context<'_>, act: impl Fn(&mut App, &mut Context<'_>)) {
+    let names: Vec<AppName> = apps.keys().cloned().collect();
     for name in names {
         with(apps, &name, cx, &act);
     }

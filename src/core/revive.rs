@@ -36,7 +36,7 @@ impl Supervisor {
     /// an input are carried out, and again after them if a signal was among them.
     pub fn revive(&mut self, now: Time, found: &BTreeMap<WorkerId, Found>) {
         self.act(now, |apps, cx| {
-            each(apps, |_| true, cx, |app, cx| app.revive(found, cx))
+            each(apps, cx, |app, cx| app.revive(found, cx))
         });
     }
 
@@ -48,6 +48,7 @@ impl Supervisor {
         self.apps
             .values_mut()
             .for_each(|app| app.halt_is_over(down));
+        self.update_agenda();
     }
 
     /// Called instead of [`Self::revive`] if the machine was booted since: no process and no socket
@@ -61,7 +62,7 @@ impl Supervisor {
                 apps.remove(&app);
                 cx.out.push_back(Effect::Removed { app });
             }
-            each(apps, |_| true, cx, |app, _| app.reboot(down));
+            each(apps, cx, |app, _| app.reboot(down));
         });
     }
 
@@ -103,18 +104,21 @@ impl Supervisor {
             .filter_map(|app| app.rollout.as_ref().map(|o| (&app.name, o.op, o.kind)))
     }
 
+    /// The action under way of one app.
+    pub fn action(&self, app: &AppName) -> Option<(OpId, OperationKind)> {
+        let rollout = self.apps.get(app)?.rollout.as_ref()?;
+        Some((rollout.op, rollout.kind))
+    }
+
     /// The start that waits for the end of the app's stop.
     pub fn waiting_start(&self, app: &AppName) -> Option<OpId> {
         let app = self.apps.get(app).filter(|app| app.goal() != Wanted::Up)?;
         app.queue.front().map(|queued| queued.op)
     }
 
-    /// Whether the action is under way, or waits for its turn.
-    pub fn is_under_way(&self, op: OpId) -> bool {
-        self.apps
-            .values()
-            .flat_map(App::ops)
-            .any(|other| other == op)
+    /// The actions that are under way, or wait for their turn.
+    pub fn ops(&self) -> BTreeSet<OpId> {
+        self.apps.values().flat_map(App::ops).collect()
     }
 
     /// The latest action in the state. Later ones need other names.

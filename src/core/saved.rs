@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Deserialize;
 
+use super::agenda::Agenda;
 use super::app::{App, Listening, Wanted};
 use super::hiding::Hiding;
 use super::io::Steering;
@@ -83,6 +84,7 @@ impl TryFrom<SavedSupervisor> for Supervisor {
             }
         }
         Ok(Self {
+            agenda: Agenda::of(&apps, Time::default()),
             apps: apps.into(),
             next_generation,
             seed,

@@ -49,9 +49,12 @@ pub struct Worker {
 /// `sim/snapshots/rsup__core__sim__transitions__the_table_of_states_and_inputs.snap`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum State {
-    /// fork(2) is requested, exec not yet confirmed.
+    /// exec is not yet confirmed.
     Spawning {
         deadline: Time,
+        /// fork(2) is requested, and not made yet: until then the deadline does not count.
+        #[serde(default)]
+        waits: bool,
     },
     Starting {
         deadline: Time,
@@ -269,7 +272,8 @@ impl Worker {
             | State::Killing { .. } => {}
         }
         let news = self.pid.replace(pid).is_none();
-        let State::Spawning { deadline } = self.state else {
+        self.forked(spec, now);
+        let State::Spawning { deadline, .. } = self.state else {
             return news;
         };
         let readiness = match &spec.readiness.check {
@@ -284,6 +288,19 @@ impl Worker {
             readiness,
         };
         news
+    }
+
+    /// Its process is there: from now on its time counts.
+    pub fn forked(&mut self, spec: &AppSpec, now: Time) {
+        if let State::Spawning {
+            deadline,
+            waits: waits @ true,
+        } = &mut self.state
+        {
+            *waits = false;
+            *deadline = now + spec.listen_timeout;
+            self.started = now;
+        }
     }
 
     pub fn become_ready(&mut self, spec: &AppSpec, now: Time) {
@@ -428,7 +445,8 @@ impl Worker {
     /// The deadline of its present state.
     pub fn deadline(&self) -> Option<Time> {
         match self.state {
-            State::Spawning { deadline } | State::Starting { deadline, .. } => Some(deadline),
+            State::Spawning { waits: true, .. } => None,
+            State::Spawning { deadline, .. } | State::Starting { deadline, .. } => Some(deadline),
             State::Draining { until, .. } => Some(until),
             State::Stopping { kill_at, .. } | State::Sweeping { kill_at, .. } => Some(kill_at),
             State::Ready { .. } | State::Killing { .. } => None,
@@ -440,7 +458,8 @@ impl Worker {
     pub fn stood_still(&mut self, spec: &AppSpec, seen: Time, gap: Duration) -> bool {
         let min_ready = spec.reload.min_ready;
         match &mut self.state {
-            State::Spawning { deadline } => *deadline = *deadline + gap,
+            State::Spawning { waits: true, .. } => return false,
+            State::Spawning { deadline, .. } => *deadline = *deadline + gap,
             State::Starting {
                 deadline,
                 readiness,
@@ -471,7 +490,8 @@ impl Worker {
     /// The earliest time at which something is due that was not due at the last tick.
     pub fn wakes(&self, spec: &AppSpec, ticked: Time) -> Option<Time> {
         match &self.state {
-            State::Spawning { deadline } => Some(*deadline),
+            State::Spawning { waits: true, .. } => None,
+            State::Spawning { deadline, .. } => Some(*deadline),
             State::Starting {
                 deadline,
                 readiness,

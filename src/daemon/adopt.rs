@@ -1,7 +1,7 @@
 //! Going on from where a dead daemon was: its workers live, its descriptors are in the fdstore, and
 //! its state is on file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -95,8 +95,9 @@ impl Daemon {
             );
         }
         self.isolation.adopted();
+        let known: HashSet<u64> = workers.iter().map(|w| w.id.generation).collect();
         self.store
-            .retain_processes(|generation| workers.iter().any(|w| w.id.generation == generation));
+            .retain_processes(|generation| known.contains(&generation));
         self.adopt_output(&workers);
         let live = found
             .values()
@@ -335,9 +336,9 @@ impl Daemon {
         let Some(running) = self.running.get(&id.generation) else {
             return Found::NeverStarted;
         };
-        let descendants = !running.remains(|_| false).is_empty();
+        let descendants = !running.remains(&self.census).is_empty();
         if descendants {
-            running.await_end_of_tree(self.events.clone());
+            running.await_end_of_tree(self.census.clone(), self.events.clone());
         } else if matches!(
             worker.phase(),
             WorkerPhase::Spawning | WorkerPhase::Starting
@@ -437,18 +438,19 @@ impl Daemon {
                 }
             }
         }
+        let by_generation: HashMap<u64, &Worker> =
+            workers.iter().map(|w| (w.id.generation, w)).collect();
         let names: Vec<String> = self.fdstore.names().map(str::to_owned).collect();
         for kept in names {
             let Some((generation, stream, app, instance)) = name::parse_output(&kept) else {
                 continue;
             };
-            let Some(pipe) = self.fdstore.get(&kept) else {
+            let Some(pipe) = self.fdstore.share(&kept) else {
                 continue;
             };
             let app = AppName::new(app);
-            let log = workers
-                .iter()
-                .find(|w| w.id.generation == generation)
+            let log = by_generation
+                .get(&generation)
                 .and_then(|w| self.supervisor.revision_of(w))
                 .map(|revision| &revision.spec.log);
             let log = log
@@ -465,7 +467,7 @@ impl Daemon {
                 pipe,
                 &settings,
             );
-            if !workers.iter().any(|w| w.id.generation == generation) {
+            if !by_generation.contains_key(&generation) {
                 self.forget_output(generation);
             }
         }
@@ -475,7 +477,7 @@ impl Daemon {
 
 /// Ends a process that never served, with what is below it, and waits for that.
 fn end(process: Process) {
-    let mut all = tree::below(process.pid);
+    let mut all = procfs::descendants(process.pid);
     all.push((process.pid, process.started));
     let deadline = Instant::now() + END;
     while all

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
+use super::forks::Fork;
 use super::{AbortOnDrop, Daemon, Event, complain, fdstore, messages, probe};
 use crate::config::AppName;
 use crate::core::{Effect, Input, Reach, Worker, WorkerId};
@@ -52,11 +53,14 @@ impl Daemon {
             } => {
                 self.network
                     .hold_for(&worker.app, revision.spec.hold_timeout);
-                if self.await_trial(&worker, instance, &revision, hide_port) {
-                    return;
-                }
-                if let Err(reason) = self.spawn(&worker, instance, &revision, hide_port) {
-                    self.inbox.push_back(Input::SpawnFailed { worker, reason });
+                let fork = Fork {
+                    worker,
+                    instance,
+                    revision,
+                    hide_port,
+                };
+                if let Some(fork) = self.await_trial(fork) {
+                    self.forks.push(fork);
                 }
             }
             Effect::Probe {
@@ -117,6 +121,7 @@ impl Daemon {
             }
             Effect::Forget { worker } => {
                 if let Some(ended) = self.running.remove(&worker.generation) {
+                    self.census.worker_ended(ended.pid);
                     self.isolation.forget(&ended.confinement);
                 }
                 self.network.taken_back(&worker);
@@ -232,13 +237,13 @@ impl Daemon {
 
     fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {
         let Some(running) = self.running.get_mut(&worker.generation) else {
-            return self.give_up_trial(worker);
+            return self.give_up_fork(worker);
         };
-        running.remember_tree();
+        running.remember_tree(&self.census);
         let result = match reach {
             Reach::Worker => running.signal(signal),
             Reach::Tree => {
-                running.signal_tree(signal);
+                running.signal_tree(signal, &self.census);
                 Ok(())
             }
         };

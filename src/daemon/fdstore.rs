@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Named duplicates, and who else holds them.
 pub struct FdStore {
-    held: BTreeMap<String, OwnedFd>,
+    held: BTreeMap<String, Arc<OwnedFd>>,
     backend: Backend,
     made: Option<u32>,
     made_at: Option<Instant>,
@@ -49,7 +49,10 @@ impl FdStore {
     /// `held` is what was taken back from the backend.
     pub fn new(backend: Backend, held: BTreeMap<String, OwnedFd>, made: Option<u32>) -> Self {
         Self {
-            held,
+            held: held
+                .into_iter()
+                .map(|(name, fd)| (name, Arc::new(fd)))
+                .collect(),
             backend,
             made,
             made_at: None,
@@ -134,12 +137,18 @@ impl FdStore {
 
     /// Keeps a duplicate, in place of another one of that name.
     pub fn keep(&mut self, name: String, fd: impl AsFd) {
-        let copy = match fd.as_fd().try_clone_to_owned() {
-            Ok(copy) => copy,
-            Err(why) => return warn!("{name} would not outlive rsup: {why}"),
-        };
+        match fd.as_fd().try_clone_to_owned() {
+            Ok(copy) => self.keep_shared(name, Arc::new(copy)),
+            Err(why) => warn!("{name} would not outlive rsup: {why}"),
+        }
+    }
+
+    /// As [`Self::keep`], without a descriptor more.
+    pub fn keep_shared(&mut self, name: String, copy: Arc<OwnedFd>) {
         match &mut self.backend {
-            Backend::Keeper(link) => link.send(&ToKeeper::Keep(name.clone()), Some(copy.as_fd())),
+            Backend::Keeper(link) => {
+                link.send(&ToKeeper::Keep(name.clone()), Some((*copy).as_fd()))
+            }
             Backend::Systemd(link) => {
                 // It keeps any number of one name.
                 let others = if self.held.contains_key(&name) {
@@ -178,6 +187,11 @@ impl FdStore {
     /// As [`Self::get`], where it matters little if it cannot be had.
     pub fn find(&self, name: &str) -> Option<OwnedFd> {
         self.held.get(name)?.try_clone().ok()
+    }
+
+    /// What is kept under the name, for who only reads from it.
+    pub fn share(&self, name: &str) -> Option<Arc<OwnedFd>> {
+        self.held.get(name).cloned()
     }
 
     /// A duplicate of what is kept under the name.

@@ -8,12 +8,14 @@ mod admin;
 mod adopt;
 mod binds;
 mod bound;
+mod census;
 mod clients;
 mod command;
 mod effects;
 pub mod event_log;
 mod fdstore;
 mod foreground;
+mod forks;
 mod hiding;
 mod isolation;
 mod limit;
@@ -157,8 +159,12 @@ struct Daemon {
     takeover: takeover_support::TakeoverSupport,
     isolation: isolation::Isolation,
     network: Network,
+    /// Workers that are to be forked.
+    forks: forks::Forks,
     /// By generation.
     running: HashMap<u64, Running>,
+    census: census::Census,
+    reaping: census::Reaping,
     meter: memory::Memory,
     calls: Calls,
     commands: command::Commands,
@@ -237,6 +243,7 @@ async fn serve(
     now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         daemon.settle();
+        daemon.fork_some();
         daemon.look_for_the_end();
         daemon.upgrade_if_due();
         daemon.tell_systemd();
@@ -249,6 +256,7 @@ async fn serve(
             .poll_timeout(now())
             .and_then(|at| tokio::time::Instant::now().checked_add(at.since(now())));
         let (upgrade_wakes, systemd_wakes) = (daemon.upgrade_wakes(), daemon.systemd.wake());
+        daemon.census.turn();
         tokio::select! {
             biased;
             Some(event) = inbox.recv() => daemon.on_event(event),
@@ -261,6 +269,9 @@ async fn serve(
             _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
             () = sleep_until(systemd_wakes) => {}
             _ = now_and_then.tick(), if daemon.looks_after_something() => daemon.now_and_then(),
+            () = sleep_until(daemon.reaping.wake()) => daemon.reap(),
+            // The next forks, once everything else had its turn.
+            () = std::future::ready(()), if !daemon.forks.is_empty() => {}
         }
         // What has queued up meanwhile is handled before the next look at the clock.
         while let Ok(event) = inbox.try_recv() {
@@ -392,7 +403,7 @@ impl Daemon {
 
     fn on_signal(&mut self, caught: Caught) {
         match caught {
-            Caught::Child => self.reap(),
+            Caught::Child => self.reap_soon(),
             Caught::Reopen => self.pump.reopen(),
             Caught::Hangup if !self.options.foreground => {}
             Caught::Hangup if !self.ending && !foreground::has_terminal() => self.on_hangup(),

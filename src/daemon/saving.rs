@@ -11,8 +11,7 @@ use crate::keeper::{AGAIN, GO_ON};
 impl Daemon {
     pub(super) fn record(&mut self, worker: &WorkerId, process: Process) {
         self.store.record_process(worker.generation, process);
-        // At once: until then nobody else knows of it.
-        self.save();
+        self.store.unsaved();
     }
 
     pub(super) fn save_if_needed(&mut self) {

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use super::binds::answer_calls;
+use super::census::{Age, Census};
 use super::command::{c_environment, c_strings, ended, executed};
 use super::effects::Drain;
 use super::fdstore::name;
+use super::forks::Fork;
 use super::isolation::{self, Confinement};
 use super::store::Process;
 use super::tree::{self, Marks, Orphans};
@@ -49,11 +51,19 @@ pub struct Running {
     pub drain: Option<Drain>,
 }
 
+/// A process that waits before its exec.
+pub struct Held {
+    worker: WorkerId,
+    pid: u32,
+    pidfd: Arc<OwnedFd>,
+    exec: ExecReport,
+}
+
 impl Running {
     /// Notes who descends from the worker now.
-    pub fn remember_tree(&mut self) {
+    pub fn remember_tree(&mut self, census: &Census) {
         if !self.exited {
-            self.tree = tree::below(self.pid);
+            self.tree = census.all().below(self.pid);
         }
     }
 
@@ -66,14 +76,14 @@ impl Running {
         }
     }
 
-    pub fn signal_tree(&mut self, signal: i32) {
+    pub fn signal_tree(&mut self, signal: i32, census: &Census) {
         if signal == nix::libc::SIGKILL {
             self.kill.store(true, Ordering::Relaxed);
             // At one stroke, where the kernel can; what follows finds nobody then.
             let _ = self.confinement.leaf().map(Leaf::kill);
         }
         let _ = self.signal(signal);
-        tree::signal(&self.remains(|_| false), signal);
+        tree::signal(&self.remains(census), signal);
     }
 
     /// Whether the process is the worker or one below it.
@@ -84,11 +94,13 @@ impl Running {
                 .confinement
                 .leaf()
                 .is_some_and(|leaf| leaf.members().contains(&pid))
-            || tree::below(self.pid).iter().any(|(below, _)| *below == pid)
+            || procfs::descendants(self.pid)
+                .iter()
+                .any(|(below, _)| *below == pid)
     }
 
     /// The process is gone; waits for its descendants.
-    pub fn await_end_of_tree(&self, events: Events) {
+    pub fn await_end_of_tree(&self, census: Census, events: Events) {
         let (worker, marks, tree, kill) = (
             self.id.clone(),
             self.marks.clone(),
@@ -96,14 +108,14 @@ impl Running {
             self.kill.clone(),
         );
         tokio::spawn(async move {
-            tree::until_gone(&marks, &tree, &kill).await;
+            tree::until_gone(&marks, &tree, &kill, &census).await;
             let _ = events.send(Event::Input(Input::TreeGone { worker }));
         });
     }
 
     /// What is left of the worker's tree.
-    pub fn remains(&self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
-        tree::remains(&self.marks, &self.tree, known)
+    pub fn remains(&self, census: &Census) -> Vec<(u32, StartTime)> {
+        tree::remains(&self.marks, &self.tree, census, Age::Turn)
     }
 }
 
@@ -156,27 +168,21 @@ pub fn environment(
 }
 
 impl Daemon {
-    /// Forks; that its program runs, and its end, come later as inputs.
-    pub(super) fn spawn(
-        &mut self,
-        id: &WorkerId,
-        instance: u16,
-        revision: &Arc<Revision>,
-        hide_port: bool,
-    ) -> Result<(), String> {
-        let confinement = self.isolation.of(id, &revision.spec)?;
-        self.spawn_in(&confinement, id, instance, revision, hide_port)
+    /// Forks. The process waits before its exec until it is [let go](Self::let_go).
+    pub(super) fn spawn(&mut self, fork: &Fork) -> Result<Held, String> {
+        let confinement = self.isolation.of(&fork.worker, &fork.revision.spec)?;
+        self.spawn_in(&confinement, fork)
             .inspect_err(|_| self.isolation.forget(&confinement))
     }
 
-    fn spawn_in(
-        &mut self,
-        confinement: &Confinement,
-        id: &WorkerId,
-        instance: u16,
-        revision: &Arc<Revision>,
-        hide_port: bool,
-    ) -> Result<(), String> {
+    fn spawn_in(&mut self, confinement: &Confinement, fork: &Fork) -> Result<Held, String> {
+        let Fork {
+            worker: id,
+            instance,
+            revision,
+            hide_port,
+        } = fork;
+        let (instance, hide_port) = (*instance, *hide_port);
         let spec = &revision.spec;
         let settings = self.log_settings(&spec.name, &spec.log);
         let (out, out_write) = logs::pipe().map_err(|why| {
@@ -196,6 +202,8 @@ impl Daemon {
             PipeId::of(&out).map_err(known)?,
             PipeId::of(&err).map_err(known)?,
         ];
+        // The pump and the fdstore share them: descriptors are scarce with thousands of workers.
+        let (out, err) = (Arc::new(out), Arc::new(err));
         let inherits = self.way_to_sockets(spec).inherits();
         let mut env = environment(id, instance, revision, inherits);
         let mut plan = Plan::new(
@@ -241,15 +249,9 @@ impl Daemon {
         }
         plan.env = c_environment(&env)?;
         for (stream, pipe) in [(Stream::Out, &out), (Stream::Err, &err)] {
-            self.fdstore.keep(
-                name::output(
-                    id.generation,
-                    stream,
-                    spec.name.as_str(),
-                    u32::from(instance),
-                ),
-                pipe,
-            );
+            let app = spec.name.as_str();
+            let name = name::output(id.generation, stream, app, u32::from(instance));
+            self.fdstore.keep_shared(name, pipe.clone());
         }
         plan.held = true;
         let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
@@ -260,8 +262,6 @@ impl Daemon {
                 started: child.started,
             },
         );
-        // Written down, it may go on. One that is gone is noticed by its end.
-        let _ = child.exec.go();
         let source = |key| Source {
             app: spec.name.shared(),
             instance: u32::from(instance),
@@ -293,14 +293,26 @@ impl Daemon {
             channel,
             confinement.clone(),
         );
-        tokio::spawn(until_end(
-            id.clone(),
+        Ok(Held {
+            worker: id.clone(),
             pid,
             pidfd,
-            Some(exec),
-            self.events.clone(),
-        ));
-        Ok(())
+            exec,
+        })
+    }
+
+    /// Written down, it may go on; that its program runs, and its end, come later as inputs.
+    pub(super) fn let_go(&self, held: Held) {
+        let Held {
+            worker,
+            pid,
+            pidfd,
+            exec,
+        } = held;
+        // One that is gone is noticed by its end.
+        let _ = exec.go();
+        let events = self.events.clone();
+        tokio::spawn(until_end(worker, pid, pidfd, Some(exec), events));
     }
 
     pub(super) fn watch(
@@ -313,6 +325,9 @@ impl Daemon {
         confinement: Confinement,
     ) {
         let exited = pidfd.is_none();
+        if !exited {
+            self.census.worker_begins(pid);
+        }
         let running = Running {
             id: id.clone(),
             pid,
@@ -348,7 +363,6 @@ impl Daemon {
         let Input::Exited { worker, exit, .. } = input else {
             return input;
         };
-        let workers = self.live_pids();
         let Some(running) = self.running.get_mut(&worker.generation) else {
             return Input::Exited {
                 worker,
@@ -357,10 +371,11 @@ impl Daemon {
             };
         };
         running.exited = true;
+        self.census.worker_ended(running.pid);
         let exit = self.isolation.judge(&running.confinement, exit);
-        let descendants = !running.remains(|pid| workers.contains(&pid)).is_empty();
+        let descendants = !running.remains(&self.census).is_empty();
         if descendants {
-            running.await_end_of_tree(self.events.clone());
+            running.await_end_of_tree(self.census.clone(), self.events.clone());
         }
         Input::Exited {
             worker,
@@ -369,23 +384,21 @@ impl Daemon {
         }
     }
 
-    /// The processes of all workers that have not been seen to end.
-    fn live_pids(&self) -> HashSet<u32> {
-        self.running
-            .values()
-            .filter(|running| !running.exited)
-            .map(|running| running.pid)
-            .collect()
+    /// A child has ended.
+    pub(super) fn reap_soon(&mut self) {
+        if self.reaping.is_due() {
+            self.reap();
+        }
     }
 
     /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
     pub(super) fn reap(&mut self) {
-        let known = self.live_pids();
-        if let Err(why) =
-            process::reap_orphans(|pid| known.contains(&pid) || self.commands.contains(pid))
-        {
+        let begun = Instant::now();
+        let known = |pid| self.census.is_worker(pid) || self.commands.contains(pid);
+        if let Err(why) = process::reap_orphans(known) {
             complain("cannot wait for orphans", why);
         }
+        self.reaping.done(begun.elapsed());
     }
 
     pub(super) fn way_to_sockets(&self, spec: &AppSpec) -> Way {

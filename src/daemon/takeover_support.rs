@@ -2,15 +2,15 @@
 //! worker starts; and the message where it is not.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 
 use tracing::{info, warn};
 
+use super::forks::Fork;
 use super::isolation::Isolation;
 use super::spawn::wants_takeover;
 use super::{Daemon, Event};
 use crate::config::{AppName, AppSpec, Capabilities};
-use crate::core::{Input, Revision, WorkerId};
+use crate::core::{Input, WorkerId};
 use crate::sys::spawn::Credentials;
 use crate::sys::takeover::{Support, Untried, probe_support, probe_support_as};
 
@@ -28,16 +28,10 @@ pub enum Who {
 #[derive(Default)]
 pub struct TakeoverSupport {
     known: HashMap<Who, Support>,
-    waiting: HashMap<Who, Vec<Waiting>>,
+    /// By generation.
+    waiting: HashMap<Who, BTreeMap<u64, Fork>>,
     /// Apps with a bind that could not be read, though the trial succeeded: the latest reason.
     unseen: BTreeMap<AppName, String>,
-}
-
-struct Waiting {
-    worker: WorkerId,
-    instance: u16,
-    revision: Arc<Revision>,
-    hide_port: bool,
 }
 
 impl TakeoverSupport {
@@ -113,12 +107,9 @@ impl TakeoverSupport {
     }
 
     /// Drops a worker that waits for a trial: it is not wanted any more.
-    fn give_up(&mut self, worker: &WorkerId) -> bool {
-        self.waiting.values_mut().any(|waiting| {
-            let before = waiting.len();
-            waiting.retain(|w| w.worker != *worker);
-            waiting.len() < before
-        })
+    pub fn give_up(&mut self, worker: &WorkerId) -> bool {
+        let mut waiting = self.waiting.values_mut();
+        waiting.any(|waiting| waiting.remove(&worker.generation).is_some())
     }
 }
 
@@ -142,27 +133,17 @@ fn for_user(who: &Who, spec: &AppSpec) -> String {
 }
 
 impl Daemon {
-    /// Delays a worker until it is known whether it can have takeover; false if that is known.
-    pub(super) fn await_trial(
-        &mut self,
-        worker: &WorkerId,
-        instance: u16,
-        revision: &Arc<Revision>,
-        hide_port: bool,
-    ) -> bool {
-        let spec = &revision.spec;
+    /// Delays a worker until it is known whether it can have takeover; returns it if that is known.
+    pub(super) fn await_trial(&mut self, fork: Fork) -> Option<Fork> {
+        let spec = &fork.revision.spec;
         if !wants_takeover(spec) || self.takeover.of(&self.isolation, spec).is_some() {
-            return false;
+            return Some(fork);
         }
         let who = who(&self.isolation, spec);
+        // An entry without a worker has a trial under way too: who waited was given up.
+        let first = !self.takeover.waiting.contains_key(&who);
         let waiting = self.takeover.waiting.entry(who.clone()).or_default();
-        let first = waiting.is_empty();
-        waiting.push(Waiting {
-            worker: worker.clone(),
-            instance,
-            revision: revision.clone(),
-            hide_port,
-        });
+        waiting.insert(fork.worker.generation, fork);
         if first {
             let own = self.takeover.known.get(&Who::Own).cloned();
             let (events, of_trial) = (self.events.clone(), who.clone());
@@ -179,7 +160,7 @@ impl Daemon {
                 });
             }
         }
-        true
+        None
     }
 
     /// Starts the workers that waited for the trial.
@@ -194,31 +175,14 @@ impl Daemon {
             }
             Err(why) => Some(why.to_string()),
         };
-        for Waiting {
-            worker,
-            instance,
-            revision,
-            hide_port,
-        } in waiting
-        {
-            let result = match &failed {
-                Some(why) => Err(why.clone()),
-                None => self.spawn(&worker, instance, &revision, hide_port),
-            };
-            if let Err(reason) = result {
-                self.handle(Input::SpawnFailed { worker, reason });
+        for fork in waiting.into_values() {
+            match failed.clone() {
+                None => self.forks.push(fork),
+                Some(reason) => self.handle(Input::SpawnFailed {
+                    worker: fork.worker,
+                    reason,
+                }),
             }
-        }
-    }
-
-    /// Drops a worker that gets a signal while it waits for a trial: it is never started.
-    pub(super) fn give_up_trial(&mut self, worker: &WorkerId) {
-        if self.takeover.give_up(worker) {
-            let reason = "it was told to stop before it was started".to_owned();
-            self.inbox.push_back(Input::SpawnFailed {
-                worker: worker.clone(),
-                reason,
-            });
         }
     }
 }

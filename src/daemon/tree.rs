@@ -5,14 +5,11 @@ use std::time::Duration;
 
 use tracing::warn;
 
+use super::census::{Age, Census, Orphan};
 use crate::core::WorkerId;
 use crate::sys::cgroup::Leaf;
 use crate::sys::process;
 use crate::sys::procfs::{self, PipeId, StartTime};
-
-pub fn below(pid: u32) -> Vec<(u32, StartTime)> {
-    procfs::descendants(pid)
-}
 
 /// By what an orphan is known to be a worker's, whatever else it has shed.
 #[derive(Clone, Debug)]
@@ -30,7 +27,7 @@ pub struct Marks {
 
 /// Where the orphans of a worker go: to its nearest ancestor that is a reaper (prctl(2),
 /// `PR_SET_CHILD_SUBREAPER`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Orphans {
     /// The worker is this daemon's own child.
     Here,
@@ -40,7 +37,7 @@ pub enum Orphans {
 }
 
 impl Orphans {
-    fn list(self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
+    pub fn list(self, known: impl Fn(u32) -> bool) -> Vec<(u32, StartTime)> {
         match self {
             Self::Here => procfs::children(known),
             Self::Adopted { reaper, .. } => procfs::children_of(reaper, known),
@@ -48,7 +45,7 @@ impl Orphans {
     }
 
     /// Only processes of this rsup are among them.
-    fn are_ours(self) -> bool {
+    pub fn are_ours(self) -> bool {
         match self {
             Self::Here => true,
             Self::Adopted { ours, .. } => ours,
@@ -57,12 +54,10 @@ impl Orphans {
 }
 
 impl Marks {
-    fn are_on(&self, orphan: u32) -> bool {
-        let by_name = || {
-            procfs::session_of(orphan).is_ok_and(|session| session == self.leader)
-                || is_named(orphan, &self.worker)
-        };
-        (self.orphans.are_ours() && by_name()) || procfs::writes_to(orphan, &self.output)
+    fn are_on(&self, orphan: &Orphan) -> bool {
+        orphan.is_of_session(self.leader)
+            || orphan.is_named(&self.worker)
+            || orphan.writes_to(&self.output)
     }
 }
 
@@ -78,24 +73,25 @@ pub fn runs_its_program(pid: u32, worker: &WorkerId) -> bool {
 }
 
 /// Orphans of the worker that came to us, known by its marks, with their descendants, and those
-/// seen below it earlier. Children of ours that are `known` to be something else are not looked at.
+/// seen below it earlier.
 pub fn remains(
     marks: &Marks,
     earlier: &[(u32, StartTime)],
-    known: impl Fn(u32) -> bool,
+    census: &Census,
+    age: Age,
 ) -> Vec<(u32, StartTime)> {
     let mut found: Vec<(u32, StartTime)> = Vec::new();
-    for (orphan, started) in marks.orphans.list(&known) {
-        if orphan != marks.leader && marks.are_on(orphan) {
-            found.push((orphan, started));
-            found.extend(procfs::descendants(orphan));
+    for orphan in census.orphans(marks.orphans, age).iter() {
+        if orphan.pid != marks.leader && marks.are_on(orphan) {
+            found.push((orphan.pid, orphan.started));
+            found.extend(census.all().below(orphan.pid));
         }
     }
     for pid in marks
         .cgroup
         .iter()
         .flat_map(Leaf::members)
-        .filter(|pid| *pid != marks.leader && !known(*pid))
+        .filter(|pid| *pid != marks.leader && !census.is_worker(*pid))
     {
         if !found.iter().any(|(p, _)| *p == pid)
             && let Ok(started) = procfs::start_time(pid)
@@ -123,10 +119,16 @@ pub fn signal(processes: &[(u32, StartTime)], signal: i32) {
 }
 
 /// Resolves when nothing is left; kills again and again what is left once `kill` is set.
-pub async fn until_gone(marks: &Marks, earlier: &[(u32, StartTime)], kill: &AtomicBool) {
+pub async fn until_gone(
+    marks: &Marks,
+    earlier: &[(u32, StartTime)],
+    kill: &AtomicBool,
+    census: &Census,
+) {
     let mut pause = Duration::from_millis(2);
     loop {
-        let left = remains(marks, earlier, |_| false);
+        // One look serves all who wait for such an end.
+        let left = remains(marks, earlier, census, Age::AtMost(pause / 2));
         if left.is_empty() {
             return;
         }

@@ -18,7 +18,7 @@ pub mod link;
 mod scope;
 pub mod wire;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -77,8 +77,8 @@ const MOST_VAIN_DEATHS: u32 = 8;
 /// The most descriptors that are kept: three for each worker and some for each app.
 const MOST_KEPT: usize = 16_384;
 
-/// The most unclaimed exits that are remembered.
-const MOST_ENDS: usize = 4096;
+/// Of so many latest exits those that no daemon has asked for are remembered.
+const MOST_ENDS: usize = 8192;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -89,21 +89,36 @@ const FORGIVEN: Duration = LONGEST_PAUSE;
 
 /// Exits that no daemon has asked for yet: those of workers that became the keeper's children.
 #[derive(Default)]
-struct Ends(VecDeque<(u32, Exit)>);
+struct Ends {
+    by_pid: HashMap<u32, (u64, Exit)>,
+    /// In the order of their numbers; one that was taken, or has a later number, does not count.
+    order: VecDeque<(u64, u32)>,
+    noted: u64,
+}
 
 impl Ends {
     fn note(&mut self, pid: u32, exit: Exit) {
-        if self.0.len() == MOST_ENDS {
-            self.0.pop_front();
-        }
+        self.noted += 1;
         // Pids are reused.
-        self.0.retain(|(other, _)| *other != pid);
-        self.0.push_back((pid, exit));
+        self.by_pid.insert(pid, (self.noted, exit));
+        self.order.push_back((self.noted, pid));
+        while self.order.len() > MOST_ENDS {
+            let Some((number, oldest)) = self.order.pop_front() else {
+                return;
+            };
+            if self
+                .by_pid
+                .get(&oldest)
+                .is_some_and(|(of, _)| *of == number)
+            {
+                self.by_pid.remove(&oldest);
+            }
+        }
     }
 
     fn take(&mut self, pid: u32) -> Exit {
-        let at = self.0.iter().position(|(other, _)| *other == pid);
-        at.and_then(|at| self.0.remove(at))
+        self.by_pid
+            .remove(&pid)
             .map_or(Exit::Unknown, |(_, exit)| exit)
     }
 }
@@ -530,6 +545,20 @@ mod tests {
             pause
         };
         (0..times).map(|_| one()).collect()
+    }
+
+    #[test]
+    fn the_latest_exits_are_remembered_until_they_are_asked_for() {
+        let mut ends = Ends::default();
+        let last = MOST_ENDS as u32 + 10;
+        (1..=last).for_each(|pid| ends.note(pid, Exit::Code(1)));
+        ends.note(20, Exit::Code(2));
+        assert_eq!(ends.take(10), Exit::Unknown, "it is too long ago");
+        assert_eq!(ends.take(last), Exit::Code(1));
+        assert_eq!(ends.take(last), Exit::Unknown, "it was asked for");
+        (1..=11).for_each(|_| ends.note(7, Exit::Code(3)));
+        assert_eq!(ends.take(20), Exit::Code(2), "its later exit counts");
+        assert!(ends.by_pid.len() <= MOST_ENDS && ends.order.len() <= MOST_ENDS);
     }
 
     #[test]

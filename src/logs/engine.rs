@@ -39,7 +39,7 @@ const WAKE: u64 = 0;
 /// One pipe and its place in the files.
 struct Flow {
     lane: Lane,
-    pipe: OwnedFd,
+    pipe: Arc<OwnedFd>,
     /// When bytes were last added to the unfinished line.
     touched: Instant,
 }
@@ -58,7 +58,8 @@ struct Lane {
 #[derive(Default)]
 struct Worker {
     tail: Tail,
-    flows: usize,
+    /// The numbers of its pipes.
+    flows: Vec<u64>,
     forgotten: bool,
 }
 
@@ -309,8 +310,8 @@ impl Engine {
         self.journal.release(flow.lane.slot);
         self.release(&flow.lane.path);
         if let Some(worker) = self.workers.get_mut(&flow.lane.source.key) {
-            worker.flows -= 1;
-            if worker.forgotten && worker.flows == 0 {
+            worker.flows.retain(|other| *other != id);
+            if worker.forgotten && worker.flows.is_empty() {
                 self.workers.remove(&flow.lane.source.key);
             }
         }
@@ -353,7 +354,7 @@ impl Engine {
             Command::Forget { key } => {
                 if let Some(worker) = self.workers.get_mut(&key) {
                     worker.forgotten = true;
-                    if worker.flows == 0 {
+                    if worker.flows.is_empty() {
                         self.workers.remove(&key);
                     }
                 }
@@ -436,7 +437,7 @@ impl Engine {
             return;
         }
         let path = self.acquire(settings.path(stream), &source.app, settings);
-        self.workers.entry(source.key).or_default().flows += 1;
+        self.workers.entry(source.key).or_default().flows.push(id);
         let about = About {
             source,
             stream,
@@ -525,12 +526,13 @@ impl Engine {
 
     /// The flows of one worker, or all.
     fn ids(&self, key: Option<u64>) -> Vec<u64> {
-        let wanted = |flow: &Flow| key.is_none_or(|key| flow.lane.source.key == key);
-        self.flows
-            .iter()
-            .filter(|(_, flow)| wanted(flow))
-            .map(|(id, _)| *id)
-            .collect()
+        match key {
+            None => self.flows.keys().copied().collect(),
+            Some(key) => {
+                let worker = self.workers.get(&key);
+                worker.map(|w| w.flows.clone()).unwrap_or_default()
+            }
+        }
     }
 
     /// Writes lines that have been quiet for long, and retries failed files.

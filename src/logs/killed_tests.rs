@@ -49,7 +49,7 @@ fn child() {
             .open(path)
             .expect("pipe");
         let key = source.key;
-        pump.attach(source, stream, pipe.into(), &settings);
+        pump.attach(source, stream, OwnedFd::from(pipe), &settings);
         assert!(pump.tail(key).blocking_recv().is_ok());
     }
     pump.adopted();

@@ -35,7 +35,7 @@ pub struct Detached {
     /// Which stream.
     pub stream: Stream,
     /// The read end.
-    pub pipe: OwnedFd,
+    pub pipe: Arc<OwnedFd>,
     /// What was read of an unfinished line.
     pub unfinished: Unfinished,
 }
@@ -119,12 +119,18 @@ impl Pump {
     /// From now on all that arrives on `pipe` goes to the app's file for `stream`, until every
     /// process that holds the other end has closed it. If the file is in use, these settings now
     /// apply to it.
-    pub fn attach(&self, source: Source, stream: Stream, pipe: OwnedFd, settings: &Settings) {
+    pub fn attach(
+        &self,
+        source: Source,
+        stream: Stream,
+        pipe: impl Into<Arc<OwnedFd>>,
+        settings: &Settings,
+    ) {
         self.resume(
             Detached {
                 source,
                 stream,
-                pipe,
+                pipe: pipe.into(),
                 unfinished: Unfinished::default(),
             },
             settings,

@@ -15,7 +15,7 @@ mod children;
 mod meter;
 pub(super) use children::zombie_children;
 pub use children::{
-    PipeId, children, children_of, is_alive, parent_of, resident, session_of, writes_to,
+    PipeId, children, children_of, is_alive, output_of, parent_of, resident, session_of,
 };
 pub use meter::Meter;
 

@@ -128,7 +128,7 @@ fn specs_that_no_check_has_seen() {
 fn huge_and_slow_frames() {
     let home = Home::new();
     let calm = Bystander::start(&home);
-    const MOST: usize = 4 << 20;
+    const MOST: usize = rsup::control::MAX_FRAME;
     // As large as a frame may be, and nothing in it.
     let huge = [&(MOST as u32).to_be_bytes()[..], &vec![b' '; MOST]].concat();
     assert!(converse(&home, &huge).contains("not understood"));

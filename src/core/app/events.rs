@@ -30,6 +30,12 @@ impl App {
         }
     }
 
+    pub fn on_forked(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
+        if let Some((worker, spec)) = self.worker_and_spec(id) {
+            worker.forked(spec, cx.now);
+        }
+    }
+
     pub fn on_spawn_failed(&mut self, id: &WorkerId, reason: &str, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id).map(|w| w.clone()) else {
             return;

@@ -193,8 +193,8 @@ impl App {
             State::Spawning { .. } | State::Starting { .. } => Stage::Pending,
             State::Ready { unready: true, .. } => Stage::Unready,
             State::Ready { since, .. }
-                if self.is_current(worker)
-                    && since + self.spec().reload.min_ready > now
+                if since + self.spec().reload.min_ready > now
+                    && self.is_current(worker)
                     && self.replaces(worker) =>
             {
                 Stage::Pending

@@ -400,6 +400,7 @@ impl App {
             started: cx.now,
             state: State::Spawning {
                 deadline: cx.now + release.spec.listen_timeout,
+                waits: true,
             },
             retiring: None,
             memory: None,

@@ -79,7 +79,13 @@ impl App {
             return;
         };
         match &mut worker.state {
-            State::Spawning { deadline } | State::Starting { deadline, .. } if *deadline <= now => {
+            State::Spawning {
+                deadline,
+                waits: false,
+            }
+            | State::Starting { deadline, .. }
+                if *deadline <= now =>
+            {
                 self.too_slow(id, cx)
             }
             State::Starting { readiness, .. } => {
@@ -120,7 +126,8 @@ impl App {
     }
 
     fn probe(&self, id: &WorkerId, purpose: Purpose, cx: &mut Context<'_>) {
-        let Some(worker) = self.workers().find(|w| w.id == *id) else {
+        let slot = self.slots.get(usize::from(id.slot));
+        let Some(worker) = slot.and_then(Option::as_ref).filter(|w| w.id == *id) else {
             return;
         };
         cx.out.push_back(Effect::Probe {

@@ -28,6 +28,11 @@ pub fn before(core: &Supervisor) -> BTreeMap<AppName, Before> {
 }
 
 pub fn step(world: &World, input: &Input, effects: &[Effect]) {
+    assert_eq!(
+        world.core.agenda,
+        Agenda::of(&world.core.apps, world.core.ticked),
+        "the agenda is not that of the apps after {input:?}"
+    );
     for (name, app) in world.core.apps.iter() {
         steering(world, name, app);
         if let Some(before) = world.before.get(name) {

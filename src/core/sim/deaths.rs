@@ -90,6 +90,7 @@ impl World {
                 // Who would have answered is no more.
                 Input::Request { .. }
                 | Input::Listening { .. }
+                | Input::Forked { .. }
                 | Input::Spawned { .. }
                 | Input::SpawnFailed { .. }
                 | Input::Probed { .. }

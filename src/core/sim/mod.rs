@@ -361,6 +361,7 @@ impl World {
                 }
             }
             Input::Spawned { worker, .. }
+            | Input::Forked { worker }
             | Input::Notified { worker }
             | Input::Bound { worker, .. }
             | Input::BoundElsewhere { worker }
@@ -505,7 +506,12 @@ impl World {
             (self.core.seed, self.core.next_generation)
         );
         let ticked = self.core.ticked;
-        self.core = Supervisor { ticked, ..read };
+        let agenda = Agenda::of(&read.apps, ticked);
+        self.core = Supervisor {
+            agenda,
+            ticked,
+            ..read
+        };
         self.file = Written::default();
     }
 
@@ -692,6 +698,12 @@ impl World {
             );
         }
         checks::spawn(self, worker);
+        self.later(
+            Duration::ZERO,
+            Input::Forked {
+                worker: worker.clone(),
+            },
+        );
         self.spawned += 1;
         let exec = ms(self.random.u64(1..20));
         let pid = 1000 + self.spawned as u32;
@@ -866,6 +878,9 @@ impl PortTest {
 fn late(worker: &WorkerId) -> Vec<Input> {
     let worker = worker.clone();
     vec![
+        Input::Forked {
+            worker: worker.clone(),
+        },
         Input::Spawned {
             worker: worker.clone(),
             pid: 7,

@@ -52,7 +52,7 @@ fn a_start_during_a_stop_waits_for_its_end_and_starts() {
         };
         let again = world.ask(&name, again);
         assert_eq!(world.core.waiting_start(&name), Some(again));
-        assert!(world.core.is_under_way(again));
+        assert!(world.core.ops().contains(&again));
         world.answer(stop).unwrap();
         assert!(old.iter().all(|id| world.gone.contains(id)));
         world.answer(again).unwrap();

@@ -1,14 +1,15 @@
 //! Which apps are accepted: a client may be any program, and does not know the other apps.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::config::AppSpec;
+use crate::config::{AppName, AppSpec, Listen};
 use crate::control::{Failure, FailureCode};
 use crate::daemon::Daemon;
 
 impl Daemon {
     /// The client has checked the file; this checks what only the daemon knows: the other apps.
     pub(super) fn check_specs(&self, specs: &[AppSpec]) -> Result<(), Failure> {
+        let taken = self.taken();
         let mut names = HashSet::new();
         for spec in specs {
             if !names.insert(&spec.name) {
@@ -20,21 +21,11 @@ impl Daemon {
             spec.validate()
                 .map_err(|why| Failure::new(FailureCode::BadRequest, why))?;
             self.isolation.refuse(spec)?;
-            let taken: BTreeMap<_, _> = self
-                .supervisor
-                .names()
-                .filter(|other| **other != spec.name)
-                .flat_map(|other| {
-                    let runs = |w| self.supervisor.revision_of(w);
-                    let revisions = self.supervisor.workers(other).filter_map(runs);
-                    revisions.flat_map(move |revision| {
-                        let listen = revision.spec.listen.iter();
-                        listen.map(move |l| (l.clone(), other))
-                    })
-                })
-                .collect();
-            if let Some((address, other)) = spec.listen.iter().find_map(|l| taken.get_key_value(l))
-            {
+            let by_another = |address| {
+                let mut owners = taken.get(address)?.iter();
+                Some((address, owners.find(|owner| ***owner != spec.name)?))
+            };
+            if let Some((address, other)) = spec.listen.iter().find_map(by_another) {
                 let why = format!(
                     "`{}` wants to listen on {address}, which app `{other}` has",
                     spec.name
@@ -44,5 +35,22 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// The addresses that apps with workers have.
+    fn taken(&self) -> BTreeMap<&Listen, BTreeSet<&AppName>> {
+        let mut taken: BTreeMap<&Listen, BTreeSet<&AppName>> = BTreeMap::new();
+        for app in self.supervisor.names() {
+            let workers = self.supervisor.workers(app);
+            let revisions: BTreeSet<u64> = workers.map(|w| w.revision).collect();
+            let addresses = revisions
+                .into_iter()
+                .filter_map(|revision| self.supervisor.release(app, revision))
+                .flat_map(|revision| &revision.spec.listen);
+            for address in addresses {
+                taken.entry(address).or_default().insert(app);
+            }
+        }
+        taken
     }
 }

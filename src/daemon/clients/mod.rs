@@ -9,6 +9,8 @@ pub mod server;
 mod verbs;
 mod wait;
 
+use std::collections::HashSet;
+
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use wait::Calls;
@@ -82,13 +84,10 @@ impl Daemon {
 
     /// The apps of the targets, each once; an error if one target is unknown.
     fn apps_of(&self, targets: &[Target]) -> Result<Vec<AppName>, Failure> {
-        let mut apps = Vec::new();
+        let (mut apps, mut seen) = (Vec::new(), HashSet::new());
         for target in targets {
-            for app in self.apps_of_one(target)? {
-                if !apps.contains(&app) {
-                    apps.push(app);
-                }
-            }
+            let of_target = self.apps_of_one(target)?.into_iter();
+            apps.extend(of_target.filter(|app| seen.insert(app.clone())));
         }
         Ok(apps)
     }

@@ -57,9 +57,30 @@ impl Begun {
     }
 }
 
+/// When [`forget_surplus`] is worth its while: it looks at all that is remembered, and the end of each of
+/// a thousand parts must not.
+#[derive(Debug, Default)]
+pub struct Surplus {
+    /// How much there was after the last time.
+    left: usize,
+}
+
+impl Surplus {
+    pub fn forget(&mut self, actions: &mut VecDeque<Begun>, results: &mut Results) {
+        let all = |actions: &VecDeque<Begun>, results: &Results| {
+            let parts: usize = actions.iter().map(|begun| begun.parts.len()).sum();
+            actions.len() + parts + results.len()
+        };
+        if all(actions, results) > self.left + self.left / 4 {
+            forget_surplus(actions, results);
+            self.left = all(actions, results);
+        }
+    }
+}
+
 /// Forgets the oldest finished actions, and results that belong to no remembered action, except for
 /// the latest.
-pub fn forget_surplus(actions: &mut VecDeque<Begun>, results: &mut Results) {
+fn forget_surplus(actions: &mut VecDeque<Begun>, results: &mut Results) {
     if too_many(actions) {
         let over: HashSet<OpId> = results.iter().map(|(op, _)| *op).collect();
         let (mut count, mut parts) = (0, 0);
@@ -127,6 +148,25 @@ mod tests {
             forget_surplus(&mut actions, &mut results);
             assert_eq!((actions.len(), results.len()), (1, 1000));
         }
+    }
+
+    #[test]
+    fn the_ends_of_many_parts_are_looked_through_few_times_and_stay_bounded() {
+        let mut surplus = Surplus::default();
+        let mut actions: VecDeque<Begun> = [begun(0, 0..4000)].into();
+        let mut results = Results::new();
+        for op in 0..4000 {
+            results.push_back((OpId(op), Ok(())));
+            surplus.forget(&mut actions, &mut results);
+        }
+        assert_eq!((actions.len(), results.len()), (1, 4000));
+        for n in 0..5000 {
+            actions.push_back(begun(n + 1, 4000 + n..4001 + n));
+            results.push_back((OpId(4000 + n), Ok(())));
+            surplus.forget(&mut actions, &mut results);
+        }
+        assert!(actions.len() <= 2 * MOST, "{}", actions.len());
+        assert!(results.len() <= 2 * MOST, "{}", results.len());
     }
 
     #[test]

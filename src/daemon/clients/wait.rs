@@ -1,6 +1,6 @@
 //! Long actions: which client waits for which, and the outcome of each.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::queries::TESTS_ITS_PORT;
@@ -9,9 +9,9 @@ use super::verbs::{Step, Task};
 use super::{Caller, reply};
 use crate::config::AppName;
 use crate::control::{
-    Accepted, Act, ActionId, Answer, Failure, FailureCode, Kill, Killed, Outcome,
+    Accepted, Act, ActionId, Answer, Failure, FailureCode, Kill, Killed, Outcome, Untouched,
 };
-use crate::core::{self, Input, OpId, OperationKind, Progress, Time};
+use crate::core::{self, AppView, Input, OpId, OperationKind, Progress, Time};
 use crate::daemon::store::Ending;
 use crate::daemon::{Daemon, Event, now};
 use crate::model::{ActionError, Cause};
@@ -25,8 +25,10 @@ pub struct Calls {
     next_op: u64,
     next_call: u64,
     open: BTreeMap<u64, Open>,
-    /// The calls that wait for the end of an action.
-    waiting: HashMap<OpId, Vec<u64>>,
+    /// The calls that wait for the end of an action, and which of their parts does.
+    waiting: HashMap<OpId, Vec<(u64, usize)>>,
+    /// The calls that have no outcome of an app yet.
+    watching: HashMap<AppName, Vec<u64>>,
     /// The start of `--foreground`: its failure is the daemon's.
     start: Option<Start>,
 }
@@ -36,16 +38,36 @@ struct Open {
     since: Time,
     /// In the order of the request.
     parts: Vec<Waiting>,
+    /// How many of them have no end yet.
+    left: usize,
     /// A `kill`: the daemon ends after them.
     kill: bool,
 }
 
-/// The outcome of one app, or what the call waits for.
+/// What became of one app, or what the call waits for.
 struct Waiting {
     app: AppName,
     kind: OperationKind,
     op: Option<OpId>,
-    outcome: Option<Outcome>,
+    end: Option<End>,
+}
+
+/// How the part of one app ended. The rest of its outcome is looked up when the call is answered: for all
+/// of them at once, since memory and processor time of all cost little more than those of one.
+struct End {
+    took_ms: u64,
+    failure: Option<Failure>,
+    untouched: Option<Untouched>,
+}
+
+impl End {
+    fn of(since: Time, failure: Option<Failure>) -> Self {
+        Self {
+            took_ms: now().since(since).as_millis() as u64,
+            failure,
+            untouched: None,
+        }
+    }
 }
 
 enum Start {
@@ -83,45 +105,63 @@ impl Calls {
     }
 
     pub fn progress(&self, progress: &Progress) {
-        for open in self.open.values() {
-            if open
-                .parts
-                .iter()
-                .any(|part| part.app == progress.app && part.outcome.is_none())
-            {
+        for number in self.watching.get(&progress.app).into_iter().flatten() {
+            if let Some(open) = self.open.get(number) {
                 let _ = open.answer.send(Answer::Progress(progress.clone()));
             }
         }
     }
 
-    /// Every part that waits for the action, with its call.
-    fn parts_of(&mut self, op: OpId) -> Vec<(u64, AppName, OperationKind, Time)> {
-        let numbers = self.waiting.get(&op).cloned().unwrap_or_default();
-        let parts = numbers.into_iter().filter_map(|number| {
-            let open = self.open.get(&number)?;
-            let part = open.parts.iter().find(|part| part.op == Some(op))?;
-            Some((number, part.app.clone(), part.kind, open.since))
-        });
-        parts.collect()
+    /// A call waits for its parts from now on.
+    fn open(&mut self, open: Open) -> u64 {
+        self.next_call += 1;
+        let number = self.next_call;
+        for (at, part) in open.parts.iter().enumerate() {
+            if let Some(op) = part.op {
+                self.waiting.entry(op).or_default().push((number, at));
+            }
+            if part.end.is_none() {
+                self.watching
+                    .entry(part.app.clone())
+                    .or_default()
+                    .push(number);
+            }
+        }
+        self.open.insert(number, open);
+        number
     }
 
-    fn set_outcome(&mut self, number: u64, op: OpId, outcome: Outcome) {
-        let open = self.open.get_mut(&number);
-        if let Some(part) = open.and_then(|open| open.parts.iter_mut().find(|p| p.op == Some(op))) {
-            part.outcome.get_or_insert(outcome);
+    /// The call does not wait for this part any more.
+    fn end(&mut self, number: u64, at: usize, end: impl FnOnce(Time) -> End) {
+        let Some(open) = self.open.get_mut(&number) else {
+            return;
+        };
+        let since = open.since;
+        let Some(part) = open.parts.get_mut(at).filter(|part| part.end.is_none()) else {
+            return;
+        };
+        part.end = Some(end(since));
+        open.left -= 1;
+        // An app may be in two parts of one call: the other one is still watched.
+        if let Some(numbers) = self.watching.get_mut(&part.app) {
+            if let Some(found) = numbers.iter().position(|other| *other == number) {
+                numbers.remove(found);
+            }
+            if numbers.is_empty() {
+                self.watching.remove(&part.app);
+            }
         }
     }
 
     /// Removes the call, if all that it waits for is over.
     fn close(&mut self, number: u64) -> Option<Open> {
-        let done = |open: &Open| open.parts.iter().all(|part| part.outcome.is_some());
-        if !self.open.get(&number).is_some_and(done) {
+        if self.open.get(&number)?.left > 0 {
             return None;
         }
         let open = self.open.remove(&number)?;
         for op in open.parts.iter().filter_map(|part| part.op) {
             if let Some(numbers) = self.waiting.get_mut(&op) {
-                numbers.retain(|other| *other != number);
+                numbers.retain(|(other, _)| *other != number);
                 if numbers.is_empty() {
                     self.waiting.remove(&op);
                 }
@@ -222,61 +262,41 @@ impl Daemon {
 
     /// Gives the results of parts that are not under way any more.
     fn tell_results(&mut self, parts: &[Part]) {
+        let under_way: BTreeSet<OpId> = self.supervisor.ops();
+        let known: HashMap<OpId, Result<(), ActionError>> = self.store.results().collect();
         for part in parts {
             let How::Op(op) = part.how else { continue };
-            if self.supervisor.is_under_way(op) {
+            if under_way.contains(&op) {
                 continue;
             }
-            let result = match self.store.result(op) {
-                Some(result) => result.clone(),
-                None => Err(ActionError::NotBegun),
-            };
-            self.on_finished(op, result);
+            let result = known.get(&op).cloned();
+            self.on_finished(op, result.unwrap_or(Err(ActionError::NotBegun)));
         }
     }
 
     fn wait_for(&mut self, parts: &[Part], kill: bool, answer: Caller) -> u64 {
-        self.calls.next_call += 1;
-        let number = self.calls.next_call;
         let since = now();
-        let mut waiting = Vec::new();
-        for Part { app, kind, how } in parts.iter().cloned() {
-            let (op, outcome) = match how {
+        let waiting = |Part { app, kind, how }| {
+            let (op, end) = match how {
                 How::Op(op) => (Some(op), None),
                 How::Untouched(why) => {
-                    let outcome = self.outcome(app.clone(), kind, since, None);
                     let untouched = Some(why);
-                    (
-                        None,
-                        Some(Outcome {
-                            untouched,
-                            ..outcome
-                        }),
-                    )
+                    let end = End::of(since, None);
+                    (None, Some(End { untouched, ..end }))
                 }
-                How::Refused(failure) => {
-                    let outcome = self.outcome(app.clone(), kind, since, Some(failure));
-                    (None, Some(outcome))
-                }
+                How::Refused(failure) => (None, Some(End::of(since, Some(failure)))),
             };
-            if let Some(op) = op {
-                self.calls.waiting.entry(op).or_default().push(number);
-            }
-            waiting.push(Waiting {
-                app,
-                kind,
-                op,
-                outcome,
-            });
-        }
-        let open = Open {
+            Waiting { app, kind, op, end }
+        };
+        let parts: Vec<Waiting> = parts.iter().cloned().map(waiting).collect();
+        let left = parts.iter().filter(|part| part.end.is_none()).count();
+        self.calls.open(Open {
             answer,
             since,
-            parts: waiting,
+            parts,
+            left,
             kill,
-        };
-        self.calls.open.insert(number, open);
-        number
+        })
     }
 
     /// `--no-wait`: what is not refused at once counts as accepted.
@@ -284,15 +304,8 @@ impl Daemon {
         let Some(open) = self.calls.open.get(&number) else {
             return;
         };
-        let pending: Vec<_> = open
-            .parts
-            .iter()
-            .filter(|part| part.outcome.is_none())
-            .filter_map(|part| Some((part.op?, part.app.clone(), part.kind)))
-            .collect();
-        for (op, app, kind) in pending {
-            let outcome = self.outcome(app, kind, now(), None);
-            self.calls.set_outcome(number, op, outcome);
+        for at in 0..open.parts.len() {
+            self.calls.end(number, at, |_| End::of(now(), None));
         }
     }
 
@@ -320,9 +333,8 @@ impl Daemon {
 
     /// Whose action it is, and which, if a client waits for it.
     fn app_of(&self, op: OpId) -> Option<(AppName, OperationKind)> {
-        let number = self.calls.waiting.get(&op)?.first()?;
-        let parts = &self.calls.open.get(number)?.parts;
-        let part = parts.iter().find(|part| part.op == Some(op))?;
+        let (number, at) = self.calls.waiting.get(&op)?.first()?;
+        let part = self.calls.open.get(number)?.parts.get(*at)?;
         Some((part.app.clone(), part.kind))
     }
 
@@ -386,27 +398,42 @@ impl Daemon {
     }
 
     fn conclude(&mut self, op: OpId, failure: Option<&Failure>) {
-        for (number, app, kind, since) in self.calls.parts_of(op) {
-            let outcome = self.outcome(app, kind, since, failure.cloned());
-            self.calls.set_outcome(number, op, outcome);
+        let waiting = self.calls.waiting.get(&op).cloned().unwrap_or_default();
+        for (number, at) in waiting {
+            let end = |since| End::of(since, failure.cloned());
+            self.calls.end(number, at, end);
             self.close_if_done(number);
         }
     }
 
+    /// The views of all parts' apps, completed by one look.
+    fn views_of(&mut self, parts: &[Waiting]) -> HashMap<AppName, AppView> {
+        let names: BTreeSet<&AppName> = parts.iter().map(|part| &part.app).collect();
+        let mut views: Vec<AppView> = names
+            .into_iter()
+            .filter_map(|app| self.supervisor.view(app, now()))
+            .collect();
+        self.complete(&mut views);
+        views
+            .into_iter()
+            .map(|view| (view.name.clone(), view))
+            .collect()
+    }
+
     fn outcome(
-        &mut self,
-        app: AppName,
-        kind: OperationKind,
+        &self,
+        part: Waiting,
         since: Time,
-        failure: Option<Failure>,
-    ) -> Outcome {
-        let mut view = self.supervisor.view(&app, now());
-        if let Some(view) = &mut view {
-            self.complete(std::slice::from_mut(view));
-        }
-        if kind == OperationKind::Delete && failure.is_none() {
-            view = None;
-        }
+        views: &HashMap<AppName, AppView>,
+    ) -> Option<Outcome> {
+        let Waiting { app, kind, end, .. } = part;
+        let End {
+            took_ms,
+            failure,
+            untouched,
+        } = end?;
+        let deleted = kind == OperationKind::Delete && failure.is_none();
+        let view = views.get(&app).filter(|_| !deleted).cloned();
         let begun = matches!(
             kind,
             OperationKind::Start | OperationKind::Restart | OperationKind::Reload
@@ -432,22 +459,26 @@ impl Daemon {
             .unwrap_or_default();
         let notes = limits.into_iter().chain(takeover).chain(learned);
         let notes = notes.chain(binds).collect();
-        Outcome {
+        Some(Outcome {
             app,
             kind,
-            took_ms: now().since(since).as_millis() as u64,
+            took_ms,
             view,
             failure,
-            untouched: None,
+            untouched,
             notes,
-        }
+        })
     }
 
     fn close_if_done(&mut self, number: u64) {
         let Some(open) = self.calls.close(number) else {
             return;
         };
-        let outcomes: Vec<Outcome> = open.parts.into_iter().filter_map(|p| p.outcome).collect();
+        let views = self.views_of(&open.parts);
+        let parts = open.parts.into_iter();
+        let outcomes: Vec<Outcome> = parts
+            .filter_map(|part| self.outcome(part, open.since, &views))
+            .collect();
         if matches!(self.calls.start, Some(Start::Call(call)) if call == number) {
             self.judge_start(&outcomes);
         }

@@ -33,7 +33,7 @@ pub use saver::Saved;
 use saver::Saver;
 use track::Track;
 
-use super::clients::remembered::{Begun, forget_surplus};
+use super::clients::remembered::{Begun, Surplus};
 use super::fdstore::FdStore;
 use super::fdstore::name::STATE;
 use super::{Event, Events, Options, complain, now};
@@ -50,6 +50,7 @@ const TOUCH: Duration = Duration::from_secs(3600);
 pub struct Store {
     boot: String,
     state: DaemonState,
+    surplus: Surplus,
     live: Track,
     journal: Journal,
     saved: Track,
@@ -83,6 +84,7 @@ impl Store {
                 foreground: options.foreground,
                 ..DaemonState::default()
             },
+            surplus: Surplus::default(),
             live: Track::default(),
             journal: Journal::new(paths.live_state(), false),
             saved: Track::default(),
@@ -184,16 +186,16 @@ impl Store {
         self.unsaved_for_reboot();
     }
 
-    /// How an action on one app ended.
-    pub fn result(&self, op: OpId) -> Option<&Result<(), ActionError>> {
-        let mut results = self.state.results.iter();
-        results.find(|(of, _)| *of == op).map(|(_, result)| result)
+    /// How the latest actions on single apps ended.
+    pub fn results(&self) -> impl Iterator<Item = (OpId, Result<(), ActionError>)> {
+        self.state.results.iter().cloned()
     }
 
     /// Called before the state is saved that no longer has these actions.
     pub fn note_results(&mut self, ends: impl Iterator<Item = (OpId, Result<(), ActionError>)>) {
         self.state.results.extend(ends);
-        forget_surplus(&mut self.state.actions, &mut self.state.results);
+        self.surplus
+            .forget(&mut self.state.actions, &mut self.state.results);
     }
 
     /// The latest action whose end is known.

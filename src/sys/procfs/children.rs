@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use super::{StartTime, Stat, owner, stat};
 
@@ -108,18 +107,16 @@ impl PipeId {
     }
 }
 
-/// Whether the standard output or error of the process is one of these pipes. Others of its
-/// descriptors do not count: between fork and exec a child has all of ours.
+/// The pipes that are the standard output and error of the process. Others of its descriptors do not
+/// count: between fork and exec a child has all of ours.
 #[must_use]
-pub fn writes_to(pid: u32, pipes: &[PipeId]) -> bool {
-    let is_one = |fd| {
-        let link = owner::with_access(pid, || fs::read_link(format!("/proc/{pid}/fd/{fd}")))
-            .unwrap_or_default();
-        pipes
-            .iter()
-            .any(|pipe| link == Path::new(&format!("pipe:[{}]", pipe.0)))
-    };
-    is_one(1) || is_one(2)
+pub fn output_of(pid: u32) -> [Option<PipeId>; 2] {
+    [1, 2].map(|fd| {
+        let link =
+            owner::with_access(pid, || fs::read_link(format!("/proc/{pid}/fd/{fd}"))).ok()?;
+        let number = link.to_str()?.strip_prefix("pipe:[")?.strip_suffix(']')?;
+        number.parse().ok().map(PipeId)
+    })
 }
 
 /// Resident bytes of one process.

@@ -72,13 +72,12 @@ impl Daemon {
         if let Some(op) = self.supervisor.waiting_start(app) {
             return Step::Join(op);
         }
-        let mut under_way = self.supervisor.under_way();
-        let under_way = under_way.find(|(of, ..)| *of == app);
+        let under_way = self.supervisor.action(app);
         let view = self.supervisor.view(app, now());
         match (view.map(|view| view.phase), under_way) {
             (Some(AppPhase::Ready), None) => Step::Leave(Untouched::Runs),
-            (_, Some((_, op, OperationKind::Start))) => Step::Join(op),
-            (_, Some((_, _, OperationKind::Stop | OperationKind::Delete)))
+            (_, Some((op, OperationKind::Start))) => Step::Join(op),
+            (_, Some((_, OperationKind::Stop | OperationKind::Delete)))
             | (
                 None
                 | Some(
@@ -93,7 +92,7 @@ impl Daemon {
             ) => Step::Begin(Request::StartStopped),
             (
                 _,
-                Some((_, _, OperationKind::Restart | OperationKind::Reload | OperationKind::Scale)),
+                Some((_, OperationKind::Restart | OperationKind::Reload | OperationKind::Scale)),
             ) => Step::Leave(Untouched::Runs),
         }
     }

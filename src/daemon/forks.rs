@@ -1,0 +1,127 @@
+//! Workers that are to be forked, in a queue: a big start must not keep the loop from probes, answers
+//! and other apps, and its state is saved once for many forks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::spawn::Held;
+use super::{Daemon, now};
+use crate::core::{Input, Revision, WorkerId};
+
+/// How long the forks of one turn of the loop may take, beyond the first one.
+const TURN: Duration = Duration::from_millis(20);
+
+/// A worker that is to be forked.
+#[derive(Debug)]
+pub struct Fork {
+    pub worker: WorkerId,
+    pub instance: u16,
+    pub revision: Arc<Revision>,
+    pub hide_port: bool,
+}
+
+/// In the order of their generations, which is that in which they were asked for.
+#[derive(Debug, Default)]
+pub struct Forks(BTreeMap<u64, Fork>);
+
+impl Forks {
+    pub fn push(&mut self, fork: Fork) {
+        self.0.insert(fork.worker.generation, fork);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn next(&mut self) -> Option<Fork> {
+        self.0.pop_first().map(|(_, fork)| fork)
+    }
+
+    /// Takes out a worker that is not wanted any more. False if it does not wait.
+    pub fn give_up(&mut self, worker: &WorkerId) -> bool {
+        self.0.remove(&worker.generation).is_some()
+    }
+}
+
+impl Daemon {
+    /// Forks workers that wait, as many as a turn has time for. Each waits before its exec until the
+    /// state that has them all is saved.
+    pub(super) fn fork_some(&mut self) {
+        if self.forks.is_empty() {
+            return;
+        }
+        let until = Instant::now() + TURN;
+        let mut held: Vec<Held> = Vec::new();
+        while let Some(fork) = self.forks.next() {
+            match self.spawn(&fork) {
+                Ok(process) => {
+                    held.push(process);
+                    let worker = fork.worker;
+                    self.supervisor.handle(now(), Input::Forked { worker });
+                }
+                Err(reason) => self.inbox.push_back(Input::SpawnFailed {
+                    worker: fork.worker,
+                    reason,
+                }),
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        self.save_if_needed();
+        for process in held {
+            self.let_go(process);
+        }
+        self.settle();
+    }
+
+    /// Drops a worker that gets a signal while it waits for its fork, or for a trial: it is never started.
+    pub(super) fn give_up_fork(&mut self, worker: &WorkerId) {
+        if self.forks.give_up(worker) || self.takeover.give_up(worker) {
+            let reason = "it was told to stop before it was started".to_owned();
+            self.inbox.push_back(Input::SpawnFailed {
+                worker: worker.clone(),
+                reason,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AppName;
+
+    fn fork(generation: u64) -> Fork {
+        let spec = crate::cli::fixtures::spec("web");
+        let name: AppName = spec.name.clone();
+        Fork {
+            worker: WorkerId {
+                app: name,
+                slot: 0,
+                generation,
+            },
+            instance: 0,
+            revision: Arc::new(Revision {
+                number: 1,
+                spec,
+                base_env: Default::default(),
+            }),
+            hide_port: false,
+        }
+    }
+
+    #[test]
+    fn one_that_is_given_up_is_not_forked_and_the_others_keep_their_order() {
+        let mut forks = Forks::default();
+        (1..=4).for_each(|generation| forks.push(fork(generation)));
+        assert!(forks.give_up(&fork(2).worker));
+        assert!(!forks.give_up(&fork(2).worker), "it does not wait any more");
+        let order: Vec<u64> = std::iter::from_fn(|| forks.next())
+            .map(|fork| fork.worker.generation)
+            .collect();
+        assert_eq!(order, [1, 3, 4]);
+        assert!(forks.is_empty());
+    }
+}
