@@ -67,6 +67,8 @@ pub struct Group {
     indexes: Vec<usize>,
     /// Sockets in the kernel's group that rsup does not hold: see [`Group::join`].
     others: usize,
+    /// [`Self::indexes`] are known to be right.
+    ordered: bool,
     /// Slot 0 is a socket whose owner listens longer than rsup: see [`Given`].
     given: bool,
 }
@@ -118,6 +120,7 @@ impl Group {
             sockets: vec![first],
             indexes: vec![0],
             others: 0,
+            ordered: true,
             given: false,
         };
         group.grow(size)?;
@@ -218,7 +221,12 @@ impl Group {
     /// When one cannot listen again: no program can then name it.
     pub fn mend(&mut self) -> io::Result<Mended> {
         let mut mended = Mended::Whole;
-        if self.others > 0 && self.fewer_others()? {
+        if self.others > 0 {
+            let before = self.others;
+            self.count_others()?;
+            self.ordered &= self.others >= before;
+        }
+        if !self.ordered {
             self.find_order()?;
             mended = Mended::Again;
         }
@@ -242,16 +250,17 @@ impl Group {
                     .for_each(|i| *i = hole);
                 self.indexes[*slot] = usize::MAX;
             }
+            self.ordered = false;
             for (at, slot) in left.iter().enumerate() {
                 self.sockets[*slot].listen(BACKLOG)?;
                 self.indexes[*slot] = end + at;
             }
-            mended = match self.identify() {
-                Ok(indexes) => {
-                    self.indexes = indexes;
+            mended = match self.find_order() {
+                Ok(()) => Mended::Again,
+                Err(_) if left.len() == 1 && self.others == 0 => {
+                    self.ordered = true;
                     Mended::Again
                 }
-                Err(_) if left.len() == 1 => Mended::Again,
                 Err(_) => Mended::Unsure,
             };
         }
@@ -279,9 +288,13 @@ impl Group {
             offer(socket, LEAST_SEGMENT + slot * SEGMENT_STEP)?;
         }
         let target = steer::probe_target(self.addr, self.family);
-        let slot_at = |index: usize| {
+        let connect = |index: usize| {
             let probe = steer::probe_socket(target, index)?;
-            probe.connect_timeout(&target.into(), PROBE)?;
+            probe.connect_timeout(&target.into(), PROBE).map(|()| probe)
+        };
+        let slot_at = |index: usize| {
+            // A SYN that meets a socket which is just leaving is dropped; the next one meets another.
+            let probe = connect(index).or_else(|_| connect(index))?;
             let info: libc::tcp_info = raw::getsockopt(&probe, libc::IPPROTO_TCP, libc::TCP_INFO)?;
             // Without the 12 bytes of timestamps, where those are in use.
             Ok(
@@ -331,7 +344,8 @@ impl Group {
     ///
     /// # Errors
     /// `InvalidInput` when the table names more slots than there are sockets, or too many for a
-    /// program; `OutOfMemory` when the program does not fit `net.core.optmem_max`.
+    /// program; `OutOfMemory` when the program does not fit `net.core.optmem_max`; `NotFound` after a
+    /// [`Group::mend`] that failed midway. The program in force is then as it was.
     pub fn steer(&self, table: &steer::Table) -> io::Result<()> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidInput, text);
         if table.weights.len() > self.sockets.len() {
@@ -347,8 +361,15 @@ impl Group {
             hold: self.indexes[table.hold.min(self.sockets.len() - 1)],
             balance: table.balance,
         };
+        let unknown = || {
+            let text = format!("the order of the sockets of {} is not known", self.addr);
+            io::Error::new(io::ErrorKind::NotFound, text)
+        };
+        if by_index.hold >= by_index.weights.len() {
+            return Err(unknown());
+        }
         for (weight, index) in table.weights.iter().zip(&self.indexes) {
-            by_index.weights[*index] = *weight;
+            *by_index.weights.get_mut(*index).ok_or_else(unknown)? = *weight;
         }
         let program =
             steer::program(&by_index, self.family).map_err(|error| invalid(error.to_string()))?;
@@ -446,6 +467,7 @@ impl Group {
         self.addr = addr;
         self.family = want;
         self.others = 0;
+        self.ordered = true;
         Ok(empty(old, addr.port()))
     }
 

@@ -32,6 +32,9 @@ pub use sockets::{Adopted, ProbeTarget};
 /// Pause before an accept queue that could not be watched is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// The same for sockets that could not be repaired, or steered.
+const MEND_AGAIN: Duration = Duration::from_millis(250);
+
 /// The sockets of every app.
 pub struct Network {
     apps: HashMap<AppName, OfApp>,
@@ -48,6 +51,8 @@ struct OfApp {
     /// By slot (`None`: the holding slot): one per address.
     relaying: HashMap<Option<u16>, Vec<Relay>>,
     ready: watch::Sender<bool>,
+    /// Whether the weights that were asked for last are in force.
+    steered: watch::Sender<bool>,
 }
 
 impl OfApp {
@@ -86,6 +91,7 @@ impl Network {
         self.apps.entry(name.clone()).or_insert_with(|| {
             let (ready, watch) = watch::channel(false);
             OfApp {
+                steered: watch::Sender::new(true),
                 sockets: Sockets::new(given.clone()),
                 relays: Relays::new(name.clone(), watch, events.clone()),
                 relaying: HashMap::new(),
@@ -168,8 +174,29 @@ impl Network {
                     .ready
                     .send_if_modified(|ready| std::mem::replace(ready, anybody) != anybody);
             }
-            Err(why) => complain(&format!("{app}: cannot steer its connections"), why),
+            Err(why) => {
+                complain(&format!("{app}: cannot steer its connections yet"), why);
+                self.mend_later(app);
+            }
         }
+        self.note_steered(app);
+    }
+
+    /// Tells drains whether the weights are in force that they rely on.
+    fn note_steered(&self, app: &AppName) {
+        if let Some(of_app) = self.apps.get(app) {
+            let now = of_app.sockets.is_steered();
+            let set = |before: &mut bool| std::mem::replace(before, now) != now;
+            of_app.steered.send_if_modified(set);
+        }
+    }
+
+    fn mend_later(&self, app: &AppName) {
+        let (events, app) = (self.events.clone(), app.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(MEND_AGAIN).await;
+            let _ = events.send(Event::ShutDown { app });
+        });
     }
 
     /// Relays the connections of a slot without a worker, or with one that got its stop signal.
@@ -223,7 +250,13 @@ impl Network {
         let of_app = self.apps.get(&worker.app)?;
         let queues = of_app.sockets.queues(Some(worker.slot)).ok()?;
         let ports = of_app.sockets.ports();
-        Some(drain::until_empty(queues, ports, halted))
+        let mut steered = of_app.steered.subscribe();
+        Some(async move {
+            // While the worker still takes traffic its queue is empty by chance. If the sender is gone,
+            // so are the sockets.
+            let _ = steered.wait_for(|steered| *steered).await;
+            drain::until_empty(queues, ports, halted).await;
+        })
     }
 }
 
@@ -234,10 +267,12 @@ impl Network {
         let of_app = self.apps.get_mut(app);
         if let Some(Err(why)) = of_app.map(|of_app| of_app.sockets.mend()) {
             complain(
-                &format!("{app}: a socket that a worker shut down cannot listen again"),
+                &format!("{app}: cannot repair its listening sockets yet"),
                 why,
             );
+            self.mend_later(app);
         }
+        self.note_steered(app);
     }
 
     /// Relays connections of the slot, or of the holding slot, unless that is done already.

@@ -57,6 +57,8 @@ enum Bound {
     Tcp {
         group: Group,
         table: Table,
+        /// The program in force is not that of the table: it could not be applied.
+        stale: bool,
     },
     /// One descriptor for all workers.
     Unix {
@@ -148,7 +150,11 @@ impl Sockets {
                                 source,
                             });
                         }
-                        Bound::Tcp { group, table }
+                        Bound::Tcp {
+                            group,
+                            table,
+                            stale: false,
+                        }
                     }
                 },
                 Listen::Unix(path) if self.bound.contains_key(address) => {
@@ -254,19 +260,24 @@ impl Sockets {
         // and is right as well: one that follows a guess would send connections to wrong slots for
         // a moment. A guess is used only where there is no program yet.
         let order = |group: &mut Group| {
-            mend(group)?;
-            if group.find_order().is_err() {
+            if mend(group).is_err() {
                 group.steer(&table)?;
-                group.find_order()?;
+                mend(group)?;
             }
             group.steer(&table)
         };
-        if let Err(why) = order(&mut group) {
-            warn!("{address}: the order of its sockets is not known for sure: {why}");
-        }
+        let ordered = order(&mut group).inspect_err(|why| {
+            warn!("{address}: the order of its sockets is not known for sure yet: {why}");
+        });
         self.served |= table.weights.iter().any(|w| *w > 0);
-        self.bound
-            .insert(address.clone(), Bound::Tcp { group, table });
+        self.bound.insert(
+            address.clone(),
+            Bound::Tcp {
+                group,
+                table,
+                stale: ordered.is_err(),
+            },
+        );
         Ok(())
     }
 
@@ -334,8 +345,15 @@ impl Sockets {
         tables: &[Steering],
     ) -> std::io::Result<bool> {
         let mut anybody = false;
+        // What goes wrong with one address is nothing to the others.
+        let mut how = Ok(());
         for Steering { address, weights } in tables {
-            let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else {
+            let Some(Bound::Tcp {
+                group,
+                table,
+                stale,
+            }) = self.bound.get_mut(address)
+            else {
                 continue;
             };
             let mut by_index = vec![0];
@@ -347,24 +365,45 @@ impl Sockets {
                 config::Balance::Random => Balance::Random,
                 config::Balance::SourceIp => Balance::SourceIp,
             };
-            mend(group)?;
-            group.steer(table)?;
+            *stale = true;
+            let steered = mend(group).and_then(|_| group.steer(table));
+            *stale = steered.is_err();
+            how = how.and(steered);
         }
         self.served |= anybody;
-        Ok(anybody)
+        how.map(|()| anybody)
     }
 
     /// Makes sockets listen again that a worker shut down, and applies the weights for the group's
-    /// new order.
+    /// new order, or that could not be applied before.
     pub fn mend(&mut self) -> std::io::Result<()> {
+        let mut how = Ok(());
         for bound in self.bound.values_mut() {
-            if let Bound::Tcp { group, table } = bound
-                && mend(group)?
-            {
-                group.steer(table)?;
-            }
+            let Bound::Tcp {
+                group,
+                table,
+                stale,
+            } = bound
+            else {
+                continue;
+            };
+            let steered = match mend(group) {
+                Ok(changed) if changed || *stale => group.steer(table),
+                Ok(_) => Ok(()),
+                Err(why) => Err(why),
+            };
+            *stale = steered.is_err();
+            how = how.and(steered);
         }
-        Ok(())
+        how
+    }
+
+    /// Whether the weights that were asked for last are in force.
+    pub fn is_steered(&self) -> bool {
+        self.bound.values().all(|bound| match bound {
+            Bound::Tcp { stale, .. } => !stale,
+            Bound::Unix { .. } => true,
+        })
     }
 
     /// The accept queues of a slot, or of the holding slot.
@@ -468,7 +507,7 @@ impl Sockets {
     /// that the app gets the kind of socket that it made. Later the group stays as it is: an app
     /// that binds both families would lose its first socket, or that of a worker beside it.
     pub fn adapt(&mut self, address: &Listen, bind: &Bind) -> Result<Option<Changed>, ListenError> {
-        let Some(Bound::Tcp { group, table }) = self.bound.get_mut(address) else {
+        let Some(Bound::Tcp { group, table, .. }) = self.bound.get_mut(address) else {
             return Ok(None);
         };
         let want = match (group.family(), bind.socket.is_v6) {

@@ -55,6 +55,7 @@ impl Group {
             sockets,
             indexes,
             others: 0,
+            ordered: false,
             given: false,
         };
         // Where the kernel does not list sockets there are probably none: they are rare.
@@ -78,6 +79,7 @@ impl Group {
             sockets: Vec::new(),
             indexes: Vec::new(),
             others: 0,
+            ordered: false,
             given: false,
         };
         group.grow(size)?;
@@ -98,18 +100,12 @@ impl Group {
         if self.sockets.len() + self.others > 1 {
             self.indexes = self.identify()?;
         }
+        self.ordered = true;
         Ok(())
     }
 
-    /// Whether some of the sockets that rsup does not hold have left.
-    pub(super) fn fewer_others(&mut self) -> io::Result<bool> {
-        let before = self.others;
-        self.count_others()?;
-        Ok(self.others < before)
-    }
-
     /// Counts sockets that share the address and that rsup does not hold.
-    fn count_others(&mut self) -> io::Result<()> {
+    pub(super) fn count_others(&mut self) -> io::Result<()> {
         let ours: Vec<u64> = self
             .sockets
             .iter()

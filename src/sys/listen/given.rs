@@ -145,6 +145,7 @@ impl Group {
             sockets: vec![first],
             indexes: vec![0],
             others: 0,
+            ordered: true,
             given: true,
         };
         // Sockets of other processes in the group would precede rsup's.

@@ -1,6 +1,6 @@
 //! Groups of listening sockets.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -17,6 +17,8 @@ use crate::sys::listen::{
 };
 use crate::sys::sockdiag;
 use crate::sys::steer::{Balance, Table};
+
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn sole(len: usize, slot: usize) -> Table {
     let mut weights = vec![0; len];
@@ -183,6 +185,42 @@ fn a_group_beside_sockets_that_cannot_be_had() {
     assert_steered(&ours);
     // When those workers end, the kernel moves rsup's sockets into their places.
     drop(beyond_reach);
+    assert_eq!(ours.mend().unwrap(), Mended::Again);
+    assert_steered(&ours);
+    assert_eq!(ours.mend().unwrap(), Mended::Whole);
+}
+
+/// One socket beyond reach leaves, which changes the order, while another takes no connection, so that the probes
+/// for the order fail.
+#[test]
+fn an_order_that_cannot_be_found_at_once_is_found_later() {
+    let group = Group::open(localhost(), false, 3).unwrap();
+    group.steer(&sole(3, 2)).unwrap();
+    let addr = group.addr();
+    let [leaves, busy] = [1, 2].map(|slot| Socket::from(group.dup(slot).unwrap()));
+    drop(group);
+    let mut ours = Group::join(addr, false, 4).unwrap();
+    ours.steer(&sole(4, 0)).unwrap();
+    ours.find_order().unwrap();
+    let target = crate::sys::steer::probe_target(addr, ours.family());
+    while accept_nonblocking(busy.as_fd()).unwrap().is_some() {}
+    busy.listen(0).unwrap();
+    let at = (0..6)
+        .find(|index| {
+            let client = crate::sys::steer::probe_socket(target, *index).unwrap();
+            client.connect_timeout(&target.into(), PATIENCE).unwrap();
+            accept_nonblocking(busy.as_fd()).unwrap().is_some()
+        })
+        .unwrap();
+    let waits = crate::sys::steer::probe_socket(target, at).unwrap();
+    waits.connect_timeout(&target.into(), PATIENCE).unwrap();
+    drop(leaves);
+    // The last socket moves to the place of the one that left.
+    assert_eq!(ours.mend().unwrap_err().kind(), ErrorKind::TimedOut);
+    // No panic: the order is that of before, or said to be unknown.
+    let _ = ours.steer(&sole(4, 1));
+    assert!(ours.mend().is_err(), "it is tried again");
+    busy.listen(128).unwrap();
     assert_eq!(ours.mend().unwrap(), Mended::Again);
     assert_steered(&ours);
     assert_eq!(ours.mend().unwrap(), Mended::Whole);
