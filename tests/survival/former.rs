@@ -6,10 +6,11 @@ use std::fs;
 
 use rsup::config::AppName;
 use rsup::daemon::decode_state;
+use rsup::sys::sockdiag::listeners;
 use serde_json::Value;
 
 use crate::common::load::Load;
-use crate::common::{Home, RSUP, is_alive, is_ready};
+use crate::common::{Home, RSUP, is_alive, is_ready, wait_until};
 use crate::supervisors::Supervisors;
 use crate::support::Life;
 
@@ -65,8 +66,14 @@ fn its_workers_are_adopted() {
     // The state has its workers in revision 2.
     home.ok(&["reload", "web"]);
     let before = home.pids("web");
-    let load = Load::start(port, "/");
+    // Without load: the slot between theirs has no worker, so that this very moment may cost a request (README,
+    // Limits).
     home.kill_keeper_and_daemon();
+    wait_until(
+        "the sockets of the slots without a worker are closed",
+        || listeners(port).is_ok_and(|all| all.len() == before.len()),
+    );
+    let load = Load::start(port, "/");
     put_in_place(&home, AT_REST, port);
     load.more(100);
     assert_eq!(crate::common::pids(&home.list()[0]), before);
