@@ -553,7 +553,11 @@ impl World {
                 slots,
                 file: _,
             } => {
-                let refused = (self.refuses)(&mut self.random, addresses, *slots);
+                // What is held already, or let go, cannot be refused: not by the next daemon either, which asks again
+                // after a death.
+                let held = self.listening.get(app);
+                let held = held.is_some_and(|held| addresses.iter().all(|a| held.contains(a)));
+                let refused = (self.refuses)(&mut self.random, addresses, *slots) && !held;
                 let result = if refused {
                     Err("port 80 is taken".to_owned())
                 } else {

@@ -332,3 +332,65 @@ proptest! {
         world.reboots();
     }
 }
+
+/// Found at random: a daemon dies after it has let go of an address and before it knows that it has.
+#[test]
+fn an_address_that_was_let_go_before_a_death() {
+    let mut a = web(2);
+    a.readiness.check = Check::Alive;
+    a.restart.max_restarts = 1;
+    a.reload.max_surge = Surge::Workers(2);
+    a.reload.auto_rollback = false;
+    let mut b = web(3);
+    b.listen = vec![];
+    b.liveness = Some(Probe {
+        interval: ms(1000),
+        ..probe(Check::Tcp)
+    });
+    b.restart.max_restarts = 0;
+    b.reload.max_surge = Surge::Workers(2);
+    b.reload.min_ready = ms(700);
+    b.reload.auto_rollback = false;
+    let mut c = web(5);
+    c.listen = vec![];
+    c.restart.max_restarts = 0;
+    c.reload.auto_rollback = false;
+    let f = |spawn, never_ready, crash, stubborn, descendants, leak, unready, listen| Faults {
+        spawn,
+        never_ready,
+        crash,
+        stubborn,
+        descendants,
+        leak,
+        unready,
+        hang: 0,
+        listen,
+        port_test: 0,
+    };
+    let faults = [
+        f(0, 60, 16, 0, 0, 0, 0, 33),
+        f(31, 0, 153, 13, 58, 31, 9, 36),
+    ];
+    let acts = vec![
+        (0, Act::Start),
+        (3774, Act::Reload(189, false)),
+        (588, Act::Reload(166, false)),
+        (396, Act::Start),
+        (8715, Act::StartStopped),
+        (1, Act::Reload(35, true)),
+        (1753, Act::Start),
+        (7500, Act::Start),
+        (8608, Act::Scale(3)),
+        (3512, Act::Start),
+        (605, Act::Restart(102)),
+        (211, Act::Crash(26)),
+        (6007, Act::Crash(48)),
+    ];
+    settles(play(
+        4184830042331420456,
+        &[a, b, c],
+        faults,
+        acts,
+        Death::Often(9),
+    ));
+}
