@@ -117,6 +117,10 @@ enum Event {
     ShutDown {
         app: AppName,
     },
+    /// Connections of the app could not be steered.
+    SteerAgain {
+        app: AppName,
+    },
     /// A worker's program runs.
     Executed {
         worker: WorkerId,
@@ -370,6 +374,7 @@ impl Daemon {
             Event::Drained { worker, of } => self.on_drained(worker, &of),
             Event::Said { worker, by } => self.on_said(&worker, by),
             Event::ShutDown { app } => self.network.mend(&app),
+            Event::SteerAgain { app } => self.network.steer_again(&app),
             Event::LookAfter { app, slot } => self.look_after(&app, slot),
             Event::Trapped { worker, call } => self.on_trapped(&worker, &call),
             Event::Unseen { app, why } => self.on_unseen(&app, why),

@@ -80,8 +80,6 @@ pub enum Mended {
     Whole,
     /// Some had been shut down and listen again; indexes have changed.
     Again,
-    /// As `Again`, but with so many at once that the order of the others is uncertain.
-    Unsure,
 }
 
 impl Group {
@@ -218,18 +216,14 @@ impl Group {
     /// same time, their order is unknown, so the group is asked: see [`Group::identify`].
     ///
     /// # Errors
-    /// When one cannot listen again: no program can then name it.
+    /// When one cannot listen again, or the order could not be found: the next call tries again.
     pub fn mend(&mut self) -> io::Result<Mended> {
-        let mut mended = Mended::Whole;
         if self.others > 0 {
             let before = self.others;
             self.count_others()?;
             self.ordered &= self.others >= before;
         }
-        if !self.ordered {
-            self.find_order()?;
-            mended = Mended::Again;
-        }
+        let mut mended = Mended::Whole;
         // Others may be shut down in the meantime.
         for _ in 0..ROUNDS {
             let mut left = Vec::new();
@@ -238,9 +232,12 @@ impl Group {
                     left.push(slot);
                 }
             }
-            if left.is_empty() {
+            if left.is_empty() && self.ordered {
                 return Ok(mended);
             }
+            mended = Mended::Again;
+            // What one alone does to the order is known.
+            let known = self.ordered && left.len() == 1 && self.others == 0;
             let end = self.sockets.len() - left.len();
             for (gone, slot) in left.iter().enumerate() {
                 let (hole, last) = (self.indexes[*slot], self.sockets.len() - gone - 1);
@@ -255,16 +252,15 @@ impl Group {
                 self.sockets[*slot].listen(BACKLOG)?;
                 self.indexes[*slot] = end + at;
             }
-            mended = match self.find_order() {
-                Ok(()) => Mended::Again,
-                Err(_) if left.len() == 1 && self.others == 0 => {
-                    self.ordered = true;
-                    Mended::Again
-                }
-                Err(_) => Mended::Unsure,
-            };
+            match self.find_order() {
+                Ok(()) => {}
+                Err(_) if known => self.ordered = true,
+                Err(why) => return Err(why),
+            }
         }
-        Ok(Mended::Unsure)
+        Err(io::Error::other(
+            "its sockets are shut down faster than they listen again",
+        ))
     }
 
     /// The kernel's index of every slot, found by probes: each socket temporarily offers a maximum

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::fdstore::{self, FdStore};
 use super::{Event, Events, complain};
@@ -32,8 +32,8 @@ pub use sockets::{Adopted, ProbeTarget};
 /// Pause before an accept queue that could not be watched is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// The same for sockets that could not be repaired, or steered.
-const MEND_AGAIN: Duration = Duration::from_millis(250);
+/// The same for a group of sockets that could not be steered.
+const STEER_AGAIN: Duration = Duration::from_millis(250);
 
 /// The sockets of every app.
 pub struct Network {
@@ -168,35 +168,46 @@ impl Network {
         let Some(of_app) = self.apps.get_mut(app) else {
             return;
         };
-        match of_app.sockets.steer(balance, tables) {
-            Ok(anybody) => {
-                let _ = of_app
-                    .ready
-                    .send_if_modified(|ready| std::mem::replace(ready, anybody) != anybody);
-            }
-            Err(why) => {
+        let steered = of_app.sockets.steer(balance, tables);
+        let serves = of_app.sockets.serves();
+        let set = |ready: &mut bool| std::mem::replace(ready, serves) != serves;
+        of_app.ready.send_if_modified(set);
+        self.note_steered(app, steered);
+    }
+
+    /// Tells drains whether the weights are in force that they rely on, and sees to it that they come into force.
+    fn note_steered(&self, app: &AppName, how: io::Result<()>) {
+        let Some(of_app) = self.apps.get(app) else {
+            return;
+        };
+        let now = of_app.sockets.is_steered();
+        let before = of_app.steered.send_replace(now);
+        match how {
+            Err(why) if before => {
                 complain(&format!("{app}: cannot steer its connections yet"), why);
-                self.mend_later(app);
+                self.steer_later(app);
             }
-        }
-        self.note_steered(app);
-    }
-
-    /// Tells drains whether the weights are in force that they rely on.
-    fn note_steered(&self, app: &AppName) {
-        if let Some(of_app) = self.apps.get(app) {
-            let now = of_app.sockets.is_steered();
-            let set = |before: &mut bool| std::mem::replace(before, now) != now;
-            of_app.steered.send_if_modified(set);
+            Ok(()) if now && !before => info!("{app}: its connections are steered again"),
+            // It is being tried already, or is as before.
+            Ok(()) | Err(_) => {}
         }
     }
 
-    fn mend_later(&self, app: &AppName) {
+    fn steer_later(&self, app: &AppName) {
         let (events, app) = (self.events.clone(), app.clone());
         tokio::spawn(async move {
-            tokio::time::sleep(MEND_AGAIN).await;
-            let _ = events.send(Event::ShutDown { app });
+            tokio::time::sleep(STEER_AGAIN).await;
+            let _ = events.send(Event::SteerAgain { app });
         });
+    }
+
+    /// Tries again what could not be steered.
+    pub fn steer_again(&mut self, app: &AppName) {
+        self.mend(app);
+        let of_app = self.apps.get(app);
+        if of_app.is_some_and(|of_app| !of_app.sockets.is_steered()) {
+            self.steer_later(app);
+        }
     }
 
     /// Relays the connections of a slot without a worker, or with one that got its stop signal.
@@ -264,15 +275,10 @@ impl Network {
 impl Network {
     /// Checks whether a worker shut its socket down, and repairs that.
     pub fn mend(&mut self, app: &AppName) {
-        let of_app = self.apps.get_mut(app);
-        if let Some(Err(why)) = of_app.map(|of_app| of_app.sockets.mend()) {
-            complain(
-                &format!("{app}: cannot repair its listening sockets yet"),
-                why,
-            );
-            self.mend_later(app);
+        if let Some(of_app) = self.apps.get_mut(app) {
+            let mended = of_app.sockets.mend();
+            self.note_steered(app, mended);
         }
-        self.note_steered(app);
     }
 
     /// Relays connections of the slot, or of the holding slot, unless that is done already.
@@ -325,8 +331,9 @@ impl Network {
             let kept = |place| fdstore.get(&fdstore::name::socket(app, address, place));
             let of_worker = |slot| of_worker(address, slot);
             let sockets = &mut self.app(app).sockets;
-            if let Err(why) = sockets.adopt(address, adopted, kept, of_worker) {
-                complain(&format!("{app}: {address}"), why);
+            match sockets.adopt(address, adopted, kept, of_worker) {
+                Ok(steered) => self.note_steered(app, steered),
+                Err(why) => complain(&format!("{app}: {address}"), why),
             }
         }
         self.keep(app, fdstore);

@@ -5,6 +5,7 @@
 //! is index `n + 1`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{getegid, geteuid};
-use tracing::warn;
 
 use crate::config::{self, Listen, SocketFile};
 use crate::core::Steering;
@@ -164,7 +164,7 @@ impl Sockets {
                     continue;
                 }
                 Listen::Unix(path) => {
-                    let fail = |why: std::io::Error| ListenError::Path {
+                    let fail = |why: io::Error| ListenError::Path {
                         path: path.clone(),
                         reason: why.to_string(),
                     };
@@ -195,7 +195,7 @@ impl Sockets {
     }
 
     /// Takes back existing sockets of an address, instead of opening it: `kept` has sockets by
-    /// their position in the group, `of_worker` those of live workers.
+    /// their position in the group, `of_worker` those of live workers. Returns whether the weights are in force.
     ///
     /// # Errors
     /// As for [`Self::hold`].
@@ -205,7 +205,7 @@ impl Sockets {
         adopted: &Adopted<'_>,
         kept: impl Fn(usize) -> Option<OwnedFd>,
         of_worker: impl Fn(u16) -> Option<OwnedFd>,
-    ) -> Result<(), String> {
+    ) -> Result<io::Result<()>, String> {
         let Adopted {
             slots,
             file,
@@ -213,11 +213,8 @@ impl Sockets {
             others_live,
         } = *adopted;
         let Listen::Tcp { addr, v6only } = address else {
-            return self.adopt_unix(
-                address,
-                file,
-                kept(LOBBY).or_else(|| (0..slots).find_map(of_worker)),
-            );
+            let fd = kept(LOBBY).or_else(|| (0..slots).find_map(of_worker));
+            return self.adopt_unix(address, file, fd).map(Ok);
         };
         let mut fds: Vec<Option<OwnedFd>> = (0..).map(&kept).take_while(Option::is_some).collect();
         fds.resize_with(fds.len().max(index(slots)), || None);
@@ -259,26 +256,18 @@ impl Sockets {
         // The order that the kernel reports. The program in force lets the probes for it through,
         // and is right as well: one that follows a guess would send connections to wrong slots for
         // a moment. A guess is used only where there is no program yet.
-        let order = |group: &mut Group| {
-            if mend(group).is_err() {
-                group.steer(&table)?;
-                mend(group)?;
-            }
-            group.steer(&table)
-        };
-        let ordered = order(&mut group).inspect_err(|why| {
-            warn!("{address}: the order of its sockets is not known for sure yet: {why}");
-        });
+        let steered =
+            put_in_force(&mut group, &table).or_else(|_| put_in_force(&mut group, &table));
         self.served |= table.weights.iter().any(|w| *w > 0);
         self.bound.insert(
             address.clone(),
             Bound::Tcp {
                 group,
                 table,
-                stale: ordered.is_err(),
+                stale: steered.is_err(),
             },
         );
-        Ok(())
+        Ok(steered)
     }
 
     fn adopt_unix(
@@ -330,7 +319,7 @@ impl Sockets {
     }
 
     /// The sockets that a worker in the slot inherits, in the order of its configuration.
-    pub fn inherit(&self, slot: u16, order: &[Listen]) -> std::io::Result<Vec<OwnedFd>> {
+    pub fn inherit(&self, slot: u16, order: &[Listen]) -> io::Result<Vec<OwnedFd>> {
         let copy = |address: &Listen| match self.bound.get(address)? {
             Bound::Tcp { group, .. } => Some(group.dup(index(slot))),
             Bound::Unix { fd, .. } => Some(fd.try_clone()),
@@ -338,13 +327,8 @@ impl Sockets {
         order.iter().filter_map(copy).collect()
     }
 
-    /// Applies weights; returns whether any worker takes traffic.
-    pub fn steer(
-        &mut self,
-        balance: config::Balance,
-        tables: &[Steering],
-    ) -> std::io::Result<bool> {
-        let mut anybody = false;
+    /// Applies weights.
+    pub fn steer(&mut self, balance: config::Balance, tables: &[Steering]) -> io::Result<()> {
         // What goes wrong with one address is nothing to the others.
         let mut how = Ok(());
         for Steering { address, weights } in tables {
@@ -359,24 +343,22 @@ impl Sockets {
             let mut by_index = vec![0];
             by_index.extend(weights);
             by_index.resize(group.len(), 0);
-            anybody |= by_index.iter().any(|w| *w > 0);
             table.weights = by_index;
             table.balance = match balance {
                 config::Balance::Random => Balance::Random,
                 config::Balance::SourceIp => Balance::SourceIp,
             };
-            *stale = true;
-            let steered = mend(group).and_then(|_| group.steer(table));
+            let steered = put_in_force(group, table);
             *stale = steered.is_err();
             how = how.and(steered);
         }
-        self.served |= anybody;
-        how.map(|()| anybody)
+        self.served |= self.serves();
+        how
     }
 
     /// Makes sockets listen again that a worker shut down, and applies the weights for the group's
     /// new order, or that could not be applied before.
-    pub fn mend(&mut self) -> std::io::Result<()> {
+    pub fn mend(&mut self) -> io::Result<()> {
         let mut how = Ok(());
         for bound in self.bound.values_mut() {
             let Bound::Tcp {
@@ -387,15 +369,24 @@ impl Sockets {
             else {
                 continue;
             };
-            let steered = match mend(group) {
-                Ok(changed) if changed || *stale => group.steer(table),
-                Ok(_) => Ok(()),
-                Err(why) => Err(why),
+            let steered = match group.mend() {
+                Ok(Mended::Whole) if !*stale => Ok(()),
+                Ok(Mended::Again | Mended::Whole) => group.steer(table),
+                // By the best order that is known.
+                Err(why) => group.steer(table).and(Err(why)),
             };
             *stale = steered.is_err();
             how = how.and(steered);
         }
         how
+    }
+
+    /// Whether any worker is to take traffic.
+    pub fn serves(&self) -> bool {
+        self.bound.values().any(|bound| match bound {
+            Bound::Tcp { table, .. } => table.weights.iter().any(|weight| *weight > 0),
+            Bound::Unix { .. } => false,
+        })
     }
 
     /// Whether the weights that were asked for last are in force.
@@ -407,7 +398,7 @@ impl Sockets {
     }
 
     /// The accept queues of a slot, or of the holding slot.
-    pub fn queues(&self, slot: Option<u16>) -> std::io::Result<Vec<Queue>> {
+    pub fn queues(&self, slot: Option<u16>) -> io::Result<Vec<Queue>> {
         let at = slot.map_or(LOBBY, index);
         let mut queues = Vec::new();
         for (address, bound) in &self.bound {
@@ -621,19 +612,11 @@ fn open_after_a_death(
     }
 }
 
-/// Makes the group listen again. True if indexes have changed.
-fn mend(group: &mut Group) -> std::io::Result<bool> {
-    match group.mend()? {
-        Mended::Whole => Ok(false),
-        Mended::Again => Ok(true),
-        Mended::Unsure => {
-            warn!(
-                "several workers shut down their sockets of {} at once: it is not sure which ones are left in which order; `rsup stop` and `rsup start` put that right",
-                group.addr()
-            );
-            Ok(true)
-        }
-    }
+/// Applies the weights by the best order that is known; after an error they are to be applied again.
+fn put_in_force(group: &mut Group, table: &Table) -> io::Result<()> {
+    let ordered = group.mend();
+    group.steer(table)?;
+    ordered.map(drop)
 }
 
 impl Bound {
