@@ -91,14 +91,12 @@ impl Daemon {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AppName;
 
     fn fork(generation: u64) -> Fork {
-        let spec = crate::cli::fixtures::spec("web");
-        let name: AppName = spec.name.clone();
+        let spec = crate::config::minimal("web", &["web"]);
         Fork {
             worker: WorkerId {
-                app: name,
+                app: spec.name.clone(),
                 slot: 0,
                 generation,
             },
