@@ -263,8 +263,11 @@ async fn serve(
         daemon.census.turn();
         tokio::select! {
             biased;
-            Some(event) = inbox.recv() => daemon.on_event(event),
-            () = sleep_until(wake) => daemon.handle(Input::Tick),
+            () = sleep_until(wake) => {
+                // What had come before the deadline counts before it.
+                daemon.on_events(&mut inbox);
+                daemon.handle(Input::Tick);
+            }
             () = daemon.fdstore.turn() => {}
             () = daemon.presence.disturbed() => daemon.stay_findable(),
             () = sleep_until(upgrade_wakes) => {}
@@ -274,13 +277,12 @@ async fn serve(
             () = sleep_until(systemd_wakes) => {}
             _ = now_and_then.tick(), if daemon.looks_after_something() => daemon.now_and_then(),
             () = sleep_until(daemon.reaping.wake()) => daemon.reap(),
-            // The next forks, once everything else had its turn.
-            () = std::future::ready(()), if !daemon.forks.is_empty() => {}
+            // Behind everything that comes more rarely: a stream of events must not keep that away.
+            Some(event) = inbox.recv() => daemon.on_event(event),
+            // The next forks, once every task had its turn.
+            () = tokio::task::yield_now(), if !daemon.forks.is_empty() => {}
         }
-        // What has queued up meanwhile is handled before the next look at the clock.
-        while let Ok(event) = inbox.try_recv() {
-            daemon.on_event(event);
-        }
+        daemon.on_events(&mut inbox);
     }
     tree::sweep_all(daemon.fdstore.made_keeper()).await;
     let _ = std::fs::remove_file(paths.socket());
@@ -351,6 +353,13 @@ impl Daemon {
                 return;
             };
             self.supervisor.handle(now(), input);
+        }
+    }
+
+    /// Handles all that tasks have sent so far.
+    fn on_events(&mut self, inbox: &mut mpsc::UnboundedReceiver<Event>) {
+        while let Ok(event) = inbox.try_recv() {
+            self.on_event(event);
         }
     }
 

@@ -319,3 +319,26 @@ fn a_crash_at_the_start_is_told_with_its_last_words() {
     );
     home.ok(&["delete", "web"]);
 }
+
+/// Workers are ready, and clients answered, while others still wait for their fork.
+#[test]
+fn a_big_start_leaves_time_for_what_runs_already() {
+    const APPS: usize = 500;
+    let home = Home::new();
+    let app =
+        |n| format!("[app.a{n}]\ncommand = [\"sleep\", \"1000\"]\nrestart.min_uptime = \"1ms\"\n");
+    home.config(&(0..APPS).map(app).collect::<String>());
+    home.ok(&["start", "--no-wait"]);
+    let of = |list: &serde_json::Value, phase: &str| {
+        let apps = list.as_array().unwrap();
+        apps.iter().filter(|app| app["phase"] == phase).count()
+    };
+    let mut list = home.list();
+    wait_until("the first worker is ready", || {
+        list = home.list();
+        of(&list, "ready") > 0
+    });
+    let (ready, starting) = (of(&list, "ready"), of(&list, "starting"));
+    assert!(starting > 0, "{ready} were ready at once");
+    wait_until("all are ready", || of(&home.list(), "ready") == APPS);
+}
