@@ -74,7 +74,7 @@ fn wall(
     let port = web::free_port()?;
     let rsup = Rsup::new()?;
     rsup.start(&format!(
-        "[app.app]\ncommand = {command:?}\ncwd = {cwd:?}\ninstances = 2\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\nenv = {{ WARM_MS = \"{WARM_MS}\" }}\n"
+        "[app.app]\ncommand = {command:?}\ncwd = {cwd:?}\ninstances = 2\nlisten = \"127.0.0.1:{port}\"\nreadiness = \"/readiness\"\nreload = {{ min_ready = 0 }}\nenv = {{ WARM_MS = \"{WARM_MS}\" }}\n"
     ))?;
     let (mut reloads, mut starts, mut ends, mut ratios) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
