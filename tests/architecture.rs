@@ -118,6 +118,31 @@ fn the_daemon_reads_no_configuration_and_looks_up_no_names() {
     }
 }
 
+/// The loop, `effects.rs` and `events.rs` bring the parts of the daemon together; a part takes what it needs as
+/// arguments, and returns what the core has to hear.
+#[test]
+fn a_part_of_the_daemon_does_not_know_the_daemon() {
+    const PARTS: [&str; 8] = [
+        "fleet/",
+        "network/",
+        "store/",
+        "output.rs",
+        "log_health.rs",
+        "fdstore.rs",
+        "event_log.rs",
+        "probe.rs",
+    ];
+    let knowing = found("src/daemon", |path, line| {
+        let text = path.to_string_lossy();
+        let is_part = PARTS
+            .iter()
+            .any(|part| text.contains(&format!("/src/daemon/{part}")));
+        let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+        is_part && words.any(|word| word == "Daemon")
+    });
+    assert!(knowing.is_empty(), "{knowing:#?}");
+}
+
 /// Its words are those of `model/words.rs`; hints of the command line are no decision.
 #[test]
 fn the_core_writes_no_command_lines() {

@@ -293,7 +293,7 @@ fn step(
             )?
         }
         12 => match bytes.arbitrary::<u8>()? % 4 {
-            0 => Input::Hurry,
+            0 => Input::ForceStop,
             1 => Input::Listening {
                 app: AppName::new(*bytes.choose(&NAMES)?),
                 result: said(bytes)?,

@@ -13,10 +13,10 @@ pub struct Agenda {
     apps: BTreeMap<AppName, Entry>,
     /// When something is due, and for which app.
     times: BTreeSet<(Time, AppName)>,
-    /// How many apps have to have something done by some time.
-    hurried: usize,
+    /// How many apps have a deadline.
+    with_deadlines: usize,
     /// How many apps have workers.
-    manned: usize,
+    occupied: usize,
     /// The apps that have ended by themselves.
     completed: BTreeMap<AppName, Completion>,
 }
@@ -25,8 +25,8 @@ pub struct Agenda {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Entry {
     wakes: Option<Time>,
-    hurries: bool,
-    manned: bool,
+    has_deadline: bool,
+    occupied: bool,
     completion: Option<Completion>,
 }
 
@@ -34,8 +34,8 @@ impl Entry {
     fn of(app: &App, ticked: Time) -> Self {
         Self {
             wakes: app.wakes(ticked),
-            hurries: app.hurries(),
-            manned: app.workers().next().is_some(),
+            has_deadline: app.has_deadline(),
+            occupied: app.workers().next().is_some(),
             completion: app.completion(),
         }
     }
@@ -65,8 +65,9 @@ impl Agenda {
             }
             self.times.extend(now.wakes.map(|at| (at, name.clone())));
         }
-        self.hurried = self.hurried - usize::from(before.hurries) + usize::from(now.hurries);
-        self.manned = self.manned - usize::from(before.manned) + usize::from(now.manned);
+        self.with_deadlines =
+            self.with_deadlines - usize::from(before.has_deadline) + usize::from(now.has_deadline);
+        self.occupied = self.occupied - usize::from(before.occupied) + usize::from(now.occupied);
         match now.completion {
             Some(end) => drop(self.completed.insert(name.clone(), end)),
             None if before.completion.is_some() => drop(self.completed.remove(name)),
@@ -86,13 +87,13 @@ impl Agenda {
     }
 
     /// Whether any deadline runs.
-    pub fn hurries(&self) -> bool {
-        self.hurried > 0
+    pub fn has_deadline(&self) -> bool {
+        self.with_deadlines > 0
     }
 
     /// Whether any app has workers.
-    pub fn is_manned(&self) -> bool {
-        self.manned > 0
+    pub fn is_occupied(&self) -> bool {
+        self.occupied > 0
     }
 
     /// The apps that have ended by themselves, if they are all there are.
@@ -150,7 +151,7 @@ mod tests {
                 world.ask(&spec.name, request);
                 world.run(ms(pause));
             }
-            world.handle(Input::Hurry);
+            world.handle(Input::ForceStop);
             world.run(ms(60_000));
         }
     }

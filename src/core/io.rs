@@ -98,7 +98,7 @@ pub enum Input {
         bytes: u64,
     },
     /// Kill everything that is being stopped now.
-    Hurry,
+    ForceStop,
     /// A deadline of [`super::Supervisor::poll_timeout`] has passed.
     Tick,
 }

@@ -178,7 +178,7 @@ impl Supervisor {
             Input::Memory { worker, bytes } => with(apps, &worker.app, cx, |app, cx| {
                 app.on_memory(&worker, bytes, cx)
             }),
-            Input::Hurry => each(apps, cx, App::hurry),
+            Input::ForceStop => each(apps, cx, App::force_stop),
             Input::Tick => {
                 for name in due {
                     with(apps, &name, cx, App::tick);
@@ -262,7 +262,7 @@ impl Supervisor {
     /// this has stood still, and no deadline counts the time.
     pub fn poll_timeout(&mut self, now: Time) -> Option<Time> {
         self.make_up(now);
-        let beat = self.agenda.hurries().then(|| now + HEARTBEAT);
+        let beat = self.agenda.has_deadline().then(|| now + HEARTBEAT);
         let wakes = self.agenda.wakes().into_iter().chain(beat);
         let wake = wakes.min().map(|at| at.max(now));
         self.due = wake.map(|at| (now, at));
@@ -290,11 +290,11 @@ impl Supervisor {
     }
 
     /// Whether it is of use to look for [`Traces`] of the worker.
-    pub fn wonders(&self, id: &WorkerId) -> bool {
+    pub fn wants_traces(&self, id: &WorkerId) -> bool {
         self.apps
             .get(&id.app)
             .zip(self.worker(id))
-            .is_some_and(|(app, worker)| app.wonders(worker))
+            .is_some_and(|(app, worker)| app.wants_traces(worker))
     }
 
     /// Since when it is known that the app tests its port by connecting to it, so that the port is hidden
@@ -324,7 +324,7 @@ impl Supervisor {
 
     /// Everything that is left after `stop all`: nothing but stopped apps.
     pub fn idle(&self) -> bool {
-        !self.agenda.is_manned()
+        !self.agenda.is_occupied()
     }
 }
 

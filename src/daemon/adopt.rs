@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
-use super::binds::answer_calls;
 use super::fdstore::name;
-use super::isolation::Confinement;
+use super::fleet::binds::answer_calls;
+use super::fleet::isolation::Confinement;
+use super::fleet::notify;
+use super::fleet::tree::{self, Marks, Orphans};
+use super::fleet::{until_end, wants_takeover};
 use super::network::Adopted;
-use super::spawn::{until_end, wants_takeover};
 use super::store::{Process, State};
-use super::tree::{self, Marks, Orphans};
-use super::{Daemon, complain, notify, now};
+use super::{Daemon, log_error, now};
 use crate::config::{AppName, AppSpec, Check, Listen, Log};
 use crate::core::{Found, Worker, WorkerId, WorkerPhase};
 use crate::exit::Exit;
@@ -58,7 +59,8 @@ impl Daemon {
             .flat_map(|app| self.supervisor.workers(app))
             .cloned()
             .collect();
-        self.take_back_listeners(&workers);
+        self.fleet
+            .take_back_listeners(&workers, &self.supervisor, &mut self.fdstore);
         let processes = Snapshot::take();
         let mut living: HashMap<u64, Living> = workers
             .iter()
@@ -94,7 +96,7 @@ impl Daemon {
                  with CAP_SYS_PTRACE (docker run --cap-add SYS_PTRACE) they could stay"
             );
         }
-        self.isolation.adopted();
+        self.fleet.isolation.adopted();
         let known: HashSet<u64> = workers.iter().map(|w| w.id.generation).collect();
         self.store
             .retain_processes(|generation| known.contains(&generation));
@@ -114,12 +116,12 @@ impl Daemon {
         );
         self.supervisor.revive(now(), &found);
         for app in &apps {
-            self.network.look_after(app, None);
+            self.network.relay_again(app, None);
         }
         // The worker listens on a socket of its own: nobody but us takes what comes to that of its slot,
         // and its drain would wait for that.
         for WorkerId { app, slot, .. } in without_worker {
-            self.network.look_after(&app, Some(slot));
+            self.network.relay_again(&app, Some(slot));
         }
         if self.ending {
             // The earlier daemon may have died before it told anybody.
@@ -156,7 +158,8 @@ impl Daemon {
             .into_iter()
             .map(|(pid, _)| pid)
             .collect();
-        let deaf = self.has_takeover(worker) && self.has_lost_its_calls(id, &pidfd, pid, &below);
+        let deaf = self.fleet.has_takeover(worker, &self.supervisor)
+            && self.has_lost_its_calls(id, &pidfd, pid, &below);
         if (early && !tree::runs_its_program(pid, id)) || (coming && deaf && sockets.is_empty()) {
             // Nobody could answer its bind(2) any more; it has never served.
             info!(
@@ -174,19 +177,6 @@ impl Daemon {
             refused,
             deaf,
         })
-    }
-
-    /// Whether the worker runs under a filter. Where takeover is not possible, it has its sockets from LISTEN_FDS,
-    /// seen or not.
-    pub(super) fn has_takeover(&self, worker: &Worker) -> bool {
-        let Some(revision) = self.supervisor.revision_of(worker) else {
-            return false;
-        };
-        wants_takeover(&revision.spec)
-            && !matches!(
-                self.takeover.of(&self.isolation, &revision.spec),
-                Some(takeover::Support::No { .. })
-            )
     }
 
     /// The worker's trapped calls cannot be answered: the listener of its filter is gone, or the daemon died
@@ -241,7 +231,7 @@ impl Daemon {
         // One that has bound nothing yet has no socket in the group.
         let has_one = |w: &Worker| {
             let coming = matches!(w.phase(), WorkerPhase::Spawning | WorkerPhase::Starting);
-            !(coming && w.port.bound.is_empty() && self.has_takeover(w))
+            !(coming && w.port.bound.is_empty() && self.fleet.has_takeover(w, &self.supervisor))
         };
         let adopted = Adopted {
             slots,
@@ -269,21 +259,22 @@ impl Daemon {
             return Found::NeverStarted;
         };
         let spec = &revision.spec;
-        let confinement = self.isolation.adopt(worker, spec, Some(pid));
+        let confinement = self.fleet.isolation.adopt(worker, spec, Some(pid));
         let notify = self.adopt_notify(worker, spec, &confinement);
         let marks = self.marks(worker, pid, &confinement);
-        self.watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
+        self.fleet
+            .watch(id, pid, Some(pidfd.clone()), marks, notify, confinement);
         tokio::spawn(until_end(id.clone(), pid, pidfd, None, self.events.clone()));
         if let Some(listener) = self.fdstore.get(&name::binds(id.generation)) {
             let listener = takeover::Listener::from(listener);
-            self.hold_listener(id, pid, &listener);
+            self.fleet.hold_listener(id, pid, &listener, &self.fdstore);
             tokio::spawn(answer_calls(id.clone(), listener, self.events.clone()));
         }
         if spec.max_memory.is_some() {
-            self.meter.limit(id.generation);
+            self.fleet.limit_memory(id);
         }
         for addr in sockets.iter().filter_map(local_address) {
-            self.saw_listening(id, spec, addr);
+            self.fleet.saw_listening(id, spec, addr, &self.supervisor);
         }
         let kept = |address: &Listen| {
             sockets.iter().any(|fd| {
@@ -329,20 +320,17 @@ impl Daemon {
         let Some(revision) = self.supervisor.revision_of(worker).cloned() else {
             return Found::NeverStarted;
         };
-        let confinement = self.isolation.adopt(worker, &revision.spec, None);
-        let exit = self.isolation.judge(&confinement, exit);
+        let confinement = self.fleet.isolation.adopt(worker, &revision.spec, None);
+        let exit = self.fleet.isolation.judge(&confinement, exit);
         let marks = self.marks(worker, pid, &confinement);
-        self.watch(id, pid, None, marks, None, confinement);
-        let Some(running) = self.running.get(&id.generation) else {
-            return Found::NeverStarted;
-        };
-        let descendants = !running.remains(&self.census).is_empty();
-        if descendants {
-            running.await_end_of_tree(self.census.clone(), self.events.clone());
-        } else if matches!(
-            worker.phase(),
-            WorkerPhase::Spawning | WorkerPhase::Starting
-        ) && wants_takeover(&revision.spec)
+        self.fleet.watch(id, pid, None, marks, None, confinement);
+        let descendants = self.fleet.leaves_descendants(id);
+        if !descendants
+            && matches!(
+                worker.phase(),
+                WorkerPhase::Spawning | WorkerPhase::Starting
+            )
+            && wants_takeover(&revision.spec)
             && self.fdstore.get(&name::binds(id.generation)).is_none()
         {
             // Its bind(2) failed because nobody was there to answer it, and that is not its fault.
@@ -419,7 +407,7 @@ impl Daemon {
             confinement.owner(),
             self.events.clone(),
         )
-        .inspect_err(|why| complain(&format!("{id}: its notifications cannot be heard"), why))
+        .inspect_err(|why| log_error(&format!("{id}: its notifications cannot be heard"), why))
         .ok()
     }
 
@@ -456,8 +444,8 @@ impl Daemon {
             let log = log
                 .or_else(|| self.supervisor.revision(&app).map(|r| &r.spec.log))
                 .cloned();
-            let settings = self.log_settings(&app, &log.unwrap_or_else(Log::plain));
-            self.pump.attach(
+            let settings = self.output.settings(&app, &log.unwrap_or_else(Log::plain));
+            self.output.pump.attach(
                 Source {
                     app: app.shared(),
                     instance,
@@ -468,10 +456,10 @@ impl Daemon {
                 &settings,
             );
             if !by_generation.contains_key(&generation) {
-                self.forget_output(generation);
+                self.output.await_silence(generation);
             }
         }
-        self.pump.adopted();
+        self.output.pump.adopted();
     }
 }
 

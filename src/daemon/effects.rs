@@ -1,23 +1,10 @@
 //! Carries out what the supervisor wants.
 
-use std::sync::{Arc, Weak};
-
-use super::forks::Fork;
-use super::{AbortOnDrop, Daemon, Event, complain, fdstore, messages, probe};
+use super::fleet::{Fork, Held, Turn};
+use super::{Daemon, Event, fdstore, messages, now, probe};
 use crate::config::AppName;
-use crate::core::{Effect, Input, Reach, Worker, WorkerId};
-use crate::exit::signal_name;
+use crate::core::{Effect, Input, Worker, WorkerId};
 use crate::sys::procfs;
-
-/// A drain under way; dropped, it is called off.
-pub struct Drain {
-    /// Its answer counts while this is held.
-    _wanted: Arc<()>,
-    _task: AbortOnDrop,
-}
-
-/// Ended workers whose last log lines are kept, 8 KB each at the most.
-const REMEMBERED: usize = 16;
 
 impl Daemon {
     pub(super) fn carry_out(&mut self, effect: Effect) {
@@ -59,9 +46,7 @@ impl Daemon {
                     revision,
                     hide_port,
                 };
-                if let Some(fork) = self.await_trial(fork) {
-                    self.forks.push(fork);
-                }
+                self.fleet.fork_later(fork);
             }
             Effect::Probe {
                 worker,
@@ -70,7 +55,12 @@ impl Daemon {
                 pid,
                 revision,
             } => {
-                let target = self.probe_target(&worker, purpose, (instance, pid), &revision);
+                let target = probe::Try::of(
+                    (&worker, purpose, instance, pid),
+                    &revision,
+                    &self.fleet,
+                    &self.network,
+                );
                 let Some(target) = target else {
                     let reason = "no way to its slot".to_owned();
                     return self.inbox.push_back(Input::NotProbed {
@@ -102,31 +92,25 @@ impl Daemon {
             }
             Effect::LookForTraces { worker } => {
                 // Without a thread: the next look, or the worker's end, has another chance.
-                self.look_for_traces(worker, None);
+                self.fleet.look_for_traces(worker, None, &self.supervisor);
             }
             Effect::Drain { worker } => self.drain(worker),
-            Effect::KeepOn { worker } => {
-                if let Some(running) = self.running.get_mut(&worker.generation) {
-                    running.drain = None;
-                }
-            }
+            Effect::KeepOn { worker } => self.fleet.keep_on(&worker),
             Effect::Signal {
                 worker,
                 signal,
                 reach,
             } => {
-                self.signal(&worker, signal, reach);
+                let given_up = self.fleet.signal(&worker, signal, reach);
+                self.inbox.extend(given_up);
                 // That it was told is not to be forgotten.
                 self.store.unsaved();
             }
             Effect::Forget { worker } => {
-                if let Some(ended) = self.running.remove(&worker.generation) {
-                    self.census.worker_ended(ended.pid);
-                    self.isolation.forget(&ended.confinement);
-                }
+                let forgotten = self.fleet.forget(&worker);
                 self.network.taken_back(&worker);
                 self.store.forget_process(worker.generation);
-                self.forget_output(worker.generation);
+                self.output.await_silence(worker.generation);
                 let others = [
                     fdstore::name::binds,
                     fdstore::name::notify,
@@ -135,8 +119,9 @@ impl Daemon {
                 others
                     .iter()
                     .for_each(|name| self.fdstore.forget(&name(worker.generation)));
-                self.forget_later(worker.generation);
-                self.meter.forget(worker.generation);
+                forgotten
+                    .into_iter()
+                    .for_each(|oldest| self.output.pump.forget(oldest));
             }
             Effect::Progress(progress) => self.calls.progress(&progress),
             Effect::Finished { op, result } => {
@@ -149,32 +134,11 @@ impl Daemon {
             }
             Effect::Removed { app } => {
                 self.network.remove(&app, &mut self.fdstore);
-                self.takeover.seen(&app);
+                self.fleet.forget_app(&app);
                 self.admin.forget(&app);
-                self.isolation.forget_app(&app);
                 self.event_log.forget(&app);
                 self.store.unsaved_for_reboot();
             }
-        }
-    }
-
-    /// Nothing is written to a worker's pipes any more: once they are empty, nobody has to keep them.
-    pub(super) fn forget_output(&mut self, generation: u64) {
-        let read = self.pump.tail(generation);
-        let events = self.events.clone();
-        tokio::spawn(async move {
-            let _ = read.await;
-            let _ = events.send(Event::Silent { generation });
-        });
-    }
-
-    /// The last words of a worker are asked for after its end: those of the latest few are kept.
-    fn forget_later(&mut self, generation: u64) {
-        self.remembered.push_back(generation);
-        if self.remembered.len() > REMEMBERED
-            && let Some(oldest) = self.remembered.pop_front()
-        {
-            self.pump.forget(oldest);
         }
     }
 
@@ -182,7 +146,7 @@ impl Daemon {
     fn relay(&mut self, app: &AppName, slot: u16, on: bool, hung: bool) {
         if on {
             // One that accepts nothing any more does not miss its blocking accept.
-            let accepts = |w: &Worker| w.id.slot == slot && !hung && !self.is_halted(&w.id);
+            let accepts = |w: &Worker| w.id.slot == slot && !hung && !self.fleet.is_halted(&w.id);
             let accepts = self.supervisor.workers(app).any(accepts);
             self.network.relay(app, slot, accepts);
         } else {
@@ -191,70 +155,66 @@ impl Daemon {
     }
 
     /// What could not be looked after before, unless a worker has the slot by now.
-    pub(super) fn look_after(&mut self, app: &AppName, slot: Option<u16>) {
+    pub(super) fn relay_again(&mut self, app: &AppName, slot: Option<u16>) {
         let taken = |slot: u16| self.supervisor.workers(app).any(|w| w.id.slot == slot);
         if !slot.is_some_and(taken) {
-            self.network.look_after(app, slot);
+            self.network.relay_again(app, slot);
         }
     }
 
     fn drain(&mut self, worker: WorkerId) {
-        let events = self.events.clone();
-        let generation = worker.generation;
-        let pid = self.running.get(&generation).map(|running| running.pid);
+        let pid = self.fleet.pid_of(&worker);
         let halted = move || pid.is_some_and(procfs::is_halted);
-        let Some(empty) = self.network.drain(&worker, halted) else {
+        if let Some(empty) = self.network.drain(&worker, halted) {
+            let ended = self.fleet.drain(worker, empty);
+            self.inbox.extend(ended);
+        }
+    }
+
+    /// Forks workers that wait, as many as a turn has time for. Each waits before its exec until the
+    /// state that has them all is saved.
+    pub(super) fn fork_some(&mut self) {
+        if !self.fleet.has_forks() {
             return;
-        };
-        let Some(running) = self.running.get_mut(&generation) else {
-            return self.inbox.push_back(Input::Drained { worker });
-        };
-        let wanted = Arc::new(());
-        let of = Arc::downgrade(&wanted);
-        let task = tokio::spawn(async move {
-            empty.await;
-            let _ = events.send(Event::Drained { worker, of });
-        });
-        // It holds copies of the sockets, and must not outlive the worker with them.
-        running.drain = Some(Drain {
-            _wanted: wanted,
-            _task: AbortOnDrop(task),
-        });
-    }
-
-    /// The answer of a drain that was called off meanwhile is not that of the next one.
-    pub(super) fn on_drained(&mut self, worker: WorkerId, of: &Weak<()>) {
-        if of.upgrade().is_some() {
-            self.handle(Input::Drained { worker });
         }
-    }
-
-    /// The worker's process was stopped by a signal (SIGSTOP): it accepts nothing.
-    fn is_halted(&self, worker: &WorkerId) -> bool {
-        let running = self.running.get(&worker.generation);
-        running.is_some_and(|running| procfs::is_halted(running.pid))
-    }
-
-    fn signal(&mut self, worker: &WorkerId, signal: i32, reach: Reach) {
-        let Some(running) = self.running.get_mut(&worker.generation) else {
-            return self.give_up_fork(worker);
-        };
-        running.remember_tree(&self.census);
-        let result = match reach {
-            Reach::Worker => running.signal(signal),
-            Reach::Tree => {
-                running.signal_tree(signal, &self.census);
-                Ok(())
+        let turn = Turn::begin();
+        let mut held: Vec<Held> = Vec::new();
+        while let Some(fork) = self.fleet.next_fork() {
+            match self.fork(&fork) {
+                Ok(process) => {
+                    self.store
+                        .record_process(fork.worker.generation, process.process);
+                    held.push(process);
+                    let worker = fork.worker;
+                    self.supervisor.handle(now(), Input::Forked { worker });
+                }
+                Err(reason) => self.inbox.push_back(Input::SpawnFailed {
+                    worker: fork.worker,
+                    reason,
+                }),
             }
-        };
-        // A process that is gone already needs no signal.
-        if let Err(why) = result
-            && why.raw_os_error() != Some(nix::libc::ESRCH)
-        {
-            complain(
-                &format!("{worker}: cannot send {}", signal_name(signal)),
-                why,
-            );
+            if turn.is_over() {
+                break;
+            }
         }
+        if !held.is_empty() {
+            self.store.unsaved();
+        }
+        self.save_if_needed();
+        held.into_iter().for_each(|held| self.fleet.let_go(held));
+        self.settle();
+    }
+
+    fn fork(&mut self, fork: &Fork) -> Result<Held, String> {
+        let spec = &fork.revision.spec;
+        let sockets = match self.fleet.way_to_sockets(spec).inherits() {
+            true => self
+                .network
+                .inherit(&fork.worker, &spec.listen)
+                .map_err(|why| format!("cannot hand over its sockets: {why}"))?,
+            false => Vec::new(),
+        };
+        self.fleet
+            .spawn(fork, sockets, &mut self.fdstore, &self.output)
     }
 }

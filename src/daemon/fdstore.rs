@@ -100,7 +100,7 @@ impl FdStore {
                 None,
             );
         };
-        let taken = socket.and_then(Link::take_up);
+        let taken = socket.and_then(Link::resume);
         let (backend, held) = match taken {
             Ok((link, held)) => (Backend::Keeper(link), held),
             Err(why) => {

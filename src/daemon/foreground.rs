@@ -29,22 +29,22 @@ pub enum ExitWhen {
 pub struct Verdict {
     ended: Option<Completion>,
     /// The signal that was a second one.
-    hurried: Option<i32>,
+    forced: Option<i32>,
 }
 
 impl Verdict {
     /// Workers are killed because of this signal.
-    pub fn hurried(&mut self, signal: i32) {
-        self.hurried = Some(signal);
+    pub fn forced(&mut self, signal: i32) {
+        self.forced = Some(signal);
     }
 
     /// The code that tells it: 0 after a graceful stop, 128 and the signal's number after one that
     /// was cut short, and that of the apps if they have ended by themselves.
     pub fn result(self) -> Result<(), Error> {
-        let hurried = self
-            .hurried
+        let forced = self
+            .forced
             .map(|signal| u8::try_from(128 + signal).unwrap_or(1));
-        match hurried.or(self.ended.map(Completion::code)) {
+        match forced.or(self.ended.map(Completion::code)) {
             None | Some(0) => Ok(()),
             Some(code) => Err(Error::Ended { code }),
         }

@@ -6,42 +6,31 @@
 
 mod admin;
 mod adopt;
-mod binds;
-mod bound;
-mod census;
 mod clients;
-mod command;
 mod effects;
 pub mod event_log;
+mod events;
 mod fdstore;
+mod fleet;
 mod foreground;
-mod forks;
-mod hiding;
-mod isolation;
-mod limit;
 mod log_health;
-mod memory;
 mod messages;
 mod network;
-mod notify;
 mod options;
+mod output;
 mod presence;
 mod probe;
 mod run;
 mod saving;
 mod signals;
-mod spawn;
 mod start;
 mod store;
 pub mod systemd;
-mod takeover_support;
-mod tree;
 mod triggers;
 mod upgrade;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -49,23 +38,23 @@ use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use crate::config::{AppName, Log, LogFormat};
+use crate::config::AppName;
 use crate::control::{Answer, Call, Failure};
 use crate::core::{Input, OpId, Supervisor, Time, Traces, WorkerId};
 use crate::exit::Exit;
-use crate::keeper;
-use crate::logs::{self, Console, Pump, stderr};
+use crate::logs::{self, Console, stderr};
 use crate::paths::Paths;
 use crate::sys::{process, takeover};
 use clients::Calls;
+use fleet::{Fleet, binds, takeover_support, tree};
 pub use foreground::ExitWhen;
 use foreground::Verdict;
 use network::Network;
 pub use options::{Options, StartRequest};
+use output::Output;
 use run::system;
 pub use run::{Error, run};
 use signals::{Caught, Signals};
-use spawn::Running;
 use start::Inheritance;
 pub use store::{State, decode as decode_state, is_of_foreground, known_from_before, left_behind};
 pub use triggers::REREAD;
@@ -93,7 +82,7 @@ enum Event {
         of: Weak<()>,
     },
     /// Somebody says that a worker is ready; who, if the kernel tells.
-    Said {
+    Notified {
         worker: WorkerId,
         by: Option<u32>,
     },
@@ -141,7 +130,7 @@ enum Event {
     /// The saved state was written, or could not be.
     Saved(store::Saved),
     /// An accept queue could not be looked after.
-    LookAfter {
+    RelayAgain {
         app: AppName,
         slot: Option<u16>,
     },
@@ -159,22 +148,10 @@ struct Daemon {
     events: Events,
     paths: Paths,
     options: Options,
-    pump: Pump,
-    takeover: takeover_support::TakeoverSupport,
-    isolation: isolation::Isolation,
+    fleet: Fleet,
     network: Network,
-    /// Workers that are to be forked.
-    forks: forks::Forks,
-    /// By generation.
-    running: HashMap<u64, Running>,
-    census: census::Census,
-    reaping: census::Reaping,
-    meter: memory::Memory,
+    output: Output,
     calls: Calls,
-    commands: command::Commands,
-    /// Ended workers whose last log lines are still there.
-    remembered: std::collections::VecDeque<u64>,
-    troubles: log_health::Troubles,
     /// Results of effects that were known at once.
     inbox: std::collections::VecDeque<Input>,
     ending: bool,
@@ -186,10 +163,6 @@ struct Daemon {
     systemd: systemd::Notifier,
     /// What outlives this process.
     fdstore: fdstore::FdStore,
-    /// What workers have bound.
-    bound: bound::Bound,
-    /// Who holds listeners of filters that workers may not hold themselves.
-    bind_holder: keeper::binds_link::Link,
     /// The keeper that started us.
     keeper: Option<u32>,
     /// Lines of the keeper that had been lost when it started us.
@@ -200,7 +173,7 @@ struct Daemon {
     store: store::Store,
     event_log: event_log::EventLog,
     presence: presence::Presence,
-    doors: clients::server::Doors,
+    control_sockets: clients::server::ControlSockets,
     upgrading: Option<upgrade::Pending>,
 }
 
@@ -208,7 +181,7 @@ struct Daemon {
 struct Started {
     daemon: Daemon,
     inbox: mpsc::UnboundedReceiver<Event>,
-    log_problems: mpsc::UnboundedReceiver<logs::Event>,
+    log_problems: output::Problems,
     signals: Signals,
     /// Ends when the last conversation with a client has.
     conversations: mpsc::Receiver<()>,
@@ -243,8 +216,8 @@ async fn serve(
     process::forget_program_pages();
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut now_and_then = tokio::time::interval(Duration::from_secs(10));
-    now_and_then.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut housekeeping = tokio::time::interval(Duration::from_secs(10));
+    housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         daemon.settle();
         daemon.fork_some();
@@ -260,7 +233,7 @@ async fn serve(
             .poll_timeout(now())
             .and_then(|at| tokio::time::Instant::now().checked_add(at.since(now())));
         let (upgrade_wakes, systemd_wakes) = (daemon.upgrade_wakes(), daemon.systemd.wake());
-        daemon.census.turn();
+        daemon.fleet.turn();
         tokio::select! {
             biased;
             () = sleep_until(wake) => {
@@ -272,15 +245,15 @@ async fn serve(
             () = daemon.presence.disturbed() => daemon.stay_findable(),
             () = sleep_until(upgrade_wakes) => {}
             stop = signals.next() => daemon.on_signal(stop),
-            Some(problem) = log_problems.recv() => daemon.troubles.note(problem),
-            _ = every_second.tick(), if daemon.meter.wanted() => daemon.measure(),
+            Some(problem) = log_problems.recv() => daemon.output.troubles.note(problem),
+            _ = every_second.tick(), if daemon.fleet.measures() => daemon.measure(),
             () = sleep_until(systemd_wakes) => {}
-            _ = now_and_then.tick(), if daemon.looks_after_something() => daemon.now_and_then(),
-            () = sleep_until(daemon.reaping.wake()) => daemon.reap(),
+            _ = housekeeping.tick(), if daemon.has_housekeeping() => daemon.housekeeping(),
+            () = sleep_until(daemon.fleet.reaping_wakes()) => daemon.fleet.reap(),
             // Behind everything that comes more rarely: a stream of events must not keep that away.
             Some(event) = inbox.recv() => daemon.on_event(event),
             // The next forks, once every task had its turn.
-            () = tokio::task::yield_now(), if !daemon.forks.is_empty() => {}
+            () = tokio::task::yield_now(), if daemon.fleet.has_forks() => {}
         }
         daemon.on_events(&mut inbox);
     }
@@ -289,17 +262,17 @@ async fn serve(
     presence::move_out(paths);
     // No worker is left, so its holder has nothing to hold.
     let _ = std::fs::remove_file(paths.binds());
-    daemon.pump.shutdown();
+    daemon.output.pump.shutdown();
     daemon.end_of_state();
     let Daemon {
         calls,
         verdict,
-        isolation,
-        doors,
+        fleet,
+        control_sockets,
         ..
     } = daemon;
-    drop(doors);
-    isolation.end();
+    drop(control_sockets);
+    fleet.isolation.end();
     let _ = std::fs::remove_dir(paths.notify_of_others());
     // Answers that are on their way still get there.
     let _ = tokio::time::timeout(LAST_WORDS, conversations.recv()).await;
@@ -356,69 +329,16 @@ impl Daemon {
         }
     }
 
-    /// Handles all that tasks have sent so far.
-    fn on_events(&mut self, inbox: &mut mpsc::UnboundedReceiver<Event>) {
-        while let Ok(event) = inbox.try_recv() {
-            self.on_event(event);
-        }
-    }
-
-    fn on_event(&mut self, event: Event) {
-        match event {
-            Event::Input(input) => self.on_input(input),
-            Event::Traces {
-                worker,
-                traces,
-                and_then,
-            } => {
-                self.supervisor
-                    .handle(now(), Input::Traces { worker, traces });
-                let end = and_then.map(|end| self.complete_end(end));
-                end.into_iter()
-                    .for_each(|end| self.supervisor.handle(now(), end));
-                self.settle();
-            }
-            Event::Ask(ask) => self.on_ask(ask),
-            Event::Call { call, answer } => self.on_call(call, answer),
-            Event::Drained { worker, of } => self.on_drained(worker, &of),
-            Event::Said { worker, by } => self.on_said(&worker, by),
-            Event::ShutDown { app } => self.network.mend(&app),
-            Event::SteerAgain { app } => self.network.steer_again(&app),
-            Event::LookAfter { app, slot } => self.look_after(&app, slot),
-            Event::Trapped { worker, call } => self.on_trapped(&worker, &call),
-            Event::Unseen { app, why } => self.on_unseen(&app, why),
-            Event::Tried { who, tried } => self.on_tried(&who, tried),
-            Event::Executed {
-                worker,
-                pid,
-                listener,
-            } => self.on_executed(worker, pid, listener),
-            Event::HowEnded { pid, answer } => self.fdstore.how_ended(pid, answer),
-            Event::Silent { generation } => self
-                .fdstore
-                .forget_all(&[format!("out/{generation}/"), format!("err/{generation}/")]),
-            Event::Saved(how) => self.on_saved(how),
-            Event::Upgrade(pending) => self.on_upgrade(pending),
-            Event::Explained { op, failure } => self.on_explained(op, failure),
-        }
-    }
-
-    fn on_input(&mut self, input: Input) {
-        // Why a worker ended that has not bound its port is looked for before its end counts.
-        if let Input::Exited { worker, .. } = &input
-            && self.supervisor.wonders(worker)
-            && self.look_for_traces(worker.clone(), Some(input.clone()))
-        {
-            return;
-        }
-        let input = self.complete_end(input);
-        self.handle(input);
+    /// Reads the memory of workers that have a limit.
+    fn measure(&mut self) {
+        let news = self.fleet.measure(&self.supervisor);
+        self.handle_any(news);
     }
 
     fn on_signal(&mut self, caught: Caught) {
         match caught {
-            Caught::Child => self.reap_soon(),
-            Caught::Reopen => self.pump.reopen(),
+            Caught::Child => self.fleet.reap_soon(),
+            Caught::Reopen => self.output.pump.reopen(),
             Caught::Hangup if !self.options.foreground => {}
             Caught::Hangup if !self.ending && !foreground::has_terminal() => self.on_hangup(),
             Caught::Hangup => self.told_to_stop(Signal::SIGHUP as i32),
@@ -429,33 +349,31 @@ impl Daemon {
     fn told_to_stop(&mut self, signal: i32) {
         if self.ending {
             warn!("told again to stop: killing what is left");
-            self.verdict.hurried(signal);
-            self.handle(Input::Hurry);
+            self.verdict.forced(signal);
+            self.handle(Input::ForceStop);
         } else {
             info!("told to stop: stopping every app");
             self.stop_everything();
         }
     }
 
-    /// Whether there is anything to do now and then.
-    fn looks_after_something(&self) -> bool {
+    /// Whether there is anything that [`Self::housekeeping`] is for.
+    fn has_housekeeping(&self) -> bool {
         !self.network.is_empty()
             || self.store.troubles().next().is_some()
             || self.admin.in_trouble()
             || self.presence.needs_looks()
     }
 
-    fn now_and_then(&mut self) {
-        let running = &self.running;
-        self.network.look_for_strangers(|app, pid| {
-            let mut of_app = running.values().filter(|running| running.id.app == *app);
-            of_app.any(|running| running.owns(pid))
-        });
-        self.isolation.look_at_memory();
+    fn housekeeping(&mut self) {
+        let fleet = &mut self.fleet;
+        self.network
+            .check_port_conflicts(|app, pid| fleet.owns(app, pid));
+        fleet.isolation.look_at_memory();
         self.save_again();
         self.open_admin_again();
         self.fdstore.store_again();
-        self.tend_bind_holder();
+        self.fleet.tend_bind_holder(&self.fdstore);
         self.store.stay_in_use(&self.paths);
         self.stay_findable();
         self.event_log.tend();
@@ -503,33 +421,10 @@ impl Daemon {
     fn over(&self) -> bool {
         self.ending && self.supervisor.idle() && self.calls.finished()
     }
-
-    /// Where the lines of an app go.
-    fn log_settings(&self, name: &AppName, log: &Log) -> logs::Settings {
-        let folder = self.paths.logs();
-        let default = |kind: &str| match self.options.no_log_files {
-            true => "/dev/null".into(),
-            false => folder.join(format!("{name}-{kind}.log")),
-        };
-        let file =
-            |given: &Option<PathBuf>, kind: &str| given.clone().unwrap_or_else(|| default(kind));
-        logs::Settings {
-            out: file(&log.out, "out"),
-            err: file(&log.err, "err"),
-            format: match log.format {
-                LogFormat::Text => logs::Format::Text,
-                LogFormat::Json => logs::Format::Json,
-            },
-            timestamps: log.timestamps,
-            max_size: log.max_size,
-            keep: log.keep as usize,
-            compress: log.compress,
-        }
-    }
 }
 
-/// Says what went wrong with something that is not the user's doing and cannot be waited out.
-fn complain(what: &str, why: impl std::fmt::Display) {
+/// Logs a failure that is not the user's doing, and that waiting does not cure.
+fn log_error(what: &str, why: impl std::fmt::Display) {
     error!("{what}: {why}");
 }
 

@@ -361,12 +361,12 @@ impl Daemon {
         if self.ending {
             return;
         }
-        let doors = &mut self.doors;
+        let control_sockets = &mut self.control_sockets;
         let remade = self
             .presence
-            .make_findable(&self.paths, |control| doors.open(control));
+            .make_findable(&self.paths, |control| control_sockets.open(control));
         if remade.state {
-            self.pump.reopen();
+            self.output.pump.reopen();
             let log = self.paths.daemon_log();
             if let Err(why) = crate::logs::stderr::begin_again(&log) {
                 warn!("cannot open {}: {why}", log.display());
@@ -375,7 +375,7 @@ impl Daemon {
         if remade.anything {
             self.store.unsaved_for_reboot();
         }
-        self.tend_bind_holder();
+        self.fleet.tend_bind_holder(&self.fdstore);
     }
 }
 

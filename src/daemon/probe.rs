@@ -12,12 +12,11 @@ use hyper::{Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::Daemon;
-use super::command::{self, Command, Commands, c_environment, c_strings};
-use super::isolation::Confinement;
-use super::limit::{Overrun, within};
-use super::network::ProbeTarget;
-use super::spawn::environment;
+use super::fleet::command::{self, Command, Commands, c_environment, c_strings};
+use super::fleet::isolation::Confinement;
+use super::fleet::limit::{Overrun, within};
+use super::fleet::{Fleet, environment};
+use super::network::{Network, ProbeTarget};
 use crate::config::{Check, Probe};
 use crate::core::{Exit, Purpose, Revision, WorkerId};
 use crate::sys::listen::{Backlog, backlog};
@@ -48,32 +47,32 @@ enum Kind {
     Nothing,
 }
 
-impl Daemon {
-    pub(super) fn probe_target(
-        &self,
-        id: &WorkerId,
-        purpose: Purpose,
-        (instance, pid): (u16, Option<u32>),
+impl Try {
+    /// A check of the worker (with its purpose, instance and pid). `None`: there is no way to its slot.
+    pub fn of(
+        (id, purpose, instance, pid): (&WorkerId, Purpose, u16, Option<u32>),
         revision: &Revision,
-    ) -> Option<Try> {
+        fleet: &Fleet,
+        network: &Network,
+    ) -> Option<Self> {
         let spec = &revision.spec;
         let probe = match purpose {
             Purpose::Readiness => spec.readiness.clone(),
             Purpose::Liveness => spec.liveness.clone()?,
         };
-        let inherits = self.way_to_sockets(spec).inherits();
+        let inherits = fleet.way_to_sockets(spec).inherits();
         let kind = match &probe.check {
-            Check::Http { .. } => Kind::Http(self.network.probe_target(id, &spec.listen)?),
+            Check::Http { .. } => Kind::Http(network.probe_target(id, &spec.listen)?),
             Check::Tcp => Kind::Tcp {
-                target: self.network.probe_target(id, &spec.listen)?,
-                queue: self.network.probe_queue(id, &spec.listen)?,
+                target: network.probe_target(id, &spec.listen)?,
+                queue: network.probe_queue(id, &spec.listen)?,
             },
             Check::Exec { .. } => {
                 let mut env = environment(id, instance, revision, inherits);
                 env.insert("RSUP_PID".into(), pid.unwrap_or(0).to_string());
-                let confinement = self.running.get(&id.generation)?.confinement.clone();
+                let confinement = fleet.confinement_of(id)?.clone();
                 Kind::Exec {
-                    commands: self.commands.clone(),
+                    commands: fleet.commands.clone(),
                     env,
                     cwd: spec.cwd_resolved.clone(),
                     confinement,
@@ -81,7 +80,7 @@ impl Daemon {
             }
             Check::Notify | Check::Alive => Kind::Nothing,
         };
-        Some(Try { probe, kind })
+        Some(Self { probe, kind })
     }
 }
 

@@ -3,17 +3,11 @@
 use tracing::{info, warn};
 
 use super::fdstore::name::STATE;
-use super::store::{self, Ending, Process, ReadError, Saved, State};
+use super::store::{self, Ending, ReadError, Saved, State};
 use super::{Daemon, now};
-use crate::core::WorkerId;
 use crate::keeper::{AGAIN, GO_ON};
 
 impl Daemon {
-    pub(super) fn record(&mut self, worker: &WorkerId, process: Process) {
-        self.store.record_process(worker.generation, process);
-        self.store.unsaved();
-    }
-
     pub(super) fn save_if_needed(&mut self) {
         if self.store.is_unsaved() || self.supervisor.to_be_saved() {
             self.note_results();

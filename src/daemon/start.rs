@@ -1,6 +1,6 @@
 //! How a daemon begins: with nothing, after another one's death, or in place of another program.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -8,20 +8,19 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::clients::Calls;
-use super::clients::server::Doors;
+use super::clients::server::ControlSockets;
 use super::event_log::EventLog;
 use super::fdstore::{self, FdStore};
-use super::isolation::Isolation;
+use super::fleet::Fleet;
 use super::network::Network;
+use super::output::Output;
 use super::presence::{self, Handles, Presence};
 use super::signals::Signals;
 use super::store::{self, Store};
 use super::systemd::{self, Received};
-use super::takeover_support::TakeoverSupport;
-use super::{Daemon, Error, Options, Started, memory, now, system};
+use super::{Daemon, Error, Options, Started, now, system};
 use crate::core::Supervisor;
 use crate::keeper::LOST;
-use crate::keeper::binds_link::Link as BindHolder;
 use crate::logs::{self, Pump, stderr};
 use crate::paths::Paths;
 use crate::sys::process;
@@ -142,25 +141,16 @@ impl Daemon {
         let store = Store::start(paths, &options, &events)
             .map_err(system("cannot start the thread that saves"))?;
         let (open, conversations) = mpsc::channel(1);
-        let doors = Doors::new(events.clone(), open);
+        let control_sockets = ControlSockets::new(events.clone(), open);
         let mut daemon = Daemon {
             supervisor: Supervisor::new(fastrand::u64(..)),
             events: events.clone(),
             paths: paths.clone(),
+            output: Output::new(pump, events.clone(), paths, options.no_log_files),
             options,
-            pump,
-            takeover: TakeoverSupport::begin(),
-            isolation: Isolation::begin(paths, nofile),
+            fleet: Fleet::new(paths, events.clone(), nofile),
             network: Network::new(events.clone(), systemd::given(received.sockets)),
-            forks: Default::default(),
-            running: HashMap::new(),
-            census: Default::default(),
-            reaping: Default::default(),
-            meter: memory::Memory::default(),
             calls: Calls::default(),
-            commands: super::command::Commands::default(),
-            remembered: VecDeque::new(),
-            troubles: Default::default(),
             inbox: VecDeque::new(),
             ending: false,
             cut_short: false,
@@ -169,8 +159,6 @@ impl Daemon {
             started: now(),
             systemd: received.notifier,
             fdstore,
-            bound: Default::default(),
-            bind_holder: BindHolder::new(paths.binds()),
             keeper,
             lost_by_keeper: std::env::var(LOST)
                 .ok()
@@ -180,7 +168,7 @@ impl Daemon {
             event_log: EventLog::open(paths.events(), store.boot().to_owned()),
             store,
             presence: Presence::begin(paths, handles),
-            doors,
+            control_sockets,
             upgrading: None,
         };
         info!(
@@ -200,10 +188,13 @@ impl Daemon {
         // From now on commands are heard; until then they wait in the queue.
         let socket = daemon.presence.handles().control.try_clone();
         let no_socket = || system("cannot listen on the control socket");
-        let opened = socket.and_then(|socket| daemon.doors.open(socket));
+        let opened = socket.and_then(|socket| daemon.control_sockets.open(socket));
         opened.map_err(no_socket())?;
         if let Some(former) = former_socket {
-            daemon.doors.open_too(former).map_err(no_socket())?;
+            daemon
+                .control_sockets
+                .open_too(former)
+                .map_err(no_socket())?;
         }
         if is_upgrade {
             // The program before may have been of an earlier version.

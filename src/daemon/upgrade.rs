@@ -23,14 +23,14 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::clients::{Caller, reply};
-use super::command::{Command, Commands, Failed, c_strings};
 use super::fdstore::{Backend, FdStore};
-use super::isolation::Confinement;
+use super::fleet::command::{Command, Commands, Failed, c_strings};
+use super::fleet::isolation::Confinement;
 use super::presence::Handles;
 use super::start::Inheritance;
 use super::store::{self, State, Upgrade};
 use super::systemd::{self, Received};
-use super::{Daemon, Event, Options, complain, now};
+use super::{Daemon, Event, Options, log_error, now};
 use crate::control::{self, Answer, Failure, FailureCode, HowUpgraded};
 use crate::core::{Time, WorkerPhase};
 use crate::exit::Exit;
@@ -182,7 +182,7 @@ fn take_over(manifest: OwnedFd) -> io::Result<(Inheritance, Back)> {
 impl Inheritance {
     /// The fdstore of the program before.
     pub fn fdstore(&mut self, systemd: Option<Arc<systemd::Link>>) -> FdStore {
-        let backend = match self.keeper.take().map(Link::take_up) {
+        let backend = match self.keeper.take().map(Link::resume) {
             Some(Ok((link, _))) => Backend::Keeper(link),
             Some(Err(why)) => {
                 warn!("the keeper cannot be used: {why}");
@@ -359,7 +359,7 @@ impl Daemon {
         let as_version_1 = self.store.as_version_1(&self.supervisor);
         let events = self.events.clone();
         let folder = self.paths.runtime.clone();
-        let commands = self.commands.clone();
+        let commands = self.fleet.commands.clone();
         tokio::spawn(async move {
             let mut reads = Reads::Current;
             let mut tried = try_out(&commands, program.clone(), state, &folder).await;
@@ -558,7 +558,7 @@ impl Daemon {
                 "{} died before it was up; the former rsup went on",
                 upgrade.program.display()
             );
-            complain("not upgraded", &why);
+            log_error("not upgraded", &why);
             self.store.upgrade_ended(Err(why));
         }
     }

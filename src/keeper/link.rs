@@ -45,7 +45,7 @@ impl Link {
     ///
     /// # Errors
     /// `TimedOut`; `BrokenPipe` if it is dead; `InvalidData` if it is of another version.
-    pub fn take_up(socket: OwnedFd) -> io::Result<(Link, BTreeMap<String, OwnedFd>)> {
+    pub fn resume(socket: OwnedFd) -> io::Result<(Link, BTreeMap<String, OwnedFd>)> {
         nix::fcntl::fcntl(
             &socket,
             nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),

@@ -136,7 +136,8 @@ pub enum Killed {
     /// It had not ended within `kill_timeout`.
     Timeout { timeout_ms: u64 },
     /// A second stop asked to end everything at once.
-    Hurry,
+    #[serde(alias = "hurry")]
+    Forced,
 }
 
 impl What {

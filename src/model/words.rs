@@ -322,7 +322,7 @@ impl Display for Killed {
                     ms(*timeout_ms)
                 )
             }
-            Self::Hurry => f.write_str("it was to end at once"),
+            Self::Forced => f.write_str("it was to end at once"),
         }
     }
 }

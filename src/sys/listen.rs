@@ -75,7 +75,7 @@ pub struct Group {
 
 /// The result of [`Group::mend`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mended {
+pub enum Repaired {
     /// All sockets listen.
     Whole,
     /// Some had been shut down and listen again; indexes have changed.
@@ -217,13 +217,13 @@ impl Group {
     ///
     /// # Errors
     /// When one cannot listen again, or the order could not be found: the next call tries again.
-    pub fn mend(&mut self) -> io::Result<Mended> {
+    pub fn repair(&mut self) -> io::Result<Repaired> {
         if self.others > 0 {
             let before = self.others;
             self.count_others()?;
             self.ordered &= self.others >= before;
         }
-        let mut mended = Mended::Whole;
+        let mut mended = Repaired::Whole;
         // Others may be shut down in the meantime.
         for _ in 0..ROUNDS {
             let mut left = Vec::new();
@@ -235,7 +235,7 @@ impl Group {
             if left.is_empty() && self.ordered {
                 return Ok(mended);
             }
-            mended = Mended::Again;
+            mended = Repaired::Again;
             // What one alone does to the order is known.
             let known = self.ordered && left.len() == 1 && self.others == 0;
             let end = self.sockets.len() - left.len();

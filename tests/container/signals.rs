@@ -44,7 +44,7 @@ fn sigquit_ends_it_gracefully() {
 }
 
 /// Of a container that a second signal has ended.
-fn hurried() -> Option<Home> {
+fn forced() -> Option<Home> {
     let home = Home::new();
     web(
         &home,
@@ -61,8 +61,8 @@ fn hurried() -> Option<Home> {
 }
 
 #[test]
-fn a_second_signal_hurries_and_the_exit_code_says_so() {
-    let Some(home) = hurried() else { return };
+fn a_second_signal_forces_the_stop_and_the_exit_code_tells_so() {
+    let Some(home) = forced() else { return };
     assert!(said(&home).contains("told again to stop"));
 }
 
@@ -397,7 +397,7 @@ fn so_it_does_after_rsup_kill_was() {
 
 #[test]
 fn so_it_does_after_a_second_signal() {
-    let Some(home) = hurried() else { return };
+    let Some(home) = forced() else { return };
     let Some(container) = Container::start(&home, &[]) else {
         return;
     };

@@ -192,7 +192,7 @@ fn an_open_folder_does_not_open_the_control_socket() {
     )
     .expect("chmod");
     let first = said(&home);
-    // It may have tried before the doors were open: a second worker surely comes after.
+    // It may have tried before the control_sockets were open: a second worker surely comes after.
     let pid = first["pid"].as_u64().expect("a pid") as u32;
     crate::common::signal(pid, nix::sys::signal::Signal::SIGKILL);
     let ask = wait_for("the second try", || {

@@ -87,7 +87,7 @@ fn sigterm_stops_everything_gracefully() {
 }
 
 #[test]
-fn a_second_signal_hurries() {
+fn a_second_signal_forces_the_stop() {
     let home = Home::new();
     home.web(
         "web",

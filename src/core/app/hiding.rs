@@ -44,7 +44,7 @@ impl App {
     }
 
     /// Whether hiding the port may help a worker that fails now or makes no progress.
-    pub fn wonders(&self, worker: &Worker) -> bool {
+    pub fn wants_traces(&self, worker: &Worker) -> bool {
         let spec = self.spec_of(worker);
         let coming = matches!(
             worker.state,
@@ -61,16 +61,16 @@ impl App {
     }
 
     pub(super) fn start_to_wonder(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let look = self.wonder_at(id).then(|| cx.now + FIRST_LOOK);
+        let look = self.wants_traces_of(id).then(|| cx.now + FIRST_LOOK);
         if let Some(worker) = self.worker(id) {
             worker.port.look = look;
         }
     }
 
-    fn wonder_at(&self, id: &WorkerId) -> bool {
+    fn wants_traces_of(&self, id: &WorkerId) -> bool {
         self.workers()
             .find(|w| w.id == *id)
-            .is_some_and(|w| self.wonders(w))
+            .is_some_and(|w| self.wants_traces(w))
     }
 
     /// Looks for traces once it is time to.
@@ -80,11 +80,11 @@ impl App {
         if worker.is_none_or(|w| w.port.look.is_none_or(|at| at > now)) {
             return;
         }
-        let wonders = self.wonder_at(id);
+        let wants_traces = self.wants_traces_of(id);
         if let Some(worker) = self.worker(id) {
             worker.port.look =
-                wonders.then(|| cx.now + cx.now.since(worker.started).max(FIRST_LOOK));
-            if wonders {
+                wants_traces.then(|| cx.now + cx.now.since(worker.started).max(FIRST_LOOK));
+            if wants_traces {
                 cx.out
                     .push_back(Effect::LookForTraces { worker: id.clone() });
             }
@@ -116,8 +116,11 @@ impl App {
     }
 
     pub fn on_bound_elsewhere(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
-        let wonders = self.wonder_at(id);
-        if let Some(worker) = self.worker(id).filter(|w| wonders && !w.port.elsewhere) {
+        let wants_traces = self.wants_traces_of(id);
+        if let Some(worker) = self
+            .worker(id)
+            .filter(|w| wants_traces && !w.port.elsewhere)
+        {
             worker.port.elsewhere = true;
             cx.out
                 .push_back(Effect::LookForTraces { worker: id.clone() });
@@ -131,8 +134,8 @@ impl App {
     }
 
     pub fn on_traces(&mut self, id: &WorkerId, traces: Traces, cx: &mut Context<'_>) {
-        let wonders = self.wonder_at(id);
-        let Some(worker) = self.worker(id).filter(|_| wonders) else {
+        let wants_traces = self.wants_traces_of(id);
+        let Some(worker) = self.worker(id).filter(|_| wants_traces) else {
             return;
         };
         if !worker.port.found(traces) {
@@ -173,7 +176,7 @@ impl App {
         loss: Option<&Loss>,
         cx: &mut Context<'_>,
     ) -> bool {
-        if self.wonders(worker) && worker.port.tested {
+        if self.wants_traces(worker) && worker.port.tested {
             self.try_hidden(worker, loss, cx);
             return true;
         }

@@ -181,7 +181,7 @@ impl App {
                 .count()
         };
         let filled = count(&|w| self.stage(w, now) == Stage::Available);
-        let manned = count(&|w| w.ready());
+        let occupied = count(&|w| w.ready());
         let back = matches!(rollout.phase, Phase::RollBack { .. });
         let others = self
             .sets
@@ -227,7 +227,7 @@ impl App {
             target: self.current,
             instances: self.instances,
             filled: u16::try_from(filled).unwrap_or(u16::MAX),
-            manned: u16::try_from(manned).unwrap_or(u16::MAX),
+            occupied: u16::try_from(occupied).unwrap_or(u16::MAX),
             most: self.most(),
             others,
             listening: self.listening.pending.is_none(),

@@ -36,7 +36,7 @@ impl App {
         self.steered = None;
         self.steer(cx);
         for (_, id) in &ids {
-            self.take_up(id, cx);
+            self.revive_worker(id, cx);
             self.was_not_needed(id);
         }
         let grace = cx.now + GRACE.min(self.spec().reload.deadline);
@@ -228,7 +228,7 @@ impl App {
     }
 
     /// Continues with the worker's next step.
-    fn take_up(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
+    fn revive_worker(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let Some(worker) = self.worker(id) else {
             return;
         };

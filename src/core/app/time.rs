@@ -20,12 +20,12 @@ const SWEEP_AGAIN: Duration = Duration::from_secs(1);
 
 impl App {
     /// Everything that is being stopped is killed now.
-    pub fn hurry(&mut self, cx: &mut Context<'_>) {
+    pub fn force_stop(&mut self, cx: &mut Context<'_>) {
         let workers: Vec<Worker> = self.workers().cloned().collect();
         for Worker { id, state, .. } in workers {
             match state {
                 State::Draining { .. } | State::Stopping { .. } => {
-                    self.kill(&id, Killed::Hurry, cx)
+                    self.kill(&id, Killed::Forced, cx)
                 }
                 State::Sweeping { killed: false, .. } => self.sweep(&id, cx),
                 State::Sweeping { killed: true, .. }
@@ -140,7 +140,7 @@ impl App {
     }
 
     /// Whether something has to be done by some time.
-    pub fn hurries(&self) -> bool {
+    pub fn has_deadline(&self) -> bool {
         self.rollout
             .as_ref()
             .is_some_and(|o| o.deadline().is_some())

@@ -577,7 +577,7 @@ mod tests {
                     target: NEW,
                     instances,
                     filled,
-                    manned: filled,
+                    occupied: filled,
                     most,
                     others: vec![Other {
                         revision: OLD,

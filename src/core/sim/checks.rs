@@ -222,7 +222,7 @@ fn most(app: &App) -> u16 {
 }
 
 pub fn signal(world: &mut World, worker: &WorkerId, signal: i32, reach: Reach) {
-    let (now, hurried) = (world.now, world.hurried);
+    let (now, forced) = (world.now, world.forced);
     let process = world
         .processes
         .get_mut(worker)
@@ -232,7 +232,7 @@ pub fn signal(world: &mut World, worker: &WorkerId, signal: i32, reach: Reach) {
         (SIGKILL, Reach::Tree) => {
             let due = process.stop_sent.is_some_and(|at| at + kill_timeout <= now);
             assert!(
-                due || hurried || !process.alive,
+                due || forced || !process.alive,
                 "{worker} is killed too early"
             );
         }

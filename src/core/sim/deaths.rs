@@ -97,7 +97,7 @@ impl World {
                 | Input::Drained { .. }
                 | Input::NotProbed { .. }
                 | Input::Traces { .. }
-                | Input::Hurry
+                | Input::ForceStop
                 | Input::Tick => {}
             }
         }

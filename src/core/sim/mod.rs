@@ -146,7 +146,7 @@ pub struct World {
     /// Workers whose queue is being emptied.
     pub draining: BTreeSet<WorkerId>,
     pub spawned: u64,
-    pub hurried: bool,
+    pub forced: bool,
     /// Restores the state from what was written down, and injects late inputs, now and then.
     pub mischief: bool,
     /// When the daemon is killed.
@@ -202,7 +202,7 @@ impl World {
             events: Vec::new(),
             draining: BTreeSet::new(),
             spawned: 0,
-            hurried: false,
+            forced: false,
             mischief: false,
             death: deaths::Death::Never,
             reviving: false,
@@ -340,7 +340,7 @@ impl World {
                 if !process.alive {
                     return;
                 }
-                if self.core.wonders(worker) {
+                if self.core.wants_traces(worker) {
                     let traces = self.traces(worker);
                     self.core.handle(
                         self.now,
@@ -407,7 +407,7 @@ impl World {
             | Input::SpawnFailed { .. }
             | Input::NotProbed { .. }
             | Input::Traces { .. }
-            | Input::Hurry
+            | Input::ForceStop
             | Input::Tick => {}
         }
         self.handle(input);
@@ -450,7 +450,7 @@ impl World {
 
     /// Gives an input to the core, carries out what comes of it, and checks; returns the number of effects.
     pub fn handle(&mut self, input: Input) -> usize {
-        self.hurried |= input == Input::Hurry;
+        self.forced |= input == Input::ForceStop;
         self.before = checks::before(&self.core);
         self.core.handle(self.now, input.clone());
         self.stood_still &= input != Input::Tick;

@@ -15,7 +15,7 @@ enum Act {
     Reload(u8, bool),
     Scale(u16),
     Crash(u8),
-    Hurry,
+    ForceStop,
 }
 
 /// The chances of each fault, in 256ths, for workers of even and odd revisions.
@@ -110,7 +110,7 @@ fn act() -> impl Strategy<Value = Act> {
         6 => any::<(u8, bool)>().prop_map(|(to, queue)| Act::Reload(to, queue)),
         3 => (0u16..6).prop_map(Act::Scale),
         4 => any::<u8>().prop_map(Act::Crash),
-        1 => Just(Act::Hurry),
+        1 => Just(Act::ForceStop),
     ]
 }
 
@@ -246,8 +246,8 @@ fn go_on(
                 }
                 continue;
             }
-            Act::Hurry => {
-                world.handle(Input::Hurry);
+            Act::ForceStop => {
+                world.handle(Input::ForceStop);
                 continue;
             }
         };

@@ -358,14 +358,14 @@ fn a_stop_drains_first_and_kills_what_does_not_end() {
 }
 
 #[test]
-fn hurry_kills_at_once() {
+fn a_forced_stop_kills_at_once() {
     let (mut world, name) = running(2);
     for process in world.processes.values_mut() {
         process.behaviour.drains_after = None;
         process.behaviour.stops_after = None;
     }
     let op = world.ask(&name, Request::Stop);
-    world.handle(Input::Hurry);
+    world.handle(Input::ForceStop);
     world.run(ms(100));
     assert!(world.finished[&op].is_ok());
 }

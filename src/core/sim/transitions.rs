@@ -21,7 +21,7 @@ const INPUTS: [&str; 18] = [
     "drained",
     "above max_memory",
     "deadline",
-    "hurry",
+    "force stop",
     "stop",
     "reload",
     "restart",
@@ -203,7 +203,7 @@ impl One {
                 }
                 Input::Tick
             }
-            "hurry" => Input::Hurry,
+            "force stop" => Input::ForceStop,
             "stop" => return self.ask(Request::Stop),
             "reload" => return self.ask(reload(&spec())),
             "restart" => {

@@ -68,7 +68,7 @@ impl Daemon {
                     apps: self.supervisor.names().count(),
                     troubles: self.own_troubles(),
                     lost_messages: self.lost_messages().lines,
-                    logs: self.pump.stats(),
+                    logs: self.output.pump.stats(),
                 };
                 let _ = answer.send(health);
             }
@@ -98,7 +98,7 @@ impl Daemon {
         let mut apps = self.app_facts();
         let mut views: Vec<AppView> = apps.iter().map(|app| app.view.clone()).collect();
         self.complete(&mut views);
-        let times = self.processor_times(&views);
+        let times = self.fleet.processor_times(&views);
         for ((app, view), cpu) in apps.iter_mut().zip(views).zip(times) {
             (app.view, app.cpu) = (view, cpu);
         }
@@ -118,7 +118,7 @@ impl Daemon {
                 .as_ref()
                 .map(crate::logs::Console::lost),
             messages: self.options.console.is_none().then(|| self.lost_messages()),
-            logs: self.pump.stats(),
+            logs: self.output.pump.stats(),
         }
     }
 }

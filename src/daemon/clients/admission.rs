@@ -20,7 +20,7 @@ impl Daemon {
             }
             spec.validate()
                 .map_err(|why| Failure::new(FailureCode::BadRequest, why))?;
-            self.isolation.refuse(spec)?;
+            self.fleet.isolation.refuse(spec)?;
             let by_another = |address| {
                 let mut owners = taken.get(address)?.iter();
                 Some((address, owners.find(|owner| ***owner != spec.name)?))

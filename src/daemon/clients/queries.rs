@@ -7,7 +7,8 @@ use crate::control::{
     Target, VERSION, WorkerEnv,
 };
 use crate::core::{AppView, Description};
-use crate::daemon::{Daemon, now, spawn};
+use crate::daemon::fleet::environment;
+use crate::daemon::{Daemon, now};
 use crate::sys::procfs;
 use crate::sys::takeover::Support;
 
@@ -62,10 +63,20 @@ impl Daemon {
         self.complete(&mut views);
         for view in &mut views {
             if let Some(logs) = self.log_files(&view.name).filter(|_| view.reason.is_none()) {
-                view.reason = self.troubles.of(&[&logs.out, &logs.err]).next();
+                view.reason = self.output.troubles_of(&[&logs.out, &logs.err]).next();
             }
         }
         views
+    }
+
+    /// Adds to views what only the daemon knows.
+    pub(in crate::daemon) fn complete(&mut self, views: &mut [AppView]) {
+        for view in views.iter_mut() {
+            if let Some(revision) = self.supervisor.revision(&view.name) {
+                self.network.complete(view, &revision.spec.listen);
+            }
+        }
+        self.fleet.add_usage(views);
     }
 
     fn list(&mut self) -> Listing {
@@ -90,8 +101,8 @@ impl Daemon {
         let spec = self.as_it_runs(name)?;
         let logs = self.log_files(name)?;
         let mut notes = Vec::new();
-        notes.extend(self.takeover.lacking(&self.isolation, &spec));
-        notes.extend(self.troubles.of(&[&logs.out, &logs.err]));
+        notes.extend(self.fleet.takeover.lacking(&self.fleet.isolation, &spec));
+        notes.extend(self.output.troubles_of(&[&logs.out, &logs.err]));
         notes.extend(self.store.troubles().map(str::to_owned));
         if spec.listen.iter().any(|l| l.tcp().is_none()) {
             notes.push(
@@ -99,9 +110,9 @@ impl Daemon {
                     .into(),
             );
         }
-        notes.extend(self.isolation.lacking(&spec));
-        notes.extend(self.bind_notes(name, &spec));
-        let mut sockets = self.way_to_sockets(&spec).words().map(str::to_owned);
+        notes.extend(self.fleet.isolation.lacking(&spec));
+        notes.extend(self.fleet.bind_notes(name, &spec, &self.network));
+        let mut sockets = self.fleet.way_to_sockets(&spec).words().map(str::to_owned);
         let hides = match spec.hide_port {
             HidePort::Auto => self.supervisor.hides_since(name).map(|_| TESTS_ITS_PORT),
             HidePort::Always => {
@@ -110,7 +121,7 @@ impl Daemon {
             HidePort::Never => None,
         };
         match (
-            self.takeover.of(&self.isolation, &spec),
+            self.fleet.takeover.of(&self.fleet.isolation, &spec),
             &mut sockets,
             hides,
         ) {
@@ -135,12 +146,8 @@ impl Daemon {
     }
 
     fn log_files(&self, name: &AppName) -> Option<LogFiles> {
-        let settings = self.log_settings(name, &self.supervisor.revision(name)?.spec.log);
-        Some(LogFiles {
-            app: name.clone(),
-            out: settings.out,
-            err: settings.err,
-        })
+        let log = &self.supervisor.revision(name)?.spec.log;
+        Some(self.output.files(name, log))
     }
 
     fn env(&self, targets: &[Target]) -> Result<Vec<WorkerEnv>, Failure> {
@@ -154,12 +161,12 @@ impl Daemon {
                     .filter(|w| instance.is_none_or(|i| w.instance == i));
                 all.extend(of_target.filter_map(|w| {
                     let revision = self.supervisor.revision_of(w)?;
-                    let inherits = self.way_to_sockets(&revision.spec).inherits();
+                    let inherits = self.fleet.way_to_sockets(&revision.spec).inherits();
                     Some(WorkerEnv {
                         app: app.clone(),
                         instance: w.instance,
                         pid: w.pid,
-                        env: spawn::environment(&w.id, w.instance, revision, inherits),
+                        env: environment(&w.id, w.instance, revision, inherits),
                     })
                 }));
             }

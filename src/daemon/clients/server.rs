@@ -30,7 +30,7 @@ const MOST_CONNECTED: usize = 256;
 const MOST_WAITING: usize = 256;
 
 /// The control sockets that the daemon listens on: one, and for a while those that it has replaced.
-pub struct Doors {
+pub struct ControlSockets {
     connections: Connections,
     events: Events,
     /// Each connection holds a clone until its last answer is written.
@@ -39,7 +39,7 @@ pub struct Doors {
     tasks: Vec<(JoinHandle<()>, oneshot::Sender<()>)>,
 }
 
-impl Doors {
+impl ControlSockets {
     pub fn new(events: Events, open: mpsc::Sender<()>) -> Self {
         Self {
             connections: Connections::default(),
@@ -92,7 +92,7 @@ impl Doors {
     }
 }
 
-impl Drop for Doors {
+impl Drop for ControlSockets {
     fn drop(&mut self) {
         self.tasks.iter().for_each(|(task, _)| task.abort());
     }

@@ -11,7 +11,8 @@ use crate::config::AppName;
 use crate::control::{
     Accepted, Act, ActionId, Answer, Failure, FailureCode, Kill, Killed, Outcome, Untouched,
 };
-use crate::core::{self, AppView, Input, OpId, OperationKind, Progress, Time};
+use crate::core::{self, AppView, Input, OpId, OperationKind, Progress, Time, WorkerId};
+use crate::daemon::fleet::Explanation;
 use crate::daemon::store::Ending;
 use crate::daemon::{Daemon, Event, now};
 use crate::model::{ActionError, Cause};
@@ -370,7 +371,7 @@ impl Daemon {
             return self.conclude(op, Some(&failure));
         };
         // Its last lines explain more than its exit code.
-        let tail = self.pump.tail(worker.generation);
+        let tail = self.output.pump.tail(worker.generation);
         let events = self.events.clone();
         tokio::spawn(async move {
             let lines = tokio::time::timeout(TAIL_PATIENCE, tail)
@@ -386,11 +387,17 @@ impl Daemon {
         });
     }
 
+    /// Whether the binds of a worker explain that it failed.
+    fn explain_by_binds(&self, worker: &WorkerId) -> Option<Explanation> {
+        let spec = self.as_it_runs(&worker.app)?;
+        self.fleet.explain_by_binds(worker, &spec, &self.supervisor)
+    }
+
     /// The message that takeover is missing, where an app binds its port itself: the likeliest
     /// cause of its failure.
     fn without_takeover(&self, app: &AppName) -> Option<String> {
         let spec = &self.supervisor.revision(app)?.spec;
-        self.takeover.lacking(&self.isolation, spec)
+        self.fleet.takeover.lacking(&self.fleet.isolation, spec)
     }
 
     pub(in crate::daemon) fn on_explained(&mut self, op: OpId, failure: Failure) {
@@ -443,11 +450,11 @@ impl Daemon {
             .revision(&app)
             .map(|revision| &revision.spec)
             .filter(|_| begun);
-        let limits = spec.and_then(|spec| self.isolation.lacking(spec));
+        let limits = spec.and_then(|spec| self.fleet.isolation.lacking(spec));
         // The failure has it already.
         let takeover = spec
             .filter(|_| failure.is_none())
-            .and_then(|spec| self.takeover.lacking(&self.isolation, spec));
+            .and_then(|spec| self.fleet.takeover.lacking(&self.fleet.isolation, spec));
         let learned = self
             .supervisor
             .hides_since(&app)
@@ -455,7 +462,7 @@ impl Daemon {
             .map(|_| TESTS_ITS_PORT.to_owned());
         let binds = spec
             .filter(|_| failure.is_none())
-            .map(|spec| self.bind_notes(&app, spec))
+            .map(|spec| self.fleet.bind_notes(&app, spec, &self.network))
             .unwrap_or_default();
         let notes = limits.into_iter().chain(takeover).chain(learned);
         let notes = notes.chain(binds).collect();

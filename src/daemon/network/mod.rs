@@ -20,9 +20,9 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::fdstore::{self, FdStore};
-use super::{Event, Events, complain};
+use super::{Event, Events, log_error};
 use crate::config::{AppName, Balance, Listen, SocketFile};
-use crate::core::{Steering, WorkerId};
+use crate::core::{AppView, Steering, WorkerId};
 use crate::sys::listen::{Backlog, Given, backlog, is_nonblocking, set_nonblocking};
 use crate::sys::takeover::Bind;
 use relay::{Relay, Relays};
@@ -184,7 +184,7 @@ impl Network {
         let before = of_app.steered.send_replace(now);
         match how {
             Err(why) if before => {
-                complain(&format!("{app}: cannot steer its connections yet"), why);
+                log_error(&format!("{app}: cannot steer its connections yet"), why);
                 self.steer_later(app);
             }
             Ok(()) if now && !before => info!("{app}: its connections are steered again"),
@@ -203,7 +203,7 @@ impl Network {
 
     /// Tries again what could not be steered.
     pub fn steer_again(&mut self, app: &AppName) {
-        self.mend(app);
+        self.repair(app);
         let of_app = self.apps.get(app);
         if of_app.is_some_and(|of_app| !of_app.sockets.is_steered()) {
             self.steer_later(app);
@@ -213,7 +213,7 @@ impl Network {
     /// Relays the connections of a slot without a worker, or with one that got its stop signal.
     /// `accepts`: that worker may still be in accept(2).
     pub fn relay(&mut self, app: &AppName, slot: u16, accepts: bool) {
-        self.mend(app);
+        self.repair(app);
         for queue in self.app(app).queues(slot) {
             if is_nonblocking(queue.fd.as_fd()).unwrap_or(false) {
                 continue;
@@ -224,7 +224,7 @@ impl Network {
                 return;
             }
             if let Err(why) = set_nonblocking(queue.fd.as_fd(), true) {
-                return complain(&format!("{app}: cannot look after slot {slot}"), why);
+                return log_error(&format!("{app}: cannot look after slot {slot}"), why);
             }
         }
         self.start_relays(app, Some(slot));
@@ -232,7 +232,7 @@ impl Network {
 
     /// Leaves the slot's connections to its new worker.
     pub fn stop_relaying(&mut self, app: &AppName, slot: u16) {
-        self.mend(app);
+        self.repair(app);
         let Some(of_app) = self.apps.get_mut(app) else {
             return;
         };
@@ -274,10 +274,10 @@ impl Network {
 /// Changes of sockets at run time.
 impl Network {
     /// Checks whether a worker shut its socket down, and repairs that.
-    pub fn mend(&mut self, app: &AppName) {
+    pub fn repair(&mut self, app: &AppName) {
         if let Some(of_app) = self.apps.get_mut(app) {
-            let mended = of_app.sockets.mend();
-            self.note_steered(app, mended);
+            let repaired = of_app.sockets.repair();
+            self.note_steered(app, repaired);
         }
     }
 
@@ -299,12 +299,12 @@ impl Network {
                 of_app.relaying.insert(slot, relays);
             }
             Err(why) => {
-                complain(&format!("{app}: cannot look after an accept queue"), why);
+                log_error(&format!("{app}: cannot look after an accept queue"), why);
                 // Out of descriptors: waiting connections continue to wait.
                 let (events, app) = (self.events.clone(), app.clone());
                 tokio::spawn(async move {
                     tokio::time::sleep(LOOK_AGAIN).await;
-                    let _ = events.send(Event::LookAfter { app, slot });
+                    let _ = events.send(Event::RelayAgain { app, slot });
                 });
             }
         }
@@ -312,7 +312,7 @@ impl Network {
 
     /// Relays connections of a slot without a usable worker, or of the holding slot, where the app
     /// has sockets.
-    pub fn look_after(&mut self, app: &AppName, slot: Option<u16>) {
+    pub fn relay_again(&mut self, app: &AppName, slot: Option<u16>) {
         if self.apps.contains_key(app) {
             self.start_relays(app, slot);
         }
@@ -333,7 +333,7 @@ impl Network {
             let sockets = &mut self.app(app).sockets;
             match sockets.adopt(address, adopted, kept, of_worker) {
                 Ok(steered) => self.note_steered(app, steered),
-                Err(why) => complain(&format!("{app}: {address}"), why),
+                Err(why) => log_error(&format!("{app}: {address}"), why),
             }
         }
         self.keep(app, fdstore);
@@ -434,10 +434,18 @@ impl Network {
         of_app.sockets.probe_queue(worker.slot, order)
     }
 
-    /// Connections of the app that rsup has relayed so far, and those that wait for a worker now.
-    pub fn relayed_and_held(&self, app: &AppName) -> Option<(u64, u64)> {
-        let of_app = self.apps.get(app)?;
-        Some((of_app.relays.count(), of_app.held()))
+    /// Adds to the view of an app: connections that rsup has relayed so far, those that wait for a worker now, and the
+    /// addresses that are served in place of those configured.
+    pub fn complete(&self, view: &mut AppView, configured: &[Listen]) {
+        let Some(of_app) = self.apps.get(&view.name) else {
+            return;
+        };
+        (view.relayed, view.held) = (of_app.relays.count(), of_app.held());
+        for (shown, address) in view.listen.iter_mut().zip(configured) {
+            if let Some(served) = of_app.sockets.served_otherwise(address) {
+                *shown = served.to_string();
+            }
+        }
     }
 
     /// Connections that rsup is relaying at this moment.

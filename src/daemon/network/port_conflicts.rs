@@ -15,7 +15,7 @@ pub struct PortConflicts(HashSet<(AppName, u32)>);
 impl Network {
     /// Reports processes that are new on a port of rsup. `is_worker` recognises workers of an
     /// earlier daemon whose sockets this one could not take back: they are being replaced.
-    pub fn look_for_strangers(&mut self, is_worker: impl Fn(&AppName, u32) -> bool) {
+    pub fn check_port_conflicts(&mut self, is_worker: impl Fn(&AppName, u32) -> bool) {
         let mut present = HashSet::new();
         for (app, of_app) in &self.apps {
             for holder in of_app.sockets.foreign_listeners() {

@@ -18,7 +18,7 @@ use nix::unistd::{getegid, geteuid};
 use crate::config::{self, Listen, SocketFile};
 use crate::core::Steering;
 use crate::sys::holder::Holder;
-use crate::sys::listen::{self, Family, Given, Group, ListenError, Lookup, Mended, Ownership};
+use crate::sys::listen::{self, Family, Given, Group, ListenError, Lookup, Ownership, Repaired};
 use crate::sys::process;
 use crate::sys::steer::{self, Balance, Table};
 use crate::sys::takeover::Bind;
@@ -358,7 +358,7 @@ impl Sockets {
 
     /// Makes sockets listen again that a worker shut down, and applies the weights for the group's
     /// new order, or that could not be applied before.
-    pub fn mend(&mut self) -> io::Result<()> {
+    pub fn repair(&mut self) -> io::Result<()> {
         let mut how = Ok(());
         for bound in self.bound.values_mut() {
             let Bound::Tcp {
@@ -369,9 +369,9 @@ impl Sockets {
             else {
                 continue;
             };
-            let steered = match group.mend() {
-                Ok(Mended::Whole) if !*stale => Ok(()),
-                Ok(Mended::Again | Mended::Whole) => group.steer(table),
+            let steered = match group.repair() {
+                Ok(Repaired::Whole) if !*stale => Ok(()),
+                Ok(Repaired::Again | Repaired::Whole) => group.steer(table),
                 // By the best order that is known.
                 Err(why) => group.steer(table).and(Err(why)),
             };
@@ -614,7 +614,7 @@ fn open_after_a_death(
 
 /// Applies the weights by the best order that is known; after an error they are to be applied again.
 fn put_in_force(group: &mut Group, table: &Table) -> io::Result<()> {
-    let ordered = group.mend();
+    let ordered = group.repair();
     group.steer(table)?;
     ordered.map(drop)
 }

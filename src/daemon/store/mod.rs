@@ -36,7 +36,7 @@ use track::Track;
 use super::clients::remembered::{Begun, Surplus};
 use super::fdstore::FdStore;
 use super::fdstore::name::STATE;
-use super::{Event, Events, Options, complain, now};
+use super::{Event, Events, Options, log_error, now};
 use crate::control::ActionId;
 use crate::core::{OpId, Supervisor, Time};
 use crate::model::ActionError;
@@ -293,7 +293,7 @@ impl Store {
         };
         match self.saved.next(&self.boot, &state, supervisor) {
             Ok(lines) => saver.save(lines),
-            Err(why) => complain("the state cannot be put into words", why),
+            Err(why) => log_error("the state cannot be put into words", why),
         }
     }
 
@@ -318,7 +318,7 @@ impl Store {
         self.write_whole();
         let how = self.journal.replace(bytes);
         if let Err(why) = how {
-            complain("the state cannot be left to an earlier version", why);
+            log_error("the state cannot be left to an earlier version", why);
         }
         if let Some(saver) = &self.saver {
             saver.save(Lines::Whole(bytes.to_vec()));
@@ -331,7 +331,7 @@ impl Store {
         match self.whole(supervisor).and_then(|bytes| in_memory(&bytes)) {
             Ok(memory) => fdstore.keep(STATE.to_owned(), memory),
             Err(why) => {
-                complain("the state cannot be held in memory either", why);
+                log_error("the state cannot be held in memory either", why);
                 return false;
             }
         }
@@ -381,7 +381,7 @@ impl Store {
         if let Err(why) = fs::remove_file(self.journal.path())
             && why.kind() != io::ErrorKind::NotFound
         {
-            complain("the state of this daemon cannot be removed", why);
+            log_error("the state of this daemon cannot be removed", why);
         }
         self.saver = None;
     }

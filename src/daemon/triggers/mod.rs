@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tracing::{error, info, warn};
 
-use super::command::{Command, Commands, Failed, c_strings};
-use super::isolation::Confinement;
+use super::fleet::command::{Command, Commands, Failed, c_strings};
+use super::fleet::isolation::Confinement;
 use super::{Daemon, upgrade};
 use crate::exit::Exit;
 
@@ -28,7 +28,7 @@ impl Daemon {
     pub(super) fn reread(&self) {
         let settings = self.supervisor.settings.as_ref();
         let settings = settings.map(|settings| settings.source.clone());
-        let commands = self.commands.clone();
+        let commands = self.fleet.commands.clone();
         tokio::spawn(async move {
             if let Err(why) = client(&commands, settings).await {
                 warn!("nothing was reloaded: {why}");

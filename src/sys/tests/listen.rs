@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use super::localhost;
 use crate::sys::holder;
 use crate::sys::listen::{
-    Backlog, Family, Group, ListenError, Mended, Ownership, accept_nonblocking, backlog,
+    Backlog, Family, Group, ListenError, Ownership, Repaired, accept_nonblocking, backlog,
     is_nonblocking, open_unix, own_unix, set_nonblocking,
 };
 use crate::sys::sockdiag;
@@ -185,9 +185,9 @@ fn a_group_beside_sockets_that_cannot_be_had() {
     assert_steered(&ours);
     // When those workers end, the kernel moves rsup's sockets into their places.
     drop(beyond_reach);
-    assert_eq!(ours.mend().unwrap(), Mended::Again);
+    assert_eq!(ours.repair().unwrap(), Repaired::Again);
     assert_steered(&ours);
-    assert_eq!(ours.mend().unwrap(), Mended::Whole);
+    assert_eq!(ours.repair().unwrap(), Repaired::Whole);
 }
 
 /// One socket beyond reach leaves, which changes the order, while another takes no connection, so that the probes
@@ -216,14 +216,14 @@ fn an_order_that_cannot_be_found_at_once_is_found_later() {
     waits.connect_timeout(&target.into(), PATIENCE).unwrap();
     drop(leaves);
     // The last socket moves to the place of the one that left.
-    assert_eq!(ours.mend().unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(ours.repair().unwrap_err().kind(), ErrorKind::TimedOut);
     // No panic: the order is that of before, or said to be unknown.
     let _ = ours.steer(&sole(4, 1));
-    assert!(ours.mend().is_err(), "it is tried again");
+    assert!(ours.repair().is_err(), "it is tried again");
     busy.listen(128).unwrap();
-    assert_eq!(ours.mend().unwrap(), Mended::Again);
+    assert_eq!(ours.repair().unwrap(), Repaired::Again);
     assert_steered(&ours);
-    assert_eq!(ours.mend().unwrap(), Mended::Whole);
+    assert_eq!(ours.repair().unwrap(), Repaired::Whole);
 }
 
 #[test]
@@ -456,7 +456,7 @@ fn sockets_that_were_shut_down_listen_again_where_they_are_found() {
     for addr in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0", "[::1]:0"] {
         let mut group = Group::open(addr.parse().unwrap(), false, 7).unwrap();
         group.steer(&sole(7, 0)).unwrap();
-        assert_eq!(group.mend().unwrap(), Mended::Whole);
+        assert_eq!(group.repair().unwrap(), Repaired::Whole);
         for shut in [
             &[3][..],
             &[6],
@@ -470,7 +470,7 @@ fn sockets_that_were_shut_down_listen_again_where_they_are_found() {
                 let socket = Socket::from(group.dup(*slot).unwrap());
                 socket.shutdown(std::net::Shutdown::Both).unwrap();
             }
-            assert_eq!(group.mend().unwrap(), Mended::Again, "{addr} {shut:?}");
+            assert_eq!(group.repair().unwrap(), Repaired::Again, "{addr} {shut:?}");
             for slot in 0..7 {
                 // Removes what the probes of mending left.
                 while accept_nonblocking(group.fd(slot)).unwrap().is_some() {}

@@ -39,7 +39,7 @@ pub struct Seen {
     /// Instances of the target that are available, or have ended as their policy allows.
     pub filled: u16,
     /// As `filled`, plus those that are ready but not for long enough, or unready now.
-    pub manned: u16,
+    pub occupied: u16,
     /// The most workers wanted of all releases together, before or after.
     pub most: u16,
     /// Every other release that has a set, in the order in which they keep their workers.
@@ -87,7 +87,7 @@ fn verdict(phase: &Phase, seen: &Seen) -> Verdict {
         }
         Phase::Finish { .. } if seen.listening && !seen.leaving => Verdict::Done,
         Phase::RollBack { .. }
-            if seen.listening && !seen.leaving && seen.manned >= seen.instances =>
+            if seen.listening && !seen.leaving && seen.occupied >= seen.instances =>
         {
             Verdict::Done
         }

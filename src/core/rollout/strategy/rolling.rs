@@ -43,7 +43,7 @@ mod tests {
             target: 9,
             instances,
             filled,
-            manned: filled,
+            occupied: filled,
             most,
             others: (1u64..)
                 .zip(able)
@@ -86,7 +86,7 @@ mod tests {
             target: 9,
             instances: 4,
             filled: 1,
-            manned: 1,
+            occupied: 1,
             most: 4,
             others: vec![other(1, 1), other(2, 2)],
             listening: true,

@@ -24,7 +24,7 @@ impl Daemon {
                         let why = format!("`{app}`: {}", too_many.message);
                         return Err(Failure::new(FailureCode::BadRequest, why).hint(too_many.hint));
                     }
-                    self.isolation.refuse(&spec)?;
+                    self.fleet.isolation.refuse(&spec)?;
                 }
                 Ok(vec![Task::begin(app, Request::Scale { instances })])
             }

@@ -28,17 +28,13 @@ impl Daemon {
         for app in self.apps_of_one(target)? {
             let workers = self.supervisor.workers(&app);
             for worker in workers.filter(|w| instance.is_none_or(|i| w.instance == i)) {
-                let running = self.running.get(&worker.id.generation);
-                let Some(running) = running.filter(|running| !running.exited) else {
-                    continue;
-                };
-                let failed = |why: std::io::Error| {
-                    let (signal, pid) = (signal_name(signal), running.pid);
+                let failed = |(pid, why): (u32, std::io::Error)| {
+                    let signal = signal_name(signal);
                     let why = format!("cannot send {signal} to pid {pid}: {why}");
                     Failure::new(FailureCode::Internal, why)
                 };
-                running.signal(signal).map_err(failed)?;
-                reached.push(running.pid);
+                let sent = self.fleet.signal_for_user(&worker.id, signal);
+                reached.extend(sent.map_err(failed)?);
             }
         }
         Ok(reached)

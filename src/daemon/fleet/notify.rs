@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use tracing::warn;
 
-use super::{Daemon, Event, Events};
+use super::{Event, Events, Fleet};
 use crate::core::{Input, WorkerId};
 use crate::paths::Paths;
 use crate::sys::procfs;
@@ -145,7 +145,7 @@ async fn sd_notify(socket: UnixDatagram, worker: WorkerId, from: u32, events: Ev
             let by = sender
                 .and_then(|sender| u32::try_from(sender.pid()).ok())
                 .filter(|pid| *pid != 0);
-            let _ = events.send(Event::Said {
+            let _ = events.send(Event::Notified {
                 worker: worker.clone(),
                 by,
             });
@@ -173,23 +173,21 @@ fn receive(
     Ok((message.bytes, sender))
 }
 
-impl Daemon {
+impl Fleet {
     /// A message of the worker itself or of a process below it counts. A sender that has ended
     /// meanwhile cannot be looked at any more; it was of the right user.
-    pub(super) fn on_said(&mut self, worker: &WorkerId, by: Option<u32>) {
-        let Some(running) = self.running.get(&worker.generation) else {
-            return;
-        };
+    pub fn on_notified(&self, worker: &WorkerId, by: Option<u32>) -> Option<Input> {
+        let running = self.running.get(&worker.generation)?;
         if let Some(pid) = by.filter(|pid| !running.owns(*pid) && procfs::start_time(*pid).is_ok())
         {
             warn!(
                 "{worker}: process {pid}, which is none of its own, said that it is ready: ignored"
             );
-            return;
+            return None;
         }
-        self.handle(Input::Notified {
+        Some(Input::Notified {
             worker: worker.clone(),
-        });
+        })
     }
 }
 

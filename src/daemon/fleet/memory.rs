@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{Daemon, now};
-use crate::core::{AppView, Input, Time, WorkerId};
+use super::Fleet;
+use crate::core::{AppView, Input, Supervisor, Time, WorkerId};
+use crate::daemon::now;
 use crate::sys::procfs::Meter;
 
 #[derive(Default)]
@@ -69,43 +70,54 @@ impl Memory {
     }
 }
 
-impl Daemon {
-    /// Reads the memory of every worker that has a limit, and tells the supervisor of those above it.
-    pub(super) fn measure(&mut self) {
+impl Fleet {
+    /// Whether any worker's memory has a limit.
+    pub fn measures(&self) -> bool {
+        self.memory.wanted()
+    }
+
+    /// The worker's memory has a limit.
+    pub fn limit_memory(&mut self, worker: &WorkerId) {
+        self.memory.limit(worker.generation);
+    }
+
+    /// Reads the memory of every worker that has a limit. Returns what the core has to hear of it.
+    pub fn measure(&mut self, supervisor: &Supervisor) -> Vec<Input> {
+        let mut news = Vec::new();
         let mut watched: Vec<(WorkerId, u32, u64)> = Vec::new();
         for running in self.running.values() {
-            let limited = self.meter.limited.contains(&running.id.generation) && !running.exited;
-            let limit = self
-                .supervisor
+            let limited = self.memory.limited.contains(&running.id.generation) && !running.exited;
+            let limit = supervisor
                 .worker(&running.id)
-                .and_then(|w| self.supervisor.revision_of(w)?.spec.max_memory);
+                .and_then(|w| supervisor.revision_of(w)?.spec.max_memory);
             if let (true, Some(limit)) = (limited, limit) {
                 watched.push((running.id.clone(), running.pid, limit));
             }
         }
         let pids: Vec<u32> = watched.iter().map(|(_, pid, _)| *pid).collect();
-        let readings = self.meter.meter.rss_tree(&pids);
+        let readings = self.memory.meter.rss_tree(&pids);
         for ((worker, _, limit), bytes) in watched.into_iter().zip(readings) {
             let over = bytes > limit;
             let was_over = if over {
-                !self.meter.over.insert(worker.generation)
+                !self.memory.over.insert(worker.generation)
             } else {
-                self.meter.over.remove(&worker.generation)
+                self.memory.over.remove(&worker.generation)
             };
             if over || was_over {
-                self.handle(Input::Memory { worker, bytes });
+                news.push(Input::Memory { worker, bytes });
             }
         }
+        news
     }
 
     /// The processor time of workers by generation, for each view.
-    pub(super) fn processor_times(&mut self, views: &[AppView]) -> Vec<HashMap<u64, Duration>> {
+    pub fn processor_times(&mut self, views: &[AppView]) -> Vec<HashMap<u64, Duration>> {
         let pids: Vec<u32> = views
             .iter()
             .flat_map(|view| &view.workers)
             .filter_map(|worker| worker.pid)
             .collect();
-        let mut times = self.meter.meter.cpu_tree(&pids).into_iter();
+        let mut times = self.memory.meter.cpu_tree(&pids).into_iter();
         let mut of_view = |view: &AppView| {
             let running = view.workers.iter().filter(|worker| worker.pid.is_some());
             running
@@ -115,34 +127,20 @@ impl Daemon {
         views.iter().map(&mut of_view).collect()
     }
 
-    /// Adds what only the daemon knows to views; all at once, since one look at `/proc` serves all.
-    pub(super) fn complete(&mut self, views: &mut [AppView]) {
+    /// Adds memory and processor time to views; to all at once, since one look at `/proc` serves all.
+    pub fn add_usage(&mut self, views: &mut [AppView]) {
         let pids: Vec<u32> = views
             .iter()
             .flat_map(|view| &view.workers)
             .filter_map(|worker| worker.pid)
             .collect();
-        let memory = self.meter.meter.rss_tree(&pids);
-        let times = self.meter.meter.cpu_tree(&pids);
-        let mut readings = memory.into_iter().zip(times);
-        for view in views.iter_mut() {
-            self.tell_served(view);
-        }
-        for view in views {
-            if let Some((relayed, held)) = self.network.relayed_and_held(&view.name) {
-                (view.relayed, view.held) = (relayed, held);
-            }
-            for worker in view
-                .workers
-                .iter_mut()
-                .filter(|worker| worker.pid.is_some())
-            {
-                let Some((bytes, used)) = readings.next() else {
-                    return;
-                };
-                worker.memory = Some(bytes);
-                worker.cpu = used.and_then(|used| self.meter.cpu(worker.generation, used));
-            }
+        let memory = self.memory.meter.rss_tree(&pids);
+        let times = self.memory.meter.cpu_tree(&pids);
+        let readings = memory.into_iter().zip(times);
+        let workers = views.iter_mut().flat_map(|view| &mut view.workers);
+        for (worker, (bytes, used)) in workers.filter(|w| w.pid.is_some()).zip(readings) {
+            worker.memory = Some(bytes);
+            worker.cpu = used.and_then(|used| self.memory.cpu(worker.generation, used));
         }
     }
 }

@@ -8,9 +8,10 @@ use tracing::{info, warn};
 use super::forks::Fork;
 use super::isolation::Isolation;
 use super::spawn::wants_takeover;
-use super::{Daemon, Event};
+use super::{Event, Fleet};
 use crate::config::{AppName, AppSpec, Capabilities};
-use crate::core::{Input, WorkerId};
+use crate::core::{Input, Supervisor, Worker, WorkerId};
+use crate::daemon::aside;
 use crate::sys::spawn::Credentials;
 use crate::sys::takeover::{Support, Untried, probe_support, probe_support_as};
 
@@ -132,7 +133,17 @@ fn for_user(who: &Who, spec: &AppSpec) -> String {
     }
 }
 
-impl Daemon {
+impl Fleet {
+    /// Whether the worker runs under a filter. Where takeover is not possible, it has its sockets from LISTEN_FDS,
+    /// seen or not.
+    pub fn has_takeover(&self, worker: &Worker, supervisor: &Supervisor) -> bool {
+        let Some(revision) = supervisor.revision_of(worker) else {
+            return false;
+        };
+        let support = self.takeover.of(&self.isolation, &revision.spec);
+        wants_takeover(&revision.spec) && !matches!(support, Some(Support::No { .. }))
+    }
+
     /// Delays a worker until it is known whether it can have takeover; returns it if that is known.
     pub(super) fn await_trial(&mut self, fork: Fork) -> Option<Fork> {
         let spec = &fork.revision.spec;
@@ -147,7 +158,7 @@ impl Daemon {
         if first {
             let own = self.takeover.known.get(&Who::Own).cloned();
             let (events, of_trial) = (self.events.clone(), who.clone());
-            let begun = super::aside("rsup-trial", move || {
+            let begun = aside("rsup-trial", move || {
                 let _ = events.send(Event::Tried {
                     tried: trial(own, &of_trial),
                     who: of_trial,
@@ -164,7 +175,12 @@ impl Daemon {
     }
 
     /// Starts the workers that waited for the trial.
-    pub(super) fn on_tried(&mut self, who: &Who, tried: Result<Vec<(Who, Support)>, Untried>) {
+    pub fn on_tried(
+        &mut self,
+        who: &Who,
+        tried: Result<Vec<(Who, Support)>, Untried>,
+    ) -> Vec<Input> {
+        let mut failures = Vec::new();
         let waiting = self.takeover.waiting.remove(who).unwrap_or_default();
         let failed = match tried {
             Ok(found) => {
@@ -178,12 +194,13 @@ impl Daemon {
         for fork in waiting.into_values() {
             match failed.clone() {
                 None => self.forks.push(fork),
-                Some(reason) => self.handle(Input::SpawnFailed {
+                Some(reason) => failures.push(Input::SpawnFailed {
                     worker: fork.worker,
                     reason,
                 }),
             }
         }
+        failures
     }
 }
 

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tracing::{debug, warn};
 
-use super::fdstore::name;
-use super::{Daemon, Event, Events, complain};
+use super::{Event, Events, Fleet, log_error};
 use crate::config::AppName;
-use crate::core::{Input, Worker, WorkerId};
+use crate::core::{Input, Supervisor, Worker, WorkerId};
+use crate::daemon::fdstore::{FdStore, name};
+use crate::daemon::network::Network;
 use crate::keeper::binds_link;
 use crate::sys::capability;
 use crate::sys::readiness::readable;
@@ -24,21 +25,33 @@ pub struct Trapped {
     pub listener: Arc<AsyncFd<takeover::Listener>>,
 }
 
-impl Daemon {
+impl Fleet {
     /// The listener outlives this daemon at the keeper, and both of them at the worker, or at a process for
     /// the purpose where the worker may not have it.
-    pub(super) fn keep_listener(&mut self, worker: &WorkerId, pid: u32, listener: &Listener) {
-        self.fdstore.keep(name::binds(worker.generation), listener);
-        self.hold_listener(worker, pid, listener);
+    pub(super) fn keep_listener(
+        &mut self,
+        worker: &WorkerId,
+        pid: u32,
+        listener: &Listener,
+        fdstore: &mut FdStore,
+    ) {
+        fdstore.keep(name::binds(worker.generation), listener);
+        self.hold_listener(worker, pid, listener, fdstore);
     }
 
-    /// The second half of [`Self::keep_listener`].
-    pub(super) fn hold_listener(&mut self, worker: &WorkerId, pid: u32, listener: &Listener) {
+    /// Has it held where it outlives the keeper.
+    pub fn hold_listener(
+        &mut self,
+        worker: &WorkerId,
+        pid: u32,
+        listener: &Listener,
+        fdstore: &FdStore,
+    ) {
         // systemd is not killed with us, and in a container nothing outlives its first process.
-        if takeover::may_hold(pid) || self.fdstore.is_at_systemd() || std::process::id() == 1 {
+        if takeover::may_hold(pid) || fdstore.is_at_systemd() || std::process::id() == 1 {
             return;
         }
-        let (name, fdstore) = (name::binds(worker.generation), &self.fdstore);
+        let name = name::binds(worker.generation);
         if let Err(why) = self
             .bind_holder
             .keep(name, &listener.as_fd(), |name| fdstore.find(name))
@@ -48,36 +61,40 @@ impl Daemon {
     }
 
     /// Replaces a holder that is gone.
-    pub(super) fn tend_bind_holder(&mut self) {
-        let fdstore = &self.fdstore;
+    pub fn tend_bind_holder(&mut self, fdstore: &FdStore) {
         if let Err(why) = self.bind_holder.tend(|name| fdstore.find(name)) {
             debug!("no holder of binds can be had: {why}");
         }
     }
 
     /// Takes back the listeners of the workers that were not kept elsewhere.
-    pub(super) fn take_back_listeners(&mut self, workers: &[Worker]) {
+    pub fn take_back_listeners(
+        &self,
+        workers: &[Worker],
+        supervisor: &Supervisor,
+        fdstore: &mut FdStore,
+    ) {
         let missing: Vec<&Worker> = workers
             .iter()
-            .filter(|w| self.has_takeover(w))
-            .filter(|w| self.fdstore.find(&name::binds(w.id.generation)).is_none())
+            .filter(|w| self.has_takeover(w, supervisor))
+            .filter(|w| fdstore.find(&name::binds(w.id.generation)).is_none())
             .collect();
         if missing.is_empty() {
             return;
         }
         let mut held = binds_link::take_back(&self.paths.binds())
-            .inspect_err(|why| complain("the holder of binds does not answer", why))
+            .inspect_err(|why| log_error("the holder of binds does not answer", why))
             .unwrap_or_default();
         for worker in missing {
             let name = name::binds(worker.id.generation);
             if let Some(listener) = held.remove(&name) {
-                self.fdstore.keep(name, listener);
+                fdstore.keep(name, listener);
             }
         }
     }
 
     /// The process keeps the filter alive by itself from now on, should daemon and keeper be killed together.
-    fn leave_listener(&mut self, worker: &WorkerId, call: &Call, listener: &Listener) {
+    pub fn leave_listener(&mut self, worker: &WorkerId, call: &Call, listener: &Listener) {
         let Some(running) = self.running.get_mut(&worker.generation) else {
             return;
         };
@@ -92,41 +109,32 @@ impl Daemon {
         }
     }
 
-    pub(super) fn on_trapped(&mut self, worker: &WorkerId, Trapped { call, listener }: &Trapped) {
-        self.leave_listener(worker, call, listener.get_ref());
-        match call {
-            Call::Bind(bind) => self.on_bind(worker, bind, listener.get_ref()),
-            Call::Connect(connect) => self.on_connect(worker, connect, listener.get_ref()),
-        }
-    }
-
     /// Gives the app our socket in place of its own, if the address is one of ours.
-    fn on_bind(&mut self, worker: &WorkerId, bind: &Bind, listener: &Listener) {
-        let revision = self
-            .supervisor
+    pub fn answer_bind(
+        &mut self,
+        (worker, bind, listener): (&WorkerId, &Bind, &Listener),
+        supervisor: &Supervisor,
+        network: &mut Network,
+        fdstore: &mut FdStore,
+    ) -> Option<Input> {
+        let revision = supervisor
             .worker(worker)
-            .and_then(|w| self.supervisor.revision_of(w));
+            .and_then(|w| supervisor.revision_of(w));
         let matching = revision.and_then(|revision| {
             let order = &revision.spec.listen;
-            self.network.matching(&worker.app, bind, order)
+            network.matching(&worker.app, bind, order)
         });
         let Some(address) = matching else {
             let _ = listener.proceed(bind);
-            self.saw_bind_elsewhere(worker, bind);
+            self.saw_bind_elsewhere(worker, bind, supervisor);
             // For port 0 the kernel chooses: it is another one in any case.
-            if bind.socket.is_stream {
-                self.handle(Input::BoundElsewhere {
-                    worker: worker.clone(),
-                });
-            }
-            return;
+            return bind.socket.is_stream.then(|| Input::BoundElsewhere {
+                worker: worker.clone(),
+            });
         };
-        let socket = self
-            .network
-            .socket_for(worker, &address, bind, &mut self.fdstore);
-        let Some(socket) = socket else {
+        let Some(socket) = network.socket_for(worker, &address, bind, fdstore) else {
             let _ = listener.proceed(bind);
-            return;
+            return None;
         };
         match listener.inject(bind, socket) {
             Ok(Answer::Delivered) => {
@@ -135,26 +143,27 @@ impl Daemon {
                     bind.addr
                 );
                 self.takeover.seen(&worker.app);
-                self.saw_own_bind(worker, &address, bind);
-                self.network.handed(worker, &address);
-                self.handle(Input::Bound {
+                self.saw_own_bind(worker, &address, bind, supervisor);
+                network.handed(worker, &address);
+                Some(Input::Bound {
                     worker: worker.clone(),
                     port: bind.addr.port(),
-                });
+                })
             }
-            Ok(Answer::Vanished) => {}
+            Ok(Answer::Vanished) => None,
             Err(why) => {
-                complain(
+                log_error(
                     &format!("{worker}: cannot give it the socket of {address}"),
                     why,
                 );
                 let _ = listener.refuse(bind, nix::libc::EADDRINUSE);
+                None
             }
         }
     }
 
     /// A bind was let go on unseen: if it was for an address of ours, it fails, because we listen there.
-    pub(super) fn on_unseen(&mut self, app: &AppName, mut why: String) {
+    pub fn on_unseen(&mut self, app: &AppName, mut why: String) {
         if !capability::may_trace_all() {
             why += "; with CAP_SYS_PTRACE rsup could (docker run --cap-add SYS_PTRACE)";
         }

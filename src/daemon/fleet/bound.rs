@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use super::Daemon;
+use super::Fleet;
 use crate::config::{AppName, AppSpec, Listen};
-use crate::core::{AppView, WorkerId};
+use crate::core::{Supervisor, WorkerId};
+use crate::daemon::network::Network;
 use crate::sys::takeover::Bind;
 use crate::sys::{holder, sockdiag};
 
@@ -46,42 +47,51 @@ pub struct Explanation {
     pub hint: String,
 }
 
-impl Daemon {
+impl Fleet {
     /// A worker has got a socket of the address in place of the one that it wanted to bind.
-    pub(super) fn saw_own_bind(&mut self, worker: &WorkerId, address: &Listen, bind: &Bind) {
-        if let Some(seen) = self.seen_of(worker) {
+    pub(super) fn saw_own_bind(
+        &mut self,
+        worker: &WorkerId,
+        address: &Listen,
+        bind: &Bind,
+        supervisor: &Supervisor,
+    ) {
+        if let Some(seen) = self.seen_of(worker, supervisor) {
             seen.own.insert(address.clone(), bind.addr);
         }
     }
 
     /// A worker binds an address that is not in `listen`.
-    pub(super) fn saw_bind_elsewhere(&mut self, worker: &WorkerId, bind: &Bind) {
+    pub(super) fn saw_bind_elsewhere(
+        &mut self,
+        worker: &WorkerId,
+        bind: &Bind,
+        supervisor: &Supervisor,
+    ) {
         // For port 0 the kernel chooses: no two workers want the same.
         if bind.addr.port() != 0 {
-            self.saw_elsewhere(worker, bind.addr, bind.socket.is_stream);
+            let seen = self.seen_of(worker, supervisor);
+            note_elsewhere(seen, bind.addr, bind.socket.is_stream);
         }
     }
 
     /// A worker of an earlier daemon listens on it.
-    pub(super) fn saw_listening(&mut self, worker: &WorkerId, spec: &AppSpec, addr: SocketAddr) {
+    pub fn saw_listening(
+        &mut self,
+        worker: &WorkerId,
+        spec: &AppSpec,
+        addr: SocketAddr,
+        supervisor: &Supervisor,
+    ) {
         let mut ours = spec.listen.iter().filter_map(Listen::tcp);
         if !ours.any(|ours| ours.port() == addr.port()) && !is_ephemeral(addr.port()) {
-            self.saw_elsewhere(worker, addr, true);
+            note_elsewhere(self.seen_of(worker, supervisor), addr, true);
         }
     }
 
-    fn saw_elsewhere(&mut self, worker: &WorkerId, addr: SocketAddr, is_stream: bool) {
-        let elsewhere = Elsewhere { addr, is_stream };
-        if let Some(seen) = self.seen_of(worker)
-            && seen.elsewhere.len() < MOST
-        {
-            seen.elsewhere.insert(elsewhere);
-        }
-    }
-
-    fn seen_of(&mut self, worker: &WorkerId) -> Option<&mut OfWorker> {
+    fn seen_of(&mut self, worker: &WorkerId, supervisor: &Supervisor) -> Option<&mut OfWorker> {
         if !self.bound.0.contains_key(&worker.generation) {
-            let instance = self.supervisor.worker(worker)?.instance;
+            let instance = supervisor.worker(worker)?.instance;
             let (running, remembered) = (&self.running, &self.remembered);
             self.bound
                 .0
@@ -104,23 +114,11 @@ impl Daemon {
         })
     }
 
-    /// Puts the addresses that are served in place of those that were configured.
-    pub(super) fn tell_served(&self, view: &mut AppView) {
-        let Some(revision) = self.supervisor.revision(&view.name) else {
-            return;
-        };
-        for (shown, address) in view.listen.iter_mut().zip(&revision.spec.listen) {
-            if let Some(served) = self.network.served_otherwise(&view.name, address) {
-                *shown = served.to_string();
-            }
-        }
-    }
-
     /// What a user should know of the binds of an app that runs.
-    pub(super) fn bind_notes(&self, name: &AppName, spec: &AppSpec) -> Vec<String> {
+    pub fn bind_notes(&self, name: &AppName, spec: &AppSpec, network: &Network) -> Vec<String> {
         let mut notes = BTreeSet::new();
         for address in &spec.listen {
-            let served = self.network.served_otherwise(name, address);
+            let served = network.served_otherwise(name, address);
             let asked: BTreeSet<SocketAddr> = self
                 .living_of(name)
                 .filter_map(|seen| seen.own.get(address).copied())
@@ -154,11 +152,15 @@ impl Daemon {
     }
 
     /// Whether the binds of a worker explain that it failed.
-    pub(super) fn explain_by_binds(&self, worker: &WorkerId) -> Option<Explanation> {
+    pub fn explain_by_binds(
+        &self,
+        worker: &WorkerId,
+        spec: &AppSpec,
+        supervisor: &Supervisor,
+    ) -> Option<Explanation> {
         let seen = self.bound.0.get(&worker.generation)?;
-        let spec = self.as_it_runs(&worker.app)?;
         let taken = seen.elsewhere.iter().find_map(|elsewhere| {
-            self.holder_of(worker, *elsewhere)
+            self.holder_of(worker, *elsewhere, supervisor)
                 .map(|who| (*elsewhere, who))
         });
         if let Some((Elsewhere { addr, is_stream }, who)) = taken {
@@ -166,7 +168,7 @@ impl Daemon {
             let hint = match is_stream {
                 true => format!(
                     "write {}, so that each worker gets a socket of its own; or {own_port}",
-                    with_listen(&spec, &[addr])
+                    with_listen(spec, &[addr])
                 ),
                 false => own_port.to_owned(),
             };
@@ -204,13 +206,18 @@ impl Daemon {
             ),
             hint: format!(
                 "write {}, or have the app listen on the port in the variable PORT, {port}",
-                only_listen(&spec, *first_bound)
+                only_listen(spec, *first_bound)
             ),
         })
     }
 
     /// Another worker of the app, or any other process, that has the port.
-    fn holder_of(&self, worker: &WorkerId, wanted: Elsewhere) -> Option<String> {
+    fn holder_of(
+        &self,
+        worker: &WorkerId,
+        wanted: Elsewhere,
+        supervisor: &Supervisor,
+    ) -> Option<String> {
         let same = |other: &Elsewhere| {
             other.is_stream == wanted.is_stream && other.addr.port() == wanted.addr.port()
         };
@@ -229,12 +236,18 @@ impl Daemon {
             match owner {
                 Some(owner) if owner.id == *worker => None,
                 Some(owner) => {
-                    let instance = self.supervisor.worker(&owner.id)?.instance;
+                    let instance = supervisor.worker(&owner.id)?.instance;
                     Some(format!("{}:{instance}", owner.id.app))
                 }
                 None => Some(holder.to_string()),
             }
         })
+    }
+}
+
+fn note_elsewhere(seen: Option<&mut OfWorker>, addr: SocketAddr, is_stream: bool) {
+    if let Some(seen) = seen.filter(|seen| seen.elsewhere.len() < MOST) {
+        seen.elsewhere.insert(Elsewhere { addr, is_stream });
     }
 }
 

@@ -11,15 +11,14 @@ use tokio::sync::oneshot;
 use super::binds::answer_calls;
 use super::census::{Age, Census};
 use super::command::{c_environment, c_strings, ended, executed};
-use super::effects::Drain;
-use super::fdstore::name;
 use super::forks::Fork;
 use super::isolation::{self, Confinement};
-use super::store::Process;
 use super::tree::{self, Marks, Orphans};
-use super::{Daemon, Event, Events, complain, notify};
+use super::{Drain, Event, Events, Fleet, Process, log_error, notify};
 use crate::config::{AppSpec, Check, Listen};
 use crate::core::{Exit, Input, Revision, WorkerId};
+use crate::daemon::fdstore::{FdStore, name};
+use crate::daemon::output::Output;
 use crate::logs::{self, Source, Stream};
 use crate::sys::cgroup::Leaf;
 use crate::sys::procfs::{self, PipeId, StartTime};
@@ -48,13 +47,13 @@ pub struct Running {
     _notify: Option<notify::Channel>,
     /// Of the worker and of what is run for it.
     pub confinement: Confinement,
-    pub drain: Option<Drain>,
+    pub(super) drain: Option<Drain>,
 }
 
 /// A process that waits before its exec.
 pub struct Held {
-    worker: WorkerId,
-    pid: u32,
+    pub worker: WorkerId,
+    pub process: Process,
     pidfd: Arc<OwnedFd>,
     exec: ExecReport,
 }
@@ -120,7 +119,7 @@ impl Running {
 }
 
 /// The variables that rsup adds. `PORT` follows `listen` unless the configuration sets it; one that
-/// the caller's shell happened to have does not count. `inherits`: see [`Daemon::way_to_sockets`].
+/// the caller's shell happened to have does not count. `inherits`: see [`Fleet::way_to_sockets`].
 pub fn environment(
     id: &WorkerId,
     instance: u16,
@@ -167,15 +166,32 @@ pub fn environment(
     env
 }
 
-impl Daemon {
-    /// Forks. The process waits before its exec until it is [let go](Self::let_go).
-    pub(super) fn spawn(&mut self, fork: &Fork) -> Result<Held, String> {
+impl Fleet {
+    /// Forks, with the sockets that the worker inherits. The process waits before its exec until it is
+    /// [let go](Self::let_go).
+    ///
+    /// # Errors
+    /// What went wrong before the exec, as a sentence about the worker.
+    pub fn spawn(
+        &mut self,
+        fork: &Fork,
+        sockets: Vec<OwnedFd>,
+        fdstore: &mut FdStore,
+        output: &Output,
+    ) -> Result<Held, String> {
         let confinement = self.isolation.of(&fork.worker, &fork.revision.spec)?;
-        self.spawn_in(&confinement, fork)
+        self.spawn_in(&confinement, fork, sockets, fdstore, output)
             .inspect_err(|_| self.isolation.forget(&confinement))
     }
 
-    fn spawn_in(&mut self, confinement: &Confinement, fork: &Fork) -> Result<Held, String> {
+    fn spawn_in(
+        &mut self,
+        confinement: &Confinement,
+        fork: &Fork,
+        sockets: Vec<OwnedFd>,
+        fdstore: &mut FdStore,
+        to: &Output,
+    ) -> Result<Held, String> {
         let Fork {
             worker: id,
             instance,
@@ -184,7 +200,7 @@ impl Daemon {
         } = fork;
         let (instance, hide_port) = (*instance, *hide_port);
         let spec = &revision.spec;
-        let settings = self.log_settings(&spec.name, &spec.log);
+        let settings = to.settings(&spec.name, &spec.log);
         let (out, out_write) = logs::pipe().map_err(|why| {
             format!(
                 "no pipe for its output: {}",
@@ -212,12 +228,7 @@ impl Daemon {
             out_write,
             err_write,
         );
-        if inherits {
-            plan.listen = self
-                .network
-                .inherit(id, &spec.listen)
-                .map_err(|why| format!("cannot hand over its sockets: {why}"))?;
-        }
+        plan.listen = sockets;
         if wants_takeover(spec)
             && let Some(&takeover::Support::Yes { needs_no_new_privs }) =
                 self.takeover.of(&self.isolation, spec)
@@ -238,9 +249,8 @@ impl Daemon {
             let owner = confinement.owner();
             let failed = |why: String| format!("no channel for its notification: {why}");
             let (ends, theirs) = notify::Ends::open(&self.paths, id, owner).map_err(failed)?;
-            self.fdstore
-                .keep(name::notify(id.generation), &ends.datagrams);
-            self.fdstore.keep(name::node(id.generation), &ends.node);
+            fdstore.keep(name::notify(id.generation), &ends.datagrams);
+            fdstore.keep(name::node(id.generation), &ends.node);
             let ours = notify::Channel::listen(ends, &self.paths, id, owner, self.events.clone())
                 .map_err(|why| failed(why.to_string()))?;
             env.insert("NOTIFY_SOCKET".into(), ours.path().display().to_string());
@@ -251,31 +261,27 @@ impl Daemon {
         for (stream, pipe) in [(Stream::Out, &out), (Stream::Err, &err)] {
             let app = spec.name.as_str();
             let name = name::output(id.generation, stream, app, u32::from(instance));
-            self.fdstore.keep_shared(name, pipe.clone());
+            fdstore.keep_shared(name, pipe.clone());
         }
         plan.held = true;
         let child = spawn::spawn(plan).map_err(|why| why.to_string())?;
-        self.record(
-            id,
-            Process {
-                pid: child.pid,
-                started: child.started,
-            },
-        );
         let source = |key| Source {
             app: spec.name.shared(),
             instance: u32::from(instance),
             key,
         };
-        self.pump
+        to.pump
             .attach(source(id.generation), Stream::Out, out, &settings);
-        self.pump
+        to.pump
             .attach(source(id.generation), Stream::Err, err, &settings);
         if spec.max_memory.is_some() {
-            self.meter.limit(id.generation);
+            self.limit_memory(id);
         }
         let Child {
-            pid, pidfd, exec, ..
+            pid,
+            started,
+            pidfd,
+            exec,
         } = child;
         let marks = Marks {
             worker: id.clone(),
@@ -295,17 +301,17 @@ impl Daemon {
         );
         Ok(Held {
             worker: id.clone(),
-            pid,
+            process: Process { pid, started },
             pidfd,
             exec,
         })
     }
 
     /// Written down, it may go on; that its program runs, and its end, come later as inputs.
-    pub(super) fn let_go(&self, held: Held) {
+    pub fn let_go(&self, held: Held) {
         let Held {
             worker,
-            pid,
+            process: Process { pid, .. },
             pidfd,
             exec,
         } = held;
@@ -315,7 +321,8 @@ impl Daemon {
         tokio::spawn(until_end(worker, pid, pidfd, Some(exec), events));
     }
 
-    pub(super) fn watch(
+    /// A worker of this daemon or an earlier one; without a pidfd, one that has ended.
+    pub fn watch(
         &mut self,
         id: &WorkerId,
         pid: u32,
@@ -345,21 +352,22 @@ impl Daemon {
     }
 
     /// The worker's program runs, and its trapped calls arrive at the listener.
-    pub(super) fn on_executed(
+    pub fn on_executed(
         &mut self,
         worker: WorkerId,
         pid: u32,
         listener: Option<takeover::Listener>,
-    ) {
+        fdstore: &mut FdStore,
+    ) -> Input {
         if let Some(listener) = listener {
-            self.keep_listener(&worker, pid, &listener);
+            self.keep_listener(&worker, pid, &listener, fdstore);
             tokio::spawn(answer_calls(worker.clone(), listener, self.events.clone()));
         }
-        self.handle(Input::Spawned { worker, pid });
+        Input::Spawned { worker, pid }
     }
 
     /// Adds to the end of a worker what is left of its tree, and waits for that to go.
-    pub(super) fn complete_end(&mut self, input: Input) -> Input {
+    pub fn complete_end(&mut self, input: Input) -> Input {
         let Input::Exited { worker, exit, .. } = input else {
             return input;
         };
@@ -373,10 +381,7 @@ impl Daemon {
         running.exited = true;
         self.census.worker_ended(running.pid);
         let exit = self.isolation.judge(&running.confinement, exit);
-        let descendants = !running.remains(&self.census).is_empty();
-        if descendants {
-            running.await_end_of_tree(self.census.clone(), self.events.clone());
-        }
+        let descendants = self.leaves_descendants(&worker);
         Input::Exited {
             worker,
             exit,
@@ -384,24 +389,37 @@ impl Daemon {
         }
     }
 
+    /// Whether an ended worker leaves descendants; if so, their end is reported.
+    pub fn leaves_descendants(&self, worker: &WorkerId) -> bool {
+        let Some(running) = self.running.get(&worker.generation) else {
+            return false;
+        };
+        let descendants = !running.remains(&self.census).is_empty();
+        if descendants {
+            running.await_end_of_tree(self.census.clone(), self.events.clone());
+        }
+        descendants
+    }
+
     /// A child has ended.
-    pub(super) fn reap_soon(&mut self) {
+    pub fn reap_soon(&mut self) {
         if self.reaping.is_due() {
             self.reap();
         }
     }
 
     /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
-    pub(super) fn reap(&mut self) {
+    pub fn reap(&mut self) {
         let begun = Instant::now();
         let known = |pid| self.census.is_worker(pid) || self.commands.contains(pid);
         if let Err(why) = process::reap_orphans(known) {
-            complain("cannot wait for orphans", why);
+            log_error("cannot wait for orphans", why);
         }
         self.reaping.done(begun.elapsed());
     }
 
-    pub(super) fn way_to_sockets(&self, spec: &AppSpec) -> Way {
+    /// How the workers of the app come to their sockets.
+    pub fn way_to_sockets(&self, spec: &AppSpec) -> Way {
         Way::of(spec, self.takeover.of(&self.isolation, spec))
     }
 }

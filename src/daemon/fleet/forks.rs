@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::spawn::Held;
-use super::{Daemon, now};
+use super::Fleet;
 use crate::core::{Input, Revision, WorkerId};
 
 /// How long the forks of one turn of the loop may take, beyond the first one.
@@ -34,7 +33,7 @@ impl Forks {
         self.0.is_empty()
     }
 
-    fn next(&mut self) -> Option<Fork> {
+    pub fn next(&mut self) -> Option<Fork> {
         self.0.pop_first().map(|(_, fork)| fork)
     }
 
@@ -44,47 +43,43 @@ impl Forks {
     }
 }
 
-impl Daemon {
-    /// Forks workers that wait, as many as a turn has time for. Each waits before its exec until the
-    /// state that has them all is saved.
-    pub(super) fn fork_some(&mut self) {
-        if self.forks.is_empty() {
-            return;
+/// The time that the forks of one turn of the loop may take.
+#[derive(Debug)]
+pub struct Turn(Instant);
+
+impl Turn {
+    pub fn begin() -> Self {
+        Self(Instant::now() + TURN)
+    }
+
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.0
+    }
+}
+
+impl Fleet {
+    /// Forks the worker in a later turn, or after a trial that is under way for it.
+    pub fn fork_later(&mut self, fork: Fork) {
+        if let Some(fork) = self.await_trial(fork) {
+            self.forks.push(fork);
         }
-        let until = Instant::now() + TURN;
-        let mut held: Vec<Held> = Vec::new();
-        while let Some(fork) = self.forks.next() {
-            match self.spawn(&fork) {
-                Ok(process) => {
-                    held.push(process);
-                    let worker = fork.worker;
-                    self.supervisor.handle(now(), Input::Forked { worker });
-                }
-                Err(reason) => self.inbox.push_back(Input::SpawnFailed {
-                    worker: fork.worker,
-                    reason,
-                }),
-            }
-            if Instant::now() >= until {
-                break;
-            }
-        }
-        self.save_if_needed();
-        for process in held {
-            self.let_go(process);
-        }
-        self.settle();
+    }
+
+    pub fn next_fork(&mut self) -> Option<Fork> {
+        self.forks.next()
+    }
+
+    pub fn has_forks(&self) -> bool {
+        !self.forks.is_empty()
     }
 
     /// Drops a worker that gets a signal while it waits for its fork, or for a trial: it is never started.
-    pub(super) fn give_up_fork(&mut self, worker: &WorkerId) {
-        if self.forks.give_up(worker) || self.takeover.give_up(worker) {
-            let reason = "it was told to stop before it was started".to_owned();
-            self.inbox.push_back(Input::SpawnFailed {
-                worker: worker.clone(),
-                reason,
-            });
-        }
+    pub(super) fn give_up_fork(&mut self, worker: &WorkerId) -> Option<Input> {
+        let waited = self.forks.give_up(worker) || self.takeover.give_up(worker);
+        waited.then(|| Input::SpawnFailed {
+            worker: worker.clone(),
+            reason: "it was told to stop before it was started".to_owned(),
+        })
     }
 }
 
