@@ -110,8 +110,7 @@ pub fn too_many_slots(spec: &AppSpec) -> Option<TooMany> {
 #[must_use]
 pub fn too_many_files(spec: &AppSpec, limit: u64) -> Option<String> {
     let workers = u64::from(spec.instances);
-    let sockets = (workers + u64::from(spec.surge(spec.instances))) * spec.listen.len() as u64;
-    let needed = FILES_OF_DAEMON + workers * FILES_OF_WORKER + sockets;
+    let needed = FILES_OF_DAEMON + files_of(spec);
     (needed > limit).then(|| {
         format!(
             "{workers} {} about {needed} open files in rsup, which may have {limit} (ulimit -Hn)",
@@ -122,6 +121,46 @@ pub fn too_many_files(spec: &AppSpec, limit: u64) -> Option<String> {
             }
         )
     })
+}
+
+/// Descriptors of the daemon for all workers of the app.
+fn files_of(spec: &AppSpec) -> u64 {
+    let workers = u64::from(spec.instances);
+    let sockets = (workers + u64::from(spec.surge(spec.instances))) * spec.listen.len() as u64;
+    workers * FILES_OF_WORKER + sockets
+}
+
+/// Adds a warning if the apps of a file together need more than the machine allows, and none of them alone.
+/// `span` is that of the last app.
+pub(super) fn check_all(cx: &mut Context, apps: &[AppSpec], span: Span) {
+    let capacity = cx.machine.capacity;
+    let workers: u64 = apps.iter().map(|app| u64::from(app.instances)).sum();
+    let needed = FILES_OF_DAEMON + apps.iter().map(files_of).sum::<u64>();
+    if let Some(limit) = capacity.files.filter(|limit| needed > *limit)
+        && apps.iter().all(|app| too_many_files(app, limit).is_none())
+    {
+        cx.warn(Bad {
+            span: span.clone(),
+            message: format!(
+                "the {workers} instances of all apps together may need {needed} open files in rsup, which may have {limit} (ulimit -Hn)"
+            ),
+            hint: Some("raise the limit (LimitNOFILE= of a unit), or write fewer instances".to_owned()),
+        });
+    }
+    if let Some(room) = capacity.processes.filter(|room| workers > *room)
+        && apps.iter().all(|app| u64::from(app.instances) <= room)
+    {
+        cx.warn(Bad {
+            span,
+            message: format!(
+                "the {workers} instances of all apps together are more than the {room} processes that may still be made here"
+            ),
+            hint: Some(
+                "raise pids.max (TasksMax= of a unit, docker run --pids-limit), or write fewer"
+                    .to_owned(),
+            ),
+        });
+    }
 }
 
 /// Adds the problems to the context. `instances` is where the number is written, if it is.
@@ -232,5 +271,30 @@ mod tests {
         }
         let (_, said) = judged(few, "instances = 1\nlisten = 3001").unwrap();
         assert_eq!(said, "");
+    }
+
+    #[test]
+    fn apps_that_are_too_many_together() {
+        let few = Capacity {
+            files: Some(64),
+            processes: Some(3),
+            ..MACHINE.capacity
+        };
+        let second = |keys: &str| format!("instances = 2\n[app.b]\ncommand = 'b'\n{keys}");
+        let (_, said) = judged(few, &second("instances = 2")).unwrap();
+        for words in [
+            "4 instances of all apps together may need 77 open files",
+            "may have 64",
+            "together are more than the 3 processes",
+            "app.b",
+        ] {
+            assert!(said.contains(words), "{words} is not in {said}");
+        }
+        let enough = Capacity {
+            files: Some(77),
+            processes: Some(4),
+            ..few
+        };
+        assert_eq!(judged(enough, &second("instances = 2")).unwrap().1, "");
     }
 }

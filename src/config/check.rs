@@ -53,6 +53,9 @@ pub(super) fn config(cx: &mut Context, root: &Table, file: &Path) -> Config {
                 any_app = true;
                 apps.extend(app(cx, entry, Some(file), &mut addresses));
             }
+            if let Some(last) = table.entries.last() {
+                capacity::check_all(cx, &apps, last.span.clone());
+            }
         }
         Some(Entry { value, .. }) => {
             any_app = true;

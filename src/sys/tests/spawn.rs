@@ -318,3 +318,78 @@ fn many_at_once_from_many_threads() {
         }
     });
 }
+
+/// Numbers of descriptors that the child has while it waits for its exec.
+fn of_held_child() -> Vec<i32> {
+    let (mut plan, _out) = plan(&["true"]);
+    plan.held = true;
+    let child = spawn(plan).unwrap();
+    let folder = format!("/proc/{}/fd", child.pid);
+    let numbers = std::fs::read_dir(folder).unwrap().flatten();
+    let numbers = numbers
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    child.exec.go().unwrap();
+    assert_eq!(ended(&child), Exit::Code(0));
+    numbers
+}
+
+/// It takes no copy of what it has no use for. Where the kernel, or a sandbox, gives it no table of its own, it is
+/// forked in the ordinary way.
+#[test]
+fn a_child_of_a_process_with_many_files() {
+    const MANY: usize = 600;
+    let limit = process::raise_nofile().unwrap();
+    if limit.hard < 4096 {
+        panic!("the test needs a limit of 4096 open files (ulimit -Hn)");
+    }
+    crate::sys::spawn::reserve(limit.hard).unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let many: Vec<_> = (0..MANY).map(|_| null.try_clone().unwrap()).collect();
+    let copied = of_held_child();
+    assert!(copied.len() < MANY / 2, "{copied:?}");
+    what_a_child_gets();
+    descriptors_by_number_and_name();
+    limits_users_and_privileges();
+    what_cannot_be_started_says_why();
+    many_at_once_from_many_threads();
+    std::thread::scope(|scope| {
+        let sandboxed = scope.spawn(|| {
+            refuse_own_table();
+            of_held_child()
+        });
+        let copied = sandboxed.join().unwrap();
+        assert!(copied.len() > MANY, "{copied:?}");
+    });
+    what_a_child_gets();
+    drop(many);
+}
+
+/// A seccomp filter for this thread and its children: close_range(2) is not permitted, as by a sandbox
+/// that does not know it.
+fn refuse_own_table() {
+    const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS: offset 0 of seccomp_data is the number
+    const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut filter = [
+        instruction(LOAD, 0, 0, 0),
+        instruction(EQUAL, 0, 1, libc::SYS_close_range as u32),
+        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: integers, and a program that lives as long as the calls; both act on this thread alone.
+    let installed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER,
+                &raw const program,
+            ) == 0
+    };
+    assert!(installed, "{}", std::io::Error::last_os_error());
+}
