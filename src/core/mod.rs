@@ -66,15 +66,15 @@ pub struct Supervisor {
     out: VecDeque<Effect>,
     /// The time of the last [`Input::Tick`]: what was due by then is done.
     ticked: Time,
-    /// When whoever drives this was last seen, and is to be back at the latest.
+    /// When the driver of this core last called, and by when it must call again.
     due: Option<(Time, Time)>,
 }
 
-/// Back so much later than asked for, whoever drives this stood still: stopped, starved, or its whole
+/// A driver that calls so much later than asked for stood still: stopped, starved, or its whole
 /// machine was. A busy loop is late by less.
 const STOOD_STILL: Duration = Duration::from_secs(1);
 
-/// While any deadline runs, whoever drives this comes back at least this often, so that standing
+/// While any deadline runs, the driver calls at least this often, so that standing
 /// still is noticed before the deadline too.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -187,7 +187,7 @@ impl Supervisor {
         });
     }
 
-    /// Nobody had a chance to be in time while everything stood still: what ran then is given that
+    /// No worker could be in time while everything stood still: deadlines that ran then get that
     /// time again, so that no worker is killed and no action fails for it.
     fn make_up(&mut self, now: Time) {
         let Some((seen, due)) = self.due.replace((now, now)) else {
@@ -258,7 +258,7 @@ impl Supervisor {
         })
     }
 
-    /// When [`Input::Tick`] is due. To be asked after each input: whoever comes back much later than
+    /// When [`Input::Tick`] is due. Asked after each input: a driver that calls much later than
     /// this has stood still, and no deadline counts the time.
     pub fn poll_timeout(&mut self, now: Time) -> Option<Time> {
         self.make_up(now);

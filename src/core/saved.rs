@@ -28,7 +28,7 @@ use crate::config::{AppName, Balance, MOST_INSTANCES};
 pub use change::{Change, Written};
 pub use version_1::{OpError, Version1};
 
-/// Of the written state, which does not hold it: whoever saves it puts it beside. It changes only when a state can
+/// Of the written state, which does not hold it: its writer puts it beside. It changes only when a state can
 /// be written that an older rsup must not read; an addition which that one may ignore is none.
 pub const STATE_VERSION: u32 = 3;
 
@@ -496,7 +496,7 @@ mod tests {
             "{misplaced}"
         );
         refused("/apps/web/wanted", "Sideways".into());
-        // Whoever counts on from these counts too far.
+        // A count that continues from these goes too far.
         refused("/next_generation", u64::MAX.into());
         refused("/apps/web/last_revision", u64::MAX.into());
         refused("/next_generation", 3.into());

@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(
             weights(&alone, 2),
             [1, 1],
-            "what nobody takes goes to the others"
+            "a share without workers goes to the others"
         );
     }
 

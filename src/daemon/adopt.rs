@@ -35,7 +35,7 @@ const END: Duration = Duration::from_secs(2);
 struct Living {
     process: Process,
     pidfd: Arc<OwnedFd>,
-    /// Its copies of listening sockets, where nobody else has one.
+    /// Its copies of listening sockets, where no other process has one.
     sockets: Vec<OwnedFd>,
     /// Why those cannot be had.
     refused: Option<String>,
@@ -66,7 +66,7 @@ impl Daemon {
             .iter()
             .filter_map(|w| Some((w.id.generation, self.living(w, &processes)?)))
             .collect();
-        // Where nobody serves any more and nobody will, the sockets are left to whoever holds them.
+        // Where no worker serves and none will, the sockets stay with the process that holds them.
         if !(self.options.only_stop && living.is_empty()) {
             for app in &apps {
                 self.adopt_sockets(app, &mut living);
@@ -118,7 +118,7 @@ impl Daemon {
         for app in &apps {
             self.network.relay_again(app, None);
         }
-        // The worker listens on a socket of its own: nobody but us takes what comes to that of its slot,
+        // The worker listens on a socket of its own: rsup alone takes what comes to that of its slot,
         // and its drain would wait for that.
         for WorkerId { app, slot, .. } in without_worker {
             self.network.relay_again(&app, Some(slot));
@@ -161,7 +161,7 @@ impl Daemon {
         let deaf = self.fleet.has_takeover(worker, &self.supervisor)
             && self.has_lost_its_calls(id, &pidfd, pid, &below);
         if (early && !tree::runs_its_program(pid, id)) || (coming && deaf && sockets.is_empty()) {
-            // Nobody could answer its bind(2) any more; it has never served.
+            // No process can answer its bind(2) any more; it has never served.
             info!(
                 "{id}: pid {pid} cannot come to its socket any more; it is ended, and started anew"
             );
@@ -333,7 +333,7 @@ impl Daemon {
             && wants_takeover(&revision.spec)
             && self.fdstore.get(&name::binds(id.generation)).is_none()
         {
-            // Its bind(2) failed because nobody was there to answer it, and that is not its fault.
+            // Its bind(2) failed because no process answered it, and that is not its fault.
             info!(
                 "{id}: {exit} while there was no rsup, and could not come to its socket; it is started anew"
             );

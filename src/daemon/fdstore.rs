@@ -34,8 +34,8 @@ pub struct FdStore {
 
 /// Who holds the descriptors when this process is gone.
 pub enum Backend {
-    /// Nobody: rsup runs in the foreground, and whoever started it sees to its next start.
-    Nobody,
+    /// None: rsup runs in the foreground, and its caller starts the next one.
+    None,
     Keeper(Link),
     /// systemd, in its store of file descriptors.
     Systemd(Arc<systemd::Link>),
@@ -64,7 +64,7 @@ impl FdStore {
     pub fn descriptors(&self) -> (Vec<(&str, BorrowedFd<'_>)>, Option<BorrowedFd<'_>>) {
         let keeper = match &self.backend {
             Backend::Keeper(link) => Some(link.socket()),
-            Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => None,
+            Backend::None | Backend::Systemd(_) | Backend::NoKeeper { .. } => None,
         };
         (
             self.held
@@ -95,7 +95,7 @@ impl FdStore {
     pub fn open(systemd: Option<Arc<systemd::Link>>, stored: BTreeMap<String, OwnedFd>) -> Self {
         let Some(socket) = inherit::take_named(SOCKET) else {
             return Self::new(
-                systemd.map_or(Backend::Nobody, Backend::Systemd),
+                systemd.map_or(Backend::None, Backend::Systemd),
                 stored,
                 None,
             );
@@ -164,7 +164,7 @@ impl FdStore {
                     }
                 }
             }
-            Backend::Nobody | Backend::NoKeeper { .. } => {}
+            Backend::None | Backend::NoKeeper { .. } => {}
         }
         self.held.insert(name, copy);
     }
@@ -180,7 +180,7 @@ impl FdStore {
                     warn!("systemd still keeps {name}: {why}");
                 }
             }
-            Backend::Nobody | Backend::NoKeeper { .. } => {}
+            Backend::None | Backend::NoKeeper { .. } => {}
         }
     }
 
@@ -245,7 +245,7 @@ impl FdStore {
     pub fn how_ended(&mut self, pid: u32, answer: oneshot::Sender<Exit>) {
         match &mut self.backend {
             Backend::Keeper(link) => link.how_ended(pid, answer),
-            Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => {
+            Backend::None | Backend::Systemd(_) | Backend::NoKeeper { .. } => {
                 _ = answer.send(Exit::Unknown);
             }
         }
@@ -255,14 +255,14 @@ impl FdStore {
     pub fn how_ended_now(&mut self, pid: u32) -> Exit {
         match &mut self.backend {
             Backend::Keeper(link) => link.how_ended_now(pid),
-            Backend::Nobody | Backend::Systemd(_) | Backend::NoKeeper { .. } => Exit::Unknown,
+            Backend::None | Backend::Systemd(_) | Backend::NoKeeper { .. } => Exit::Unknown,
         }
     }
 
     /// Looks after the keeper until something has happened. May be dropped at any time.
     pub async fn turn(&mut self) {
         match &mut self.backend {
-            Backend::Nobody | Backend::Systemd(_) => std::future::pending().await,
+            Backend::None | Backend::Systemd(_) => std::future::pending().await,
             Backend::Keeper(link) => {
                 if link.turn().await == Heard::Gone {
                     warn!("the keeper is gone; making another");
@@ -303,12 +303,12 @@ impl FdStore {
         }
     }
 
-    /// The daemon ends on purpose: nothing is to be kept.
+    /// The daemon ends on purpose: nothing is kept.
     pub fn bye(&mut self) {
         match &mut self.backend {
             Backend::Keeper(link) => link.bye(),
             Backend::Systemd(_) => self.forget_all(&[String::new()]),
-            Backend::Nobody | Backend::NoKeeper { .. } => {}
+            Backend::None | Backend::NoKeeper { .. } => {}
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::control::{Action, ActionId, Call, Request, Target};
 use crate::core::Completion;
 use crate::model::Cause;
 
-/// When a daemon in the foreground ends though nobody told it to.
+/// When a daemon in the foreground ends without a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitWhen {
     /// Every app has ended by itself and is not started again.
@@ -24,7 +24,7 @@ pub enum ExitWhen {
     Never,
 }
 
-/// What the end of the daemon is to be called.
+/// How the daemon's end is reported.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Verdict {
     ended: Option<Completion>,
@@ -59,7 +59,7 @@ pub fn has_terminal() -> bool {
 
 impl Daemon {
     /// Starts what the command line gave. An earlier daemon may have died with some of it: that goes on, and is
-    /// reloaded where it is to be otherwise now. One that died while it stopped everything has nothing to go on with.
+    /// reloaded where its settings differ now. One that died while it stopped everything has nothing to go on with.
     pub(super) fn start_given(&mut self) {
         if let Some(settings) = self.options.settings.take() {
             let notes = self.supervise(settings);
@@ -104,7 +104,7 @@ impl Daemon {
         }
     }
 
-    /// The log tells what becomes of it; nobody reads the answers.
+    /// The log tells what becomes of it; no client reads the answers.
     fn call_myself(&mut self, action: Action) {
         let (answer, mut answers) = mpsc::unbounded_channel();
         let request = Request::Action {

@@ -81,7 +81,7 @@ enum Event {
         worker: WorkerId,
         of: Weak<()>,
     },
-    /// Somebody says that a worker is ready; who, if the kernel tells.
+    /// A process reports that a worker is ready; `by` is its pid, if the kernel tells.
     Notified {
         worker: WorkerId,
         by: Option<u32>,
@@ -91,7 +91,7 @@ enum Event {
         app: AppName,
         why: String,
     },
-    /// What was found of a worker that has not bound its port, and what then is to be made of its end.
+    /// What was found of a worker that has not bound its port, and the end that waits for that.
     Traces {
         worker: WorkerId,
         traces: Traces,

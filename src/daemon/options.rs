@@ -38,7 +38,7 @@ pub struct Options {
     /// They go to the console instead of stderr, and the lines of the workers as well, and look like this.
     #[serde(default)]
     pub log_format: Option<logs::Format>,
-    /// Makes the console: nobody but the command line writes to stdout.
+    /// Makes the console: the command line alone writes to stdout.
     #[serde(skip)]
     pub open_console: Option<fn(logs::Format) -> io::Result<Console>>,
     /// Once it is made.

@@ -18,7 +18,7 @@ pub enum Error {
     System { what: String, source: io::Error },
     #[error("{0}")]
     Start(String),
-    /// It ran, and this is how its end is to be called; why has been said.
+    /// It ran, and this is its exit code; the reason has been logged.
     #[error("ended with code {code}")]
     Ended { code: u8 },
 }
@@ -76,7 +76,7 @@ pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
         console.clone(),
     );
     if result.is_err() {
-        // What is said of it waits for nobody either.
+        // Its messages wait for no reader either.
         let _ = messages::on_stderr_too();
     }
     stderr::flush();

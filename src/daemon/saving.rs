@@ -40,13 +40,13 @@ impl Daemon {
         }
     }
 
-    /// Everything is to be stopped: what is wanted now is what a later daemon is to know.
+    /// Every app will be stopped: a later daemon finds what is wanted now.
     pub(super) fn note_end(&mut self, why: Ending) {
         self.store.end(why, &mut self.supervisor, &mut self.fdstore);
         self.ending = true;
     }
 
-    /// The end on purpose: nobody has to go on.
+    /// The end on purpose: no daemon continues.
     pub(super) fn end_of_state(&mut self) {
         self.store.close();
         self.fdstore.forget(STATE);
@@ -87,7 +87,7 @@ impl Daemon {
             self.ending = true;
             return;
         }
-        // Whatever was kept belongs to workers that nobody knows any more.
+        // Whatever was kept belongs to workers that no state names any more.
         self.fdstore.forget_all(
             &[
                 "listen/", "out/", "err/", "bind/", "notify/", "node/", STATE,
@@ -123,7 +123,7 @@ impl Daemon {
 
     /// A stop of everything that was cut short, by whatever death, is for a next start what a finished one is:
     /// after a signal apps are what they were, after `rsup kill` they stay stopped, and what is given anew is all
-    /// there is. Only a daemon that nobody asked to start anything goes on with the stop.
+    /// there is. Only a daemon that was not asked to start anything continues the stop.
     fn begin_again(&mut self, state: &mut State) {
         let goes_on = self.options.only_stop
             || [AGAIN, GO_ON]

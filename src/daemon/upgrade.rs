@@ -190,7 +190,7 @@ impl Inheritance {
                     next: std::time::Instant::now(),
                 }
             }
-            None => systemd.map_or(Backend::Nobody, Backend::Systemd),
+            None => systemd.map_or(Backend::None, Backend::Systemd),
         };
         FdStore::new(backend, std::mem::take(&mut self.held), self.made_keeper)
     }
@@ -242,7 +242,7 @@ fn memory(folder: &Path, text: &[u8]) -> io::Result<File> {
 fn read_memory(fd: OwnedFd) -> io::Result<String> {
     let mut text = String::new();
     let mut file = File::from(fd);
-    // The position is shared with whoever wrote it.
+    // The position is shared with the writer.
     file.seek(SeekFrom::Start(0))?;
     file.read_to_string(&mut text)?;
     Ok(text)

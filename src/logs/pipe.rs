@@ -59,12 +59,12 @@ mod tests {
         let mut write = File::from(write);
         // Rust ignores SIGPIPE; this would be EPIPE.
         write
-            .write_all(b"while nobody listens")
+            .write_all(b"while no reader listens")
             .expect("no SIGPIPE");
         let mut next = File::open(format!("/proc/self/fd/{}", write.as_raw_fd())).expect("open");
         drop(write);
         let mut text = String::new();
         next.read_to_string(&mut text).expect("read to the end");
-        assert_eq!(text, "while nobody listens");
+        assert_eq!(text, "while no reader listens");
     }
 }

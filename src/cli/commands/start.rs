@@ -220,9 +220,8 @@ fn plan(args: &Args) -> Result<Plan, CliError> {
     };
     let plan = match (args.what.as_slice(), args.command.as_slice()) {
         ([], []) if given.is_some() => {
-            return Err(
-                CliError::usage("what is to be started?").hint("rsup start -n NAME -- COMMAND")
-            );
+            return Err(CliError::usage("no app, script or file is given")
+                .hint("rsup start -n NAME -- COMMAND"));
         }
         ([], []) => Plan::File("supervisor.toml".into()),
         ([file], []) if is_config(file) => no_script(Plan::File(file.into()))?,
@@ -507,7 +506,7 @@ fn foreground(
         apps,
         base_env: cx.base_env(),
     });
-    // Whoever started us may hold signals back, and the first process of a container is told to stop by one.
+    // The caller may block signals, and the first process of a container is told to stop by one.
     SigSet::empty().thread_set_mask().map_err(|error| {
         CliError::failed("local", format!("cannot let signals through: {error}"))
     })?;

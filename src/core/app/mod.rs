@@ -38,7 +38,7 @@ pub enum Wanted {
 #[serde(try_from = "SavedApp")]
 pub struct App {
     pub name: AppName,
-    /// By its operator; what is to be done now is its [`App::goal`].
+    /// By its operator; what rsup works towards now is its [`App::goal`].
     pub wanted: Wanted,
     /// The whole supervisor is being stopped.
     pub halted: bool,
@@ -162,7 +162,7 @@ impl App {
         &self.releases[self.current]
     }
 
-    /// As many workers of the wanted release serve as there are to be.
+    /// As many workers of the wanted release serve as are wanted.
     pub fn all_serve(&self, now: Time) -> bool {
         let serving = self.workers().filter(|w| self.is_available(w, now));
         serving.count() >= usize::from(self.instances)

@@ -103,7 +103,7 @@ impl App {
         moved
     }
 
-    /// Whether no worker is there and none will be started before somebody asks for it.
+    /// Whether no worker is there and none will be started without a request.
     fn nobody_comes(&self) -> bool {
         let over = |instance: &Instance| match instance.state {
             RestartState::Errored | RestartState::Exited => true,

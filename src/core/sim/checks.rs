@@ -246,7 +246,7 @@ pub fn signal(world: &mut World, worker: &WorkerId, signal: i32, reach: Reach) {
             assert_eq!(
                 world.relays.get(&slot),
                 Some(&true),
-                "{worker} is stopped and nobody accepts in its place"
+                "{worker} is stopped and no worker accepts in its place"
             );
             let weighs = world
                 .tables

@@ -139,7 +139,7 @@ impl World {
             let process = self.processes.remove(&id).unwrap();
             assert!(
                 !process.alive && !process.left,
-                "{id} lives and nobody knows it"
+                "{id} lives and no daemon knows it"
             );
             self.gone.push(id);
         }
@@ -188,7 +188,7 @@ impl World {
         }
     }
 
-    /// Who serves goes on as the same process; nobody is punished for the daemon's death.
+    /// A worker that serves continues as the same process: no worker pays for the daemon's death.
     fn nothing_lost(&self, name: &AppName, was: &App, found: &BTreeMap<WorkerId, Found>) {
         let Some(app) = self.core.apps.get(name) else {
             return;
@@ -495,7 +495,7 @@ fn a_stopping_worker_is_not_told_again_but_one_that_may_not_have_been_is() {
     }
 }
 
-/// Both after any death in the midst of a stop of everything: with the stop as nobody's wish for the app, and as
+/// Both after any death in the midst of a stop of everything: with a stop that no request asked for, and as
 /// one that outlives it.
 #[test]
 fn a_halt_that_was_cut_short_is_none_for_the_next_start() {
@@ -532,7 +532,7 @@ fn a_halt_that_was_cut_short_is_none_for_the_next_start() {
             assert_eq!(world.ready(&name).len(), if down { 0 } else { 3 });
             assert!(
                 restarts(&world, &name) == 0,
-                "nobody is blamed: {:#?}",
+                "no worker is blamed: {:#?}",
                 world.app(&name)
             );
             if down {

@@ -138,7 +138,7 @@ fn without_traces_a_failure_is_what_it_was() {
     assert_eq!(known(&world, &name), Hiding::Unknown);
 }
 
-/// Somebody else's connections look like the traces of a test.
+/// Connections of another process look like the traces of a test.
 #[test]
 fn a_failure_that_hiding_does_not_help_is_tried_once_and_then_told() {
     let mut world = World::new(1);
@@ -182,7 +182,7 @@ fn it_is_remembered_over_a_reboot() {
     assert!(world.core.hides_since(&name).is_some());
 }
 
-/// Nobody could answer its calls of connect any more.
+/// No process can answer its calls of connect any more.
 #[test]
 fn a_worker_that_nobody_hears_is_replaced_without_a_gap() {
     let (mut world, name) = world(PortTest::Exits);

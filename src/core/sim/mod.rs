@@ -47,7 +47,7 @@ pub struct Behaviour {
     pub port_test: PortTest,
 }
 
-/// Whether it connects to its port before it binds it, and what it does if somebody answers.
+/// Whether it connects to its port before it binds it, and what it does if its connection is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortTest {
     No,
@@ -644,7 +644,7 @@ impl World {
                 self.gone.push(worker.clone());
             }
             Effect::Finished { op, result } => {
-                assert!(self.asked.contains_key(op), "nobody asked for {op:?}");
+                assert!(self.asked.contains_key(op), "no request for {op:?}");
                 let before = self.finished.insert(*op, result.clone());
                 assert!(before.is_none(), "{op:?} is answered twice");
             }

@@ -547,7 +547,7 @@ fn the_port_of_an_app_that_is_given_up_is_closed_until_the_next_start() {
     assert_eq!(world.view(&name).phase, AppPhase::Errored);
     assert!(
         world.listening.is_empty(),
-        "nobody comes: clients are refused"
+        "no worker comes: clients are refused"
     );
     world.script = Box::new(|_, _, _| Behaviour::good());
     world.done(&name, Request::StartStopped).unwrap();

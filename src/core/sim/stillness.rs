@@ -1,4 +1,4 @@
-//! The daemon is stopped and goes on, or the whole machine: hours have passed, and nobody is to blame.
+//! The daemon is stopped and goes on, or the whole machine: hours have passed, and no worker is to blame.
 
 use super::super::worker::State;
 use super::*;
@@ -40,7 +40,7 @@ impl World {
         }
     }
 
-    /// What `describe` tells of kills.
+    /// The events of kills.
     fn killed(&self) -> Vec<String> {
         self.events
             .iter()
@@ -92,7 +92,7 @@ fn at_each_instant(gap: Duration, who: Who) {
         );
         assert_eq!(
             world.spawned, 6,
-            "instant {instant}: nobody was replaced but by the reload"
+            "instant {instant}: a worker was replaced other than by the reload"
         );
         assert_eq!(world.ready(&name).len(), 3);
         let told = world

@@ -173,7 +173,7 @@ impl Fleet {
     }
 }
 
-/// Passes trapped calls to the loop, one by one, until nobody is left who could make one.
+/// Passes trapped calls to the loop, one by one, until no process is left that could make one.
 pub async fn answer_calls(worker: WorkerId, listener: takeover::Listener, events: Events) {
     let Ok(listener) = readable(listener) else {
         return;

@@ -14,7 +14,7 @@ use crate::sys::procfs::{self, PipeId, Snapshot, StartTime};
 /// the loop's time at the most.
 const WORTH: u32 = 4;
 
-/// The same for zombies that nobody waits for.
+/// The same for zombies that no task waits for.
 const REAPED_EVERY: u32 = 10;
 
 /// What was seen, shared with the tasks that wait for the ends of trees.
@@ -155,7 +155,7 @@ impl Census {
     }
 }
 
-/// When zombies that nobody waits for are taken away.
+/// When zombies that no task waits for are reaped.
 #[derive(Debug, Default)]
 pub struct Reaping {
     /// Not earlier, since each look costs as much as there are workers.
@@ -164,7 +164,7 @@ pub struct Reaping {
 }
 
 impl Reaping {
-    /// A child has ended. True if the zombies are to be looked for now; else [`Self::wake`] tells when.
+    /// A child has ended. True if it is time to look for zombies; else [`Self::wake`] tells when.
     pub fn is_due(&mut self) -> bool {
         self.due = self.next.is_some_and(|next| Instant::now() < next);
         !self.due

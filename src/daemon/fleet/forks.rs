@@ -1,4 +1,4 @@
-//! Workers that are to be forked, in a queue: a big start must not keep the loop from probes, answers
+//! Workers that wait for their fork, in a queue: a big start must not keep the loop from probes, answers
 //! and other apps, and its state is saved once for many forks.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use crate::core::{Input, Revision, WorkerId};
 /// How long the forks of one turn of the loop may take, beyond the first one.
 const TURN: Duration = Duration::from_millis(20);
 
-/// A worker that is to be forked.
+/// A worker that waits for its fork.
 #[derive(Debug)]
 pub struct Fork {
     pub worker: WorkerId,

@@ -77,7 +77,7 @@ impl Confinement {
 
     /// How it ended, now that the kernel has told by what.
     fn judge(&self, exit: Exit) -> Exit {
-        // Of an orphan that nobody waited for, the count alone is known.
+        // Of an orphan that no parent waited for, the count alone is known.
         let Some(leaf) = self
             .leaf()
             .filter(|leaf| (exit.is_kill() || exit == Exit::Unknown) && leaf.out_of_memory() > 0)
@@ -115,7 +115,7 @@ impl Isolation {
 
     /// How a worker ended, now that the kernel has told by what: at a limit of its own, or of what it is in.
     ///
-    /// A kill of ours has nothing to do with memory, unless the kernel has killed somebody for it meanwhile.
+    /// A kill of ours has nothing to do with memory, unless the kernel has killed a process for it meanwhile.
     pub fn judge(&mut self, confinement: &Confinement, exit: Exit) -> Exit {
         let killed = limits::killed_for_memory();
         let more = killed > self.killed.0;
@@ -297,7 +297,7 @@ impl Isolation {
 
     /// Whom a worker of the app becomes, if that is a change.
     pub fn credentials(&self, spec: &AppSpec) -> Option<Credentials> {
-        // What cannot be had is tried all the same, and fails: never as somebody else than was said.
+        // What cannot be had is tried all the same, and fails: never as another user than was asked for.
         let change = |who: &&RunAs| self.can_become(who) || !Self::is_me(who);
         spec.run_as.as_ref().filter(change).map(credentials)
     }

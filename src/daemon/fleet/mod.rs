@@ -226,7 +226,7 @@ impl Fleet {
         self.isolation.forget_app(app);
     }
 
-    /// When zombies are to be taken away, if any are.
+    /// When to reap zombies next, if any wait.
     pub fn reaping_wakes(&self) -> Option<Instant> {
         self.reaping.wake()
     }

@@ -40,7 +40,7 @@ pub struct Running {
     pub marks: Marks,
     /// Descendants as last seen alive: those that have shed every mark are known by this alone.
     pub tree: Vec<(u32, StartTime)>,
-    /// What is left of the tree is to be killed.
+    /// Set when what is left of the tree must be killed.
     pub kill: Arc<AtomicBool>,
     /// Processes that were given the listener of their filter, or may not have it.
     pub seen_to: HashSet<u32>,
@@ -78,7 +78,7 @@ impl Running {
     pub fn signal_tree(&mut self, signal: i32, census: &Census) {
         if signal == nix::libc::SIGKILL {
             self.kill.store(true, Ordering::Relaxed);
-            // At one stroke, where the kernel can; what follows finds nobody then.
+            // At one stroke, where the kernel can; what follows finds no process then.
             let _ = self.confinement.leaf().map(Leaf::kill);
         }
         let _ = self.signal(signal);
@@ -408,7 +408,7 @@ impl Fleet {
         }
     }
 
-    /// Takes away zombies that nobody waits for: orphans of workers, which came to us.
+    /// Reaps zombies that no task waits for: orphans of workers, which came to us.
     pub fn reap(&mut self) {
         let begun = Instant::now();
         let known = |pid| self.census.is_worker(pid) || self.commands.contains(pid);

@@ -20,7 +20,7 @@ pub struct Marks {
     pub leader: u32,
     /// The pipes that its output goes to.
     pub output: Vec<PipeId>,
-    /// Where there is one, nobody leaves it.
+    /// Where there is one, no process leaves it.
     pub cgroup: Option<Leaf>,
     pub orphans: Orphans,
 }
@@ -144,7 +144,7 @@ pub async fn until_gone(
 /// How long orphans without a mark have, after SIGTERM, when the daemon ends.
 const LAST_SWEEP: Duration = Duration::from_secs(2);
 
-/// At the end, when no worker is left: whoever still is below us is an orphan of one, even if it
+/// At the end, when no worker is left: every process that still is below rsup is an orphan of one, even if it
 /// has shed every mark.
 /// All but `spared`, with what is below it.
 pub async fn sweep_all(spared: Option<u32>) {

@@ -612,7 +612,7 @@ fn open_after_a_death(
     }
 }
 
-/// Applies the weights by the best order that is known; after an error they are to be applied again.
+/// Applies the weights by the best order that is known; after an error they are applied again later.
 fn put_in_force(group: &mut Group, table: &Table) -> io::Result<()> {
     let ordered = group.repair();
     group.steer(table)?;

@@ -184,7 +184,7 @@ mod tests {
             assert!(journal.is_in_place());
             assert_eq!(fs::read(journal.path()).unwrap(), b"one\ntwo\n");
             let mode = fs::metadata(journal.path()).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600, "nobody else's");
+            assert_eq!(mode & 0o777, 0o600, "of this user alone");
             assert_eq!(
                 fs::read_dir(folder.path()).unwrap().count(),
                 1,

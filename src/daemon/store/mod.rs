@@ -2,7 +2,7 @@
 //!
 //! Two files in the same format, mode 0600. The *live* one, in the runtime folder, is written before effects
 //! are carried out, and is gone once a daemon has ended on purpose; it need not survive the machine,
-//! so nobody waits for a disk. The *saved* one, in the state folder, is written by a thread of its
+//! so the loop waits for no disk. The *saved* one, in the state folder, is written by a thread of its
 //! own, with fdatasync(2), whenever something changed that a reboot must not forget, and says nothing that is of
 //! no use then. Each is a journal: a save appends what changed, so that it costs the same however much else there is.
 
@@ -146,7 +146,7 @@ impl Store {
         self.state.ending
     }
 
-    /// Everything is to be stopped: what is wanted now is what a later daemon is to know.
+    /// Every app will be stopped: a later daemon finds what is wanted now.
     pub fn end(&mut self, why: Ending, supervisor: &mut Supervisor, fdstore: &mut FdStore) {
         self.state.ending = Some(why);
         self.write_whole();
@@ -362,7 +362,7 @@ impl Store {
         false
     }
 
-    /// Files in /tmp that nobody touches are cleaned away (tmpfiles.d(5)), and these are needed as long as
+    /// Files in /tmp that no process touches are cleaned away (tmpfiles.d(5)), and these are needed as long as
     /// this daemon lives.
     pub fn stay_in_use(&mut self, paths: &Paths) {
         let time = now();
@@ -376,7 +376,7 @@ impl Store {
         }
     }
 
-    /// The end on purpose: nobody has to go on.
+    /// The end on purpose: no daemon continues.
     pub fn close(&mut self) {
         if let Err(why) = fs::remove_file(self.journal.path())
             && why.kind() != io::ErrorKind::NotFound

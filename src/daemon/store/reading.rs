@@ -65,7 +65,7 @@ pub fn known_from_before(paths: &Paths) -> Vec<AppName> {
     })
 }
 
-/// Whether the next daemon is somebody else's to start, by what the live state says.
+/// Whether another process starts the next daemon, by what the live state says.
 pub fn is_of_foreground(path: &Path) -> bool {
     read(path).is_ok_and(|state| state.daemon.foreground)
 }
@@ -87,7 +87,7 @@ pub fn in_memory(bytes: &[u8]) -> io::Result<OwnedFd> {
 pub fn read_memory(fd: OwnedFd) -> Result<State, ReadError> {
     let mut file = File::from(fd);
     let mut bytes = Vec::new();
-    // Whoever wrote it left the position, which all copies share, at its end.
+    // Its writer left the position, which all copies share, at its end.
     file.rewind()
         .and_then(|()| file.read_to_end(&mut bytes))
         .map_err(ReadError::Io)?;

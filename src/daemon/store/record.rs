@@ -29,7 +29,7 @@ pub struct State {
 pub struct DaemonState {
     /// Every app is being stopped, and then the daemon ends.
     pub ending: Option<Ending>,
-    /// The daemon runs in the foreground: whoever started it sees to its next start.
+    /// The daemon runs in the foreground: its caller starts the next one.
     pub foreground: bool,
     /// Processes of workers, by generation.
     pub processes: BTreeMap<u64, Process>,

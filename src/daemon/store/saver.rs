@@ -12,7 +12,7 @@ use super::journal::{Journal, Lines};
 #[derive(Debug)]
 pub enum Saved {
     Done,
-    /// The file is not the one that this thread wrote, so that it is to be written anew as a whole.
+    /// The file is not the one that this thread wrote, so it is written anew as a whole.
     OutOfPlace,
     /// Until the whole state comes, nothing is written.
     Failed(io::Error),

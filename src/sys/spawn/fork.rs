@@ -76,8 +76,8 @@ pub(super) unsafe fn fork(cgroup: Option<RawFd>, shared: bool) -> (c_int, bool) 
     (unsafe { libc::fork() }, false)
 }
 
-/// Waits until the child has a table of descriptors of its own, or is dead, which its pidfd tells
-/// whoever asks. False: it could not get one, and is gone.
+/// Waits until the child has a table of descriptors of its own, or is dead, which its pidfd
+/// tells. False: it could not get one, and is gone.
 ///
 /// # Errors
 /// When it does nothing (it may be frozen): then it is killed.
