@@ -32,7 +32,8 @@ mod unix;
 pub use error::ListenError;
 pub use given::{Given, Lookup};
 pub use queue::{
-    Backlog, accept_nonblocking, backlog, is_nonblocking, set_nonblocking, silent_for,
+    Backlog, accept_if_queued, accept_nonblocking, backlog, is_nonblocking, set_nonblocking,
+    silent_for,
 };
 pub use unix::{Ownership, open_unix, own_unix};
 

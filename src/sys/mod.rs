@@ -36,6 +36,7 @@ pub mod durable;
 pub mod fdpass;
 pub mod holder;
 pub mod inherit;
+pub mod interrupt;
 pub mod limits;
 pub mod listen;
 pub mod needs;

@@ -6,11 +6,13 @@ mod common;
 #[path = "../lifecycle/support.rs"]
 mod support;
 
+mod attackers;
 mod bystander;
 mod control;
 mod crashes;
 mod descriptors;
 mod disk;
 mod forks;
+mod modes;
 mod stillness;
 mod workers;

@@ -9,25 +9,35 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::sockets::Queue;
 use super::{Event, Events};
 use crate::config::{AppName, hold_timeout};
-use crate::sys::listen::{Backlog, accept_nonblocking, backlog, silent_for};
+use crate::sys::interrupt::Interruptible;
+use crate::sys::listen::{Backlog, accept_if_queued, backlog, silent_for};
 use crate::sys::readiness::readable;
 use crate::sys::steer;
 
 /// Connections that rsup holds at the same time, per app; more wait in the kernel's queue.
 const MOST: usize = 1024;
+
+/// Of those, so many are accepted at once.
+const BATCH: usize = 64;
+
+/// How long taking over a queue may last: a worker that has the socket too can hold accept(2) up.
+const TAKE_OVER: Duration = Duration::from_millis(250);
+
+/// Pause between two attempts to end a waiting accept(2).
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(5);
 
 /// What all relays of one app share.
 #[derive(Clone)]
@@ -47,7 +57,7 @@ pub struct Relays {
 
 /// Serves one accept queue until it is stopped.
 pub struct Relay {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     target: SocketAddr,
     shared: Relays,
     task: JoinHandle<()>,
@@ -92,7 +102,8 @@ impl Relays {
 
     /// The queue's socket must be non-blocking and stay so.
     pub fn watch(&self, queue: Queue) -> io::Result<Relay> {
-        let ours = readable(queue.fd.try_clone()?)?;
+        let fd = Arc::new(queue.fd);
+        let ours = readable(fd.clone())?;
         let task = tokio::spawn(accept_loop(
             ours,
             queue.target,
@@ -100,7 +111,7 @@ impl Relays {
             queue.slot.is_none(),
         ));
         Ok(Relay {
-            fd: queue.fd,
+            fd,
             target: queue.target,
             shared: self.clone(),
             task,
@@ -122,18 +133,32 @@ impl Relays {
 
     /// Resets connections that have waited in the queue for `hold`; the others wait here for the
     /// rest of that time.
-    fn take_old(&self, queue: &OwnedFd, target: SocketAddr, hold: Duration) {
-        while let Ok(permit) = self.room.clone().try_acquire_owned()
-            && let Ok(Some((connection, _))) = accept_nonblocking(queue.as_fd())
-        {
-            let waited = silent_for(connection.as_fd()).unwrap_or(hold);
+    async fn take_old(&self, queue: &Arc<OwnedFd>, target: SocketAddr, hold: Duration) {
+        loop {
+            let mut permits = self.permits();
+            if permits.is_empty() {
+                return;
+            }
             let shared = self.clone();
-            tokio::spawn(async move {
-                let _permit = permit;
-                let left = hold.saturating_sub(waited);
-                shared.relay(connection, target, left).await;
-            });
+            let give = move |connection: OwnedFd| {
+                let waited = silent_for(connection.as_fd()).unwrap_or(hold);
+                let (shared, permit) = (shared.clone(), permits.pop());
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    let left = hold.saturating_sub(waited);
+                    shared.relay(connection, target, left).await;
+                });
+            };
+            if !matches!(take(queue, BATCH, give).await, Ok(Taken::Some)) {
+                return;
+            }
         }
+    }
+
+    /// Room for connections, as much as there is for one batch.
+    fn permits(&self) -> Vec<OwnedSemaphorePermit> {
+        let permits = std::iter::repeat_with(|| self.room.clone().try_acquire_owned());
+        permits.take(BATCH).map_while(Result::ok).collect()
     }
 
     /// Relays the connection to a ready worker. If there is none within `hold`, it is reset.
@@ -179,9 +204,19 @@ impl Relay {
     /// held, so that a worker that is not ready yet does not get them.
     pub fn stop(self) {
         self.task.abort();
-        while let Ok(Some((connection, _))) = accept_nonblocking(self.fd.as_fd()) {
-            self.shared.pass(connection, self.target);
-        }
+        let (fd, shared, target) = (self.fd.clone(), self.shared.clone(), self.target);
+        tokio::spawn(async move {
+            let all = async {
+                loop {
+                    let shared = shared.clone();
+                    let give = move |connection| shared.pass(connection, target);
+                    if !matches!(take(&fd, BATCH, give).await, Ok(Taken::Some)) {
+                        return;
+                    }
+                }
+            };
+            let _ = timeout(TAKE_OVER, all).await;
+        });
     }
 }
 
@@ -217,8 +252,78 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// What was taken off a queue.
+enum Taken {
+    /// As many as were asked for: there may be more.
+    Some,
+    /// All that were queued.
+    All,
+}
+
+/// Takes connections off a queue, at most so many, and gives each away, in a thread: a worker that
+/// has the socket too can make accept(2) wait (by switching `O_NONBLOCK` off, or by taking the
+/// connection that was seen). That thread then waits for the app's next connection, and the loop
+/// for nothing. Dropped, this ends the wait.
+///
+/// # Errors
+/// As for [`accept_if_queued`]; as `pthread_create(3)`.
+async fn take(
+    queue: &Arc<OwnedFd>,
+    most: usize,
+    mut give: impl FnMut(OwnedFd) + Send + 'static,
+) -> io::Result<Taken> {
+    let (queue, stop) = (queue.clone(), Arc::new(AtomicBool::new(false)));
+    let (answer, taken) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    let work = {
+        let stop = stop.clone();
+        move || {
+            let _runtime = runtime.enter();
+            for _ in 0..most {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                match accept_if_queued(queue.as_fd()) {
+                    Ok(Some(connection)) => give(connection),
+                    Ok(None) => return drop(answer.send(Ok(Taken::All))),
+                    Err(why) => return drop(answer.send(Err(why))),
+                }
+            }
+            let _ = answer.send(Ok(Taken::Some));
+        }
+    };
+    let thread = Interruptible::spawn("rsup-accept", work)?;
+    let _taking = Taking {
+        thread: Some(thread),
+        stop,
+    };
+    taken.await.unwrap_or(Ok(Taken::All))
+}
+
+/// A thread that takes connections off a queue.
+struct Taking {
+    thread: Option<Interruptible>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().filter(|thread| !thread.is_finished());
+        // Without a runtime the process is about to end.
+        if let (Some(thread), Ok(runtime)) = (thread, tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move {
+                while !thread.is_finished() {
+                    thread.interrupt();
+                    tokio::time::sleep(INTERRUPT_AGAIN).await;
+                }
+            });
+        }
+    }
+}
+
 async fn accept_loop(
-    mut queue: AsyncFd<OwnedFd>,
+    mut queue: AsyncFd<Arc<OwnedFd>>,
     target: SocketAddr,
     shared: Relays,
     holding: bool,
@@ -232,11 +337,12 @@ async fn accept_loop(
         // outlive the daemon.
         let hold = shared.hold();
         if holding {
-            match timeout(hold, ready.wait_for(|ready| *ready)).await {
-                Ok(Ok(_)) => {}
+            let waited = timeout(hold, ready.wait_for(|ready| *ready)).await;
+            match waited.map(|ready| ready.map(drop)) {
+                Ok(Ok(())) => {}
                 Ok(Err(_)) => return,
                 Err(_) => {
-                    shared.take_old(queue.get_ref(), target, hold);
+                    shared.take_old(queue.get_ref(), target, hold).await;
                     continue;
                 }
             }
@@ -244,15 +350,22 @@ async fn accept_loop(
         let Ok(permit) = shared.room.clone().acquire_owned().await else {
             return;
         };
-        match accept_nonblocking(queue.get_ref().as_fd()) {
-            Ok(Some((connection, _))) => {
-                let shared = shared.clone();
+        let mut permits = shared.permits();
+        permits.push(permit);
+        let most = permits.len();
+        let give = {
+            let shared = shared.clone();
+            move |connection| {
+                let (shared, permit) = (shared.clone(), permits.pop());
                 tokio::spawn(async move {
                     let _permit = permit;
                     shared.relay(connection, target, hold).await;
                 });
             }
-            Ok(None) => guard.clear_ready(),
+        };
+        match take(queue.get_ref(), most, give).await {
+            Ok(Taken::Some) => {}
+            Ok(Taken::All) => guard.clear_ready(),
             Err(_) if matches!(backlog(queue.get_ref()), Ok(Backlog::NotListening)) => {
                 let _ = shared.events.send(Event::ShutDown {
                     app: shared.app.clone(),

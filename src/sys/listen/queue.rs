@@ -90,6 +90,40 @@ pub fn accept_nonblocking(fd: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, Opt
     }
 }
 
+/// Takes one connection off the queue of a listening socket, if one is queued. The connection is
+/// non-blocking and close-on-exec.
+///
+/// This may wait, for threads that can be [interrupted](crate::sys::interrupt): other processes have
+/// the description too, and may take the connection, or change its mode, between the look and the
+/// call. `Ok(None)` when none is queued, the client gave up, or a signal ended the wait.
+///
+/// # Errors
+/// `EMFILE` and the like; `EINVAL` when the socket does not listen any more.
+pub fn accept_if_queued(fd: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    if raw::poll(fd, libc::POLLIN, Duration::ZERO)? == 0 {
+        return Ok(None);
+    }
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: without an address to write; the descriptor is borrowed for the call.
+    let accepted = raw::check(unsafe { libc::accept4(fd.as_raw_fd(), address, length, flags) });
+    match accepted {
+        // SAFETY: just made by the kernel for us.
+        Ok(new) => Ok(Some(unsafe { raw::own(new) })),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::Interrupted
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     // SAFETY: the storage and its length are those that SockAddr provides for such a call.
     let (connection, peer) = unsafe {
