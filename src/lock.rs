@@ -10,12 +10,40 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
+use crate::sys::procfs;
+
 /// Takes the lock and writes the pid of this process into the file; `None` if another process has
-/// it.
+/// it. The file of a process that has died and keeps it open all the same is replaced.
 ///
 /// # Errors
 /// When the file cannot be opened or made, or its file system has no locks.
 pub fn take(path: &Path) -> io::Result<Option<File>> {
+    if let Some(file) = try_take(path)? {
+        return Ok(Some(file));
+    }
+    if !is_of_dead(path) {
+        return Ok(None);
+    }
+    // One at a time: the file of a live process that has just replaced it stays.
+    let mut turn = path.as_os_str().to_owned();
+    turn.push(".turn");
+    let Some(turn) = try_take(Path::new(&turn))? else {
+        return Ok(None);
+    };
+    if is_of_dead(path) && is_locked(path) {
+        std::fs::remove_file(path)?;
+    }
+    let taken = try_take(path);
+    drop(turn);
+    taken
+}
+
+/// Whether the process that took the lock has died, by the pid that it wrote.
+fn is_of_dead(path: &Path) -> bool {
+    holder(path).is_some_and(procfs::has_died)
+}
+
+fn try_take(path: &Path) -> io::Result<Option<File>> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = File::options()
         .create(true)
@@ -58,8 +86,12 @@ pub fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Whether a process holds the lock.
+/// Whether a process holds the lock that has not died.
 pub fn is_taken(path: &Path) -> bool {
+    is_locked(path) && !is_of_dead(path)
+}
+
+fn is_locked(path: &Path) -> bool {
     let Ok(file) = File::options().write(true).open(path) else {
         return false;
     };

@@ -42,6 +42,16 @@ impl Daemon {
             Event::SteerAgain { app } => self.network.steer_again(&app),
             Event::RelayAgain { app, slot } => self.relay_again(&app, slot),
             Event::Trapped { worker, call } => self.on_trapped(&worker, &call),
+            Event::Given {
+                worker,
+                address,
+                bind,
+                result,
+            } => {
+                let fleet = &mut self.fleet;
+                let input = fleet.on_given(worker, (&address, &bind), result, &self.supervisor);
+                self.handle_any(input);
+            }
             Event::Unseen { app, why } => self.fleet.on_unseen(&app, why),
             Event::Tried { who, tried } => {
                 let failures = self.fleet.on_tried(&who, tried);
@@ -86,17 +96,18 @@ impl Daemon {
     }
 
     fn on_trapped(&mut self, worker: &WorkerId, Trapped { call, listener }: &Trapped) {
-        let listener = listener.get_ref();
-        self.fleet.leave_listener(worker, call, listener);
         let (fleet, supervisor) = (&mut self.fleet, &self.supervisor);
         let input = match call {
             Call::Bind(bind) => fleet.answer_bind(
-                (worker, bind, listener),
+                (worker, bind),
+                listener,
                 supervisor,
                 &mut self.network,
                 &mut self.fdstore,
             ),
-            Call::Connect(connect) => hiding::answer_connect(worker, connect, listener, supervisor),
+            Call::Connect(connect) => {
+                hiding::answer_connect(worker, connect, listener.get_ref(), supervisor)
+            }
         };
         self.handle_any(input);
     }

@@ -38,7 +38,7 @@ use nix::sys::signal::Signal;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use crate::config::AppName;
+use crate::config::{AppName, Listen};
 use crate::control::{Answer, Call, Failure};
 use crate::core::{Input, OpId, Supervisor, Time, Traces, WorkerId};
 use crate::exit::Exit;
@@ -80,6 +80,13 @@ enum Event {
     Drained {
         worker: WorkerId,
         of: Weak<()>,
+    },
+    /// A worker's `bind` was answered with a socket of the address, or could not be.
+    Given {
+        worker: WorkerId,
+        address: Listen,
+        bind: takeover::Bind,
+        result: io::Result<takeover::Answer>,
     },
     /// A process reports that a worker is ready; `by` is its pid, if the kernel tells.
     Notified {

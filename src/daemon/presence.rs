@@ -19,6 +19,7 @@ use super::{Daemon, Error, system};
 use crate::lock;
 use crate::paths::Paths;
 use crate::sys::readiness::readable;
+use crate::sys::{process, procfs};
 
 /// A dying process may lose its locks this long before its socket.
 const DYING: Duration = Duration::from_millis(500);
@@ -73,7 +74,11 @@ pub fn bind(paths: &Paths) -> Result<OwnedFd, Error> {
     let path = paths.socket();
     let deadline = std::time::Instant::now() + DYING;
     while let Ok(stream) = UnixStream::connect(&path) {
-        drop(stream);
+        // The queue of a process that has died, but cannot end, still takes connections.
+        let listener = process::peer_credentials(&stream);
+        if listener.is_ok_and(|listener| procfs::has_died(listener.pid)) {
+            break;
+        }
         if std::time::Instant::now() >= deadline {
             return Err(Error::Running(path));
         }

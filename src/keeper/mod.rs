@@ -37,7 +37,7 @@ use crate::exit::Exit;
 use crate::lock;
 use crate::logs::stderr;
 use crate::paths::Paths;
-use crate::sys::{detach, fdpass, inherit, process};
+use crate::sys::{detach, fdpass, inherit, process, procfs};
 use wire::{FromKeeper, ToKeeper};
 
 /// The name of the kept descriptor of the program that daemons are started from. Without it, the
@@ -79,6 +79,10 @@ const MOST_KEPT: usize = 16_384;
 
 /// Of so many latest exits those that no daemon has asked for are remembered.
 const MOST_ENDS: usize = 8192;
+
+/// How often the daemon is looked at: a pidfd does not report the death of a process that cannot end, because one of
+/// its threads waits in the kernel for ever.
+const LOOK: Duration = Duration::from_secs(5);
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -298,7 +302,7 @@ impl Keeper {
             );
         }
         let timeout = match self.daemon {
-            Some(_) => PollTimeout::NONE,
+            Some(_) => PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::MAX),
             None => {
                 let left = self.start_at.saturating_duration_since(Instant::now());
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO)
@@ -342,7 +346,8 @@ impl Keeper {
         let mut dead = daemon
             .pidfd
             .as_ref()
-            .is_none_or(|pidfd| process::has_ended(pidfd).unwrap_or(true));
+            .is_none_or(|pidfd| process::has_ended(pidfd).unwrap_or(true))
+            || procfs::has_died(daemon.pid);
         let mut packet = [0; wire::LONGEST + 1];
         loop {
             let Some(daemon) = &self.daemon else { return };

@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use super::owner;
 use super::sockdiag::{self, ListeningSocket};
+use super::{owner, procfs};
 
 /// A process that listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +146,7 @@ fn has_one_of(pid: u32, inodes: &[u64]) -> io::Result<bool> {
 
 fn describe(pid: u32) -> Holder {
     let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    let arguments = read("cmdline");
+    let arguments = procfs::memory::read(pid, "cmdline").unwrap_or_default();
     let command: Vec<_> = arguments
         .split(|&byte| byte == 0)
         .filter(|argument| !argument.is_empty())

@@ -58,17 +58,25 @@ pub(super) fn with_access<T>(
     }
 }
 
+/// The user of a process, if its real, effective and saved ones are equal.
+pub(super) fn real_user(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    only(&status, "Uid:")
+}
+
+/// The one id of this kind in the file `status`.
+fn only(status: &str, name: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let mut ids = line.split_ascii_whitespace().map(str::parse::<u32>);
+    let (real, effective, saved) = (ids.next()?.ok()?, ids.next()?.ok()?, ids.next()?.ok()?);
+    (real == effective && effective == saved).then_some(real)
+}
+
 /// User and group of a thread, if its real, effective and saved ones are equal: ptrace(2) requires
 /// that as well.
 fn owner(thread: u32) -> Option<(u32, u32)> {
     let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    let only = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        let mut ids = line.split_ascii_whitespace().map(str::parse::<u32>);
-        let (real, effective, saved) = (ids.next()?.ok()?, ids.next()?.ok()?, ids.next()?.ok()?);
-        (real == effective && effective == saved).then_some(real)
-    };
-    Some((only("Uid:")?, only("Gid:")?))
+    Some((only(&status, "Uid:")?, only(&status, "Gid:")?))
 }
 
 /// This thread has the user and group of another for file access, until this is dropped.

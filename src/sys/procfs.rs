@@ -12,10 +12,11 @@ use std::time::Duration;
 use super::owner;
 
 mod children;
+pub(in crate::sys) mod memory;
 mod meter;
 pub(super) use children::zombie_children;
 pub use children::{
-    PipeId, children, children_of, is_alive, output_of, parent_of, resident, session_of,
+    PipeId, children, children_of, has_died, is_alive, output_of, parent_of, resident, session_of,
 };
 pub use meter::Meter;
 
@@ -186,7 +187,7 @@ fn time_of(ticks: u64) -> Duration {
 /// # Errors
 /// When the process does not exist or may not be looked into.
 pub fn environ_of(pid: u32, name: &str) -> io::Result<Option<OsString>> {
-    let block = owner::with_access(pid, || fs::read(format!("/proc/{pid}/environ")))?;
+    let block = memory::read(pid, "environ")?;
     Ok(block.split(|&byte| byte == 0).find_map(|entry| {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
         Some(OsString::from_vec(value.to_vec()))

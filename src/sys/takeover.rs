@@ -343,7 +343,16 @@ impl Listener {
         self.0
     }
 
-    /// Takes the next call, if one waits; never blocks.
+    /// Whether a call comes within this time, or the last process under the filter ends.
+    ///
+    /// # Errors
+    /// As `poll(2)`.
+    pub fn has_call_within(&self, time: Duration) -> io::Result<bool> {
+        raw::poll(self, libc::POLLIN, time).map(|seen| seen != 0)
+    }
+
+    /// Takes the next call, if one waits. It reads the worker's memory, which can take as long as the
+    /// worker wants: a page of it may be of a file whose server does not answer.
     ///
     /// `Ok(None)` when none waits, when it vanished, or when it was not about an internet address
     /// and has been let proceed.

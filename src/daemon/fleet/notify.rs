@@ -7,6 +7,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
@@ -26,6 +27,8 @@ use crate::sys::spawn::Credentials;
 
 /// Longer messages are no notifications.
 const LONGEST: usize = 4096;
+/// Messages of other processes are logged this often at the most, for each worker.
+const LOGGED_EVERY: Duration = Duration::from_secs(10);
 
 /// Both ways to notify, open for as long as the worker lives.
 pub struct Channel {
@@ -176,13 +179,20 @@ fn receive(
 impl Fleet {
     /// A message of the worker itself or of a process below it counts. A sender that has ended
     /// meanwhile cannot be looked at any more; it was of the right user.
-    pub fn on_notified(&self, worker: &WorkerId, by: Option<u32>) -> Option<Input> {
-        let running = self.running.get(&worker.generation)?;
+    pub fn on_notified(&mut self, worker: &WorkerId, by: Option<u32>) -> Option<Input> {
+        let running = self.running.get_mut(&worker.generation)?;
         if let Some(pid) = by.filter(|pid| !running.owns(*pid) && procfs::start_time(*pid).is_ok())
         {
-            warn!(
-                "{worker}: process {pid}, which is none of its own, said that it is ready: ignored"
-            );
+            // Any process of the worker's user can send as many as it likes.
+            let is_time = running
+                .stranger_logged
+                .is_none_or(|logged| logged.elapsed() >= LOGGED_EVERY);
+            if is_time {
+                running.stranger_logged = Some(Instant::now());
+                warn!(
+                    "{worker}: process {pid}, which is none of its own, said that it is ready: ignored"
+                );
+            }
             return None;
         }
         Some(Input::Notified {

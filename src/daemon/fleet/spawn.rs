@@ -1,6 +1,6 @@
 //! Starts workers, and watches each until its end.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,8 +42,8 @@ pub struct Running {
     pub tree: Vec<(u32, StartTime)>,
     /// Set when what is left of the tree must be killed.
     pub kill: Arc<AtomicBool>,
-    /// Processes that were given the listener of their filter, or may not have it.
-    pub seen_to: HashSet<u32>,
+    /// When a notification of another process was last logged.
+    pub stranger_logged: Option<Instant>,
     _notify: Option<notify::Channel>,
     /// Of the worker and of what is run for it.
     pub confinement: Confinement,
@@ -343,7 +343,7 @@ impl Fleet {
             marks,
             tree: Vec::new(),
             kill: Arc::default(),
-            seen_to: HashSet::new(),
+            stranger_logged: None,
             _notify: notify,
             confinement,
             drain: None,
