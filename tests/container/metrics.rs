@@ -164,7 +164,7 @@ fn the_content_type_is_the_one_that_was_asked_for() {
         let mut stream = crate::common::http::connect(address).unwrap();
         write!(
             stream,
-            "GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n"
+            "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"
         )
         .unwrap();
         let mut answer = String::new();

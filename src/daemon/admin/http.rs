@@ -2,14 +2,15 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
@@ -20,13 +21,15 @@ use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::ask::{Ask, Question};
+use super::connections::{Connections, Entry};
 use super::metrics;
 use crate::daemon::{Event, Events};
 
-/// Connections at the same time; more wait in the kernel's queue.
+/// Connections at the same time; for more, silent ones are ended: see [`Connections`].
 const MOST: usize = 32;
-/// Questions in the main loop's queue at the same time.
-const QUESTIONS: usize = 4;
+/// Questions of probes in the main loop's queue at the same time, and those for metrics, which take longer.
+const PROBES: usize = 4;
+const METRICS: usize = 1;
 /// How long the main loop, and then the log thread, may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The head of a request has to arrive within this time.
@@ -96,7 +99,10 @@ impl Drop for Server {
 
 struct Site {
     events: Events,
-    places: Arc<Semaphore>,
+    probes: Arc<Semaphore>,
+    for_metrics: Arc<Semaphore>,
+    /// The name of this machine, by which a scraper may know it.
+    host: Option<String>,
     metrics: Mutex<Option<(Instant, Bytes)>>,
 }
 
@@ -113,21 +119,23 @@ async fn accept(listener: StdListener, events: Events) {
     };
     let site = Arc::new(Site {
         events,
-        places: Arc::new(Semaphore::new(QUESTIONS)),
+        probes: Arc::new(Semaphore::new(PROBES)),
+        for_metrics: Arc::new(Semaphore::new(METRICS)),
+        host: nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok()),
         metrics: Mutex::default(),
     });
-    let room = Arc::new(Semaphore::new(MOST));
+    let connections = Connections::default();
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let site = site.clone();
-                tokio::spawn(async move {
-                    let _ = timeout(TIME, connection(stream, &site)).await;
-                    drop(permit);
+            Ok((stream, peer)) => {
+                let entry = connections.enter(peer.ip().to_canonical(), MOST).await;
+                let (number, site) = (entry.number(), site.clone());
+                let task = tokio::spawn(async move {
+                    let _ = timeout(TIME, connection(stream, &site, &entry)).await;
                 });
+                Entry::served_by(&connections, number, task.abort_handle());
             }
             // Most likely no descriptor is free.
             Err(_) => sleep(Duration::from_millis(100)).await,
@@ -135,9 +143,11 @@ async fn accept(listener: StdListener, events: Events) {
     }
 }
 
-async fn connection(stream: TcpStream, site: &Site) {
-    let service =
-        service_fn(|request| async move { Ok::<_, Infallible>(site.respond(&request).await) });
+async fn connection(stream: TcpStream, site: &Site, entry: &Entry) {
+    let service = service_fn(|request| {
+        entry.has_asked();
+        async move { Ok::<_, Infallible>(site.respond(&request).await) }
+    });
     // An error is the client's: it disconnected, or did not speak HTTP. It cannot be reported to
     // the client.
     let _ = http1::Builder::new()
@@ -153,6 +163,10 @@ async fn connection(stream: TcpStream, site: &Site) {
 
 impl Site {
     async fn respond(&self, request: &Request<Incoming>) -> Page {
+        if !self.is_meant(request) {
+            let why = "ask by an address of this machine, localhost or its host name: a page that a browser shows under another name may not ask";
+            return page(StatusCode::MISDIRECTED_REQUEST, &json!({ "error": why }));
+        }
         let path = request.uri().path();
         if !PAGES.contains(&path) {
             return page(
@@ -172,18 +186,21 @@ impl Site {
         }
         let answer = match path {
             "/liveness" => self
-                .ask(Question::Health)
+                .ask(&self.probes, Question::Health)
                 .await
                 .map(|_| page(StatusCode::OK, &json!({ "alive": true }))),
             "/health" => self.health().await,
-            "/readiness" => self.ask(Question::Readiness).await.map(|readiness| {
-                let status = if readiness.ready {
-                    StatusCode::OK
-                } else {
-                    StatusCode::SERVICE_UNAVAILABLE
-                };
-                page(status, &readiness)
-            }),
+            "/readiness" => self
+                .ask(&self.probes, Question::Readiness)
+                .await
+                .map(|readiness| {
+                    let status = if readiness.ready {
+                        StatusCode::OK
+                    } else {
+                        StatusCode::SERVICE_UNAVAILABLE
+                    };
+                    page(status, &readiness)
+                }),
             _ => self.metrics(request.headers()).await,
         };
         answer.unwrap_or_else(|Stuck| {
@@ -195,18 +212,26 @@ impl Site {
         })
     }
 
+    /// Whether the request names this machine. A name that somebody else gave to this address (DNS rebinding) would let
+    /// their page read the answer in a browser. A request without a name comes from no browser (RFC 9112, 3.2).
+    fn is_meant(&self, request: &Request<Incoming>) -> bool {
+        let mut names = request.headers().get_all(HOST).iter();
+        let name = match names.next().map(HeaderValue::to_str) {
+            None => return true,
+            Some(Ok(name)) => name,
+            Some(Err(_)) => return false,
+        };
+        names.next().is_none() && names_this_machine(name, self.host.as_deref())
+    }
+
     /// Asks the main loop.
     async fn ask<T>(
         &self,
+        places: &Arc<Semaphore>,
         question: impl FnOnce(oneshot::Sender<T>) -> Question,
     ) -> Result<T, Stuck> {
         let asked = async {
-            let place = self
-                .places
-                .clone()
-                .acquire_owned()
-                .await
-                .map_err(|_| Stuck)?;
+            let place = places.clone().acquire_owned().await.map_err(|_| Stuck)?;
             let (answer, answered) = oneshot::channel();
             self.events
                 .send(Event::Ask(Ask {
@@ -220,7 +245,7 @@ impl Site {
     }
 
     async fn health(&self) -> Result<Page, Stuck> {
-        let health = self.ask(Question::Health).await?;
+        let health = self.ask(&self.probes, Question::Health).await?;
         let logs = timeout(PATIENCE, health.logs)
             .await
             .ok()
@@ -251,7 +276,7 @@ impl Site {
         let text = match kept.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
             Some((_, text)) => text.clone(),
             None => {
-                let mut facts = self.ask(Question::Metrics).await?;
+                let mut facts = self.ask(&self.for_metrics, Question::Metrics).await?;
                 let logs = timeout(PATIENCE, &mut facts.logs)
                     .await
                     .ok()
@@ -274,6 +299,18 @@ impl Site {
         };
         Ok(response(StatusCode::OK, kind, text))
     }
+}
+
+/// Whether a `Host` (RFC 9110, 7.2) is an address, `localhost` or this name, each with or without a port.
+fn names_this_machine(host: &str, own: Option<&str>) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else {
+        return false;
+    };
+    let name = authority.host();
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    address.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || own.is_some_and(|own| own.eq_ignore_ascii_case(name))
 }
 
 fn page(status: StatusCode, body: &impl serde::Serialize) -> Page {
@@ -328,7 +365,7 @@ mod tests {
         let ask = |page: &str| {
             exchange(
                 server.address(),
-                format!("GET {page} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(),
+                format!("GET {page} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes(),
             )
         };
         thread::scope(|scope| {
@@ -353,7 +390,7 @@ mod tests {
             asked += 1;
         }
         assert!(
-            (1..=QUESTIONS).contains(&asked),
+            (1..=PROBES + METRICS).contains(&asked),
             "{asked} questions in the queue of a loop that is stuck"
         );
     }
@@ -373,17 +410,61 @@ mod tests {
         assert!(
             exchange(
                 server.address(),
-                b"DELETE /health HTTP/1.1\r\nHost: x\r\n\r\n"
+                b"DELETE /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
             )
             .starts_with("HTTP/1.1 405 ")
         );
         assert!(
             exchange(
                 server.address(),
-                b"GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n"
+                b"GET /etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n"
             )
             .starts_with("HTTP/1.1 404 ")
         );
+    }
+
+    #[test]
+    fn another_name_is_turned_away() {
+        for (host, meant) in [
+            ("127.0.0.1", true),
+            ("127.0.0.1:9090", true),
+            ("[::1]:9090", true),
+            ("localhost", true),
+            ("LocalHost:9090", true),
+            ("web1", true),
+            ("web1:9090", true),
+            ("web1.example.com", false),
+            ("example.com:9090", false),
+            ("localhost.example.com", false),
+            ("", false),
+        ] {
+            assert_eq!(names_this_machine(host, Some("web1")), meant, "{host}");
+        }
+        let (events, _inbox) = mpsc::unbounded_channel();
+        let server = Server::start(address(), events).expect("a listener");
+        let ask = |head: &str| exchange(server.address(), head.as_bytes());
+        let other = ask("GET /nothing HTTP/1.1\r\nHost: example.com\r\n\r\n");
+        assert!(other.starts_with("HTTP/1.1 421 "), "{other}");
+        let twice = ask("GET /nothing HTTP/1.1\r\nHost: localhost\r\nHost: example.com\r\n\r\n");
+        assert!(twice.starts_with("HTTP/1.1 421 "), "{twice}");
+        assert!(ask("GET /nothing HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 404 "));
+    }
+
+    #[test]
+    fn silent_clients_keep_no_other_from_its_answer() {
+        let (events, _inbox) = mpsc::unbounded_channel();
+        let server = Server::start(address(), events).expect("a listener");
+        let silent: Vec<TcpStream> = (0..400)
+            .map(|_| TcpStream::connect(server.address()).expect("connect"))
+            .collect();
+        let asked = Instant::now();
+        let answer = exchange(
+            server.address(),
+            b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        );
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+        assert!(asked.elapsed() < HEAD_TIME, "it waited for silent clients");
+        drop(silent);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! and its clients cost the loop a bounded number of short answers.
 
 mod ask;
+mod connections;
 mod http;
 mod metrics;
 mod readiness;
