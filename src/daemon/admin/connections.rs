@@ -1,12 +1,18 @@
 //! The open connections of the admin listener. Where there are too many, one of those that have asked
-//! nothing yet goes: that of the client with the most of them that has been silent the longest.
+//! nothing for a while goes: that of the client with the most of them that has been silent the longest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
+
+/// A request has this long to arrive before its connection counts as silent.
+const GRACE: Duration = Duration::from_millis(100);
+/// How often it is looked whether one counts as silent by now.
+const AGAIN: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Default)]
 pub struct Connections(Arc<Shared>);
@@ -26,7 +32,8 @@ struct Open {
 
 struct Connection {
     peer: IpAddr,
-    silent: bool,
+    since: Instant,
+    has_asked: bool,
     /// `None` until its task runs.
     task: Option<AbortHandle>,
 }
@@ -43,25 +50,25 @@ impl Connections {
     }
 
     /// Enters a connection of this client. If there are `most` already, a silent one is ended; if none
-    /// is silent, this waits until one has its answer.
+    /// is silent, this waits until one is, or has its answer.
     pub async fn enter(&self, peer: IpAddr, most: usize) -> Entry {
         loop {
             let ended = self.0.ended.notified();
-            if let Some(number) = self.try_enter(peer, most) {
+            if let Some(number) = self.try_enter(peer, most, GRACE) {
                 let connections = self.clone();
                 return Entry {
                     number,
                     connections,
                 };
             }
-            ended.await;
+            let _ = tokio::time::timeout(AGAIN, ended).await;
         }
     }
 
-    fn try_enter(&self, peer: IpAddr, most: usize) -> Option<u64> {
+    fn try_enter(&self, peer: IpAddr, most: usize, grace: Duration) -> Option<u64> {
         let mut open = self.open();
         if open.all.len() >= most {
-            let ended = open.longest_silent()?;
+            let ended = open.longest_silent(grace)?;
             if let Some(task) = open.all.remove(&ended).and_then(|ended| ended.task) {
                 task.abort();
             }
@@ -70,7 +77,8 @@ impl Connections {
         let number = open.next;
         let connection = Connection {
             peer,
-            silent: true,
+            since: Instant::now(),
+            has_asked: false,
             task: None,
         };
         open.all.insert(number, connection);
@@ -79,8 +87,9 @@ impl Connections {
 }
 
 impl Open {
-    fn longest_silent(&self) -> Option<u64> {
-        let silent = || self.all.iter().filter(|(_, one)| one.silent);
+    fn longest_silent(&self, grace: Duration) -> Option<u64> {
+        let is_silent = |one: &Connection| !one.has_asked && one.since.elapsed() >= grace;
+        let silent = || self.all.iter().filter(|(_, one)| is_silent(one));
         let mut of_client: HashMap<IpAddr, usize> = HashMap::new();
         silent().for_each(|(_, one)| *of_client.entry(one.peer).or_default() += 1);
         let most = of_client.values().max()?;
@@ -107,7 +116,7 @@ impl Entry {
     /// A whole request has come.
     pub fn has_asked(&self) {
         if let Some(connection) = self.connections.open().all.get_mut(&self.number) {
-            connection.silent = false;
+            connection.has_asked = true;
         }
     }
 }
@@ -129,7 +138,7 @@ mod tests {
     #[test]
     fn the_client_with_the_most_silent_ones_loses_the_oldest_of_them() {
         let all = Connections::default();
-        let enter = |peer| all.try_enter(peer, 4);
+        let enter = |peer| all.try_enter(peer, 4, Duration::ZERO);
         let first = enter(ONE).unwrap();
         let others: Vec<u64> = (0..3).map(|_| enter(MANY).unwrap()).collect();
         let newest = enter(MANY).unwrap();
@@ -151,12 +160,15 @@ mod tests {
     fn one_that_has_asked_stays() {
         let all = Connections::default();
         let asked = Entry {
-            number: all.try_enter(ONE, 1).unwrap(),
+            number: all.try_enter(ONE, 1, Duration::ZERO).unwrap(),
             connections: all.clone(),
         };
         asked.has_asked();
-        assert_eq!(all.try_enter(MANY, 1), None);
+        assert_eq!(all.try_enter(MANY, 1, Duration::ZERO), None);
         drop(asked);
-        assert!(all.try_enter(MANY, 1).is_some());
+        assert!(all.try_enter(MANY, 1, Duration::ZERO).is_some());
+        // A new one has time to ask.
+        let hour = Duration::from_secs(3600);
+        assert_eq!(all.try_enter(ONE, 1, hour), None);
     }
 }

@@ -26,7 +26,7 @@ use super::metrics;
 use crate::daemon::{Event, Events};
 
 /// Connections at the same time; for more, silent ones are ended: see [`Connections`].
-const MOST: usize = 32;
+const MOST: usize = 64;
 /// Questions of probes in the main loop's queue at the same time, and those for metrics, which take longer.
 const PROBES: usize = 4;
 const METRICS: usize = 1;
