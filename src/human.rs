@@ -38,7 +38,7 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
 }
 
 /// C0, DEL and C1; line and paragraph separators; bidirectional controls (UAX #9, 2).
-fn is_harmful(char: char) -> bool {
+pub fn is_harmful(char: char) -> bool {
     char.is_control()
         || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -52,6 +52,8 @@ pub fn log_line(line: &[u8]) -> Cow<'_, [u8]> {
     }
     let mut shown = Vec::with_capacity(line.len() + 16);
     let mut coloured = false;
+    // The end of a line of Windows.
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
     for chunk in line.utf8_chunks() {
         let mut rest = chunk.valid();
         while let Some(char) = rest.chars().next() {

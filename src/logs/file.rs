@@ -794,4 +794,141 @@ mod tests {
         assert_eq!(fitting(b"ab\ncd\n", 200, 100), 0);
         assert_eq!(fitting(b"abcdef\ng\n", 0, 2), 7);
     }
+
+    fn scene() -> (
+        tempfile::TempDir,
+        LogFile,
+        Common,
+        tokio::sync::mpsc::UnboundedReceiver<Event>,
+    ) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (events, told) = tokio::sync::mpsc::unbounded_channel();
+        let wake = nix::sys::eventfd::EventFd::new().expect("eventfd");
+        let mut common = Common {
+            stats: Stats::default(),
+            events: events.clone(),
+            names: AllNames::default(),
+            compressor: Compressor::start(events).expect("compressor"),
+            hands: Hands::new(Arc::new(wake)),
+        };
+        let out = dir.path().join("out.log");
+        let settings = Settings {
+            timestamps: false,
+            max_size: 100,
+            compress: false,
+            ..Settings::new(&out, &out)
+        };
+        let file = LogFile::new(out.into(), "app".into(), &settings, &mut common);
+        (dir, file, common, told)
+    }
+
+    fn write(file: &mut LogFile, line: &str, common: &mut Common) {
+        let mut line = format!("{line}\n").into_bytes();
+        file.write(&mut line, 0, Instant::now(), common, None);
+    }
+
+    /// All that is in the file and its rotated ones, oldest first.
+    fn text(dir: &Path) -> String {
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+        let mut text = String::new();
+        for number in (1..=10).rev() {
+            text += &read(&format!("out.log.{number}"));
+        }
+        text + &read("out.log")
+    }
+
+    fn until_it_is_back(file: &mut LogFile, common: &mut Common) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while file.is_away() {
+            assert!(Instant::now() < deadline, "it never came back");
+            file.wait(Instant::now() + RETRY, common);
+        }
+    }
+
+    /// Here a rotation waits for a lock, as it would for a disk.
+    #[test]
+    fn lines_wait_in_order_for_a_disk_that_is_late() {
+        let (dir, mut file, mut common, mut told) = scene();
+        write(&mut file, &"x".repeat(98), &mut common);
+        let names = file.names.clone();
+        let guard = names.lock();
+        let began = Instant::now();
+        for number in 0..20 {
+            write(&mut file, &format!("line {number}"), &mut common);
+        }
+        assert!(
+            file.is_away() && began.elapsed() < 4 * PATIENCE,
+            "waited for once"
+        );
+        assert!(told.try_recv().is_err(), "nothing is lost");
+        file.tend(Instant::now() + SILENCE, &mut common);
+        assert!(matches!(told.try_recv(), Ok(Event::Failed { .. })));
+        drop(guard);
+        until_it_is_back(&mut file, &mut common);
+        write(&mut file, "line 20", &mut common);
+        let lines: String = (0..=20).map(|number| format!("line {number}\n")).collect();
+        assert_eq!(text(dir.path()), format!("{}\n{lines}", "x".repeat(98)));
+        let event = told.try_recv();
+        assert!(
+            matches!(event, Ok(Event::Recovered { lost_lines: 0, .. })),
+            "{event:?}"
+        );
+        assert_eq!(common.stats.lost_lines, 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_into_memory_is_counted_and_reported() {
+        let (dir, mut file, mut common, mut told) = scene();
+        write(&mut file, &"x".repeat(98), &mut common);
+        let names = file.names.clone();
+        let guard = names.lock();
+        write(&mut file, "first", &mut common);
+        file.max_size = 0;
+        for _ in 0..20 {
+            write(&mut file, &"y".repeat(100_000), &mut common);
+        }
+        write(&mut file, "lost", &mut common);
+        assert!(matches!(told.try_recv(), Ok(Event::Failed { .. })));
+        drop(guard);
+        until_it_is_back(&mut file, &mut common);
+        write(&mut file, "last", &mut common);
+        let all = text(dir.path());
+        let lines: Vec<_> = all
+            .lines()
+            .map(|line| &line[..line.len().min(30)])
+            .collect();
+        assert_eq!(lines[1], "first");
+        assert_eq!(lines.len(), 2 + 10 + 2, "{lines:?}");
+        assert_eq!(lines[12], "rsup: 1000015 bytes in 11 line");
+        assert_eq!(lines[13], "last");
+        let lost = common.stats.lost_lines;
+        assert!(
+            matches!(told.try_recv(), Ok(Event::Recovered { lost_lines, .. }) if lost_lines == lost)
+        );
+        assert_eq!(lost, 11);
+    }
+
+    #[test]
+    fn the_end_of_a_file_whose_disk_is_silent_tells_the_loss() {
+        let (_dir, mut file, mut common, mut told) = scene();
+        write(&mut file, &"x".repeat(98), &mut common);
+        let names = file.names.clone();
+        let _guard = names.lock();
+        write(&mut file, "one", &mut common);
+        write(&mut file, "two", &mut common);
+        file.wait(Instant::now(), &mut common);
+        file.end(&mut common);
+        let event = told.try_recv();
+        assert!(
+            matches!(
+                event,
+                Ok(Event::Closed {
+                    lost_lines: 2,
+                    lost_bytes: 8,
+                    ..
+                })
+            ),
+            "{event:?}"
+        );
+    }
 }

@@ -33,6 +33,7 @@ mod journal;
 #[cfg(test)]
 mod killed_tests;
 mod lines;
+mod own_log;
 mod pipe;
 mod place;
 mod pump;

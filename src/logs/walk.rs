@@ -133,8 +133,10 @@ pub(super) fn find(path: &Path, users: &Users, make: bool) -> io::Result<Found> 
         }
         let last = rest.is_empty();
         let entry = match walk.entry(&name) {
-            Err(Errno::ENOENT) if last => return walk.found(name, false),
-            Err(Errno::ENOENT) if make => walk.make(&name)?,
+            Err(error) if error.kind() == ErrorKind::NotFound && last => {
+                return walk.found(name, false);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound && make => walk.make(&name)?,
             other => other?,
         };
         match entry.status.st_mode & nix::libc::S_IFMT {
@@ -251,8 +253,8 @@ impl Walk<'_> {
     }
 
     /// Opens an entry of the folder, a link as such.
-    fn entry(&self, name: &OsStr) -> Result<Step, Errno> {
-        let folder = self.steps.last().ok_or(Errno::ENOENT)?;
+    fn entry(&self, name: &OsStr) -> io::Result<Step> {
+        let folder = self.top()?;
         self.may_search(folder)?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let open = |flags| openat(&folder.fd, name, flags, Mode::empty());
@@ -267,7 +269,7 @@ impl Walk<'_> {
     }
 
     /// Behind a link of the app's user: as if this user looked.
-    fn may_search(&self, folder: &Step) -> Result<(), Errno> {
+    fn may_search(&self, folder: &Step) -> io::Result<()> {
         let FileStat {
             st_mode, st_uid, ..
         } = folder.status;
@@ -277,7 +279,7 @@ impl Walk<'_> {
             0o001
         };
         if self.bound && st_mode & bit == 0 {
-            return Err(Errno::EACCES);
+            return Err(self.astray("is closed to this user"));
         }
         Ok(())
     }
@@ -290,7 +292,7 @@ impl Walk<'_> {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(self.entry(name)?)
+        self.entry(name)
     }
 
     fn is_proc(&self) -> io::Result<bool> {
@@ -318,18 +320,22 @@ impl Walk<'_> {
         Ok(readlinkat(link.fd.as_fd(), "")?)
     }
 
+    /// A link of the app's user led to where this user has no business.
+    fn astray(&self, why: &str) -> io::Error {
+        let here = self.here.last().map_or(Path::new("/"), PathBuf::as_path);
+        let here = here.display().to_string();
+        let why = format!(
+            "a link of the app's user leads to {}, which {why}: rsup does not follow it; give the log's path without the link",
+            crate::human::one_line(&here)
+        );
+        io::Error::new(ErrorKind::PermissionDenied, why)
+    }
+
     fn found(mut self, name: OsString, magic: bool) -> io::Result<Found> {
         let folder = self.steps.pop().ok_or(ErrorKind::NotFound)?;
         self.may_search(&folder)?;
         if self.bound && self.users.app != Some(folder.status.st_uid) {
-            let here = self.here.pop().unwrap_or_default();
-            let here = crate::human::one_line(&here.display().to_string()).into_owned();
-            return Err(io::Error::new(
-                ErrorKind::PermissionDenied,
-                format!(
-                    "a link of the app's user leads to {here}, which is not this user's: rsup does not follow it; give the log's path without the link"
-                ),
-            ));
+            return Err(self.astray("is not this user's"));
         }
         if name.as_bytes().is_empty() {
             return Err(Errno::EISDIR.into());
@@ -454,7 +460,10 @@ mod tests {
         fs::remove_file(&link).expect("remove");
         symlink("../hidden/backup", &link).expect("symlink");
         let error = leads_to(&link.join("x.log"), Some(OTHER)).expect_err("hidden");
-        assert_eq!(error.raw_os_error(), Some(nix::libc::EACCES));
+        assert!(
+            error.to_string().contains("is closed to this user"),
+            "{error}"
+        );
         // In place of the file.
         symlink("/etc/passwd", theirs.join("y.log")).expect("symlink");
         leads_to(&theirs.join("y.log"), Some(OTHER)).expect_err("refused");

@@ -12,5 +12,6 @@ mod crashes;
 mod descriptors;
 mod disk;
 mod forks;
+mod logs;
 mod stillness;
 mod workers;
