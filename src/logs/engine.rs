@@ -132,7 +132,7 @@ impl Engine {
                 events,
                 names: AllNames::default(),
                 compressor,
-                hands: Hands::new(wake),
+                hands: Hands::start(wake)?,
             },
             check: None,
         })

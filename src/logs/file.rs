@@ -809,7 +809,7 @@ mod tests {
             events: events.clone(),
             names: AllNames::default(),
             compressor: Compressor::start(events).expect("compressor"),
-            hands: Hands::new(Arc::new(wake)),
+            hands: Hands::start(Arc::new(wake)).expect("a thread"),
         };
         let out = dir.path().join("out.log");
         let settings = Settings {

@@ -50,8 +50,13 @@ pub(super) enum Called {
 }
 
 impl Hands {
-    pub fn new(wake: Arc<EventFd>) -> Hands {
-        Hands { hand: None, wake }
+    /// Starts the thread for the first call: later there may be none to be had.
+    ///
+    /// # Errors
+    /// When there are no threads left.
+    pub fn start(wake: Arc<EventFd>) -> io::Result<Hands> {
+        let hand = Some(Hand::start(wake.clone())?);
+        Ok(Hands { hand, wake })
     }
 
     /// Makes the calls for `ask`, and waits for them for a bounded time.

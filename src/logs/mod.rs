@@ -56,7 +56,7 @@ pub use engine::QUIET;
 pub use follow::Follower;
 pub use frame::{MAX_LINE, Unfinished};
 pub use journal::Journal;
-pub use lines::last_lines;
+pub use lines::{Last, last_lines};
 pub use pipe::pipe;
 pub use pump::{Detached, Pump};
 pub use walk::foreign_folders;

@@ -317,20 +317,37 @@ fn a_link_in_place_of_a_folder() {
     s.ends();
 }
 
+/// Exchanges a folder and a link to one of root's, again and again.
+const SWAP: &str = "
+import ctypes, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+for n in range(1, 1 << 30):
+    if libc.renameat2(-100, b'logs', -100, b'evil', 2) != 0:
+        sys.exit(f'renameat2: {ctypes.get_errno()}')
+    time.sleep(0.0005)
+    if n % 100 == 0:
+        open('rounds', 'w').write(str(n))
+";
+
 /// The folder is another one at every moment: a rotation begins in one and ends in the other.
 #[test]
 fn a_folder_that_is_swapped_all_the_time() {
+    let Some(python) = crate::common::apps::python_for_all() else {
+        return;
+    };
     let Some(s) = Scene::new() else { return };
     let victims = victims(&s);
+    let script = s.home.write("swap.py", SWAP);
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o644)).unwrap();
     let swaps = format!(
-        "mkdir logs; (n=0; while :; do mv logs real; ln -s {} logs; rm logs; mv real logs; n=$((n+1)); \
-         case $n in *00) echo $n > rounds; sleep 0.01;; esac; done) &",
-        s.closed.display()
+        "mkdir logs; ln -s {} evil; {python} {} &",
+        s.closed.display(),
+        script.display()
     );
     s.start("logs/out.log", &swaps, "");
-    wait_for("a thousand swaps", || {
+    wait_for("many swaps", || {
         let rounds = fs::read_to_string(s.theirs.join("rounds")).unwrap_or_default();
-        let enough = rounds.trim().parse::<u32>().is_ok_and(|n| n >= 1000);
+        let enough = rounds.trim().parse::<u32>().is_ok_and(|n| n >= 5000);
         if enough { Ok(()) } else { Err(rounds) }
     });
     s.others_go_on();
@@ -430,6 +447,9 @@ fn a_disk_that_does_not_answer_holds_up_its_own_log_alone() {
         now <= threads + 2,
         "threads are left behind: {threads}, {now}"
     );
+    // Other logs are shown, and why this one is not.
+    let all = s.home.run(&["logs", "--lines", "3"]).code(1);
+    all.says(&["tick", "disk/out.log: no answer within"]);
     // It is there again, though not the same.
     s.silent = None;
     s.until_it_is_said("can be written again");

@@ -1,14 +1,19 @@
 //! `rsup logs`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::cli::error::CliError;
 use crate::cli::render::LogLines;
 use crate::cli::{Context, targets};
 use crate::config::AppName;
 use crate::control::{FindLogs, LogFiles, Target};
-use crate::logs::{Follower, Stream, last_lines};
+use crate::logs::{Follower, Last, Stream, last_lines};
+
+/// How long the last lines of a log are searched for: longer than it takes to unpack as much as is unpacked.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Show the last lines of apps' logs, and follow them with -f
 #[derive(Debug, clap::Args)]
@@ -94,13 +99,13 @@ fn source(files: LogFiles, args: &Args) -> Source {
     }
 }
 
-/// A log that cannot be read hides no other.
+/// A log that cannot be read, or whose disk does not answer, hides no other.
 fn last(sources: Vec<Source>, args: &Args, cx: &Context, show: &LogLines) -> Result<(), CliError> {
     let mut problem = None;
     for source in sources {
         let mut lines = Vec::new();
         for (stream, path) in &source.paths {
-            match last_lines(path, source.user, args.lines) {
+            match in_time(path, source.user, args.lines) {
                 Ok(found) => {
                     if let Some(note) = found.note {
                         cx.out.note(&format!("{}: {note}", source.app));
@@ -128,6 +133,18 @@ fn last(sources: Vec<Source>, args: &Args, cx: &Context, show: &LogLines) -> Res
         )?;
     }
     problem.map_or(Ok(()), Err)
+}
+
+/// The last lines of a log, if they are found in time.
+fn in_time(path: &Path, user: Option<u32>, count: usize) -> io::Result<Last> {
+    let (sender, found) = mpsc::channel();
+    let of = path.to_owned();
+    let look = move || drop(sender.send(last_lines(&of, user, count)));
+    std::thread::Builder::new().spawn(look)?;
+    found.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let why = format!("no answer within {} s", PATIENCE.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
 }
 
 /// One thread per app waits for its files; this one prints.
