@@ -539,3 +539,19 @@ time.sleep(1000)
         );
     }
 }
+
+#[test]
+fn a_folder_of_a_third_user_is_noted() {
+    let Some(s) = Scene::new() else { return };
+    let log = s.theirs.join("out.log");
+    let keys =
+        |user: &str| format!("command = [\"sleep\", \"1000\"]\n{user}log = {{ out = {log:?} }}");
+    let words = format!("{} belongs to user {NOBODY}", s.theirs.display());
+    s.home.app("own", &keys("user = 65534\ngroup = 65534\n"));
+    let run = s.home.ok(&["check"]);
+    assert!(!run.err.contains("belongs to user"), "{}", run.err);
+    s.home.app("other", &keys(""));
+    s.home.ok(&["check"]).says(&["other: ", &words]);
+    s.home.ok(&["start"]).says(&["other: ", &words]);
+    s.ends();
+}
