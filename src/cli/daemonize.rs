@@ -269,6 +269,12 @@ impl Log {
     /// The last lines of a daemon's log, and of what it could not write.
     fn tail(&self, path: &Path) -> Vec<String> {
         let read = |file: &mut File, begin| {
+            // Of a file that was rotated meanwhile, from its beginning.
+            let begin = if file.metadata()?.len() < begin {
+                0
+            } else {
+                begin
+            };
             file.seek(SeekFrom::Start(begin))?;
             let mut bytes = Vec::new();
             file.take(1 << 20).read_to_end(&mut bytes)?;

@@ -10,6 +10,7 @@ mod daemonize;
 mod environment;
 mod error;
 mod load_test;
+mod log_folders;
 mod progress;
 mod render;
 mod reread;

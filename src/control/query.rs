@@ -215,4 +215,7 @@ pub struct LogFiles {
     pub app: AppName,
     pub out: PathBuf,
     pub err: PathBuf,
+    /// The user that the app runs as, if it names one: the files may be its own.
+    #[serde(default)]
+    pub user: Option<u32>,
 }

@@ -437,14 +437,14 @@ impl Daemon {
                 continue;
             };
             let app = AppName::new(app);
-            let log = by_generation
+            let revision = by_generation
                 .get(&generation)
-                .and_then(|w| self.supervisor.revision_of(w))
-                .map(|revision| &revision.spec.log);
-            let log = log
-                .or_else(|| self.supervisor.revision(&app).map(|r| &r.spec.log))
-                .cloned();
-            let settings = self.output.settings(&app, &log.unwrap_or_else(Log::plain));
+                .and_then(|w| self.supervisor.revision_of(w).map(|it| &**it))
+                .or_else(|| self.supervisor.revision(&app));
+            let settings = match revision.map(|revision| &revision.spec) {
+                Some(spec) => self.output.settings(&app, &spec.log, spec.run_as.as_ref()),
+                None => self.output.settings(&app, &Log::plain(), None),
+            };
             self.output.pump.attach(
                 Source {
                     app: app.shared(),

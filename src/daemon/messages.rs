@@ -12,6 +12,7 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::config::AppName;
+use crate::human;
 use crate::logs::{Console, stderr};
 
 /// The target of messages about one app, which begin with its name.
@@ -24,7 +25,10 @@ const ABOUT_APP: &str = "rsup::app";
 /// When there are no threads left.
 pub fn on_stderr(json: bool) -> io::Result<Console> {
     let console = stderr::begin(if json { told_as_json } else { told })?;
-    let writer = Lossy(console.clone());
+    let writer = Lossy {
+        console: console.clone(),
+        json,
+    };
     let writer = move || writer.clone();
     // The library would write its own errors to stderr, and panic if that fails.
     let builder = tracing_subscriber::fmt()
@@ -59,17 +63,39 @@ pub fn of_panics(console: Console) {
 
 /// Passes on whole messages, and never fails.
 #[derive(Clone)]
-struct Lossy(Console);
+struct Lossy {
+    console: Console,
+    json: bool,
+}
 
 impl io::Write for Lossy {
     fn write(&mut self, message: &[u8]) -> io::Result<usize> {
-        self.0.whole(message);
+        if self.json {
+            self.console.whole(message); // JSON has escapes of its own
+        } else {
+            self.console.whole(&harmless(message));
+        }
         Ok(message.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A message in which there may be text from outside, such as the name of a process: it is no command to
+/// the terminal that shows it, and further lines are indented, so that none looks like a message of its own.
+fn harmless(message: &[u8]) -> Vec<u8> {
+    let message = message.strip_suffix(b"\n").unwrap_or(message);
+    let mut shown = Vec::with_capacity(message.len() + 1);
+    for (number, line) in message.split(|byte| *byte == b'\n').enumerate() {
+        if number > 0 {
+            shown.extend_from_slice(b"\n    ");
+        }
+        shown.extend_from_slice(&human::log_line(line));
+    }
+    shown.push(b'\n');
+    shown
 }
 
 /// A report of lost lines, as a message among the others.

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::log_health::Troubles;
 use super::{Event, Events};
-use crate::config::{AppName, Log, LogFormat};
+use crate::config::{AppName, Log, LogFormat, RunAs};
 use crate::control::LogFiles;
 use crate::logs::{Format, Pump, Settings};
 use crate::paths::Paths;
@@ -34,7 +34,7 @@ impl Output {
     }
 
     /// Where the lines of an app go.
-    pub fn settings(&self, name: &AppName, log: &Log) -> Settings {
+    pub fn settings(&self, name: &AppName, log: &Log, run_as: Option<&RunAs>) -> Settings {
         let default = |kind: &str| match self.no_files {
             true => "/dev/null".into(),
             false => self.folder.join(format!("{name}-{kind}.log")),
@@ -52,16 +52,18 @@ impl Output {
             max_size: log.max_size,
             keep: log.keep as usize,
             compress: log.compress,
+            user: run_as.map(|run_as| run_as.uid),
         }
     }
 
     /// The files of an app.
-    pub fn files(&self, name: &AppName, log: &Log) -> LogFiles {
-        let settings = self.settings(name, log);
+    pub fn files(&self, name: &AppName, log: &Log, run_as: Option<&RunAs>) -> LogFiles {
+        let settings = self.settings(name, log, run_as);
         LogFiles {
             app: name.clone(),
             out: settings.out,
             err: settings.err,
+            user: settings.user,
         }
     }
 

@@ -65,6 +65,7 @@ pub fn run(paths: Paths, options: Options) -> Result<(), Error> {
         None => messages::on_stderr(json).map_err(system("cannot start a thread for stderr"))?,
     };
     messages::of_panics(own.clone());
+    stderr::rotates(paths.daemon_log());
     let result = run_with(
         &paths,
         Options {

@@ -202,6 +202,7 @@ fn try_run() -> io::Result<u8> {
     }));
     let paths = Paths::from_env()
         .and_then(|paths| paths.create().map(|()| paths))
+        .inspect(|paths| stderr::rotates(paths.daemon_log()))
         .map_err(io::Error::other)?;
     undone.iter().for_each(|what| say(what));
     // Leaves the terminal and the process group of the caller.
@@ -472,6 +473,8 @@ impl Keeper {
             self.lock = lock;
         }
         let _ = stderr::begin_again(&self.paths.daemon_log());
+        // The next daemon's is the same file.
+        let _ = stderr::keep_to_log(0);
     }
 
     fn try_start(&mut self) -> io::Result<Daemon> {

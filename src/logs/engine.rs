@@ -14,13 +14,13 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::compress::Compressor;
 use super::console::{Console, PATIENCE};
-use super::file::{Common, LogFile};
+use super::file::{AllNames, Common, LogFile};
 use super::format::{self, Style};
 use super::frame::{Record, Unfinished};
+use super::hand::Hands;
 use super::journal::{About, Journal, Phase};
 use super::pipe::set_nonblocking;
 use super::pump::{Command, Detached};
-use super::rotate::Names;
 use super::tail::{self, Tail};
 use super::{Event, Settings, Source, Stats, Stream, TailLine};
 
@@ -35,6 +35,8 @@ const SHOWN: usize = 64 << 10;
 /// Bytes. A pipe holds no more than this by default, so one read empties it.
 const PIPE: usize = 1 << 20;
 const WAKE: u64 = 0;
+/// How long the end of the pump waits for disks that do not answer.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// One pipe and its place in the files.
 struct Flow {
@@ -110,11 +112,10 @@ impl Engine {
     ) -> io::Result<Engine> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-        let names = Arc::new(Names::default());
-        let compressor = Compressor::start(names.clone(), events.clone())?;
+        let compressor = Compressor::start(events.clone())?;
         Ok(Engine {
             epoll,
-            wake,
+            wake: wake.clone(),
             commands,
             flows: BTreeMap::new(),
             next_flow: WAKE + 1,
@@ -129,8 +130,9 @@ impl Engine {
             common: Common {
                 stats: Stats::default(),
                 events,
-                names,
+                names: AllNames::default(),
                 compressor,
+                hands: Hands::start(wake)?,
             },
             check: None,
         })
@@ -150,6 +152,7 @@ impl Engine {
                 match event.data() {
                     WAKE => {
                         let _ = self.wake.read();
+                        self.collect();
                     }
                     id => {
                         self.turn(id);
@@ -185,13 +188,20 @@ impl Engine {
     /// Completes the batch during which the former pump was killed.
     fn recover(&mut self) {
         if let Some(pending) = self.journal.pending() {
-            self.redo(pending.slot, pending.phase, |path| pending.skip(path));
+            self.redo(pending.slot, pending.phase, |file, common| {
+                pending.skip(|identity| file.size_of(identity, common))
+            });
         }
     }
 
     /// Completes a batch of a stream that is not attached: `skip` returns what is in the file
     /// already.
-    fn redo(&mut self, slot: usize, phase: Phase, skip: impl FnOnce(&Path) -> u64) {
+    fn redo(
+        &mut self,
+        slot: usize,
+        phase: Phase,
+        skip: impl FnOnce(&mut LogFile, &mut Common) -> u64,
+    ) {
         let Some(About {
             source,
             stream,
@@ -201,9 +211,9 @@ impl Engine {
             return self.journal.give_up();
         };
         let path = self.acquire(settings.path(stream), &source.app, &settings);
-        let skip = skip(&path);
-        self.journal.again(skip);
         if let Some(file) = self.files.get_mut(&path) {
+            let skip = skip(file, &mut self.common);
+            self.journal.again(skip);
             let mut lane = Lane {
                 source,
                 stream,
@@ -323,10 +333,40 @@ impl Engine {
         if let Some(file) = self.files.get_mut(path) {
             file.users = file.users.saturating_sub(1);
             if file.users == 0 {
-                file.retry(Instant::now(), &mut self.common);
-                file.end(&mut self.common);
-                self.files.remove(path);
+                let now = Instant::now();
+                file.collect(now, &mut self.common);
+                file.retry(now, &mut self.common);
             }
+            self.end_unused(path);
+        }
+    }
+
+    /// Ends a file without a stream. One whose disk does not answer stays: each of its apps' starts would
+    /// leave another thread behind otherwise.
+    fn end_unused(&mut self, path: &Path) {
+        if self
+            .files
+            .get(path)
+            .is_some_and(|file| file.users == 0 && !file.is_away())
+            && let Some(file) = self.files.remove(path)
+        {
+            file.end(&mut self.common);
+        }
+    }
+
+    /// Continues with files whose disks have answered at last.
+    fn collect(&mut self) {
+        let now = Instant::now();
+        let mut back = Vec::new();
+        for (path, file) in self.files.iter_mut().filter(|(_, file)| file.is_away()) {
+            file.collect(now, &mut self.common);
+            back.push(path.clone());
+        }
+        for path in back {
+            if let Some(due) = self.files.get(&path).and_then(LogFile::due) {
+                self.check_at(due);
+            }
+            self.end_unused(&path);
         }
     }
 
@@ -339,7 +379,7 @@ impl Engine {
         let file = self
             .files
             .entry(path.clone())
-            .or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings));
+            .or_insert_with(|| LogFile::new(path.clone(), app.clone(), settings, &mut self.common));
         file.configure(settings);
         file.users += 1;
         path
@@ -388,7 +428,7 @@ impl Engine {
             Command::Adopted => {
                 for slot in self.journal.unclaimed() {
                     self.journal.begin(Some(slot), Phase::Finish);
-                    self.redo(slot, Phase::Finish, |_| 0);
+                    self.redo(slot, Phase::Finish, |_, _| 0);
                     self.journal.release(Some(slot));
                 }
             }
@@ -400,7 +440,11 @@ impl Engine {
                     prefix: Vec::new(),
                 });
             }
-            Command::Reopen => self.files.values_mut().for_each(LogFile::close),
+            Command::Reopen => {
+                for file in self.files.values_mut() {
+                    file.close(&mut self.common);
+                }
+            }
             Command::Flush { reply } => {
                 self.ids(None)
                     .into_iter()
@@ -560,7 +604,7 @@ impl Engine {
         let mut next = None;
         for file in self.files.values_mut() {
             if file.due().is_some_and(|due| due <= now) {
-                file.retry(now, &mut self.common);
+                file.tend(now, &mut self.common);
             }
             next = [next, file.due()].into_iter().flatten().min();
         }
@@ -574,6 +618,12 @@ impl Engine {
         for id in self.ids(None) {
             self.drain(id, 4 * PIPE);
             self.end(id);
+        }
+        // Those that are left wait for their disks.
+        let deadline = Instant::now() + FAREWELL;
+        for (_, mut file) in self.files.drain() {
+            file.wait(deadline, &mut self.common);
+            file.end(&mut self.common);
         }
     }
 }
@@ -639,7 +689,7 @@ impl Lane {
                 if from > 0 && lines[from - 1] != b'\n' {
                     file.go_on();
                 }
-                file.write(&lines[from..], now, common, Some(notes));
+                file.write(lines, from, now, common, Some(notes));
             }
             lines.clear();
         };

@@ -1,11 +1,11 @@
 //! Reads log files as they grow, across rotation.
 
 use std::collections::{HashSet, VecDeque};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use super::place::{self, Place};
 use super::{Stream, compress, lines, resume, rotate};
 
 /// Bytes that are read of one file before the others have their turn.
@@ -24,6 +25,8 @@ const BLIND_MS: u16 = 500;
 /// A file is recognised by this many of the bytes that were read last: one that was truncated may
 /// have grown past them again.
 const REMEMBERED: usize = 256;
+/// Rotated files among which the one that was being read is searched for.
+const MOST_SUCCESSORS: usize = 1000;
 
 /// Follows the log files of an app: first their last lines, then each new one, once, whatever is
 /// rotated, truncated or replaced meanwhile. It only reads files, so it never holds up the pump.
@@ -41,9 +44,11 @@ pub struct Follower {
 struct Log {
     stream: Stream,
     path: PathBuf,
+    /// The user of its app.
+    user: Option<u32>,
     /// The file being read, and those that come after it, the current one last.
     files: VecDeque<Source>,
-    partial: Vec<u8>,
+    partial: lines::Line,
 }
 
 #[derive(Debug)]
@@ -65,13 +70,14 @@ enum Input {
 }
 
 impl Follower {
-    /// Follows the logs at these paths, beginning with their last `last` lines (in all, in order of
-    /// time where the lines have one). A file that doesn't exist yet is waited for.
+    /// Follows the logs at these paths, of an app that runs as `user`, beginning with their last `last` lines
+    /// (in all, in order of time where the lines have one). A file that doesn't exist yet is waited for.
     ///
     /// # Errors
     /// When a file that is there can't be read, or the process or user has no inotify instance left.
     pub fn new(
         paths: impl IntoIterator<Item = (Stream, PathBuf)>,
+        user: Option<u32>,
         last: usize,
     ) -> io::Result<Follower> {
         let mut follower = Follower {
@@ -88,13 +94,18 @@ impl Follower {
             follower.logs.push(Log {
                 stream,
                 path,
+                user,
                 files: VecDeque::new(),
-                partial: Vec::new(),
+                partial: lines::Line::default(),
             });
         }
         follower.watch(); // before the first look: what is written after it is noticed
         for log in &mut follower.logs {
-            let current = Source::open(&log.path)?;
+            let place = place(&log.path, user)?;
+            let current = match &place {
+                Some(place) => Source::open(place, place.name())?,
+                None => None,
+            };
             let (file, end) = match &current {
                 Some(Source {
                     input: Input::Plain(file),
@@ -102,7 +113,10 @@ impl Follower {
                 }) => (Some(file), file.metadata()?.len()),
                 _ => (None, 0),
             };
-            let before = lines::before(&log.path, file, end, last)?;
+            let before = match &place {
+                Some(place) => lines::before(place, file, end, last)?.lines,
+                None => Vec::new(),
+            };
             follower
                 .ready
                 .extend(before.into_iter().map(|line| (log.stream, line)));
@@ -213,8 +227,10 @@ impl Log {
 
     /// Reads some more, and continues with the next file where one ends.
     fn read(&mut self, block: &mut [u8], found: &mut Vec<(Stream, Vec<u8>)>) -> io::Result<()> {
-        if self.files.is_empty() {
-            self.files.extend(Source::open(&self.path)?);
+        if self.files.is_empty()
+            && let Some(place) = place(&self.path, self.user)?
+        {
+            self.files.extend(Source::open(&place, place.name())?);
         }
         let before = found.len();
         while let Some(source) = self.files.front_mut() {
@@ -229,7 +245,7 @@ impl Log {
                 let Some(source) = self.files.front_mut() else {
                     break;
                 };
-                let newer = successors(&self.path, source.identity)?;
+                let newer = successors(&self.path, self.user, source.identity)?;
                 if newer.is_empty() {
                     break;
                 }
@@ -244,7 +260,7 @@ impl Log {
                     next.skip_copied(&ended)?;
                 }
                 if !self.partial.is_empty() {
-                    found.push((self.stream, std::mem::take(&mut self.partial)));
+                    found.push((self.stream, self.partial.take()));
                 }
                 continue;
             }
@@ -259,32 +275,39 @@ impl Log {
     fn split(&mut self, data: &[u8], found: &mut Vec<(Stream, Vec<u8>)>) {
         let mut start = 0;
         for end in memchr_iter(b'\n', data) {
-            let mut line = std::mem::take(&mut self.partial);
-            line.extend_from_slice(&data[start..end]);
-            found.push((self.stream, line));
+            self.partial.add(&data[start..end]);
+            found.push((self.stream, self.partial.take()));
             start = end + 1;
         }
-        self.partial.extend_from_slice(&data[start..]);
+        self.partial.add(&data[start..]);
     }
 }
 
 impl Source {
-    fn open(path: &Path) -> io::Result<Option<Source>> {
-        let Some(file) = lines::open(path)? else {
+    fn open(place: &Place, name: &OsStr) -> io::Result<Option<Source>> {
+        let Some(opened) = place.read(name)? else {
             return Ok(None);
         };
-        let identity = rotate::identity(&file.metadata()?);
         Ok(Some(Source {
-            input: Input::Plain(file),
-            identity,
+            input: Input::Plain(opened.file),
+            identity: place::identity(&opened.status),
             offset: 0,
             last: Vec::new(),
             in_place: false,
         }))
     }
 
-    fn open_packed(path: &Path) -> io::Result<Option<Source>> {
-        Ok(Source::open(path)?.map(|source| match source.input {
+    /// A rotated file. Something else in its place, which rsup does not read, is passed over.
+    fn open_rotated(place: &Place, number: usize) -> io::Result<Option<Source>> {
+        let open = |name: OsString| match Source::open(place, &name) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(None),
+            other => other,
+        };
+        if let Some(source) = open(rotate::plain(place.name(), number))? {
+            return Ok(Some(source));
+        }
+        let packed = open(rotate::gzipped(place.name(), number))?;
+        Ok(packed.map(|source| match source.input {
             Input::Plain(file) => Source {
                 input: Input::Packed(Box::new(MultiGzDecoder::new(file))),
                 ..source
@@ -372,13 +395,16 @@ impl Source {
 ///
 /// Files move to higher numbers during the search, so they are opened from the newest on: one may
 /// be met twice, but none is missed.
-fn successors(path: &Path, ours: (u64, u64)) -> io::Result<Vec<Source>> {
+fn successors(path: &Path, user: Option<u32>, ours: (u64, u64)) -> io::Result<Vec<Source>> {
     match fs::metadata(path) {
-        Ok(meta) if rotate::identity(&meta) != ours => {}
+        Ok(meta) if (meta.dev(), meta.ino()) != ours => {}
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => return Ok(Vec::new()),
     }
-    let Some(current) = Source::open(path)? else {
+    let Some(place) = place(path, user)? else {
+        return Ok(Vec::new());
+    };
+    let Some(current) = Source::open(&place, place.name())? else {
         return Ok(Vec::new());
     };
     if current.is(ours) {
@@ -386,13 +412,12 @@ fn successors(path: &Path, ours: (u64, u64)) -> io::Result<Vec<Source>> {
     }
     let mut newer = vec![current];
     let mut known = false;
-    let highest = rotate::segments(path)?.last().map_or(0, |s| s.number);
-    for number in 1..=highest.saturating_add(1) {
-        let found = match Source::open(&rotate::plain(path, number))? {
-            Some(source) => Some(source),
-            None => Source::open_packed(&rotate::gzipped(path, number))?,
+    let highest = rotate::segments(&place)?.last().map_or(0, |s| s.number);
+    // A worker may have made files of any number.
+    for number in 1..=highest.saturating_add(1).min(MOST_SUCCESSORS) {
+        let Some(source) = Source::open_rotated(&place, number)? else {
+            continue;
         };
-        let Some(source) = found else { continue };
         if source.is(ours) {
             known = true;
             break;
@@ -410,6 +435,15 @@ fn successors(path: &Path, ours: (u64, u64)) -> io::Result<Vec<Source>> {
     }
     newer.reverse();
     Ok(newer)
+}
+
+/// The place of a log. `None` if its folder does not exist.
+fn place(path: &Path, user: Option<u32>) -> io::Result<Option<Place>> {
+    match Place::find(path, user, false) {
+        Ok(place) => Ok(Some(place)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Sorts lines of several files by their timestamps. A line without one stays behind the line
@@ -446,6 +480,11 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    fn shift(path: &Path) {
+        let place = Place::find(path, None, false).expect("place");
+        rotate::shift(&place, 5).expect("shift");
+    }
+
     fn append(path: &Path, text: &str) {
         let mut file = fs::OpenOptions::new()
             .append(true)
@@ -474,7 +513,7 @@ mod tests {
         );
         append(&err, &(at(2, "b") + &at(4, "d")));
         let paths = [(Stream::Out, out), (Stream::Err, err)];
-        let mut follower = Follower::new(paths, 4).expect("follower");
+        let mut follower = Follower::new(paths, None, 4).expect("follower");
         let lines: Vec<String> = next(&mut follower)
             .iter()
             .map(|l| l[l.len() - 1..].to_owned())
@@ -486,7 +525,8 @@ mod tests {
     fn follows_growth_rotation_and_truncation() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("sub/out.log");
-        let mut follower = Follower::new([(Stream::Out, path.clone())], 10).expect("follower");
+        let mut follower =
+            Follower::new([(Stream::Out, path.clone())], None, 10).expect("follower");
         fs::create_dir(dir.path().join("sub")).expect("create_dir");
         append(&path, "one\ntw");
         assert_eq!(next(&mut follower), ["one"]);
@@ -494,9 +534,9 @@ mod tests {
         assert_eq!(next(&mut follower), ["two"]);
         // Two rotations between two reads.
         append(&path, "three\n");
-        rotate::shift(&path, 5).expect("shift");
+        shift(&path);
         append(&path, "four\n");
-        rotate::shift(&path, 5).expect("shift");
+        shift(&path);
         append(&path, "five\n");
         let mut seen = Vec::new();
         while seen.len() < 3 {
@@ -525,7 +565,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("out.log");
         append(&path, &lines(0..3));
-        let mut follower = Follower::new([(Stream::Out, path.clone())], 0).expect("follower");
+        let mut follower = Follower::new([(Stream::Out, path.clone())], None, 0).expect("follower");
         append(&path, &lines(3..5));
         let number = |line: &String| line.rsplit(' ').next().and_then(|n| n.parse().ok());
         let mut seen: Vec<u32> = next(&mut follower).iter().filter_map(number).collect();
@@ -626,7 +666,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("out.log");
         append(&path, "old\n");
-        let mut follower = Follower::new([(Stream::Err, path.clone())], 0).expect("follower");
+        let mut follower = Follower::new([(Stream::Err, path.clone())], None, 0).expect("follower");
         let writer = std::thread::spawn(move || append(&path, "new\n"));
         assert_eq!(
             follower.next().expect("next"),

@@ -88,7 +88,7 @@ pub(super) fn message(format: Format, level: &str, app: Option<&str>, text: &str
             let _ = write!(
                 line,
                 "{now:.3} rsup | {mark}{about}{}",
-                text.replace('\n', " ")
+                crate::human::one_line(&text.replace('\n', " "))
             );
         }
     }
@@ -179,7 +179,8 @@ pub(super) fn own_line(style: Style, app: &str, text: &str) -> Vec<u8> {
     match style.format {
         Format::Text => {
             line.extend_from_slice(b"rsup: ");
-            line.extend(text.bytes().map(|b| if b == b'\n' { b' ' } else { b }));
+            let text = text.replace('\n', " ");
+            line.extend_from_slice(crate::human::one_line(&text).as_bytes());
         }
         Format::Json => {
             let _ = serde_json::to_writer(&mut line, text);

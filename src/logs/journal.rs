@@ -16,7 +16,6 @@
 //! filled while this one may still be needed.
 
 use std::cell::Cell;
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_LINE, Settings, Source, Stream, Unfinished, rotate};
+use super::{MAX_LINE, Settings, Source, Stream, Unfinished};
 use crate::sys::durable::Durable;
 
 /// Bytes that one pipe may deliver before the others have their turn. Fits the processor's cache
@@ -107,8 +106,9 @@ struct Intent {
 }
 
 impl Pending {
-    /// The number of formatted bytes of the batch that are in the log at `path`.
-    pub fn skip(&self, path: &Path) -> u64 {
+    /// The number of formatted bytes of the batch that are in the log. `size_of` finds the size of the file of
+    /// an identity among those of the log, wherever it was rotated to meanwhile.
+    pub fn skip(&self, size_of: impl FnOnce((u64, u64)) -> Option<u64>) -> u64 {
         let Intent {
             identity,
             size,
@@ -117,21 +117,9 @@ impl Pending {
         if len == 0 || identity == (0, 0) {
             return self.written;
         }
-        let length = |path: &Path| {
-            fs::metadata(path)
-                .ok()
-                .filter(|m| rotate::identity(m) == identity)
-                .map(|m| m.len())
-        };
-        // Another process may have rotated it meanwhile, to the name that rsup uses too.
-        let found = length(path).or_else(|| {
-            rotate::segments(path)
-                .ok()?
-                .iter()
-                .find_map(|s| length(&s.path))
-        });
         // The size of a file that is gone, or has shrunk, shows nothing: lines twice are better
         // than lines lost.
+        let found = size_of(identity);
         self.written + found.map_or(0, |now| now.saturating_sub(size).min(len))
     }
 }
@@ -534,6 +522,8 @@ mod tests {
     use super::*;
     use crate::logs::{Pump, pipe};
     use std::fs::File;
+
+    use super::super::{place, rotate};
     use std::io::Write;
     use std::time::{Duration, Instant};
     use tokio::sync::mpsc::unbounded_channel;
@@ -635,7 +625,7 @@ mod tests {
             journal.keep_prefix(b"");
             let mut file = File::options().append(true).open(&path).expect("open");
             journal.intend(
-                rotate::identity(&file.metadata().expect("metadata")),
+                place::identity(&nix::sys::stat::fstat(&file).expect("fstat")),
                 4,
                 text.len(),
             );
@@ -644,7 +634,8 @@ mod tests {
                 journal.wrote(written as u64);
             }
             if rotated {
-                rotate::shift(&path, 5).expect("shift");
+                let place = place::Place::find(&path, None, false).expect("place");
+                rotate::shift(&place, 5).expect("shift");
             }
             drop(journal);
             assert_eq!(

@@ -22,16 +22,20 @@
 
 mod compress;
 mod console;
+mod disk;
 mod engine;
 mod file;
 mod follow;
 mod format;
 mod frame;
+mod hand;
 mod journal;
 #[cfg(test)]
 mod killed_tests;
 mod lines;
+mod own_log;
 mod pipe;
+mod place;
 mod pump;
 mod resume;
 mod rotate;
@@ -40,6 +44,7 @@ pub mod stderr;
 mod tail;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,9 +56,10 @@ pub use engine::QUIET;
 pub use follow::Follower;
 pub use frame::{MAX_LINE, Unfinished};
 pub use journal::Journal;
-pub use lines::last_lines;
+pub use lines::{Last, last_lines};
 pub use pipe::pipe;
 pub use pump::{Detached, Pump};
+pub use walk::foreign_folders;
 
 /// Where and how the lines of one app are kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +78,9 @@ pub struct Settings {
     pub keep: usize,
     /// Whether rotated files, from the second on, are compressed with gzip.
     pub compress: bool,
+    /// The user that the app runs as, if it is not rsup's: files may be its own too.
+    #[serde(default)]
+    pub user: Option<u32>,
 }
 
 impl Settings {
@@ -85,6 +94,7 @@ impl Settings {
             max_size: 50 << 20,
             keep: 10,
             compress: true,
+            user: None,
         }
     }
 

@@ -1,14 +1,18 @@
 //! The names of rotated files, and their moves: `out.log` → `out.log.1` → `out.log.2.gz` → …
 
-use std::ffi::OsString;
-use std::fs;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Held while rotated files change their names, by the pump (it shifts them) and by the compressor
-/// (it puts a finished file in place of the plain one, wherever that is by then).
+use super::place::{Place, is_regular, with_suffix};
+
+/// Numbers that something else than a file may have, so that they are passed over.
+const MOST_TAKEN: usize = 1000;
+
+/// Held while the rotated files of one log change their names, by the pump (it shifts them) and by
+/// the compressor (it puts a finished file in place of the plain one, wherever that is by then). No
+/// file is opened meanwhile, and no other log waits for it.
 #[derive(Debug, Default)]
 pub(super) struct Names(Mutex<()>);
 
@@ -19,65 +23,141 @@ impl Names {
 }
 
 /// `out.log` → `out.log.3`
-pub(super) fn plain(path: &Path, number: usize) -> PathBuf {
-    with_suffix(path, &format!(".{number}"))
+pub(super) fn plain(name: &OsStr, number: usize) -> OsString {
+    with_suffix(name, &format!(".{number}"))
 }
 
 /// `out.log` → `out.log.3.gz`
-pub(super) fn gzipped(path: &Path, number: usize) -> PathBuf {
-    with_suffix(path, &format!(".{number}.gz"))
+pub(super) fn gzipped(name: &OsStr, number: usize) -> OsString {
+    with_suffix(name, &format!(".{number}.gz"))
 }
 
 /// The name under which a file is compressed, until it is complete.
-pub(super) fn unfinished(path: &Path) -> PathBuf {
-    with_suffix(path, ".gz.tmp")
+pub(super) fn unfinished(name: &OsStr) -> OsString {
+    with_suffix(name, ".gz.tmp")
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
+/// What there is of a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// Nothing.
+    Free,
+    /// A file, compressed or not.
+    File { plain: bool },
+    /// Something that is no file, such as a folder: it stays where it is.
+    Else,
 }
 
-/// Makes `path` free for a new file: moves it to number 1, and those in its way one up. Those past
-/// `keep` are deleted. The caller holds the lock on the names.
+fn taken(place: &Place, number: usize) -> io::Result<Taken> {
+    let plain = place.status(&plain(place.name(), number))?;
+    let gzipped = place.status(&gzipped(place.name(), number))?;
+    if [&plain, &gzipped]
+        .into_iter()
+        .flatten()
+        .any(|it| !is_regular(it))
+    {
+        return Ok(Taken::Else);
+    }
+    Ok(match (plain, gzipped) {
+        (None, None) => Taken::Free,
+        (plain, _) => Taken::File {
+            plain: plain.is_some(),
+        },
+    })
+}
+
+/// Makes the place free for a new file: moves it to number 1, and those in its way one up. Those
+/// past `keep` are deleted. Numbers that something else than a file has do not count. The caller
+/// holds the lock on the names.
 ///
 /// # Errors
 /// When a file can't be renamed or deleted, for example in a folder that can't be written. Nothing
 /// is lost then: a failed step leaves its file where it was, and the next attempt continues from
 /// there.
-pub(super) fn shift(path: &Path, keep: usize) -> io::Result<()> {
+pub(super) fn shift(place: &Place, keep: usize) -> io::Result<()> {
+    let name = place.name();
     if keep == 0 {
-        return absent_is_fine(fs::remove_file(path));
+        return absent_is_fine(place.remove(name));
     }
-    let mut free = 1;
-    while free <= keep && exists(path, free) {
-        free += 1;
-    }
-    if free > keep {
-        free = keep;
-        let mut number = keep; // and what an earlier, larger `keep` left behind
-        while exists(path, number) {
-            absent_is_fine(fs::remove_file(plain(path, number)))?;
-            absent_is_fine(fs::remove_file(gzipped(path, number)))?;
-            number += 1;
+    let mut numbers = Numbers::of(place);
+    // The numbers of files from the newest on, the last of them free, if it is within `keep`.
+    let mut chain = Vec::new();
+    let mut free = None;
+    while chain.len() < keep {
+        let (number, taken) = numbers.next()?;
+        if taken == Taken::Free {
+            free = Some(number);
+            break;
         }
+        chain.push(number);
     }
-    for number in (1..free).rev() {
+    let mut to = match (free, chain.pop()) {
+        (Some(free), last) => {
+            chain.extend(last);
+            free
+        }
+        (None, Some(oldest)) => {
+            // And what an earlier, larger `keep` left behind.
+            let mut number = oldest;
+            loop {
+                absent_is_fine(place.remove(&plain(name, number)))?;
+                absent_is_fine(place.remove(&gzipped(name, number)))?;
+                let (next, taken) = numbers.next()?;
+                if taken == Taken::Free {
+                    break;
+                }
+                number = next;
+            }
+            oldest
+        }
+        (None, None) => return Err(ErrorKind::InvalidInput.into()),
+    };
+    while let Some(from) = chain.pop() {
         // A crash may have left both: then the plain one is whole, and is compressed again.
-        let (from, to) = if plain(path, number).exists() {
-            absent_is_fine(fs::remove_file(gzipped(path, number)))?;
-            (plain(path, number), plain(path, number + 1))
-        } else {
-            (gzipped(path, number), gzipped(path, number + 1))
+        let (old, new) = match taken(place, from)? {
+            Taken::File { plain: true } => {
+                absent_is_fine(place.remove(&gzipped(name, from)))?;
+                (plain(name, from), plain(name, to))
+            }
+            Taken::File { plain: false } => (gzipped(name, from), gzipped(name, to)),
+            Taken::Free | Taken::Else => continue,
         };
-        absent_is_fine(fs::rename(from, to))?;
+        absent_is_fine(place.rename(&old, &new))?;
+        to = from;
     }
-    absent_is_fine(fs::rename(path, plain(path, 1)))
+    absent_is_fine(place.rename(name, &plain(name, to)))
 }
 
-fn exists(path: &Path, number: usize) -> bool {
-    plain(path, number).exists() || gzipped(path, number).exists()
+/// The numbers that files have or can have, from 1 on.
+struct Numbers<'a> {
+    place: &'a Place,
+    next: usize,
+    passed: usize,
+}
+
+impl Numbers<'_> {
+    fn of(place: &Place) -> Numbers<'_> {
+        Numbers {
+            place,
+            next: 1,
+            passed: 0,
+        }
+    }
+
+    fn next(&mut self) -> io::Result<(usize, Taken)> {
+        while self.passed < MOST_TAKEN {
+            let number = self.next;
+            self.next += 1;
+            match taken(self.place, number)? {
+                Taken::Else => self.passed += 1,
+                other @ (Taken::Free | Taken::File { .. }) => return Ok((number, other)),
+            }
+        }
+        let why = format!(
+            "{MOST_TAKEN} folders, links or pipes have the names of rotated files; remove them"
+        );
+        Err(io::Error::new(ErrorKind::AlreadyExists, why))
+    }
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -92,34 +172,23 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 pub(super) struct Segment {
     /// 1 is the newest.
     pub number: usize,
-    pub path: PathBuf,
+    pub name: OsString,
     pub gzipped: bool,
 }
 
-/// The rotated files of `path`, newest first. Gaps in the numbering are skipped.
+/// The names of rotated files in the folder, newest first. Gaps in the numbering are skipped. What has such
+/// a name need not be a file.
 ///
 /// # Errors
 /// When the folder can't be read.
-pub(super) fn segments(path: &Path) -> io::Result<Vec<Segment>> {
-    let folder = folder(path);
-    let Some(name) = path.file_name() else {
-        return Ok(Vec::new());
-    };
+pub(super) fn segments(place: &Place) -> io::Result<Vec<Segment>> {
     let mut found: Vec<Segment> = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let entry_name = entry.file_name();
-        let Some(rest) = entry_name
-            .as_encoded_bytes()
-            .strip_prefix(name.as_encoded_bytes())
-        else {
-            continue;
-        };
+    place.names(|rest| {
         let Some(rest) = std::str::from_utf8(rest)
             .ok()
             .and_then(|r| r.strip_prefix('.'))
         else {
-            continue;
+            return;
         };
         let (digits, gzipped) = match rest.strip_suffix(".gz") {
             Some(digits) => (digits, true),
@@ -127,16 +196,16 @@ pub(super) fn segments(path: &Path) -> io::Result<Vec<Segment>> {
         };
         // Only names that `plain` and `gzipped` make: no sign, no leading zero.
         if digits.starts_with(['0', '+']) {
-            continue;
+            return;
         }
         if let Ok(number) = digits.parse() {
             found.push(Segment {
                 number,
-                path: entry.path(),
+                name: with_suffix(place.name(), &format!(".{rest}")),
                 gzipped,
             });
         }
-    }
+    })?;
     found.sort_by_key(|s| (s.number, s.gzipped));
     found.dedup_by_key(|s| s.number); // the plain one stands for both
     Ok(found)
@@ -150,14 +219,10 @@ pub(super) fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Identifies a file as long as it exists, whatever its name: device and inode.
-pub(super) fn identity(meta: &fs::Metadata) -> (u64, u64) {
-    (meta.dev(), meta.ino())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn shifting_moves_one_up_fills_holes_and_drops_the_oldest() {
@@ -175,28 +240,47 @@ mod tests {
         ] {
             put(name);
         }
-        shift(&path, 4).expect("shift");
+        let place = Place::find(&path, None, false).expect("place");
+        shift(&place, 4).expect("shift");
         assert_eq!(text("out.log"), None);
         assert_eq!(text("out.log.1").as_deref(), Some("out.log"));
         assert_eq!(text("out.log.2").as_deref(), Some("out.log.1"));
         assert_eq!(text("out.log.3.gz").as_deref(), Some("out.log.2.gz"));
         assert_eq!(text("out.log.4").as_deref(), Some("out.log.4"));
-        let names = |path: &Path| -> Vec<(usize, bool)> {
-            segments(path)
+        let names = || -> Vec<(usize, bool)> {
+            segments(&place)
                 .expect("segments")
                 .into_iter()
                 .map(|s| (s.number, s.gzipped))
                 .collect()
         };
-        assert_eq!(
-            names(&path),
-            [(1, false), (2, false), (3, true), (4, false)]
-        );
+        assert_eq!(names(), [(1, false), (2, false), (3, true), (4, false)]);
 
         put("out.log");
         put("out.log.2.gz"); // as after a crash
-        shift(&path, 2).expect("shift");
-        assert_eq!(names(&path), [(1, false), (2, false)]);
+        shift(&place, 2).expect("shift");
+        assert_eq!(names(), [(1, false), (2, false)]);
         assert_eq!(text("out.log.2").as_deref(), Some("out.log"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_passed_over() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("out.log");
+        let text = |name: &str| fs::read_to_string(dir.path().join(name)).ok();
+        fs::create_dir_all(dir.path().join("out.log.1/in it")).expect("mkdir");
+        let fifo = dir.path().join("out.log.3.gz");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("out.log.4")).expect("symlink");
+        let place = Place::find(&path, None, false).expect("place");
+        for round in 1..=5 {
+            fs::write(&path, format!("{round}")).expect("write");
+            shift(&place, 3).expect("shift");
+        }
+        assert_eq!(text("out.log.2").as_deref(), Some("5"));
+        assert_eq!(text("out.log.5").as_deref(), Some("4"));
+        assert_eq!(text("out.log.6").as_deref(), Some("3"));
+        assert_eq!(text("out.log.7"), None);
+        assert!(dir.path().join("out.log.1/in it").exists() && fifo.exists());
     }
 }

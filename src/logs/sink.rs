@@ -14,9 +14,15 @@ const PIECE: usize = 16 << 10;
 /// Writes until the console is closed. A stuck reader may hold it up for ever; no other thread
 /// waits for it. `lost` gets the lines that could not be written, the reason, and whether it is the
 /// first failure in a row.
-pub fn write_all(
+pub fn write_all(reader: Reader, out: &impl AsFd, lost: impl FnMut(&[u8], &io::Error, bool)) {
+    write_all_after(reader, out, |_| {}, lost);
+}
+
+/// The same; calls `before` with the number of bytes that are written next.
+pub(super) fn write_all_after(
     mut reader: Reader,
     out: &impl AsFd,
+    mut before: impl FnMut(usize),
     mut lost: impl FnMut(&[u8], &io::Error, bool),
 ) {
     // The last byte that was written: after a failure within a line, the next one begins on a new
@@ -25,6 +31,7 @@ pub fn write_all(
     let mut failing = false;
     while let Some(chunk) = reader.take() {
         let mut done = 0;
+        before(chunk.bytes.len());
         while let Some(piece) = chunk
             .bytes
             .get(done..(done + PIECE).min(chunk.bytes.len()))

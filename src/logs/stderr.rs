@@ -8,14 +8,13 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use super::console::{Console, Loss, Teller};
-use super::{Format, sink};
+use super::{Format, own_log, sink};
 
 /// How long a process waits at its end for its last messages to be written.
 pub const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -25,6 +24,9 @@ const MOST_WORDS: usize = 64 << 10;
 
 /// The console of this process.
 static CONSOLE: OnceLock<Console> = OnceLock::new();
+
+/// The file of rsup's messages, which has a bound.
+static LOG: OnceLock<PathBuf> = OnceLock::new();
 
 /// Gets the lines that stderr does not take, while another process waits for the start of this one.
 static WITNESS: Mutex<Option<Witness>> = Mutex::new(None);
@@ -45,7 +47,8 @@ pub fn begin(teller: Teller) -> io::Result<Console> {
     }
     let (console, reader) = Console::with_teller(Format::Text, teller);
     let write = move || {
-        sink::write_all(reader, &io::stderr(), |lines, _, _| testify(lines));
+        let before = |more| drop(keep_to_log(more));
+        sink::write_all_after(reader, &io::stderr(), before, |lines, _, _| testify(lines));
     };
     thread::Builder::new()
         .name("rsup-stderr".into())
@@ -63,6 +66,28 @@ pub fn text(text: &str) {
         }
         // A failure cannot be reported anywhere.
         None => drop(io::stderr().lock().write_all(text.as_bytes())),
+    }
+}
+
+/// From now on, where stderr is the file at `path`, it is rotated when it is full.
+pub fn rotates(path: PathBuf) {
+    // A second call in the same process (tests) keeps the first.
+    let _ = LOG.set(path);
+}
+
+/// Makes stderr the present file of messages, where it is a former or a full one. If that fails, it stays what it
+/// is.
+///
+/// # Errors
+/// As open(2), rename(2) and dup2(2).
+pub fn keep_to_log(more: usize) -> io::Result<()> {
+    let Some(path) = LOG.get() else {
+        return Ok(());
+    };
+    let stderr = io::stderr();
+    match own_log::next(path, std::os::fd::AsFd::as_fd(&stderr), more)? {
+        Some(file) => Ok(nix::unistd::dup2_stderr(file)?),
+        None => Ok(()),
     }
 }
 
@@ -115,10 +140,5 @@ pub fn begin_again(path: &Path) -> io::Result<()> {
     if !is_file || found.st_nlink > 0 {
         return Ok(());
     }
-    let log = File::options()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)?;
-    Ok(nix::unistd::dup2_stderr(log)?)
+    Ok(nix::unistd::dup2_stderr(own_log::open(path)?)?)
 }

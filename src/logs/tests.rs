@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use flate2::read::MultiGzDecoder;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use super::rotate::segments;
+use super::place::Place;
 use super::*;
 
 struct Setup {
@@ -87,6 +87,15 @@ impl Setup {
     }
 }
 
+/// The rotated files of a log, newest first, and whether they are compressed.
+fn segments(path: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
+    let place = Place::find(path, None, false)?;
+    let found = super::rotate::segments(&place)?.into_iter();
+    Ok(found
+        .map(|segment| (path.with_file_name(segment.name), segment.gzipped))
+        .collect())
+}
+
 fn source(key: u64) -> Source {
     Source {
         app: "api".into(),
@@ -110,9 +119,9 @@ fn wait_for<T>(mut answer: impl FnMut() -> Option<T>) -> T {
 /// The whole content of a log, oldest first.
 pub(super) fn whole(path: &Path) -> Vec<u8> {
     let mut all = Vec::new();
-    for segment in segments(path).expect("segments").into_iter().rev() {
-        let mut file = File::open(&segment.path).expect("open");
-        if segment.gzipped {
+    for (path, gzipped) in segments(path).expect("segments").into_iter().rev() {
+        let mut file = File::open(&path).expect("open");
+        if gzipped {
             MultiGzDecoder::new(file)
                 .read_to_end(&mut all)
                 .expect("gunzip");
@@ -199,7 +208,7 @@ fn a_burst_is_kept_whole_across_rotation_and_compression() {
     wait_for(|| {
         segments(&path)
             .ok()
-            .filter(|all| all.iter().all(|s| s.gzipped == (s.number > 1)))
+            .filter(|all| all.iter().enumerate().all(|(at, it)| it.1 == (at > 0)))
     });
     assert_eq!(
         segments(&path).expect("segments").len() as u64,
@@ -208,12 +217,8 @@ fn a_burst_is_kept_whole_across_rotation_and_compression() {
     assert!(stats.rotations >= 12);
     let (count, hash) = sum(&block);
     assert_eq!(sum(&whole(&path)), (count * blocks, hash * blocks as u64));
-    for segment in segments(&path)
-        .expect("segments")
-        .iter()
-        .filter(|s| !s.gzipped)
-    {
-        assert!(fs::metadata(&segment.path).expect("metadata").len() <= s.settings.max_size);
+    for (path, _) in segments(&path).expect("segments").iter().filter(|it| !it.1) {
+        assert!(fs::metadata(path).expect("metadata").len() <= s.settings.max_size);
     }
 }
 
@@ -508,7 +513,8 @@ fn a_follower_sees_every_line_once_while_the_log_rotates() {
     let mut pipe = s.out(1);
     writeln!(pipe, "0").expect("write");
     s.flush();
-    let mut follower = Follower::new([(Stream::Out, s.path("out.log"))], 1).expect("follower");
+    let mut follower =
+        Follower::new([(Stream::Out, s.path("out.log"))], None, 1).expect("follower");
     const LINES: usize = 100_000;
     // The writer stays within a few rotations of the reader: one that falls far behind may miss
     // some.

@@ -15,7 +15,7 @@ use super::{owner, procfs};
 pub struct Holder {
     /// Its id.
     pub pid: u32,
-    /// Its short name (`/proc/PID/comm`).
+    /// Its short name (`/proc/PID/comm`), harmless on a terminal, as its arguments are.
     pub name: String,
     /// Its arguments, joined by spaces; empty when it hides them.
     pub command: String,
@@ -152,9 +152,12 @@ fn describe(pid: u32) -> Holder {
         .filter(|argument| !argument.is_empty())
         .map(String::from_utf8_lossy)
         .collect();
+    // A process names itself as it likes.
+    let harmless = |text: &str| crate::human::one_line(text).into_owned();
+    let name = read("comm");
     Holder {
         pid,
-        name: String::from_utf8_lossy(&read("comm")).trim_end().to_owned(),
-        command: command.join(" "),
+        name: harmless(String::from_utf8_lossy(&name).trim_end()),
+        command: harmless(&command.join(" ")),
     }
 }

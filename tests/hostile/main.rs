@@ -13,6 +13,7 @@ mod crashes;
 mod descriptors;
 mod disk;
 mod forks;
+mod logs;
 mod memory;
 mod modes;
 mod stillness;

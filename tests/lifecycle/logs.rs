@@ -333,3 +333,84 @@ fn names_stand_before_the_lines_of_several_apps() {
         "{out}"
     );
 }
+
+/// What a command prints on a terminal.
+fn on_a_terminal(home: &Home, args: &[&str]) -> Vec<u8> {
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut command = home.rsup();
+    command.args(args).stdout(terminal.slave);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut shown = Vec::new();
+    // EIO once the last process has closed it.
+    let _ = fs::File::from(terminal.master).read_to_end(&mut shown);
+    assert!(child.wait().unwrap().success());
+    shown
+}
+
+#[test]
+fn a_terminal_gets_colours_and_no_commands() {
+    let home = Home::new();
+    job(
+        &home,
+        "printf '\\033]0;title\\007\\033[2J\\033[32mgreen\\033[0m\\tend\\n'; exec sleep 1000\n",
+        "log.timestamps = false",
+    );
+    home.wait_log("job", "end");
+    let sent = b"\x1b]0;title\x07\x1b[2J\x1b[32mgreen\x1b[0m\tend\n";
+    let crlf = |text: &[u8]| [&text[..text.len() - 1], b"\r\n"].concat();
+    assert_eq!(
+        home.ok(&["logs", "job"]).out.as_bytes(),
+        sent,
+        "a pipe gets every byte"
+    );
+    let shown = on_a_terminal(&home, &["logs", "job"]);
+    assert_eq!(
+        String::from_utf8_lossy(&shown),
+        "\\u{1b}]0;title\\u{7}\\u{1b}[2J\x1b[32mgreen\x1b[0m\tend\x1b[0m\r\n"
+    );
+    assert_eq!(on_a_terminal(&home, &["logs", "job", "--raw"]), crlf(sent));
+}
+
+#[test]
+fn the_log_of_the_daemon_has_a_bound_and_loses_no_line() {
+    let home = Home::new();
+    home.app(
+        "job",
+        "command = [\"sleep\", \"1000\"]\nrestart = { min_uptime = \"50ms\" }",
+    );
+    home.ok(&["start"]);
+    let log = home.rsup_home().join("state/daemon.log");
+    let former = log.with_extension("log.1");
+    let fill = || {
+        let file = fs::File::options().write(true).open(&log).unwrap();
+        file.set_len(10_000_000).unwrap();
+    };
+    for round in 0..2 {
+        fill();
+        home.ok(&["reload", "job"]);
+        wait_until("another file", || {
+            former.exists() && fs::metadata(&log).unwrap().len() < 1_000_000
+        });
+        home.wait_view("job", "it is ready", |v| v["phase"] == "ready");
+        let text = home.daemon_log();
+        assert!(text.contains("job: "), "round {round}: {text}");
+        // The keeper had the former file; so would the next daemon.
+        let daemon = home.daemon();
+        signal(daemon, Signal::SIGKILL);
+        wait_until("the next daemon", || home.daemon() != daemon);
+        wait_for("both say it in the present file", || {
+            let text = home.daemon_log();
+            let said = ["keeper: started the daemon again", "rsup is up"];
+            if said.iter().all(|words| text.contains(words)) {
+                Ok(())
+            } else {
+                Err(text)
+            }
+        });
+    }
+    let count = |name: &str| fs::metadata(log.with_extension(name)).is_ok();
+    assert!(count("log.1") && count("log.2") && !count("log.3"));
+    home.ok(&["kill"]);
+    wait_until("everybody has ended", || home.processes().is_empty());
+}

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::error::CliError;
-use crate::cli::{Context, render};
+use crate::cli::{Context, log_folders, render};
 use crate::config::{self, AppSpec};
 
 /// Check a configuration file without starting anything; exit code 2 if it has errors
@@ -22,6 +22,7 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
     for warning in &loaded.warnings {
         cx.out.warning(&warning.render(cx.out.error_look.color));
     }
+    log_folders::notes(&loaded.config.apps, cx);
     if cx.out.json {
         let mut config = loaded.config;
         config.apps = config

@@ -86,7 +86,7 @@ fn follow(
     let failed =
         |why: std::io::Error| CliError::failed("local", format!("cannot follow the events: {why}"));
     // From the beginning of the file: that includes events written since it was read.
-    let mut follower = Follower::new([(Stream::Out, path)], usize::MAX).map_err(failed)?;
+    let mut follower = Follower::new([(Stream::Out, path)], None, usize::MAX).map_err(failed)?;
     loop {
         let lines = follower.next().map_err(failed)?;
         let new = lines

@@ -3,13 +3,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::cli::error::CliError;
 use crate::cli::render::LogLines;
 use crate::cli::{Context, targets};
 use crate::config::AppName;
 use crate::control::{FindLogs, LogFiles, Target};
-use crate::logs::{Follower, Stream, last_lines};
+use crate::logs::{Follower, Last, Stream, last_lines};
+
+/// How long the last lines of a log are searched for: longer than it takes to unpack as much as is unpacked.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Show the last lines of apps' logs, and follow them with -f
 #[derive(Debug, clap::Args)]
@@ -32,6 +36,9 @@ pub struct Args {
     /// Only what was written to stdout
     #[arg(long)]
     out: bool,
+    /// On a terminal, too, every byte as the app wrote it, with commands to the terminal in it
+    #[arg(long)]
+    raw: bool,
 }
 
 /// The log files of one app that the user asked for.
@@ -39,6 +46,8 @@ pub struct Args {
 struct Source {
     app: AppName,
     paths: Vec<(Stream, PathBuf)>,
+    /// The user that the app runs as.
+    user: Option<u32>,
 }
 
 pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
@@ -66,11 +75,11 @@ pub fn run(args: Args, cx: &Context) -> Result<(), CliError> {
         ));
     }
     let names: Vec<_> = sources.iter().map(|source| source.app.clone()).collect();
-    let show = LogLines::new(&cx.out, &names);
+    let show = LogLines::new(&cx.out, &names, args.raw);
     if args.follow {
         follow(sources, &args, &show)
     } else {
-        last(sources, &args, &show)
+        last(sources, &args, cx, &show)
     }
 }
 
@@ -86,21 +95,34 @@ fn source(files: LogFiles, args: &Args) -> Source {
     Source {
         app: files.app,
         paths,
+        user: files.user,
     }
 }
 
-fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), CliError> {
+/// A log that cannot be read, or whose disk does not answer, hides no other.
+fn last(sources: Vec<Source>, args: &Args, cx: &Context, show: &LogLines) -> Result<(), CliError> {
+    let mut problem = None;
     for source in sources {
         let mut lines = Vec::new();
         for (stream, path) in &source.paths {
-            match last_lines(path, args.lines) {
-                Ok(found) => lines.push(found.into_iter().map(|line| (*stream, line)).collect()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            match in_time(path, source.user, args.lines) {
+                Ok(found) => {
+                    if let Some(note) = found.note {
+                        cx.out.note(&format!("{}: {note}", source.app));
+                    }
+                    lines.push(
+                        found
+                            .lines
+                            .into_iter()
+                            .map(|line| (*stream, line))
+                            .collect(),
+                    );
+                }
                 Err(error) => {
-                    return Err(CliError::failed(
-                        "local",
-                        format!("cannot read {}: {error}", path.display()),
-                    ));
+                    let why = format!("cannot read {}: {error}", path.display());
+                    if let Some(other) = problem.replace(CliError::failed("local", why)) {
+                        cx.out.problem(&other);
+                    }
                 }
             }
         }
@@ -110,17 +132,29 @@ fn last(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), CliErr
             &lines.split_off(lines.len().saturating_sub(args.lines)),
         )?;
     }
-    Ok(())
+    problem.map_or(Ok(()), Err)
+}
+
+/// The last lines of a log, if they are found in time.
+fn in_time(path: &Path, user: Option<u32>, count: usize) -> io::Result<Last> {
+    let (sender, found) = mpsc::channel();
+    let of = path.to_owned();
+    let look = move || drop(sender.send(last_lines(&of, user, count)));
+    std::thread::Builder::new().spawn(look)?;
+    found.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        let why = format!("no answer within {} s", PATIENCE.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, why))
+    })
 }
 
 /// One thread per app waits for its files; this one prints.
 fn follow(sources: Vec<Source>, args: &Args, show: &LogLines) -> Result<(), CliError> {
     let (sender, receiver) = mpsc::sync_channel(64);
     let last = args.lines;
-    for Source { app, paths } in sources {
+    for Source { app, paths, user } in sources {
         let sender = sender.clone();
         let wait = move || {
-            let mut follower = match Follower::new(paths, last) {
+            let mut follower = match Follower::new(paths, user, last) {
                 Ok(follower) => follower,
                 Err(error) => return drop(sender.send((app, Err(error)))),
             };

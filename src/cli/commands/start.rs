@@ -6,7 +6,7 @@ use nix::sys::signal::SigSet;
 
 use crate::cli::client::{CallError, Client};
 use crate::cli::error::{CliError, FAILED};
-use crate::cli::{Context, action, daemonize, render, settings, targets};
+use crate::cli::{Context, action, daemonize, log_folders, render, settings, targets};
 use crate::config::AppSpec;
 use crate::config::{self, Script};
 use crate::control::{Action, FailureCode, Ping, Pong, Snapshot};
@@ -396,6 +396,7 @@ pub fn from_file(
                 .hint("add a table [app.NAME] with a command"),
         );
     }
+    log_folders::notes(&apps, cx);
     Ok((apps, settings))
 }
 

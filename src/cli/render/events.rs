@@ -3,6 +3,7 @@
 use super::{Output, Paint};
 use crate::cli::error::CliError;
 use crate::daemon::event_log::Recorded;
+use crate::human::one_line;
 
 /// Writes events to stdout; with `--json`, one document a line.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl<'a> EventLines<'a> {
         let Recorded { seq, time, event } = recorded;
         let look = &self.out.look;
         let when = look.paint(Paint::Dim, &format!("{time:.3} #{seq}"));
-        let line = event.line();
+        let line = one_line(&event.line()).into_owned();
         let line = if event.what.is_bad() {
             look.paint(Paint::Bad, &line)
         } else {

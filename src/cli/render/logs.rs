@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{Output, Paint};
 use crate::cli::error::CliError;
 use crate::config::AppName;
+use crate::human::log_line;
 use crate::logs::Stream;
 
 /// Writes lines of logs to stdout.
@@ -13,6 +14,8 @@ pub struct LogLines<'a> {
     out: &'a Output,
     /// Width of the longest name; 0: one app alone needs no names.
     width: usize,
+    /// On a terminal: nothing but colours of an app's own reaches it.
+    harmless: bool,
 }
 
 /// With `--json`: one document per line.
@@ -24,14 +27,19 @@ struct Document<'a> {
 }
 
 impl<'a> LogLines<'a> {
-    /// Writes lines of these apps.
-    pub fn new(out: &'a Output, apps: &[AppName]) -> Self {
+    /// Writes lines of these apps; `raw`: on a terminal, too, as they are.
+    pub fn new(out: &'a Output, apps: &[AppName], raw: bool) -> Self {
         let width = if apps.len() > 1 {
             apps.iter().map(|app| app.as_str().len()).max().unwrap_or(0)
         } else {
             0
         };
-        Self { out, width }
+        let harmless = out.look.terminal && !raw;
+        Self {
+            out,
+            width,
+            harmless,
+        }
     }
 
     /// Writes some lines of one app.
@@ -48,7 +56,11 @@ impl<'a> LogLines<'a> {
                     .map_err(|error| CliError::failed("local", error.to_string()))?;
             } else {
                 bytes.extend_from_slice(self.prefix(app, *stream).as_bytes());
-                bytes.extend_from_slice(line);
+                if self.harmless {
+                    bytes.extend_from_slice(&log_line(line));
+                } else {
+                    bytes.extend_from_slice(line);
+                }
             }
             bytes.push(b'\n');
         }

@@ -55,7 +55,7 @@ pub fn harmless(text: &str) -> String {
                 // A control sequence goes up to its first letter.
                 let _ = rest.by_ref().find(|c| ('@'..='~').contains(c));
             }
-            c if c.is_control() => {}
+            c if crate::human::is_harmful(c) => {}
             c => plain.push(c),
         }
     }

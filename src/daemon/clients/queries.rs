@@ -146,8 +146,8 @@ impl Daemon {
     }
 
     fn log_files(&self, name: &AppName) -> Option<LogFiles> {
-        let log = &self.supervisor.revision(name)?.spec.log;
-        Some(self.output.files(name, log))
+        let spec = &self.supervisor.revision(name)?.spec;
+        Some(self.output.files(name, &spec.log, spec.run_as.as_ref()))
     }
 
     fn env(&self, targets: &[Target]) -> Result<Vec<WorkerEnv>, Failure> {

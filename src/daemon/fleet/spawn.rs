@@ -200,7 +200,7 @@ impl Fleet {
         } = fork;
         let (instance, hide_port) = (*instance, *hide_port);
         let spec = &revision.spec;
-        let settings = to.settings(&spec.name, &spec.log);
+        let settings = to.settings(&spec.name, &spec.log, spec.run_as.as_ref());
         let (out, out_write) = logs::pipe().map_err(|why| {
             format!(
                 "no pipe for its output: {}",

@@ -158,7 +158,8 @@ pub(super) fn move_own(from: &Path, to: &Path) -> io::Result<()> {
 pub(super) fn who_is_in(folder: &Path) -> String {
     let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
     let name = |pid: &str| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim().to_owned())
+        fs::read_to_string(format!("/proc/{pid}/comm"))
+            .map(|name| crate::human::one_line(name.trim()).into_owned())
     };
     match text.lines().next() {
         Some(pid) => {
