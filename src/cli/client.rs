@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a daemon that died may take to be back, and how often the client tries to connect.
 const RETURN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
+/// How long a daemon that ends may keep its socket after it has dropped a conversation.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// How many deaths of the daemon one call survives.
 const LIVES: u32 = 100;
@@ -187,6 +189,10 @@ impl Client {
         {
             return Ok(Reply::Killed);
         }
+        // The daemon ended on purpose before it heard of this.
+        if matches!(result, Err(CallError::Broken(_))) && self.has_ended() {
+            return Err(CallError::NoDaemon);
+        }
         // A message that either side cannot parse may come from another version.
         let senseless = match &result {
             Err(CallError::Broken(_)) => true,
@@ -216,6 +222,29 @@ impl Client {
     /// Whether a daemon that died is started again, by its keeper or by this client.
     fn another_comes(&self) -> bool {
         self.paths.keeper_is_at_work() || self.paths.live_state().exists()
+    }
+
+    /// Whether the daemon that broke a conversation off has ended for good, or does so now.
+    fn has_ended(&self) -> bool {
+        let deadline = Instant::now() + ENDING;
+        loop {
+            if self.another_comes() {
+                return false;
+            }
+            let gone = |why: &std::io::Error| {
+                matches!(
+                    why.kind(),
+                    ErrorKind::NotFound | ErrorKind::ConnectionRefused
+                )
+            };
+            if UnixStream::connect(self.paths.socket()).is_err_and(|why| gone(&why)) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Connects. A daemon that died is back in a moment if its keeper lives; one whose socket was

@@ -2,7 +2,8 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::client::*;
@@ -16,20 +17,35 @@ use crate::core::{AppPhase, OperationKind, Progress, Step};
 use crate::model::Cause;
 use crate::paths::Paths;
 
+/// A daemon that listens until it is joined.
+struct Fake {
+    ends: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Fake {
+    fn join(self) -> std::thread::Result<()> {
+        self.ends.store(true, Ordering::SeqCst);
+        self.thread.join()
+    }
+}
+
 /// Answers the first connection with `first`, all others as a ping of protocol `protocol`.
 fn daemon(
     first: impl FnOnce(UnixStream) + Send + 'static,
     protocol: u32,
-) -> (tempfile::TempDir, Client, JoinHandle<()>) {
+) -> (tempfile::TempDir, Client, Fake) {
     let home = tempfile::tempdir().unwrap();
     let paths = Paths::in_home(home.path()).unwrap();
     paths.create().unwrap();
     let listener = UnixListener::bind(paths.socket()).unwrap();
+    let ends = Arc::new(AtomicBool::new(false));
+    let told = ends.clone();
     let thread = std::thread::spawn(move || {
         let (stream, _) = listener.accept().unwrap();
         first(stream);
         listener.set_nonblocking(true).unwrap();
-        for _ in 0..20 {
+        while !told.load(Ordering::SeqCst) {
             if let Ok((stream, _)) = listener.accept() {
                 stream.set_nonblocking(false).unwrap();
                 let _: Option<Call> = control::read(&stream).unwrap();
@@ -38,7 +54,8 @@ fn daemon(
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     });
-    (home, Client::new(&paths).unwrap(), thread)
+    let fake = Fake { ends, thread };
+    (home, Client::new(&paths).unwrap(), fake)
 }
 
 fn pong(protocol: u32) -> Reply {
@@ -143,6 +160,23 @@ fn a_refusal_is_passed_on() {
     assert!(
         matches!(reply, Err(CallError::Failed(failure)) if failure.message.contains("version 7"))
     );
+}
+
+/// It was told to end just before: a start then begins with the next one.
+#[test]
+fn a_daemon_that_ends_without_an_answer_is_none() {
+    let home = tempfile::tempdir().unwrap();
+    let paths = Paths::in_home(home.path()).unwrap();
+    paths.create().unwrap();
+    let listener = UnixListener::bind(paths.socket()).unwrap();
+    let socket = paths.socket();
+    let ends = std::thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        std::fs::remove_file(socket).unwrap();
+    });
+    let reply = Client::new(&paths).unwrap().try_ask(&List);
+    ends.join().unwrap();
+    assert!(matches!(reply, Err(CallError::NoDaemon)), "{reply:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //!   moves into its hole; so sockets are only ever closed from the tail.
 //! * A worker can take its socket out of the group: `shutdown(2)` on a listening socket ends it for
 //!   all holders, and some servers (.NET, WEBrick) call it before they close. So the order of the
-//!   sockets here and their indexes in the kernel may differ: see [`Group::mend`].
+//!   sockets here and their indexes in the kernel may differ: see [`Group::repair`].
 //! * Closing a listening socket resets every connection in its accept queue. Workers hold
 //!   inherited copies, so the queue lives as long as this process keeps its own copy.
 //! * Blocking mode (`O_NONBLOCK`) belongs to the open file description, which the workers share:
@@ -74,7 +74,7 @@ pub struct Group {
     given: bool,
 }
 
-/// The result of [`Group::mend`].
+/// The result of [`Group::repair`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Repaired {
     /// All sockets listen.
@@ -342,7 +342,7 @@ impl Group {
     /// # Errors
     /// `InvalidInput` when the table names more slots than there are sockets, or too many for a
     /// program; `OutOfMemory` when the program does not fit `net.core.optmem_max`; `NotFound` after a
-    /// [`Group::mend`] that failed midway. The program in force is then as it was.
+    /// [`Group::repair`] that failed midway. The program in force is then as it was.
     pub fn steer(&self, table: &steer::Table) -> io::Result<()> {
         let invalid = |text| io::Error::new(io::ErrorKind::InvalidInput, text);
         if table.weights.len() > self.sockets.len() {
@@ -480,7 +480,7 @@ impl Group {
     }
 }
 
-/// How often [`Group::mend`] looks again for sockets that were shut down meanwhile.
+/// How often [`Group::repair`] looks again for sockets that were shut down meanwhile.
 const ROUNDS: usize = 8;
 
 /// For [`Group::identify`]: segment sizes that the kernel takes are 88 to 32767.
