@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use crate::common::apps::{python_for_all, toml_command};
+use crate::common::apps::{missing, python_for_all, toml_command};
 use crate::common::{Home, is_alive, wait_until};
 use crate::support::Life;
 
@@ -14,11 +14,7 @@ const PROMPT: Duration = Duration::from_secs(2);
 /// A home that other users can pass; `None` where a test that takes root cannot run.
 pub fn open_home() -> Option<Home> {
     if !nix::unistd::geteuid().is_root() {
-        assert!(
-            std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"),
-            "root is needed"
-        );
-        eprintln!("SKIPPED: only root can run workers as another user");
+        missing("root", "only root can run workers as another user");
         return None;
     }
     let home = Home::new();

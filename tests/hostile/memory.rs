@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::attackers::{answers_until, ends, evil, open_home};
 use crate::bystander::Bystander;
-use crate::common::apps::{python_for_all, sources};
+use crate::common::apps::{missing, python_for_all, sources};
 use crate::common::{Home, signal, wait_until};
 use crate::support::Life;
 use nix::sys::signal::Signal;
@@ -37,11 +37,7 @@ impl SilentDisk {
         BufReader::new(out).read_line(&mut line).expect("a line");
         if line != "mounted\n" {
             let _ = server.wait();
-            assert!(
-                std::env::var_os("RSUP_TEST_REQUIRE_ALL").is_none_or(|v| v != "1"),
-                "FUSE is needed"
-            );
-            eprintln!("SKIPPED: a FUSE file system cannot be mounted here");
+            missing("FUSE", "a file system cannot be mounted here");
             return None;
         }
         Some(Self { server, folder })
