@@ -181,6 +181,7 @@ impl Open {
                         "only TCP is steered"
                     );
                 }
+                Effect::Refuse { .. } => {}
                 Effect::Unlisten { .. }
                 | Effect::Relay { .. }
                 | Effect::Forget { .. }

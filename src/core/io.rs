@@ -164,6 +164,11 @@ pub enum Effect {
     Unlisten {
         app: AppName,
     },
+    /// Reset connections that no worker takes, until a worker is started or takes traffic again: none
+    /// is coming.
+    Refuse {
+        app: AppName,
+    },
     /// Distribute new connections to the slots by weight; while every weight is 0, connections are
     /// held.
     Steer {
@@ -240,6 +245,7 @@ impl Effect {
             | Self::Record(_) => false,
             Self::Listen { .. }
             | Self::Unlisten { .. }
+            | Self::Refuse { .. }
             | Self::Steer { .. }
             | Self::Relay { .. }
             | Self::Spawn { .. }

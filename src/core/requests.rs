@@ -205,6 +205,7 @@ fn first(asked: Asked, request: Request, cx: &mut Context<'_>) -> Result<App, Ac
 }
 
 fn go_down(app: &mut App, kind: OperationKind, asked: Asked, cx: &mut Context<'_>) {
+    app.refuse(cx);
     app.reason = None;
     app.rollout = Some(Rollout {
         kind,

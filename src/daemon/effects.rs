@@ -20,6 +20,7 @@ impl Daemon {
                 let result = self.network.listen(&app, what, &busy, &mut self.fdstore);
                 self.inbox.push_back(Input::Listening { app, result });
             }
+            Effect::Refuse { app } => self.network.refuse(&app),
             Effect::Unlisten { app } => self.network.unlisten(&app, &mut self.fdstore),
             Effect::Steer {
                 app,

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use nix::sys::signal::Signal;
 
 use crate::common::load::Load;
-use crate::common::{Home, apps, http, is_ready, pids, signal};
+use crate::common::{Home, apps, http, is_alive, is_ready, pids, signal, wait_for};
 
 fn site(instances: u16, lines: &str) -> (Home, u16) {
     let home = Home::new();
@@ -151,4 +151,43 @@ fn a_connection_waits_for_a_worker_no_longer_than_hold_timeout() {
         assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
     }
     home.wait_view("web", "none held", |view| view["held"] == 0);
+}
+
+/// Its last request takes its time, and clients that come meanwhile do not wait for that; what was asked before is
+/// answered. After a restart there is somebody to wait for: see [`restarts`].
+#[test]
+fn a_stop_refuses_at_once_and_ends_what_is_in_progress() {
+    let (home, port) = site(2, "kill_timeout = \"60s\"");
+    let mut slow = http::connect(http::local(port)).expect("a connection");
+    slow.write_all(b"GET /slow?ms=3000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .expect("it takes the request");
+    let busy = home.pids("web");
+    home.ok(&["stop", "web", "--no-wait"]);
+    let refused = || -> Result<(), String> {
+        match http::get(http::local(port), "/health") {
+            Ok(answer) => Err(format!("it was answered: {}", answer.status)),
+            Err(why) if why.contains("reset") || why.contains("refused") => Ok(()),
+            Err(why) => Err(why),
+        }
+    };
+    // From then on every one is, though the last request is still in progress.
+    wait_for("a refusal", refused);
+    for _ in 0..20 {
+        refused().expect("a refusal");
+    }
+    assert!(
+        busy.iter().any(|pid| is_alive(*pid)),
+        "it was not stopped while a request was in progress"
+    );
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut slow, &mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    home.wait_view("web", "stopped", |view| view["phase"] == "stopped");
+    home.ok(&["start", "web"]);
+    assert_eq!(
+        http::get(http::local(port), "/health")
+            .expect("an answer")
+            .status,
+        200
+    );
 }

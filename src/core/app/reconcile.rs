@@ -47,6 +47,15 @@ impl App {
         false
     }
 
+    /// Clients that come while the last requests end would wait for a worker that never comes.
+    pub fn refuse(&self, cx: &mut Context<'_>) {
+        if self.listening.held.is_some() {
+            cx.out.push_back(Effect::Refuse {
+                app: self.name.clone(),
+            });
+        }
+    }
+
     /// Gives the sockets up, if there are any and nothing is asked for.
     fn close(&mut self, cx: &mut Context<'_>) -> bool {
         if self.listening.held.is_none() || self.listening.pending.is_some() {

@@ -35,6 +35,9 @@ impl App {
         self.relays_again(cx);
         self.steered = None;
         self.steer(cx);
+        if self.goal() == Wanted::Down || self.goal() == Wanted::Deleted {
+            self.refuse(cx);
+        }
         for (_, id) in &ids {
             self.revive_worker(id, cx);
             self.was_not_needed(id);

@@ -255,6 +255,14 @@ pub fn signal(world: &mut World, worker: &WorkerId, signal: i32, reach: Reach) {
                 .flatten()
                 .any(|t| t.weights[usize::from(worker.slot)] > 0);
             assert!(!weighs, "{worker} is stopped in the traffic");
+            let app = world.core.apps.get(&worker.app);
+            let held = world.listening.get(&worker.app);
+            if app.is_some_and(|app| app.goal() != Wanted::Up) && held.is_some() {
+                assert!(
+                    world.refusing.contains(&worker.app),
+                    "clients wait for {worker}, which is stopped for good"
+                );
+            }
         }
     }
 }

@@ -244,6 +244,7 @@ impl World {
         self.listening.clear();
         self.tables.clear();
         self.relays.clear();
+        self.refusing.clear();
         self.coming.clear();
         self.asked.clear();
         self.before.clear();
@@ -322,6 +323,7 @@ fn in_order(effects: &[Effect]) {
             }
             Effect::Listen { .. }
             | Effect::Unlisten { .. }
+            | Effect::Refuse { .. }
             | Effect::Relay { .. }
             | Effect::Probe { .. }
             | Effect::LookForTraces { .. }

@@ -139,6 +139,8 @@ pub struct World {
     pub listening: BTreeMap<AppName, Vec<Listen>>,
     pub tables: BTreeMap<AppName, Vec<Steering>>,
     pub relays: BTreeMap<(AppName, u16), bool>,
+    /// Apps whose clients are reset if no worker takes them.
+    pub refusing: BTreeSet<AppName>,
     pub asked: BTreeMap<OpId, OperationWish>,
     pub finished: BTreeMap<OpId, Result<(), ActionError>>,
     pub removed: Vec<AppName>,
@@ -196,6 +198,7 @@ impl World {
             listening: BTreeMap::new(),
             tables: BTreeMap::new(),
             relays: BTreeMap::new(),
+            refusing: BTreeSet::new(),
             asked: BTreeMap::new(),
             finished: BTreeMap::new(),
             removed: Vec::new(),
@@ -585,7 +588,14 @@ impl World {
                     "{app} stops listening under its workers"
                 );
             }
+            Effect::Refuse { app } => {
+                self.refusing.insert(app.clone());
+            }
             Effect::Steer { app, tables, .. } => {
+                let serves = |table: &Steering| table.weights.iter().any(|weight| *weight > 0);
+                if tables.iter().any(serves) {
+                    self.refusing.remove(app);
+                }
                 self.tables.insert(app.clone(), tables.clone());
             }
             Effect::Relay { app, slot, on, .. } => {
@@ -596,7 +606,10 @@ impl World {
                 instance,
                 revision,
                 hide_port,
-            } => self.spawn(worker, *instance, revision, *hide_port),
+            } => {
+                self.refusing.remove(&worker.app);
+                self.spawn(worker, *instance, revision, *hide_port);
+            }
             Effect::LookForTraces { worker } => {
                 let traces = self.traces(worker);
                 self.later(

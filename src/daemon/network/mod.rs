@@ -25,7 +25,7 @@ use crate::config::{AppName, Balance, Listen, SocketFile};
 use crate::core::{AppView, Steering, WorkerId};
 use crate::sys::listen::{Backlog, Given, backlog, is_nonblocking, set_nonblocking};
 use crate::sys::takeover::Bind;
-use relay::{Relay, Relays};
+use relay::{Reception, Relay, Relays};
 use sockets::Sockets;
 pub use sockets::{Adopted, ProbeTarget};
 
@@ -50,7 +50,7 @@ struct OfApp {
     relays: Relays,
     /// By slot (`None`: the holding slot): one per address.
     relaying: HashMap<Option<u16>, Vec<Relay>>,
-    ready: watch::Sender<bool>,
+    reception: watch::Sender<Reception>,
     /// Whether the weights that were asked for last are in force.
     steered: watch::Sender<bool>,
 }
@@ -59,7 +59,7 @@ impl OfApp {
     /// Connections that wait because no worker is ready: in the kernel's queues, and accepted by
     /// rsup.
     fn held(&self) -> u64 {
-        if *self.ready.borrow() {
+        if *self.reception.borrow() == Reception::Serve {
             return 0;
         }
         let queued = |queue: &sockets::Queue| match backlog(&queue.fd) {
@@ -68,6 +68,13 @@ impl OfApp {
         };
         let queues = self.sockets.queues(None).unwrap_or_default();
         self.relays.held() + queues.iter().map(queued).sum::<u64>()
+    }
+
+    fn receive(&self, next: impl FnOnce(Reception) -> Reception) {
+        self.reception.send_if_modified(|now| {
+            let next = next(*now);
+            std::mem::replace(now, next) != next
+        });
     }
 
     fn queues(&self, slot: u16) -> Vec<sockets::Queue> {
@@ -89,13 +96,13 @@ impl Network {
     fn app(&mut self, name: &AppName) -> &mut OfApp {
         let (events, given) = (&self.events, &self.given);
         self.apps.entry(name.clone()).or_insert_with(|| {
-            let (ready, watch) = watch::channel(false);
+            let (reception, watch) = watch::channel(Reception::Hold);
             OfApp {
                 steered: watch::Sender::new(true),
                 sockets: Sockets::new(given.clone()),
                 relays: Relays::new(name.clone(), watch, events.clone()),
                 relaying: HashMap::new(),
-                ready,
+                reception,
             }
         })
     }
@@ -138,7 +145,7 @@ impl Network {
     pub fn unlisten(&mut self, app: &AppName, fdstore: &mut FdStore) {
         if let Some(of_app) = self.apps.get_mut(app) {
             of_app.relaying.clear();
-            let _ = of_app.ready.send(false);
+            let _ = of_app.reception.send(Reception::Refuse);
             of_app.sockets.close();
         }
         self.keep(app, fdstore);
@@ -170,8 +177,11 @@ impl Network {
         };
         let steered = of_app.sockets.steer(balance, tables);
         let serves = of_app.sockets.serves();
-        let set = |ready: &mut bool| std::mem::replace(ready, serves) != serves;
-        of_app.ready.send_if_modified(set);
+        of_app.receive(|before| match (serves, before) {
+            (true, _) => Reception::Serve,
+            (false, Reception::Serve) => Reception::Hold,
+            (false, before) => before,
+        });
         self.note_steered(app, steered);
     }
 
@@ -246,9 +256,21 @@ impl Network {
         }
     }
 
-    /// Sets how long a connection waits for a worker while none is ready.
+    /// Resets what no worker takes, from now on and what waits already: no worker is coming.
+    pub fn refuse(&mut self, app: &AppName) {
+        if let Some(of_app) = self.apps.get(app) {
+            of_app.receive(|_| Reception::Refuse);
+        }
+    }
+
+    /// A worker is coming. Sets how long a connection waits for it while none is ready.
     pub fn hold_for(&mut self, app: &AppName, timeout: Duration) {
-        self.app(app).relays.hold_for(timeout);
+        let of_app = self.app(app);
+        of_app.relays.hold_for(timeout);
+        of_app.receive(|before| match before {
+            Reception::Refuse => Reception::Hold,
+            Reception::Hold | Reception::Serve => before,
+        });
     }
 
     /// Waits until nothing is queued at the worker's slot; `None` if the app has no sockets.

@@ -39,11 +39,21 @@ const TAKE_OVER: Duration = Duration::from_millis(250);
 /// Pause between two attempts to end a waiting accept(2).
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(5);
 
+/// What becomes of connections that come to rsup instead of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reception {
+    /// Some worker takes traffic: they are passed to one.
+    Serve,
+    /// None does, and one is coming: they wait.
+    Hold,
+    /// None does, and none is coming: they are reset.
+    Refuse,
+}
+
 /// What all relays of one app share.
 #[derive(Clone)]
 pub struct Relays {
-    /// True while some worker takes traffic.
-    ready: watch::Receiver<bool>,
+    reception: watch::Receiver<Reception>,
     /// Milliseconds for which a connection waits for a worker.
     hold: Arc<AtomicU64>,
     /// Connections that are accepted and wait for a worker.
@@ -64,9 +74,9 @@ pub struct Relay {
 }
 
 impl Relays {
-    pub fn new(app: AppName, ready: watch::Receiver<bool>, events: Events) -> Self {
+    pub fn new(app: AppName, reception: watch::Receiver<Reception>, events: Events) -> Self {
         Self {
-            ready,
+            reception,
             hold: Arc::new(AtomicU64::new(millis(hold_timeout()))),
             held: Arc::default(),
             relayed: Arc::default(),
@@ -177,12 +187,18 @@ impl Relays {
         self.relayed.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + hold;
         loop {
-            if !*self.ready.borrow() {
-                let _held = Held::one(&self.held);
-                match timeout_at(deadline, self.ready.wait_for(|ready| *ready)).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(_)) => return,
-                    Err(_) => return reset(&client),
+            let reception = *self.reception.borrow();
+            match reception {
+                Reception::Serve => {}
+                Reception::Refuse => return reset(&client),
+                Reception::Hold => {
+                    let _held = Held::one(&self.held);
+                    let other = self.reception.wait_for(|now| *now != Reception::Hold);
+                    match timeout_at(deadline, other).await {
+                        Ok(Ok(_)) => continue,
+                        Ok(Err(_)) => return,
+                        Err(_) => return reset(&client),
+                    }
                 }
             }
             match TcpStream::connect(target).await {
@@ -328,7 +344,7 @@ async fn accept_loop(
     shared: Relays,
     holding: bool,
 ) {
-    let mut ready = shared.ready.clone();
+    let mut reception = shared.reception.clone();
     loop {
         let Ok(mut guard) = queue.readable().await else {
             return;
@@ -337,8 +353,8 @@ async fn accept_loop(
         // outlive the daemon.
         let hold = shared.hold();
         if holding {
-            let waited = timeout(hold, ready.wait_for(|ready| *ready)).await;
-            match waited.map(|ready| ready.map(drop)) {
+            let other = reception.wait_for(|now| *now != Reception::Hold);
+            match timeout(hold, other).await.map(|now| now.map(drop)) {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return,
                 Err(_) => {
