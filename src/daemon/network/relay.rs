@@ -8,8 +8,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
@@ -33,8 +33,11 @@ const MOST: usize = 1024;
 /// Of those, so many are accepted at once.
 const BATCH: usize = 64;
 
-/// How long taking over a queue may last: a worker that has the socket too can hold accept(2) up.
-const TAKE_OVER: Duration = Duration::from_millis(250);
+/// How long the loop waits while a queue is taken over: a worker that has the socket too can hold accept(2) up.
+const TAKE_OVER: Duration = Duration::from_millis(50);
+
+/// How often it looks whether that is done.
+const LOOK: Duration = Duration::from_micros(50);
 
 /// Pause between two attempts to end a waiting accept(2).
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(5);
@@ -71,6 +74,8 @@ pub struct Relay {
     target: SocketAddr,
     shared: Relays,
     task: JoinHandle<()>,
+    /// What takes connections off the queue at this moment.
+    active: Arc<Mutex<Weak<Taking>>>,
 }
 
 impl Relays {
@@ -114,17 +119,20 @@ impl Relays {
     pub fn watch(&self, queue: Queue) -> io::Result<Relay> {
         let fd = Arc::new(queue.fd);
         let ours = readable(fd.clone())?;
+        let active = Arc::default();
         let task = tokio::spawn(accept_loop(
             ours,
             queue.target,
             self.clone(),
             queue.slot.is_none(),
+            Arc::clone(&active),
         ));
         Ok(Relay {
             fd,
             target: queue.target,
             shared: self.clone(),
             task,
+            active,
         })
     }
 
@@ -143,7 +151,13 @@ impl Relays {
 
     /// Resets connections that have waited in the queue for `hold`; the others wait here for the
     /// rest of that time.
-    async fn take_old(&self, queue: &Arc<OwnedFd>, target: SocketAddr, hold: Duration) {
+    async fn take_old(
+        &self,
+        queue: &Arc<OwnedFd>,
+        target: SocketAddr,
+        hold: Duration,
+        active: &Mutex<Weak<Taking>>,
+    ) {
         loop {
             let mut permits = self.permits();
             if permits.is_empty() {
@@ -159,7 +173,7 @@ impl Relays {
                     shared.relay(connection, target, left).await;
                 });
             };
-            if !matches!(take(queue, BATCH, give).await, Ok(Taken::Some)) {
+            if !matches!(take(queue, BATCH, give, active).await, Ok(Taken::Some)) {
                 return;
             }
         }
@@ -217,22 +231,28 @@ impl Relays {
 
 impl Relay {
     /// Hands the queue over to a worker. Connections that are already in it are taken along and
-    /// held, so that a worker that is not ready yet does not get them.
+    /// held, so that a worker that is not ready yet does not get them. Nothing is taken from the queue
+    /// afterwards: a probe that finds it empty takes the worker for one that accepts.
     pub fn stop(self) {
         self.task.abort();
-        let (fd, shared, target) = (self.fd.clone(), self.shared.clone(), self.target);
-        tokio::spawn(async move {
-            let all = async {
-                loop {
-                    let shared = shared.clone();
-                    let give = move |connection| shared.pass(connection, target);
-                    if !matches!(take(&fd, BATCH, give).await, Ok(Taken::Some)) {
-                        return;
-                    }
-                }
-            };
-            let _ = timeout(TAKE_OVER, all).await;
-        });
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taking) = active.upgrade() {
+            taking.end();
+        }
+        drop(active);
+        // Most often there is none.
+        while is_queued(&self.fd) {
+            let (shared, target) = (self.shared.clone(), self.target);
+            let give = move |connection| shared.pass(connection, target);
+            let (answer, taken) = oneshot::channel();
+            match Taking::begin(&self.fd, BATCH, give, answer) {
+                Ok(taking) => taking.wait(),
+                Err(_) => return,
+            }
+            if !matches!({ taken }.try_recv(), Ok(Ok(Taken::Some))) {
+                return;
+            }
+        }
     }
 }
 
@@ -276,27 +296,50 @@ enum Taken {
     All,
 }
 
-/// Takes connections off a queue, at most so many, and gives each away, in a thread: a worker that
-/// has the socket too can make accept(2) wait (by switching `O_NONBLOCK` off, or by taking the
-/// connection that was seen). That thread then waits for the app's next connection, and the loop
-/// for nothing. Dropped, this ends the wait.
+/// Whether a connection is in the queue; also when that cannot be told.
+fn is_queued(queue: &OwnedFd) -> bool {
+    !matches!(backlog(queue), Ok(Backlog::Listening { queued: 0, .. }))
+}
+
+/// Takes connections off a queue, at most so many, and gives each away: see [`Taking`]. Dropped, this
+/// ends it.
 ///
 /// # Errors
 /// As for [`accept_if_queued`]; as `pthread_create(3)`.
 async fn take(
     queue: &Arc<OwnedFd>,
     most: usize,
-    mut give: impl FnMut(OwnedFd) + Send + 'static,
+    give: impl FnMut(OwnedFd) + Send + 'static,
+    active: &Mutex<Weak<Taking>>,
 ) -> io::Result<Taken> {
-    let (queue, stop) = (queue.clone(), Arc::new(AtomicBool::new(false)));
     let (answer, taken) = oneshot::channel();
-    let runtime = tokio::runtime::Handle::current();
-    let work = {
-        let stop = stop.clone();
-        move || {
+    let taking = Arc::new(Taking::begin(queue, most, give, answer)?);
+    *active.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&taking);
+    taken.await.unwrap_or(Ok(Taken::All))
+}
+
+/// A thread that takes connections off a queue. A worker that has the socket too can make accept(2)
+/// wait, by switching `O_NONBLOCK` off, or by taking the connection that was seen: then this thread
+/// waits for the app's next connection, and the loop for nothing.
+struct Taking {
+    thread: Option<Interruptible>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Taking {
+    fn begin(
+        queue: &Arc<OwnedFd>,
+        most: usize,
+        mut give: impl FnMut(OwnedFd) + Send + 'static,
+        answer: oneshot::Sender<io::Result<Taken>>,
+    ) -> io::Result<Self> {
+        let (queue, stop) = (queue.clone(), Arc::new(AtomicBool::new(false)));
+        let runtime = tokio::runtime::Handle::current();
+        let told = stop.clone();
+        let work = move || {
             let _runtime = runtime.enter();
             for _ in 0..most {
-                if stop.load(Ordering::Relaxed) {
+                if told.load(Ordering::Relaxed) {
                     return;
                 }
                 match accept_if_queued(queue.as_fd()) {
@@ -306,20 +349,36 @@ async fn take(
                 }
             }
             let _ = answer.send(Ok(Taken::Some));
-        }
-    };
-    let thread = Interruptible::spawn("rsup-accept", work)?;
-    let _taking = Taking {
-        thread: Some(thread),
-        stop,
-    };
-    taken.await.unwrap_or(Ok(Taken::All))
-}
+        };
+        let thread = Interruptible::spawn("rsup-accept", work)?;
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+        })
+    }
 
-/// A thread that takes connections off a queue.
-struct Taking {
-    thread: Option<Interruptible>,
-    stop: Arc<AtomicBool>,
+    fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(Interruptible::is_finished)
+    }
+
+    /// Waits until all is taken, but no longer than a worker may hold the loop up.
+    fn wait(&self) {
+        let begun = std::time::Instant::now();
+        while !self.is_finished() && begun.elapsed() < TAKE_OVER {
+            std::thread::sleep(LOOK);
+        }
+        self.end();
+    }
+
+    /// Ends it, and waits for that.
+    fn end(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let begun = std::time::Instant::now();
+        while !self.is_finished() && begun.elapsed() < TAKE_OVER {
+            self.thread.iter().for_each(Interruptible::interrupt);
+            std::thread::sleep(LOOK);
+        }
+    }
 }
 
 impl Drop for Taking {
@@ -343,6 +402,7 @@ async fn accept_loop(
     target: SocketAddr,
     shared: Relays,
     holding: bool,
+    active: Arc<Mutex<Weak<Taking>>>,
 ) {
     let mut reception = shared.reception.clone();
     loop {
@@ -358,7 +418,9 @@ async fn accept_loop(
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return,
                 Err(_) => {
-                    shared.take_old(queue.get_ref(), target, hold).await;
+                    shared
+                        .take_old(queue.get_ref(), target, hold, &active)
+                        .await;
                     continue;
                 }
             }
@@ -379,7 +441,7 @@ async fn accept_loop(
                 });
             }
         };
-        match take(queue.get_ref(), most, give).await {
+        match take(queue.get_ref(), most, give, &active).await {
             Ok(Taken::Some) => {}
             Ok(Taken::All) => guard.clear_ready(),
             Err(_) if matches!(backlog(queue.get_ref()), Ok(Backlog::NotListening)) => {
@@ -395,6 +457,60 @@ async fn accept_loop(
             }
             // No descriptor is free.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream as Client};
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::config::Listen;
+
+    /// What a worker's probe sees is the worker's doing alone.
+    #[tokio::test]
+    async fn nothing_is_taken_any_more_once_it_is_stopped() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let target = listener.local_addr().unwrap();
+        let ours = listener.try_clone().unwrap();
+        let queued = || match backlog(&ours).unwrap() {
+            Backlog::Listening { queued, .. } => queued,
+            Backlog::NotListening => panic!("it listens"),
+        };
+        let (_reception, watch) = watch::channel(Reception::Hold);
+        let (events, _inbox) = mpsc::unbounded_channel();
+        let relays = Relays::new(AppName::new("web"), watch, events);
+        for _ in 0..20 {
+            let relay = relays
+                .watch(Queue {
+                    fd: listener.try_clone().unwrap().into(),
+                    address: Listen::Tcp {
+                        addr: target,
+                        v6only: false,
+                    },
+                    slot: Some(0),
+                    target,
+                })
+                .unwrap();
+            let before = relays.held();
+            let first = Client::connect(target).unwrap();
+            while relays.held() == before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let second = Client::connect(target).unwrap();
+            relay.stop();
+            assert_eq!(queued(), 0, "what was queued is taken along");
+            let probe = Client::connect(target).unwrap();
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                assert_eq!(queued(), 1, "what comes later is the worker's");
+            }
+            drop(listener.accept().unwrap());
+            drop((first, second, probe));
         }
     }
 }
