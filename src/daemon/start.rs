@@ -23,7 +23,7 @@ use crate::core::Supervisor;
 use crate::keeper::LOST;
 use crate::logs::{self, Pump, stderr};
 use crate::paths::Paths;
-use crate::sys::{process, spawn};
+use crate::sys::process;
 
 /// What a daemon begins with.
 pub struct Inheritance {
@@ -103,11 +103,6 @@ impl Daemon {
         let nofile = process::raise_nofile()
             .inspect_err(|why| warn!("cannot raise the limit of open files: {why}"))
             .ok();
-        if let Some(limit) = nofile
-            && let Err(why) = spawn::reserve(limit.hard)
-        {
-            warn!("each fork will take the longer, the more workers there are: {why}");
-        }
         let received = std::mem::take(&mut inheritance.received);
         let systemd = received.notifier.link().cloned();
         let mut fdstore = match is_upgrade {

@@ -22,13 +22,10 @@ mod confine;
 mod error;
 mod fork;
 mod resolve;
-mod stage;
 
 use child::Prepared;
 use confine::Confine;
 pub use error::{SpawnError, Step};
-use stage::Staged;
-pub use stage::reserve;
 
 /// The exit code of a child whose program could not be run, or whose parent died before it was.
 pub const NO_PROGRAM: i32 = 127;
@@ -251,45 +248,15 @@ impl ExecReport {
 /// What is known before the fork (no such program or directory, a limit reached). No child is left
 /// then.
 pub fn spawn(plan: Plan) -> Result<Child, SpawnError> {
-    match spawn_once(&plan)? {
-        Some(child) => Ok(child),
-        None => {
-            stage::give_up();
-            spawn_once(&plan)?
-                .ok_or_else(|| SpawnError::system(Step::Fork, &io::ErrorKind::Unsupported.into()))
-        }
-    }
-}
-
-/// `None`: the child could not get a table of descriptors of its own after it had shared this
-/// process's.
-fn spawn_once(plan: &Plan) -> Result<Option<Child>, SpawnError> {
     let program = resolve::program(&plan.argv, &plan.env, &plan.cwd)?;
     let system = |step| move |error: io::Error| SpawnError::system(step, &error);
     let cwd = c_string(plan.cwd.as_os_str(), "working directory")?;
     let program_c = c_string(program.as_os_str(), "program")?;
 
-    let (ours, theirs) = socket2::Socket::pair(
-        socket2::Domain::UNIX,
-        socket2::Type::from(libc::SOCK_SEQPACKET),
-        None,
-    )
-    .map_err(system(Step::Files))?;
-    ours.set_nonblocking(true).map_err(system(Step::Files))?;
     // All sources have higher numbers than all targets: dup2 then never overwrites an unused
     // source.
     let count = 3 + plan.listen.len() + plan.extra.len();
-    let mut staged = Staged::begin(ours.as_raw_fd(), count + 2);
-    let mut lifted: Vec<OwnedFd> = Vec::new();
-    let mut lift = |fd: BorrowedFd<'_>| -> Result<RawFd, SpawnError> {
-        if let Some(staged) = &mut staged {
-            return staged.put(fd).map_err(system(Step::Files));
-        }
-        let copy = raw::dup_from(fd, count as c_int).map_err(system(Step::Files))?;
-        let number = copy.as_raw_fd();
-        lifted.push(copy);
-        Ok(number)
-    };
+    let lift = |fd: BorrowedFd<'_>| raw::dup_from(fd, count as c_int).map_err(system(Step::Files));
     let null = std::fs::File::options()
         .read(true)
         .open("/dev/null")
@@ -306,12 +273,14 @@ fn spawn_once(plan: &Plan) -> Result<Option<Child>, SpawnError> {
     {
         sources.push(lift(fd.as_fd())?);
     }
-    let report = lift(theirs.as_fd())?;
-    let cgroup = plan
-        .cgroup
-        .as_ref()
-        .map(|fd| lift(fd.as_fd()))
-        .transpose()?;
+    let (ours, theirs) = socket2::Socket::pair(
+        socket2::Domain::UNIX,
+        socket2::Type::from(libc::SOCK_SEQPACKET),
+        None,
+    )
+    .map_err(system(Step::Files))?;
+    ours.set_nonblocking(true).map_err(system(Step::Files))?;
+    let theirs = lift(theirs.as_fd())?;
 
     let filter = if plan.takeover {
         takeover::filter(plan.trap_connect)
@@ -324,14 +293,14 @@ fn spawn_once(plan: &Plan) -> Result<Option<Child>, SpawnError> {
             &io::ErrorKind::Unsupported.into(),
         ));
     }
-    let env = environment(plan)?;
+    let env = environment(&plan)?;
     let mut prepared = Prepared::new(
         &program_c,
         &plan.argv,
         env,
         &cwd,
-        sources,
-        report,
+        sources.iter().map(AsRawFd::as_raw_fd).collect(),
+        theirs.as_raw_fd(),
         ours.as_raw_fd(),
     );
     prepared.listen = !plan.listen.is_empty();
@@ -345,7 +314,12 @@ fn spawn_once(plan: &Plan) -> Result<Option<Child>, SpawnError> {
         capabilities: plan.capabilities,
         credentials: plan.credentials.as_ref(),
     };
-    prepared.own_table = staged.as_ref().map(Staged::end);
+    let cgroup = plan
+        .cgroup
+        .as_ref()
+        .map(|fd| lift(fd.as_fd()))
+        .transpose()?;
+    let cgroup = cgroup.as_ref().map(AsRawFd::as_raw_fd);
     prepared.held = plan.held;
     prepared.allow_tracer = plan.allow_tracer;
 
@@ -353,7 +327,7 @@ fn spawn_once(plan: &Plan) -> Result<Option<Child>, SpawnError> {
     // SAFETY: the child calls `run` alone, which makes only async-signal-safe calls on memory
     // prepared above, and ends in exec or _exit; all signals are blocked, so no handler of ours
     // runs in it.
-    let (pid, in_cgroup) = unsafe { fork::fork(cgroup, prepared.own_table.is_some()) };
+    let (pid, in_cgroup) = unsafe { fork::fork(cgroup) };
     if pid == 0 {
         prepared.confine.cgroup = cgroup.filter(|_| !in_cgroup);
         child::run(&mut prepared);
@@ -369,28 +343,26 @@ fn spawn_once(plan: &Plan) -> Result<Option<Child>, SpawnError> {
         }
         _ => SpawnError::system(Step::Fork, &error),
     })? as u32;
+    drop(theirs);
     // Only the owner of the pidfd waits for the child, so the pid stays its own until then.
     let identified = process::pidfd_open(pid)
         .and_then(|pidfd| procfs::start_time(pid).map(|started| (pidfd, started)));
     match identified {
         Ok((pidfd, started)) => {
-            if staged.is_some() && !fork::await_own_table(&ours, &pidfd)? {
-                return Ok(None);
-            }
-            let user = plan.credentials.clone();
+            let user = plan.credentials;
             let exec = ExecReport {
                 socket: ours.into(),
                 notify: None,
                 program,
-                cwd: plan.cwd.clone(),
+                cwd: plan.cwd,
                 user,
             };
-            Ok(Some(Child {
+            Ok(Child {
                 pid,
                 pidfd,
                 started,
                 exec,
-            }))
+            })
         }
         Err(error) => {
             // SAFETY: our child, not yet waited for.

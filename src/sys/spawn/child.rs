@@ -21,9 +21,6 @@ pub(super) struct Prepared<'a> {
     report: c_int,
     /// The other end of `report`.
     parents_end: c_int,
-    /// It shares the table of descriptors until it has one of its own, with what is below this
-    /// number.
-    pub(super) own_table: Option<libc::c_uint>,
     /// See [`super::Plan::held`].
     pub(super) held: bool,
     /// Room for `LISTEN_PID=` and a number.
@@ -64,7 +61,6 @@ impl<'a> Prepared<'a> {
             sources,
             report,
             parents_end,
-            own_table: None,
             held: false,
             listen_pid,
             listen: false,
@@ -79,11 +75,6 @@ impl<'a> Prepared<'a> {
 /// Length of a report: the step, and the `errno`.
 pub(super) const MESSAGE: usize = 5;
 
-/// What a child that shared the table of descriptors sends first: that it has one of its own.
-pub(super) const HAS_TABLE: [u8; 1] = [u8::MAX];
-/// The same when it could not get one; then it ends.
-pub(super) const NO_TABLE: [u8; 1] = [u8::MAX - 1];
-
 pub(super) fn parse(message: [u8; MESSAGE]) -> Option<(Step, c_int)> {
     let [step, errno @ ..] = message;
     Some((Step::from_code(step)?, c_int::from_ne_bytes(errno)))
@@ -91,9 +82,6 @@ pub(super) fn parse(message: [u8; MESSAGE]) -> Option<(Step, c_int)> {
 
 /// Becomes the program, or reports why not and exits with 127.
 pub(super) fn run(plan: &mut Prepared<'_>) -> ! {
-    if let Some(end) = plan.own_table {
-        get_own_table(plan.report, end);
-    }
     let (step, errno) = attempt(plan);
     let [a, b, c, d] = errno.to_ne_bytes();
     // SAFETY: the report socket is open; _exit runs no handlers of this process's memory.
@@ -106,20 +94,6 @@ pub(super) fn run(plan: &mut Prepared<'_>) -> ! {
 fn errno() -> c_int {
     // SAFETY: the address of this thread's errno is always valid.
     unsafe { *libc::__errno_location() }
-}
-
-/// Until it returns, nothing may be opened or closed: the table is the parent's.
-fn get_own_table(report: c_int, end: libc::c_uint) {
-    // SAFETY: system calls with integers, and with arrays that live as long as the calls.
-    unsafe {
-        let all = libc::c_uint::MAX;
-        let flags = libc::CLOSE_RANGE_UNSHARE;
-        if libc::syscall(libc::SYS_close_range, end, all, flags) < 0 {
-            fdpass::send(report, &NO_TABLE, None);
-            libc::_exit(super::NO_PROGRAM);
-        }
-        fdpass::send(report, &HAS_TABLE, None);
-    }
 }
 
 /// Returns only a failure.
