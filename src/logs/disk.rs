@@ -206,7 +206,7 @@ impl Open {
                     done += count;
                     self.shape.size += count as u64;
                     if !self.shape.regular {
-                        break; // its size shows nobody how much that was
+                        break; // its size does not show how much that was
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -424,7 +424,7 @@ mod tests {
         owned_by(&dir.path().join("closed"), 0);
         let link = theirs.join("link");
         symlink("logs", &link).expect("symlink");
-        // Another user's, whoever made the link.
+        // Another user's, by whatever link.
         for app in [None, Some(THIRD)] {
             let error = leads_to(&link.join("x.log"), app).expect_err("refused");
             assert!(

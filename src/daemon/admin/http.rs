@@ -212,7 +212,7 @@ impl Site {
         })
     }
 
-    /// Whether the request names this machine. A name that somebody else gave to this address (DNS rebinding) would let
+    /// Whether the request names this machine. A name that another domain gave to this address (DNS rebinding) would let
     /// their page read the answer in a browser. A request without a name comes from no browser (RFC 9112, 3.2).
     fn is_meant(&self, request: &Request<Incoming>) -> bool {
         let mut names = request.headers().get_all(HOST).iter();
