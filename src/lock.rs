@@ -38,9 +38,9 @@ pub fn take(path: &Path) -> io::Result<Option<File>> {
     taken
 }
 
-/// Whether the process that took the lock has died, by the pid that it wrote.
+/// Whether the process that took the lock has died and cannot end, by the pid that it wrote.
 fn is_of_dead(path: &Path) -> bool {
-    holder(path).is_some_and(procfs::has_died)
+    holder(path).is_some_and(procfs::cannot_end)
 }
 
 fn try_take(path: &Path) -> io::Result<Option<File>> {

@@ -76,7 +76,7 @@ pub fn bind(paths: &Paths) -> Result<OwnedFd, Error> {
     while let Ok(stream) = UnixStream::connect(&path) {
         // The queue of a process that has died, but cannot end, still takes connections.
         let listener = process::peer_credentials(&stream);
-        if listener.is_ok_and(|listener| procfs::has_died(listener.pid)) {
+        if listener.is_ok_and(|listener| procfs::cannot_end(listener.pid)) {
             break;
         }
         if std::time::Instant::now() >= deadline {

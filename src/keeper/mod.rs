@@ -348,7 +348,7 @@ impl Keeper {
             .pidfd
             .as_ref()
             .is_none_or(|pidfd| process::has_ended(pidfd).unwrap_or(true))
-            || procfs::has_died(daemon.pid);
+            || procfs::cannot_end(daemon.pid);
         let mut packet = [0; wire::LONGEST + 1];
         loop {
             let Some(daemon) = &self.daemon else { return };

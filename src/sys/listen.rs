@@ -224,7 +224,7 @@ impl Group {
             self.count_others()?;
             self.ordered &= self.others >= before;
         }
-        let mut mended = Repaired::Whole;
+        let mut repaired = Repaired::Whole;
         // Others may be shut down in the meantime.
         for _ in 0..ROUNDS {
             let mut left = Vec::new();
@@ -234,9 +234,9 @@ impl Group {
                 }
             }
             if left.is_empty() && self.ordered {
-                return Ok(mended);
+                return Ok(repaired);
             }
-            mended = Repaired::Again;
+            repaired = Repaired::Again;
             // What one alone does to the order is known.
             let known = self.ordered && left.len() == 1 && self.others == 0;
             let end = self.sockets.len() - left.len();

@@ -16,7 +16,7 @@ pub(in crate::sys) mod memory;
 mod meter;
 pub(super) use children::zombie_children;
 pub use children::{
-    PipeId, children, children_of, has_died, is_alive, output_of, parent_of, resident, session_of,
+    PipeId, cannot_end, children, children_of, is_alive, output_of, parent_of, resident, session_of,
 };
 pub use meter::Meter;
 

@@ -80,27 +80,28 @@ print("binds", flush=True)
 libc.bind(socket.socket().fileno(), ctypes.c_void_p(memory), 16)
 "#;
 
-/// Has the app `evil` run the program with the folder of the disk as DISK.
-fn starts(home: &Home, disk: &SilentDisk, program: &str) -> bool {
+/// A bystander, and `evil`, whose call the daemon has begun to read.
+fn scene() -> Option<(Home, Bystander, SilentDisk)> {
+    let home = open_home()?;
+    let calm = Bystander::start(&home);
+    let disk = SilentDisk::mount(&home)?;
     let port = home.port();
-    let program = format!("DISK = {:?}\n{program}", disk.folder.display().to_string());
+    let program = format!("DISK = {:?}\n{BINDS}", disk.folder.display().to_string());
     let keys = format!("listen = \"127.0.0.1:{port}\"\nlisten_timeout = \"60s\"");
-    evil(home, &program, &keys)
+    if !evil(&home, &program, &keys) {
+        return None;
+    }
+    home.ok(&["start", "--no-wait"]);
+    home.wait_log("evil", "binds");
+    wait_until("its call is read", || reads_memory(calm.daemon()));
+    Some((home, calm, disk))
 }
 
 #[test]
 fn a_bind_whose_address_cannot_be_read_holds_up_its_worker_alone() {
-    let Some(home) = open_home() else { return };
-    let calm = Bystander::start(&home);
-    let Some(disk) = SilentDisk::mount(&home) else {
+    let Some((home, calm, disk)) = scene() else {
         return;
     };
-    if !starts(&home, &disk, BINDS) {
-        return;
-    }
-    home.ok(&["start", "--no-wait"]);
-    home.wait_log("evil", "binds");
-    wait_until("it is read", || reads_memory(calm.daemon()));
     let mut asked = 0;
     answers_until(&home, "a few answers", || {
         asked += 1;
@@ -117,18 +118,10 @@ fn a_bind_whose_address_cannot_be_read_holds_up_its_worker_alone() {
 
 #[test]
 fn a_daemon_that_cannot_die_is_replaced() {
-    let Some(home) = open_home() else { return };
-    let calm = Bystander::start(&home);
-    let Some(disk) = SilentDisk::mount(&home) else {
+    let Some((home, calm, disk)) = scene() else {
         return;
     };
-    if !starts(&home, &disk, BINDS) {
-        return;
-    }
-    home.ok(&["start", "--no-wait"]);
-    home.wait_log("evil", "binds");
     let stuck = calm.daemon();
-    wait_until("its thread waits for the disk", || reads_memory(stuck));
     signal(stuck, Signal::SIGKILL);
     wait_until("another daemon answers", || {
         home.run(&["ping"]).code == 0 && home.daemon() != stuck

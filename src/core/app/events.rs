@@ -25,7 +25,7 @@ impl App {
             return;
         };
         if worker.running(spec, pid, now) {
-            self.start_to_wonder(id, cx);
+            self.look_for_traces_later(id, cx);
             self.progress(id, Step::Started, cx);
         }
     }

@@ -60,7 +60,7 @@ impl App {
             && self.hiding(spec) != Hiding::Unneeded
     }
 
-    pub(super) fn start_to_wonder(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
+    pub(super) fn look_for_traces_later(&mut self, id: &WorkerId, cx: &mut Context<'_>) {
         let look = self.wants_traces_of(id).then(|| cx.now + FIRST_LOOK);
         if let Some(worker) = self.worker(id) {
             worker.port.look = look;

@@ -35,7 +35,7 @@ impl App {
         self.relays_again(cx);
         self.steered = None;
         self.steer(cx);
-        if self.goal() == Wanted::Down || self.goal() == Wanted::Deleted {
+        if self.goal() != Wanted::Up {
             self.refuse(cx);
         }
         for (_, id) in &ids {

@@ -203,8 +203,8 @@ impl Fleet {
 
 /// Passes trapped calls to the loop, until no process is left that could make one.
 ///
-/// The kernel reads them from the worker's memory, which may be that of a file whose server never
-/// answers, and gives the worker a descriptor when the worker runs next: so a thread does all that,
+/// To receive one is to read the worker's memory, which may be that of a file whose server never
+/// answers, and the kernel gives the worker a descriptor when the worker runs next: so a thread does all that,
 /// never the loop, and a worker that holds it up holds up its own calls alone.
 pub async fn answer_calls(worker: WorkerId, listener: takeover::Listener, events: Events) {
     let Ok(listener) = readable(listener) else {

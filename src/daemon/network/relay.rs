@@ -163,7 +163,7 @@ impl Relays {
             if permits.is_empty() {
                 return;
             }
-            let shared = self.clone();
+            let (most, shared) = (permits.len(), self.clone());
             let give = move |connection: OwnedFd| {
                 let waited = silent_for(connection.as_fd()).unwrap_or(hold);
                 let (shared, permit) = (shared.clone(), permits.pop());
@@ -173,7 +173,7 @@ impl Relays {
                     shared.relay(connection, target, left).await;
                 });
             };
-            if !matches!(take(queue, BATCH, give, active).await, Ok(Taken::Some)) {
+            if !matches!(take(queue, most, give, active).await, Ok(Taken::Some)) {
                 return;
             }
         }

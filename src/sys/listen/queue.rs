@@ -74,18 +74,13 @@ pub fn accept_nonblocking(fd: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, Opt
         }
         set_nonblocking(fd, true)?;
     }
-    let accepted = accept(fd);
+    let accepted = raw::retry(|| accept(fd));
     if blocking {
         set_nonblocking(fd, false)?;
     }
     match accepted {
         Ok((connection, peer)) => Ok(Some((connection, peer.as_socket()))),
-        Err(error)
-            if error.kind() == io::ErrorKind::WouldBlock
-                || error.kind() == io::ErrorKind::ConnectionAborted =>
-        {
-            Ok(None)
-        }
+        Err(error) if is_none(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -103,25 +98,19 @@ pub fn accept_if_queued(fd: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     if raw::poll(fd, libc::POLLIN, Duration::ZERO)? == 0 {
         return Ok(None);
     }
-    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    let (address, length) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: without an address to write; the descriptor is borrowed for the call.
-    let accepted = raw::check(unsafe { libc::accept4(fd.as_raw_fd(), address, length, flags) });
-    match accepted {
-        // SAFETY: just made by the kernel for us.
-        Ok(new) => Ok(Some(unsafe { raw::own(new) })),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock
-                    | io::ErrorKind::ConnectionAborted
-                    | io::ErrorKind::Interrupted
-            ) =>
-        {
-            Ok(None)
-        }
+    match accept(fd) {
+        Ok((connection, _)) => Ok(Some(connection)),
+        Err(error) if is_none(&error) || error.kind() == io::ErrorKind::Interrupted => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Whether there was no connection, or one that the client has given up.
+fn is_none(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted
+    )
 }
 
 fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
@@ -129,9 +118,7 @@ fn accept(fd: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     let (connection, peer) = unsafe {
         SockAddr::try_init(|storage, len| {
             let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-            let new = raw::retry(|| {
-                raw::check(libc::accept4(fd.as_raw_fd(), storage.cast(), len, flags))
-            })?;
+            let new = raw::check(libc::accept4(fd.as_raw_fd(), storage.cast(), len, flags))?;
             Ok(raw::own(new))
         })
     }?;

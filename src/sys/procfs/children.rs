@@ -86,11 +86,13 @@ pub fn is_alive(pid: u32, started: StartTime) -> bool {
     stat(pid).is_ok_and(|stat| stat.started == started && stat.state != b'Z')
 }
 
-/// Whether the process has died, although it is not gone: none of its threads runs its program any more, but one may
-/// wait in the kernel for what never comes, and keeps all that is open.
+/// Whether the process has died and cannot end: a thread beside its first one waits in the kernel for what never
+/// comes, and keeps all that is open. An ordinary zombie has no such thread, and holds nothing.
 #[must_use]
-pub fn has_died(pid: u32) -> bool {
-    stat(pid).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X'))
+pub fn cannot_end(pid: u32) -> bool {
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task"));
+    stat(pid).is_ok_and(|stat| stat.state == b'Z')
+        && threads().is_ok_and(|threads| threads.count() > 1)
 }
 
 /// The session. It cannot be left but for a new one, unlike a process group.
